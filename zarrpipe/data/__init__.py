@@ -1,0 +1,1 @@
+"""Fields, systems and batches: the vocabulary that every other floor speaks."""

@@ -1,0 +1,168 @@
+"""One atomic system: a molecule or a crystal, with its labels."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Self
+
+import torch
+
+from zarrpipe.data.container import FieldTensors
+from zarrpipe.data.fields import CORE_FIELDS, Level, level_of
+from zarrpipe.errors import FieldError
+
+
+class AtomicData(FieldTensors):
+    """One atomic system.
+
+    Parameters
+    ----------
+    positions : array_like [n, 3]
+        Cartesian coordinates in Angstrom, float32 or float64; at least one atom.
+    atomic_numbers : array_like [n]
+        Atomic numbers.
+    atom, edge, system : mapping of str to array_like, optional
+        Fields of the user's own by level: ``[n, ...]``, ``[e, ...]`` and ``[1, ...]``.
+    **fields : array_like, optional
+        Fields of the registry, for example ``energy [1, 1]`` in eV, ``forces [n, 3]`` in
+        eV/Angstrom, ``cell [1, 3, 3]`` with lattice vectors as rows, ``pbc [1, 3]``,
+        ``stress [1, 3, 3]`` in eV/Angstrom^3, ``neighbor_list [e, 2]`` (receiver and sender as
+        indices into this system) and ``neighbor_list_shifts [e, 3]``. None is left out. A field
+        at system level may come without its leading 1, and a scalar where the row is ``(1,)``.
+
+    Raises
+    ------
+    FieldError
+        If a field does not fit: its first length is not the number of atoms or edges, an edge
+        points outside of the system, or a trailing shape, dtype or device is wrong.
+
+    Examples
+    --------
+    >>> water = AtomicData(
+    ...     positions=[[0.0, 0.0, 0.12], [0.0, 0.76, -0.48], [0.0, -0.76, -0.48]],
+    ...     atomic_numbers=[8, 1, 1],
+    ...     energy=-14.2,
+    ...     system={"temperature": [300.0]},
+    ... )
+    >>> water.num_nodes, tuple(water.energy.shape), sorted(water.keys["system"])
+    (3, (1, 1), ['energy', 'temperature'])
+    """
+
+    __slots__ = ("_num_edges",)
+
+    _num_edges: int
+
+    def __init__(
+        self,
+        positions: Any,
+        atomic_numbers: Any,
+        *,
+        atom: Mapping[str, Any] | None = None,
+        edge: Mapping[str, Any] | None = None,
+        system: Mapping[str, Any] | None = None,
+        **fields: Any,
+    ) -> None:
+        self._fields, self._levels, self._num_edges = {}, {}, 0
+        coordinates = torch.as_tensor(positions)
+        if coordinates.ndim != 2 or coordinates.shape[1] != 3 or coordinates.shape[0] == 0:
+            raise FieldError(
+                f"field 'positions' has shape {tuple(coordinates.shape)}, expected (n, 3) with "
+                "at least one atom: an empty system cannot be stored"
+            )
+        self._fields["positions"] = coordinates
+        self.add_field("positions", coordinates)
+        self.add_field("atomic_numbers", atomic_numbers)
+        groups = ((None, fields), (Level.ATOM, atom), (Level.EDGE, edge), (Level.SYSTEM, system))
+        given = [
+            (name, value, level_of(name, level))
+            for level, group in groups
+            for name, value in (group or {}).items()
+            if value is not None
+        ]
+        self._num_edges = self._count_edges(given)
+        for name, value, level in given:
+            self.add_field(name, value, level)
+
+    @classmethod
+    def _trusted(
+        cls, fields: dict[str, torch.Tensor], levels: dict[str, Level], num_edges: int
+    ) -> Self:
+        """Wrap tensors that are known to fit, without checking or copying."""
+        data = cls.__new__(cls)
+        data._fields, data._levels, data._num_edges = fields, levels, num_edges
+        return data
+
+    @staticmethod
+    def _count_edges(given: list[tuple[str, Any, Level]]) -> int:
+        """Number of edges: that of the neighbor_list, or of the first edge field without one."""
+        edge_fields = {name: value for name, value, level in given if level is Level.EDGE}
+        if not edge_fields:
+            return 0
+        name = "neighbor_list" if "neighbor_list" in edge_fields else next(iter(edge_fields))
+        shape = torch.as_tensor(edge_fields[name]).shape
+        if not shape:
+            raise FieldError(f"field {name!r} is a scalar, expected one row for each edge")
+        return int(shape[0])
+
+    @property
+    def num_edges(self) -> int:
+        """Number of edges; 0 without a neighbour list."""
+        return self._num_edges
+
+    @property
+    def num_graphs(self) -> int:
+        """Always 1."""
+        return 1
+
+    def rows(self, level: Level) -> int:
+        """Number of rows that a field of `level` has here."""
+        if level is Level.ATOM:
+            return self.num_nodes
+        return self._num_edges if level is Level.EDGE else 1
+
+    def add_field(self, name: str, value: Any, level: Level | str | None = None) -> Self:
+        """Set a field; see `FieldTensors.add_field`.
+
+        The first field at edge level decides the number of edges.
+        """
+        resolved = self._levels.get(name) or level_of(name, level)
+        if resolved is Level.SYSTEM:
+            value = _with_leading_one(name, self._as_tensor(value))
+        elif resolved is Level.EDGE:
+            value = self._as_tensor(value)
+            if value.ndim and not self.keys["edge"] - {name}:
+                self._num_edges = int(value.shape[0])
+            if name == "neighbor_list":
+                self._check_edges(value)
+        return super().add_field(name, value, level)
+
+    def _check_edges(self, edges: torch.Tensor) -> None:
+        if edges.numel() == 0:
+            return
+        low, high = int(edges.min()), int(edges.max())
+        if low < 0 or high >= self.num_nodes:
+            raise FieldError(
+                f"field 'neighbor_list' has indices from {low} to {high}, expected 0 to "
+                f"{self.num_nodes - 1}: they count the atoms of this system alone"
+            )
+
+    def _map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Self:
+        fields = {name: function(value) for name, value in self._fields.items()}
+        return self._trusted(fields, dict(self._levels), self._num_edges)
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self._fields[name]
+
+    def __repr__(self) -> str:
+        names = ", ".join(self._fields)
+        return f"AtomicData(num_nodes={self.num_nodes}, num_edges={self.num_edges}, {names})"
+
+
+def _with_leading_one(name: str, value: torch.Tensor) -> torch.Tensor:
+    """Give a row of a system-level field its leading 1 where its shape says that it lacks it."""
+    spec = CORE_FIELDS.get(name)
+    if value.ndim == 0:
+        return value.reshape(1, 1)
+    if spec is not None and spec.shape is not None and tuple(value.shape) == spec.shape:
+        if spec.shape == (1,):
+            return value.reshape(1, 1)
+        return value.unsqueeze(0)
+    return value

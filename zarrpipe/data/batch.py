@@ -1,0 +1,463 @@
+"""Many systems as one: each field is one tensor in which the systems follow each other (CSR)."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Self
+
+import torch
+
+from zarrpipe.data.atomic import AtomicData
+from zarrpipe.data.container import FieldTensors
+from zarrpipe.data.csr import tensor_pointers, tensor_segment_rows
+from zarrpipe.data.fields import REQUIRED_FIELDS, Level
+from zarrpipe.errors import FieldError
+
+Index = torch.Tensor | Sequence[int] | slice
+
+
+class Batch(FieldTensors):
+    """B systems with V atoms and E edges in all, one tensor per field.
+
+    Parameters
+    ----------
+    fields : mapping of str to torch.Tensor
+        ``[V, ...]``, ``[E, ...]`` or ``[B, ...]`` by level; ``positions`` and ``atomic_numbers``
+        are needed. ``neighbor_list [E, 2]`` counts the atoms of the whole batch.
+    batch_ptr : torch.Tensor [B+1] int64
+        System b owns the atoms ``batch_ptr[b]:batch_ptr[b+1]``.
+    edge_ptr : torch.Tensor [B+1] int64, optional
+        The same for edges; needed when there is a field at edge level.
+    levels : mapping of str to Level or str, optional
+        Levels of fields that are not in the registry.
+    present : mapping of str to torch.Tensor [B] bool, optional
+        For each field that some system lacks, which systems have it. A row of a field that is
+        absent holds NaN (0 for integers, False for bools).
+
+    Raises
+    ------
+    FieldError
+        If pointers fall, an empty system is among them, a field does not have the rows that the
+        pointers say, or an edge leaves its system.
+
+    Examples
+    --------
+    >>> hydrogen = AtomicData(positions=[[0.0, 0.0, 0.0], [0.0, 0.0, 0.74]], atomic_numbers=[1, 1])
+    >>> helium = AtomicData(positions=[[0.0, 0.0, 0.0]], atomic_numbers=[2])
+    >>> batch = Batch.from_data_list([hydrogen, helium])
+    >>> batch.num_graphs, batch.num_nodes, batch.batch_ptr.tolist(), batch.batch_idx.tolist()
+    (2, 3, [0, 2, 3], [0, 0, 1])
+    """
+
+    __slots__ = ("_batch_idx", "_batch_ptr", "_edge_ptr", "_present")
+
+    _batch_ptr: torch.Tensor
+    _edge_ptr: torch.Tensor
+    _present: dict[str, torch.Tensor]
+    _batch_idx: torch.Tensor | None
+
+    def __init__(
+        self,
+        fields: Mapping[str, torch.Tensor],
+        batch_ptr: torch.Tensor,
+        edge_ptr: torch.Tensor | None = None,
+        *,
+        levels: Mapping[str, Level | str] | None = None,
+        present: Mapping[str, torch.Tensor] | None = None,
+    ) -> None:
+        for name in REQUIRED_FIELDS:
+            if name not in fields:
+                raise FieldError(f"a batch needs the field {name!r}; it has {sorted(fields)}")
+        self._fields, self._levels, self._batch_idx, self._present = {}, {}, None, {}
+        self._batch_ptr = _checked_pointers("batch_ptr", batch_ptr, at_least=1)
+        if edge_ptr is None:
+            edge_ptr = torch.zeros_like(self._batch_ptr)
+        self._edge_ptr = _checked_pointers("edge_ptr", edge_ptr, at_least=0)
+        if self._edge_ptr.shape != self._batch_ptr.shape:
+            raise FieldError(
+                f"edge_ptr has {len(edge_ptr)} entries and batch_ptr {len(batch_ptr)}; "
+                "both need one more than there are systems"
+            )
+        self._fields["positions"] = fields["positions"]
+        for name, value in fields.items():
+            self.add_field(name, value, (levels or {}).get(name))
+        for name, mask in (present or {}).items():
+            self._set_present(name, mask)
+
+    @classmethod
+    def _trusted(
+        cls,
+        fields: dict[str, torch.Tensor],
+        levels: dict[str, Level],
+        batch_ptr: torch.Tensor,
+        edge_ptr: torch.Tensor,
+        present: dict[str, torch.Tensor],
+    ) -> Self:
+        """Wrap tensors that are known to fit, without checking or copying."""
+        batch = cls.__new__(cls)
+        batch._fields, batch._levels = fields, levels
+        batch._batch_ptr, batch._edge_ptr = batch_ptr, edge_ptr
+        batch._present, batch._batch_idx = present, None
+        return batch
+
+    @classmethod
+    def from_data_list(
+        cls, data_list: Sequence[AtomicData], device: torch.device | str | None = None
+    ) -> Self:
+        """Concatenate systems; a field that some of them lack is filled and marked absent.
+
+        Parameters
+        ----------
+        data_list : sequence of AtomicData
+            At least one system.
+        device : torch.device or str, optional
+            Where the batch is to be; by default where the systems are.
+
+        Raises
+        ------
+        FieldError
+            If the list is empty, or two systems have a field at different levels, dtypes or
+            trailing shapes.
+        """
+        batch = cls.concatenate(data_list)
+        return batch if device is None else batch.to(device)
+
+    @classmethod
+    def concatenate(cls, parts: Sequence["AtomicData | Batch"]) -> Self:
+        """One batch of the systems of several batches or single systems, in order.
+
+        Raises
+        ------
+        FieldError
+            As `from_data_list`.
+        """
+        if not parts:
+            raise FieldError("an empty list makes no batch: expected at least one system")
+        levels = _common_levels(parts)
+        where = parts[0].device
+        batch_ptr = tensor_pointers(_counts(parts, Level.ATOM)).to(where)
+        edge_ptr = tensor_pointers(_counts(parts, Level.EDGE)).to(where)
+        fields = {name: _concatenate(name, level, parts) for name, level in levels.items()}
+        if "neighbor_list" in fields:
+            first_atom = tensor_pointers(torch.tensor([part.num_nodes for part in parts]))
+            edges = torch.tensor([part.num_edges for part in parts])
+            shift = torch.repeat_interleave(first_atom[:-1], edges).to(where)
+            fields["neighbor_list"] = fields["neighbor_list"] + shift[:, None]
+        present = {}
+        for name in levels:
+            has = torch.cat([_presence(name, part) for part in parts])
+            if not bool(has.all()):
+                present[name] = has
+        return cls._trusted(fields, levels, batch_ptr, edge_ptr, present)
+
+    @property
+    def num_graphs(self) -> int:
+        """Number of systems B."""
+        return self._batch_ptr.shape[0] - 1
+
+    @property
+    def num_edges(self) -> int:
+        """Number of edges E of the whole batch."""
+        for name, level in self._levels.items():
+            if level is Level.EDGE:
+                return self._fields[name].shape[0]
+        return int(self._edge_ptr[-1])
+
+    @property
+    def batch_ptr(self) -> torch.Tensor:
+        """Pointers to the atoms of each system, [B+1] int64."""
+        return self._batch_ptr
+
+    @property
+    def edge_ptr(self) -> torch.Tensor:
+        """Pointers to the edges of each system, [B+1] int64."""
+        return self._edge_ptr
+
+    @property
+    def batch_idx(self) -> torch.Tensor:
+        """System of each atom, [V] int64."""
+        if self._batch_idx is None:
+            ptr = self._batch_ptr
+            self._batch_idx = torch.repeat_interleave(
+                torch.arange(self.num_graphs, device=ptr.device),
+                ptr.diff(),
+                output_size=self.num_nodes,
+            )
+        return self._batch_idx
+
+    @property
+    def num_nodes_per_graph(self) -> torch.Tensor:
+        """Number of atoms of each system, [B] int64."""
+        return self._batch_ptr.diff()
+
+    @property
+    def num_edges_per_graph(self) -> torch.Tensor:
+        """Number of edges of each system, [B] int64."""
+        return self._edge_ptr.diff()
+
+    @property
+    def num_nodes_list(self) -> list[int]:
+        """Number of atoms of each system."""
+        return [int(n) for n in self.num_nodes_per_graph.tolist()]
+
+    @property
+    def num_edges_list(self) -> list[int]:
+        """Number of edges of each system."""
+        return [int(n) for n in self.num_edges_per_graph.tolist()]
+
+    @property
+    def partly_present(self) -> frozenset[str]:
+        """Names of the fields that some system lacks."""
+        return frozenset(self._present)
+
+    def present(self, name: str) -> torch.Tensor:
+        """Which systems have the field, [B] bool: a loss masks the others with it.
+
+        Raises
+        ------
+        FieldError
+            If no system of the batch has the field.
+        """
+        if name not in self._fields:
+            raise FieldError(f"no system of the batch has field {name!r}: {sorted(self._fields)}")
+        mask = self._present.get(name)
+        if mask is not None:
+            return mask
+        return torch.ones(self.num_graphs, dtype=torch.bool, device=self._batch_ptr.device)
+
+    def rows(self, level: Level) -> int:
+        """Number of rows that a field of `level` has here."""
+        if level is Level.ATOM:
+            return int(self._batch_ptr[-1])
+        return int(self._edge_ptr[-1]) if level is Level.EDGE else self.num_graphs
+
+    def add_field(self, name: str, value: Any, level: Level | str | None = None) -> Self:
+        """Set a field for every system; see `FieldTensors.add_field`.
+
+        An edge of a ``neighbor_list`` must stay inside its system.
+        """
+        if name == "neighbor_list":
+            value = self._as_tensor(value)
+            self._check_edges(value)
+        super().add_field(name, value, level)
+        self._present.pop(name, None)
+        return self
+
+    def without(self, *names: str) -> Self:
+        """Batch that shares the tensors but lacks the named fields.
+
+        Raises
+        ------
+        FieldError
+            If a name is not among the fields or is needed.
+        """
+        for name in names:
+            if name not in self._fields or name in REQUIRED_FIELDS:
+                raise FieldError(f"field {name!r} cannot be left out of {sorted(self._fields)}")
+        return self._trusted(
+            {name: value for name, value in self._fields.items() if name not in names},
+            {name: level for name, level in self._levels.items() if name not in names},
+            self._batch_ptr,
+            self._edge_ptr,
+            {name: mask for name, mask in self._present.items() if name not in names},
+        )
+
+    def get_data(self, index: int) -> AtomicData:
+        """System `index` with the fields that it has; its tensors share memory with the batch.
+
+        Raises
+        ------
+        IndexError
+            If there is no such system.
+        """
+        count = self.num_graphs
+        if not -count <= index < count:
+            raise IndexError(f"system {index} of a batch of {count}")
+        index %= count
+        atoms = slice(int(self._batch_ptr[index]), int(self._batch_ptr[index + 1]))
+        edges = slice(int(self._edge_ptr[index]), int(self._edge_ptr[index + 1]))
+        rows = {Level.ATOM: atoms, Level.EDGE: edges, Level.SYSTEM: slice(index, index + 1)}
+        levels = {
+            name: level
+            for name, level in self._levels.items()
+            if name not in self._present or bool(self._present[name][index])
+        }
+        fields = {name: self._fields[name][rows[level]] for name, level in levels.items()}
+        if "neighbor_list" in fields:
+            fields["neighbor_list"] = fields["neighbor_list"] - atoms.start
+        return AtomicData._trusted(fields, levels, edges.stop - edges.start)
+
+    def to_data_list(self) -> list[AtomicData]:
+        """Every system, as `get_data` gives it."""
+        return [self.get_data(index) for index in range(self.num_graphs)]
+
+    def index_select(self, index: Index) -> Self:
+        """Batch of the systems at `index`, in that order; repeats are allowed.
+
+        Parameters
+        ----------
+        index : tensor, sequence or slice
+            Integers counted from either end, a bool mask [B], or a slice.
+
+        Raises
+        ------
+        IndexError
+            If an index is outside of the batch or a mask has another length.
+        """
+        chosen = self._normalise(index)
+        batch_ptr = tensor_pointers(self.num_nodes_per_graph[chosen])
+        edge_ptr = tensor_pointers(self.num_edges_per_graph[chosen])
+        rows = {
+            Level.ATOM: tensor_segment_rows(self._batch_ptr[:-1][chosen], batch_ptr),
+            Level.EDGE: tensor_segment_rows(self._edge_ptr[:-1][chosen], edge_ptr),
+            Level.SYSTEM: chosen,
+        }
+        fields = {
+            name: self._fields[name].index_select(0, rows[level])
+            for name, level in self._levels.items()
+        }
+        if "neighbor_list" in fields:
+            shift = batch_ptr[:-1] - self._batch_ptr[:-1][chosen]
+            fields["neighbor_list"] += torch.repeat_interleave(shift, edge_ptr.diff())[:, None]
+        present = {name: mask[chosen] for name, mask in self._present.items()}
+        present = {name: mask for name, mask in present.items() if not bool(mask.all())}
+        return self._trusted(fields, dict(self._levels), batch_ptr, edge_ptr, present)
+
+    def _normalise(self, index: Index) -> torch.Tensor:
+        """Non-negative positions [K] int64 on the batch's device."""
+        count, where = self.num_graphs, self._batch_ptr.device
+        if isinstance(index, slice):
+            return torch.arange(count, device=where)[index]
+        chosen = torch.as_tensor(index, device=where)
+        if chosen.dtype is torch.bool:
+            if chosen.shape != (count,):
+                raise IndexError(f"a mask of shape {tuple(chosen.shape)} for a batch of {count}")
+            return chosen.nonzero().squeeze(1)
+        chosen = chosen.reshape(-1).to(torch.int64)
+        if chosen.numel() and not -count <= int(chosen.min()) <= int(chosen.max()) < count:
+            raise IndexError(
+                f"systems {int(chosen.min())} to {int(chosen.max())} of a batch of {count}"
+            )
+        return torch.where(chosen < 0, chosen + count, chosen)
+
+    def _set_present(self, name: str, mask: torch.Tensor) -> None:
+        if name not in self._fields or name in REQUIRED_FIELDS:
+            raise FieldError(
+                f"presence is given for {name!r}; the fields are {sorted(self._fields)}"
+            )
+        if mask.dtype is not torch.bool or mask.shape != (self.num_graphs,):
+            raise FieldError(
+                f"presence of {name!r} has dtype {mask.dtype} and shape {tuple(mask.shape)}, "
+                f"expected bool and ({self.num_graphs},)"
+            )
+        if not bool(mask.all()):
+            self._present[name] = mask.to(self._batch_ptr.device)
+
+    def _check_edges(self, edges: torch.Tensor) -> None:
+        """Refuse an edge that leaves the atoms of its own system."""
+        if edges.ndim != 2 or edges.shape[0] != int(self._edge_ptr[-1]) or edges.numel() == 0:
+            return
+        owner = torch.repeat_interleave(
+            torch.arange(self.num_graphs, device=edges.device), self._edge_ptr.diff()
+        )
+        low, high = self._batch_ptr[:-1][owner, None], self._batch_ptr[1:][owner, None]
+        bad = ((edges < low) | (edges >= high)).any(1).nonzero()
+        if bad.numel():
+            edge = int(bad[0])
+            raise FieldError(
+                f"edge {edge} is {edges[edge].tolist()}, its system {int(owner[edge])} has the "
+                f"atoms {int(low[edge])} to {int(high[edge]) - 1}: in a batch the neighbor_list "
+                "counts the atoms of the whole batch"
+            )
+
+    def _map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Self:
+        return self._trusted(
+            {name: function(value) for name, value in self._fields.items()},
+            dict(self._levels),
+            function(self._batch_ptr),
+            function(self._edge_ptr),
+            {name: function(mask) for name, mask in self._present.items()},
+        )
+
+    def __len__(self) -> int:
+        return self.num_graphs
+
+    def __getitem__(self, key: str | int | Index) -> Any:
+        if isinstance(key, str):
+            return self._fields[key]
+        return self.get_data(key) if isinstance(key, int) else self.index_select(key)
+
+    def __repr__(self) -> str:
+        sizes = f"num_graphs={self.num_graphs}, num_nodes={self.num_nodes}"
+        return f"Batch({sizes}, num_edges={self.num_edges}, {', '.join(self._fields)})"
+
+
+def _checked_pointers(name: str, ptr: torch.Tensor, at_least: int) -> torch.Tensor:
+    if ptr.ndim != 1 or ptr.dtype is not torch.int64 or ptr.shape[0] < 1 or int(ptr[0]) != 0:
+        raise FieldError(
+            f"{name} has shape {tuple(ptr.shape)} and dtype {ptr.dtype}, expected (B + 1,) int64 "
+            "beginning with 0"
+        )
+    short = (ptr.diff() < at_least).nonzero()
+    if short.numel():
+        system = int(short[0])
+        raise FieldError(
+            f"{name} goes from {int(ptr[system])} to {int(ptr[system + 1])} at system {system}, "
+            f"expected at least {at_least} more: pointers never fall and no system is empty"
+        )
+    return ptr
+
+
+def fill_value(dtype: torch.dtype) -> float:
+    """What a row of an absent field holds: NaN for floats, 0 for all else."""
+    return float("nan") if dtype.is_floating_point else 0
+
+
+def _common_levels(parts: Sequence[AtomicData | Batch]) -> dict[str, Level]:
+    levels: dict[str, Level] = {}
+    for position, part in enumerate(parts):
+        for name, level in part.levels.items():
+            if levels.setdefault(name, level) is not level:
+                raise FieldError(
+                    f"field {name!r} of sample {position} is at level {level.value!r}, "
+                    f"samples before it have it at {levels[name].value!r}"
+                )
+    return levels
+
+
+def _counts(parts: Sequence[AtomicData | Batch], level: Level) -> torch.Tensor:
+    """Number of atoms or edges of each system of each part, on the CPU."""
+    if all(isinstance(part, AtomicData) for part in parts):
+        return torch.tensor([part.rows(level) for part in parts])
+    counts = [
+        (part.batch_ptr if level is Level.ATOM else part.edge_ptr).diff().cpu()
+        if isinstance(part, Batch)
+        else torch.tensor([part.rows(level)])
+        for part in parts
+    ]
+    return torch.cat(counts)
+
+
+def _presence(name: str, part: AtomicData | Batch) -> torch.Tensor:
+    """Which systems of a part have the field, on the part's device."""
+    if isinstance(part, Batch) and name in part:
+        return part.present(name)
+    return torch.full((part.num_graphs,), name in part, device=part.device)
+
+
+def _concatenate(name: str, level: Level, parts: Sequence[AtomicData | Batch]) -> torch.Tensor:
+    """Field `name` of every part in one tensor, filled where a part lacks it."""
+    first = next(part[name] for part in parts if name in part)
+    values = []
+    for position, part in enumerate(parts):
+        if name in part:
+            value = part[name]
+            if value.shape[1:] != first.shape[1:] or value.dtype != first.dtype:
+                raise FieldError(
+                    f"field {name!r} of sample {position} has rows of shape "
+                    f"{tuple(value.shape[1:])} and dtype {value.dtype}, samples before it "
+                    f"{tuple(first.shape[1:])} and {first.dtype}"
+                )
+        else:
+            shape = (part.rows(level), *first.shape[1:])
+            value = first.new_full(shape, fill_value(first.dtype))
+        values.append(value)
+    return torch.cat(values)

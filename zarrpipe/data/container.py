@@ -1,0 +1,183 @@
+"""What a single system and a batch share: named tensors with a level, and moving them about."""
+
+from collections.abc import Callable
+from types import MappingProxyType
+from typing import Any, Self
+
+import torch
+
+from zarrpipe.data.fields import CORE_FIELDS, Level, as_field_dtype, check_name, level_of
+from zarrpipe.errors import FieldError
+
+
+class FieldTensors:
+    """Named tensors, each at the level of atoms, edges or systems.
+
+    Fields are read as attributes (``data.forces``) or items (``data["forces"]``) and set as
+    attributes where their level is known; `add_field` sets any.
+    """
+
+    __slots__ = ("_fields", "_levels")
+
+    _fields: dict[str, torch.Tensor]
+    _levels: dict[str, Level]
+
+    @property
+    def fields(self) -> MappingProxyType[str, torch.Tensor]:
+        """Read-only view of the tensors by field name."""
+        return MappingProxyType(self._fields)
+
+    @property
+    def levels(self) -> MappingProxyType[str, Level]:
+        """Read-only view of the level of each field."""
+        return MappingProxyType(self._levels)
+
+    @property
+    def keys(self) -> dict[str, set[str]]:
+        """Field names by level: ``{"atom": {...}, "edge": {...}, "system": {...}}``."""
+        found: dict[str, set[str]] = {level.value: set() for level in Level}
+        for name, level in self._levels.items():
+            found[level.value].add(name)
+        return found
+
+    @property
+    def num_nodes(self) -> int:
+        """Number of atoms."""
+        return self._fields["positions"].shape[0]
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the tensors."""
+        return self._fields["positions"].device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the positions."""
+        return self._fields["positions"].dtype
+
+    def rows(self, level: Level) -> int:
+        """Number of rows that a field of `level` has here."""
+        raise NotImplementedError
+
+    def add_field(self, name: str, value: Any, level: Level | str | None = None) -> Self:
+        """Set a field, replacing one of the same name; returns the object itself.
+
+        Parameters
+        ----------
+        name
+            A field of the registry, one that is already here, or a new one of the user's own.
+        value
+            Tensor of shape ``[rows, ...]`` (or what `torch.as_tensor` takes), with one row per
+            atom, edge or system.
+        level
+            Needed only for a new field that is not in the registry.
+
+        Raises
+        ------
+        FieldError
+            If the name, level, dtype, number of rows, trailing shape or device does not fit.
+        """
+        check_name(name)
+        if name not in self._fields and hasattr(type(self), name):
+            raise FieldError(f"field name {name!r} is taken by {type(self).__name__}.{name}")
+        here = self._levels.get(name)
+        resolved = here if here is not None and level is None else level_of(name, level)
+        if here is not None and here is not resolved:
+            raise FieldError(
+                f"field {name!r} is here at level {here.value!r} and cannot be set at level "
+                f"{resolved.value!r}"
+            )
+        tensor = as_field_dtype(name, self._as_tensor(value))
+        self._check_shape(name, resolved, tensor)
+        self._fields[name] = tensor
+        self._levels[name] = resolved
+        return self
+
+    def _as_tensor(self, value: Any) -> torch.Tensor:
+        """Tensor on this container's device; Python floats take the dtype of the positions."""
+        if isinstance(value, torch.Tensor):
+            positions = self._fields.get("positions")
+            if positions is not None and value.device != positions.device:
+                raise FieldError(
+                    f"a field is on {value.device}, the positions are on {positions.device}: "
+                    "move one of them with .to(device)"
+                )
+            return value
+        positions = self._fields.get("positions")
+        tensor = torch.as_tensor(value)
+        if positions is None:
+            return tensor
+        from_python = isinstance(value, float | list | tuple) and tensor.is_floating_point()
+        return tensor.to(positions.device, positions.dtype if from_python else None)
+
+    def _check_shape(self, name: str, level: Level, value: torch.Tensor) -> None:
+        spec = CORE_FIELDS.get(name)
+        rows = self.rows(level)
+        if value.ndim == 0 or value.shape[0] != rows:
+            raise FieldError(
+                f"field {name!r} has shape {tuple(value.shape)}, expected one row for each of "
+                f"{rows} {level.value}s, as the {_COUNTED_BY[level]} say"
+            )
+        if spec is not None and spec.shape is not None and tuple(value.shape[1:]) != spec.shape:
+            raise FieldError(
+                f"field {name!r} has shape {tuple(value.shape)}, expected {(rows, *spec.shape)}: "
+                f"each {level.value} has a row of shape {spec.shape}"
+            )
+
+    def _map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Self:
+        """Copy of the object with `function` applied to each of its tensors."""
+        raise NotImplementedError
+
+    def to(
+        self,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        non_blocking: bool = False,
+    ) -> Self:
+        """Copy on `device`; `dtype`, if given, is that of every floating-point field."""
+
+        def move(value: torch.Tensor) -> torch.Tensor:
+            wanted = dtype if value.is_floating_point() else None
+            return value.to(device=device, dtype=wanted, non_blocking=non_blocking)
+
+        return self._map(move)
+
+    def cpu(self) -> Self:
+        """Copy on the CPU."""
+        return self.to("cpu")
+
+    def clone(self) -> Self:
+        """Copy that shares no memory."""
+        return self._map(torch.Tensor.clone)
+
+    def pin_memory(self) -> Self:
+        """Copy in page-locked memory, from where a transfer to a GPU can be asynchronous."""
+        return self._map(torch.Tensor.pin_memory)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._fields
+
+    def __getattr__(self, name: str) -> torch.Tensor:
+        if not name.startswith("_"):
+            try:
+                return self._fields[name]
+            except KeyError:
+                have = ", ".join(sorted(self._fields))
+                raise AttributeError(
+                    f"{type(self).__name__} has no field {name!r}; it has {have}"
+                ) from None
+        raise AttributeError(name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name.startswith("_"):
+            object.__setattr__(self, name, value)
+        else:
+            self.add_field(name, value)
+
+
+_COUNTED_BY = {
+    Level.ATOM: "positions",
+    Level.EDGE: "edge pointers or the neighbor_list",
+    Level.SYSTEM: "batch pointers",
+}

@@ -1,0 +1,194 @@
+"""The registry of fields: name, level, kind of dtype, trailing shape and unit, stated once.
+
+Everything that needs to know what a field is (containers, schema, writer, adapters) asks here.
+Names, levels and shapes are those of nvalchemi 0.2; units are those of ASE.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from types import MappingProxyType
+
+import torch
+
+from zarrpipe.errors import FieldError
+
+
+class Level(StrEnum):
+    """What a row of a field belongs to."""
+
+    ATOM = "atom"
+    EDGE = "edge"
+    SYSTEM = "system"
+
+
+class Kind(StrEnum):
+    """The family of dtypes that a field may have."""
+
+    FLOAT = "float"
+    INTEGER = "integer"
+    NUMBER = "number"
+    BOOL = "bool"
+
+
+@dataclass(frozen=True)
+class FieldSpec:
+    """What is fixed about a field before any data are seen.
+
+    Parameters
+    ----------
+    name
+        The field's name.
+    level
+        What a row of the field belongs to.
+    kind
+        The family of dtypes; an integer field is kept as int64, a bool field as bool.
+    shape
+        Shape of one row; None leaves it to the data.
+    unit
+        Unit in ASE's system, "" for what has none.
+    """
+
+    name: str
+    level: Level
+    kind: Kind = Kind.FLOAT
+    shape: tuple[int, ...] | None = ()
+    unit: str = ""
+
+
+def _registry() -> Mapping[str, FieldSpec]:
+    atom, edge, system = Level.ATOM, Level.EDGE, Level.SYSTEM
+    integer = Kind.INTEGER
+    specs = (
+        FieldSpec("positions", atom, shape=(3,), unit="Angstrom"),
+        FieldSpec("atomic_numbers", atom, integer),
+        FieldSpec("atomic_masses", atom, unit="amu"),
+        FieldSpec("atom_categories", atom, integer),
+        FieldSpec("forces", atom, shape=(3,), unit="eV/Angstrom"),
+        FieldSpec("velocities", atom, shape=(3,), unit="sqrt(eV/amu)"),
+        FieldSpec("momenta", atom, shape=(3,), unit="sqrt(eV*amu)"),
+        FieldSpec("charges", atom, unit="e"),
+        FieldSpec("kinetic_energies", atom, shape=(1,), unit="eV"),
+        FieldSpec("node_alpha_spins", atom, shape=(1,)),
+        FieldSpec("node_beta_spins", atom, shape=(1,)),
+        FieldSpec("node_attrs", atom, shape=None),
+        FieldSpec("node_embeddings", atom, shape=None),
+        FieldSpec("neighbor_list", edge, integer, shape=(2,)),
+        FieldSpec("neighbor_list_shifts", edge, Kind.NUMBER, shape=(3,)),
+        FieldSpec("shifts", edge, shape=(3,), unit="Angstrom"),
+        FieldSpec("edge_embeddings", edge, shape=None),
+        FieldSpec("cell", system, shape=(3, 3), unit="Angstrom"),
+        FieldSpec("pbc", system, Kind.BOOL, shape=(3,)),
+        FieldSpec("energy", system, shape=(1,), unit="eV"),
+        FieldSpec("stress", system, shape=(3, 3), unit="eV/Angstrom^3"),
+        FieldSpec("virial", system, shape=(3, 3), unit="eV"),
+        FieldSpec("dipole", system, shape=(3,), unit="e*Angstrom"),
+        FieldSpec("charge", system, shape=(1,), unit="e"),
+        FieldSpec("spin", system, shape=(1,)),
+        FieldSpec("graph_embeddings", system, shape=None),
+    )
+    return MappingProxyType({spec.name: spec for spec in specs})
+
+
+CORE_FIELDS: Mapping[str, FieldSpec] = _registry()
+"""Every field whose meaning is fixed; all others are a user's own and are stored as custom."""
+
+REQUIRED_FIELDS = ("positions", "atomic_numbers")
+
+
+def level_of(name: str, level: Level | str | None = None) -> Level:
+    """Level of a field, from the registry or, for a field of a user's own, from `level`.
+
+    Raises
+    ------
+    FieldError
+        If the field is not in the registry and `level` is None, if `level` contradicts the
+        registry, or if it is not a level.
+
+    Examples
+    --------
+    >>> level_of("forces")
+    <Level.ATOM: 'atom'>
+    >>> level_of("temperature", "system")
+    <Level.SYSTEM: 'system'>
+    """
+    known = CORE_FIELDS.get(name)
+    if level is None:
+        if known is None:
+            raise FieldError(
+                f"field {name!r} is not in the registry, so its level has to be given: "
+                "'atom', 'edge' or 'system'"
+            )
+        return known.level
+    try:
+        asked = Level(level)
+    except ValueError:
+        raise FieldError(
+            f"field {name!r} has level {level!r}; expected 'atom', 'edge' or 'system'"
+        ) from None
+    if known is not None and known.level is not asked:
+        raise FieldError(
+            f"field {name!r} is given at level {asked.value!r}, the registry has it at "
+            f"{known.level.value!r}: use another name for a field of your own"
+        )
+    return asked
+
+
+def check_name(name: str) -> None:
+    """Refuse a field name that is no Python identifier or that starts with an underscore.
+
+    Raises
+    ------
+    FieldError
+        If `name` could not be an attribute of a batch and the name of a Zarr array.
+    """
+    if not name.isidentifier() or name.startswith("_"):
+        raise FieldError(
+            f"field name {name!r} must be a Python identifier without a leading underscore: "
+            "it becomes an attribute and the name of a Zarr array"
+        )
+
+
+_ALLOWED_DTYPES: Mapping[Kind, tuple[torch.dtype, ...]] = MappingProxyType(
+    {
+        Kind.FLOAT: (torch.float16, torch.float32, torch.float64),
+        Kind.INTEGER: (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
+        Kind.BOOL: (torch.bool,),
+    }
+)
+_STORABLE = tuple(dtype for family in _ALLOWED_DTYPES.values() for dtype in family)
+
+
+def as_field_dtype(name: str, value: torch.Tensor) -> torch.Tensor:
+    """Bring a tensor to the dtype family that the registry has for its field.
+
+    Integer fields become int64; a bool field takes bool, or integers that are all 0 or 1.
+    A field of a user's own keeps its dtype.
+
+    Raises
+    ------
+    FieldError
+        If the dtype is of another family or cannot be stored (complex, bfloat16, quantised).
+    """
+    if value.dtype not in _STORABLE:
+        raise FieldError(
+            f"field {name!r} has dtype {value.dtype}, which cannot be stored: "
+            "use a bool, an integer of up to 64 bits or a float of 16, 32 or 64 bits"
+        )
+    spec = CORE_FIELDS.get(name)
+    if spec is None:
+        return value
+    if spec.kind is Kind.NUMBER:
+        allowed = _ALLOWED_DTYPES[Kind.FLOAT] + _ALLOWED_DTYPES[Kind.INTEGER]
+    elif spec.kind is Kind.BOOL and value.dtype in _ALLOWED_DTYPES[Kind.INTEGER]:
+        if bool(((value == 0) | (value == 1)).all()):
+            return value.to(torch.bool)
+        allowed = _ALLOWED_DTYPES[Kind.BOOL]
+    else:
+        allowed = _ALLOWED_DTYPES[spec.kind]
+    if value.dtype not in allowed:
+        raise FieldError(
+            f"field {name!r} has dtype {value.dtype}, the registry has it as {spec.kind.value}: "
+            f"convert it first, for example with .to({allowed[-1]})"
+        )
+    return value.to(torch.int64) if spec.kind is Kind.INTEGER else value
