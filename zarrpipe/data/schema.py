@@ -1,0 +1,136 @@
+"""What a store has fixed about its fields, and what a batch has to do to fit."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import numpy as np
+
+from zarrpipe.data.batch import Batch
+from zarrpipe.data.fields import CORE_FIELDS, Level, level_of
+from zarrpipe.errors import SchemaError
+
+
+@dataclass(frozen=True)
+class Field:
+    """A field as a store has fixed it.
+
+    Parameters
+    ----------
+    name
+        The field's name.
+    level
+        What a row belongs to.
+    dtype
+        NumPy dtype of the array.
+    shape
+        Shape of one row.
+    unit
+        Unit, "" for none.
+    """
+
+    name: str
+    level: Level
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    unit: str
+
+    @property
+    def group(self) -> str:
+        """Group of the store in which the field stands: "core" or "custom"."""
+        return "core" if self.name in CORE_FIELDS else "custom"
+
+    @property
+    def fill(self) -> float | int | bool:
+        """What a row holds where the field is absent: NaN for floats, 0 for all else."""
+        return float("nan") if self.dtype.kind == "f" else self.dtype.type(0).item()
+
+
+class Schema(Mapping[str, Field]):
+    """The fields of a store by name.
+
+    Examples
+    --------
+    >>> from zarrpipe import AtomicData, Batch
+    >>> batch = Batch.from_data_list([AtomicData([[0.0, 0.0, 0.0]], [2], energy=-1.0)])
+    >>> schema = Schema.of(batch)
+    >>> schema["energy"].shape, schema["energy"].unit
+    ((1,), 'eV')
+    """
+
+    def __init__(self, fields: Mapping[str, Field]) -> None:
+        self._fields = MappingProxyType(dict(fields))
+
+    @classmethod
+    def of(cls, batch: Batch) -> "Schema":
+        """Schema that a batch would give to a new store."""
+        return cls({name: _field_of(batch, name) for name in batch.fields})
+
+    def new_fields(self, batch: Batch) -> tuple[Field, ...]:
+        """Fields that the batch has and the store has not."""
+        return tuple(_field_of(batch, name) for name in batch.fields if name not in self)
+
+    def extended(self, fields: tuple[Field, ...]) -> "Schema":
+        """Schema with further fields."""
+        return Schema({**self._fields, **{field.name: field for field in fields}})
+
+    def check(self, batch: Batch) -> None:
+        """Refuse a batch that does not fit.
+
+        Raises
+        ------
+        SchemaError
+            If a field has another level or trailing shape than in the store, or a dtype that
+            cannot be cast to the store's without losing information.
+        """
+        for name in batch.fields:
+            fixed = self.get(name)
+            if fixed is None:
+                continue
+            given = _field_of(batch, name)
+            if given.level is not fixed.level:
+                raise SchemaError(
+                    f"field {name!r} is given at level {given.level.value!r}, the store has it "
+                    f"at {fixed.level.value!r}: use another name"
+                )
+            if given.shape != fixed.shape:
+                raise SchemaError(
+                    f"field {name!r} has rows of shape {given.shape}, the store has "
+                    f"{fixed.shape}: a store keeps the shape of its first write"
+                )
+            if not np.can_cast(given.dtype, fixed.dtype, casting="safe"):
+                raise SchemaError(
+                    f"field {name!r} has dtype {given.dtype}, the store has {fixed.dtype} and the "
+                    f"cast may lose information: convert it with .to(torch.{fixed.dtype}) "
+                    "or begin a new store"
+                )
+
+    def at(self, level: Level) -> Iterator[Field]:
+        """Fields of one level."""
+        return (field for field in self.values() if field.level is level)
+
+    def __getitem__(self, name: str) -> Field:
+        return self._fields[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._fields)
+
+    def __len__(self) -> int:
+        return len(self._fields)
+
+    def __repr__(self) -> str:
+        return f"Schema({', '.join(self)})"
+
+
+def field_from_array(
+    name: str, level: str | None, dtype: np.dtype, shape: tuple[int, ...]
+) -> Field:
+    """Field of a stored array; `level` is None where the store's attributes do not say it."""
+    core = CORE_FIELDS.get(name)
+    return Field(name, level_of(name, level), np.dtype(dtype), shape, core.unit if core else "")
+
+
+def _field_of(batch: Batch, name: str) -> Field:
+    value = batch[name]
+    dtype = np.dtype(str(value.dtype).removeprefix("torch."))
+    return field_from_array(name, batch.levels[name], dtype, tuple(value.shape[1:]))

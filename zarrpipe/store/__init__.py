@@ -1,0 +1,1 @@
+"""Layout, writing, reading and upkeep of one Zarr store of atomic systems."""

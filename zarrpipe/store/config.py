@@ -1,0 +1,120 @@
+"""How the arrays of a new store are chunked and compressed."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Self
+
+from zarrpipe.errors import FieldError
+
+
+@dataclass(frozen=True)
+class ZarrArrayConfig:
+    """Chunks and codecs of an array.
+
+    Parameters
+    ----------
+    compressors, filters : tuple, optional
+        Zarr codecs, or their metadata as mappings such as ``{"name": "zstd"}``. None and ``()``
+        mean uncompressed, which is what can be written in place and mapped.
+    serializer : optional
+        Zarr's array-to-bytes codec; None is Zarr's own for the dtype.
+    chunk_size : int, optional
+        Rows of a chunk; by default a power of two of at least 16,384 that grows with the
+        capacity of the sink.
+    shard_size : int, optional
+        Rows of a shard, a multiple of `chunk_size`.
+    write_empty_chunks : bool
+        Whether chunks that hold only the fill value are written.
+
+    Raises
+    ------
+    FieldError
+        If a size is not positive, or the shard is no multiple of the chunk.
+    """
+
+    compressors: tuple[Any, ...] | None = None
+    filters: tuple[Any, ...] | None = None
+    serializer: Any = None
+    chunk_size: int | None = None
+    shard_size: int | None = None
+    write_empty_chunks: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("chunk_size", "shard_size"):
+            size = getattr(self, name)
+            if size is not None and size <= 0:
+                raise FieldError(f"{name}={size}, expected a positive number of rows")
+        for name in ("compressors", "filters"):
+            value = getattr(self, name)
+            if value is not None:
+                listed = value if isinstance(value, list | tuple) else (value,)
+                object.__setattr__(self, name, tuple(listed))
+        if self.shard_size is not None and self.chunk_size is None:
+            raise FieldError(f"shard_size={self.shard_size} needs a chunk_size that divides it")
+        if self.shard_size is not None and self.shard_size % (self.chunk_size or 1):
+            raise FieldError(
+                f"shard_size={self.shard_size} is no multiple of chunk_size={self.chunk_size}"
+            )
+
+    @classmethod
+    def of(cls, value: "ZarrArrayConfig | Mapping[str, Any] | None") -> "ZarrArrayConfig":
+        """Config of a mapping with the same names; None is the default."""
+        return value if isinstance(value, cls) else _from_mapping(cls, value)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether a chunk is the bytes of its rows and nothing else."""
+        return not (self.compressors or self.filters or self.serializer or self.shard_size)
+
+
+@dataclass(frozen=True)
+class ZarrWriteConfig:
+    """Configs of the arrays of a store by group, and of single fields.
+
+    Parameters
+    ----------
+    meta, core, custom : ZarrArrayConfig or mapping
+        For pointers and masks, for the fields of the registry, and for a user's own.
+    field_overrides : mapping of str to ZarrArrayConfig or mapping
+        By field name, taken before that of the group.
+
+    Examples
+    --------
+    >>> config = ZarrWriteConfig(core={"compressors": ({"name": "zstd"},), "chunk_size": 4096})
+    >>> config.for_array("core", "forces").chunk_size
+    4096
+    """
+
+    meta: ZarrArrayConfig = field(default_factory=ZarrArrayConfig)
+    core: ZarrArrayConfig = field(default_factory=ZarrArrayConfig)
+    custom: ZarrArrayConfig = field(default_factory=ZarrArrayConfig)
+    field_overrides: Mapping[str, ZarrArrayConfig] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for group in ("meta", "core", "custom"):
+            object.__setattr__(self, group, ZarrArrayConfig.of(getattr(self, group)))
+        overrides = {
+            name: ZarrArrayConfig.of(value) for name, value in self.field_overrides.items()
+        }
+        object.__setattr__(self, "field_overrides", overrides)
+
+    @classmethod
+    def of(cls, value: "ZarrWriteConfig | Mapping[str, Any] | None") -> Self:
+        """Config of a mapping with the same names; None is the default."""
+        return value if isinstance(value, cls) else _from_mapping(cls, value)
+
+    def for_array(self, group: str, name: str) -> ZarrArrayConfig:
+        """Config of one array; that of ``present`` is the one of ``meta``."""
+        if name in self.field_overrides and group != "present":
+            return self.field_overrides[name]
+        by_group = {"meta": self.meta, "present": self.meta, "core": self.core}
+        return by_group.get(group, self.custom)
+
+
+def _from_mapping(cls: type[Any], value: Any) -> Any:
+    if value is None:
+        return cls()
+    known = [item.name for item in fields(cls)]
+    if not isinstance(value, Mapping) or set(value) - set(known):
+        raise FieldError(f"{value!r} is no {cls.__name__}: expected a mapping of {known}")
+    return cls(**value)

@@ -1,0 +1,142 @@
+"""An append as data: which rows go where, in the order that makes every kill leave a prefix."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from zarrpipe.data.batch import Batch
+from zarrpipe.data.csr import AnyArray
+from zarrpipe.data.fields import Level
+from zarrpipe.data.ids import structure_ids
+from zarrpipe.data.schema import Field, Schema
+from zarrpipe.store.layout import (
+    ATOMS_PTR,
+    EDGES_PTR,
+    IDS,
+    SAMPLES_MASK,
+    field_path,
+    present_path,
+)
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How much of a store is committed.
+
+    Parameters
+    ----------
+    samples, atoms, edges
+        Counts.
+    """
+
+    samples: int = 0
+    atoms: int = 0
+    edges: int = 0
+
+    def rows(self, level: Level) -> int:
+        """Rows of a field of `level`."""
+        return {Level.ATOM: self.atoms, Level.EDGE: self.edges}.get(level, self.samples)
+
+    def after(self, batch: Batch) -> "Extent":
+        """Extent once `batch` is committed."""
+        return Extent(
+            self.samples + batch.num_graphs,
+            self.atoms + batch.rows(Level.ATOM),
+            self.edges + batch.rows(Level.EDGE),
+        )
+
+
+@dataclass(frozen=True)
+class RowWrite:
+    """Rows of one array.
+
+    Parameters
+    ----------
+    path
+        Array, as a place in the store.
+    start
+        First row.
+    values
+        Rows, of the array's dtype.
+    """
+
+    path: str
+    start: int
+    values: AnyArray
+
+
+def plan_append(
+    schema: Schema, partly: frozenset[str], extent: Extent, batch: Batch
+) -> list[RowWrite]:
+    """Writes of an append in commit order: fields, presence, ids, masks, and pointers last.
+
+    Parameters
+    ----------
+    schema
+        Fields of the store, those that are new with this batch included.
+    partly
+        Fields that have a presence array, those that get one with this batch included.
+    extent
+        What is committed.
+    batch
+        Systems that fit the schema, on the CPU; at least one.
+    """
+    first = extent.samples
+    atoms_ptr, edge_ptr = batch.batch_ptr.numpy(), batch.edge_ptr.numpy()
+    writes = [
+        RowWrite(field_path(item), extent.rows(item.level), _rows(item, extent, batch))
+        for item in schema.values()
+    ]
+    for name in sorted(partly):
+        here = batch.present(name).numpy() if name in batch else np.zeros(batch.num_graphs, bool)
+        writes.append(RowWrite(present_path(name), first, here))
+    writes.append(RowWrite(IDS, first, batch_ids(batch)))
+    writes.append(RowWrite(SAMPLES_MASK, first, np.ones(batch.num_graphs, dtype=bool)))
+    writes.append(RowWrite(EDGES_PTR, first + 1, edge_ptr[1:] + extent.edges))
+    writes.append(RowWrite(ATOMS_PTR, first + 1, atoms_ptr[1:] + extent.atoms))
+    return writes
+
+
+def batch_ids(batch: Batch) -> AnyArray:
+    """Ids [B] uint64 of the structures of a batch on the CPU.
+
+    A cell or pbc that a system lacks counts as zero, so that the id does not depend on what else
+    is in the batch.
+    """
+    box = {}
+    for name in ("cell", "pbc"):
+        if name in batch:
+            has = batch.present(name).numpy()
+            values = batch[name].numpy()
+            box[name] = np.where(has.reshape(-1, *(1,) * (values.ndim - 1)), values, 0)
+    return structure_ids(
+        batch.positions.numpy(),
+        batch.atomic_numbers.numpy(),
+        batch.batch_ptr.numpy(),
+        box.get("cell"),
+        box.get("pbc"),
+    )
+
+
+def plan_new_field(item: Field, extent: Extent, chunk_rows: int) -> Iterator[RowWrite]:
+    """Fill written out for a field that is new in a store that has samples.
+
+    Whole chunks before read as the fill value because they are not there; the chunk that the
+    next append continues has to say it.
+    """
+    stop = extent.rows(item.level)
+    start = stop - stop % chunk_rows
+    if start < stop:
+        fill = np.full((stop - start, *item.shape), item.fill, dtype=item.dtype)
+        yield RowWrite(field_path(item), start, fill)
+
+
+def _rows(item: Field, extent: Extent, batch: Batch) -> AnyArray:
+    """Rows of a field: the batch's, with store-global atom indices, or fill where it has none."""
+    if item.name not in batch:
+        return np.full((batch.rows(item.level), *item.shape), item.fill, dtype=item.dtype)
+    values: AnyArray = batch[item.name].detach().numpy().astype(item.dtype, copy=False)
+    if item.name == "neighbor_list":
+        return values + extent.atoms
+    return values
