@@ -1,0 +1,251 @@
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import zarrpipe as zp
+from zarrpipe.adapters import as_batch, from_ase, to_ase
+from zarrpipe.errors import FieldError
+
+TRICLINIC = np.array([[4.0, 0.0, 0.0], [1.0, 3.0, 0.0], [0.5, 0.7, 5.0]])
+
+
+@pytest.fixture
+def crystal(ase, rng):
+    """Two atoms in a triclinic cell with every result, all numbers different."""
+    atoms = ase.Atoms("CuZn", positions=rng.normal(size=(2, 3)), cell=TRICLINIC, pbc=(1, 0, 1))
+    atoms.calc = ase.calculators.singlepoint.SinglePointCalculator(
+        atoms,
+        energy=-12345.678901,
+        forces=rng.normal(size=(2, 3)),
+        stress=np.array([1.0, 2.0, 3.0, 4.0, 5.0, 6.0]),
+        dipole=np.array([0.1, 0.2, 0.3]),
+        charges=np.array([0.25, -0.25]),
+    )
+    return atoms
+
+
+def test_a_crystal_with_results_by_value(crystal):
+    batch = as_batch(crystal)
+    assert batch.num_graphs == 1
+    assert torch.equal(batch.positions, torch.from_numpy(crystal.positions))
+    assert batch.atomic_numbers.tolist() == [29, 30]
+    assert torch.equal(batch.cell[0], torch.from_numpy(TRICLINIC))
+    assert batch.pbc.tolist() == [[True, False, True]]
+    assert batch.energy.tolist() == [[-12345.678901]]
+    assert torch.equal(batch.forces, torch.from_numpy(crystal.calc.results["forces"]))
+    assert batch.stress.tolist() == [[[1.0, 6.0, 5.0], [6.0, 2.0, 4.0], [5.0, 4.0, 3.0]]]
+    assert batch.dipole.tolist() == [[0.1, 0.2, 0.3]]
+    assert batch.charges.tolist() == [0.25, -0.25]
+    assert batch.keys == {
+        "atom": {"positions", "atomic_numbers", "forces", "charges"},
+        "edge": set(),
+        "system": {"cell", "pbc", "energy", "stress", "dipole"},
+    }
+
+
+def test_the_copy_is_independent_of_the_atoms(crystal):
+    batch = as_batch(crystal)
+    before = batch.positions.clone()
+    crystal.positions += 1.0
+    assert torch.equal(batch.positions, before)
+
+
+def test_floats_take_the_asked_dtype_and_integers_do_not(crystal):
+    batch = from_ase(crystal, dtype=torch.float32)
+    assert batch.energy.dtype is torch.float32
+    assert batch.cell.dtype is torch.float32
+    assert batch.atomic_numbers.dtype is torch.int64
+
+
+def test_stress_is_strain_derivative_of_the_energy_so_that_compression_is_negative(ase):
+    """dE/d(strain)/V by central differences, for a sheared and compressed crystal."""
+    atoms = ase.build.bulk("Cu", cubic=True)
+    strain = np.array([[-0.03, 0.01, 0.0], [0.01, -0.02, 0.005], [0.0, 0.005, -0.01]])
+    atoms.set_cell(atoms.cell.array @ (np.eye(3) + strain), scale_atoms=True)
+    atoms.rattle(0.05, seed=1)
+
+    def energy(deformation):
+        moved = atoms.copy()
+        moved.set_cell(moved.cell.array @ (np.eye(3) + deformation), scale_atoms=True)
+        moved.calc = ase.calculators.emt.EMT()
+        return moved.get_potential_energy()
+
+    expected = np.zeros((3, 3))
+    for i in range(3):
+        for j in range(3):
+            step = np.zeros((3, 3))
+            step[i, j] = step[j, i] = 1e-5 if i == j else 5e-6
+            slope = (energy(step) - energy(-step)) / 2e-5
+            expected[i, j] = slope / atoms.get_volume()
+    atoms.calc = ase.calculators.emt.EMT()
+    atoms.get_stress()
+    stress = as_batch(atoms).stress[0].numpy()
+    np.testing.assert_allclose(stress, expected, atol=1e-6)
+    assert np.trace(stress) < 0
+
+
+def test_a_live_calculator_is_never_run_and_stale_results_are_left_out(ase):
+    atoms = ase.build.molecule("H2O")
+    atoms.calc = ase.calculators.emt.EMT()
+    assert "energy" not in as_batch(atoms)
+    value = atoms.get_potential_energy()
+    assert as_batch(atoms).energy.tolist() == [[value]]
+    atoms.positions[0, 0] += 0.1
+    assert as_batch(atoms).keys["system"] == {"cell", "pbc"}
+    assert atoms.calc.results, "the calculator keeps its results"
+
+
+def test_results_without_a_memory_of_the_atoms_are_believed(ase):
+    results = {"energy": 1.5, "forces": np.ones((3, 3)), "stress": None}
+    atoms = ase.build.molecule("H2O")
+    atoms.calc = SimpleNamespace(results=results)
+    batch = as_batch(atoms)
+    assert batch.energy.tolist() == [[1.5]]
+    assert "stress" not in batch
+
+
+def test_a_stress_matrix_is_taken_as_it_is(ase):
+    atoms = ase.build.bulk("Cu")
+    atoms.calc = SimpleNamespace(results={"stress": np.arange(9.0).reshape(3, 3)})
+    assert as_batch(atoms).stress.tolist() == [np.arange(9.0).reshape(3, 3).tolist()]
+
+
+def test_constraints_do_not_change_the_forces(ase, crystal):
+    raw = crystal.calc.results["forces"].copy()
+    crystal.set_constraint(ase.constraints.FixAtoms([0]))
+    assert np.all(crystal.get_forces()[0] == 0)
+    assert torch.equal(as_batch(crystal).forces, torch.from_numpy(raw))
+
+
+def test_what_only_some_systems_have_is_marked_absent(ase, crystal):
+    bare = ase.build.molecule("H2O")
+    batch = as_batch([bare, crystal])
+    assert batch.num_nodes_list == [3, 2]
+    assert batch.present("energy").tolist() == [False, True]
+    assert batch.energy.isnan().tolist() == [[True], [False]]
+    assert batch.present("cell").all()
+    assert batch.cell[0].abs().sum() == 0
+    assert "forces" not in batch.get_data(0)
+
+
+def test_info_and_arrays_come_only_when_asked_for(crystal):
+    crystal.info.update(temperature=300.0, axis=np.array([1, 2]), label="slab")
+    crystal.arrays["tags"] = np.array([3, 4])
+    crystal.set_masses([60.0, 61.0])
+    crystal.set_momenta([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
+    assert not {"temperature", "tags", "momenta", "atomic_masses"} & set(as_batch(crystal).fields)
+    batch = as_batch(crystal, info=["temperature", "axis"], arrays=["tags", "masses", "momenta"])
+    assert batch.temperature.tolist() == [[300.0]]
+    assert batch.axis.tolist() == [[1, 2]]
+    assert batch.tags.tolist() == [3, 4]
+    assert batch.atomic_masses.tolist() == [60.0, 61.0]
+    assert batch.momenta.tolist() == [[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]
+    assert batch.levels["axis"] == "system"
+    assert batch.levels["tags"] == "atom"
+
+
+def test_labels_kept_in_info_and_arrays_take_the_shapes_of_the_registry(crystal):
+    crystal.calc = None
+    crystal.info.update(energy=-1.0, stress=np.arange(6.0))
+    crystal.arrays["forces"] = np.ones((2, 3))
+    batch = as_batch(crystal, info=["energy", "stress"], arrays=["forces"])
+    assert batch.energy.tolist() == [[-1.0]]
+    assert batch.stress.tolist() == [[[0.0, 5.0, 4.0], [5.0, 1.0, 3.0], [4.0, 3.0, 2.0]]]
+    assert batch.forces.shape == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"info": ["label"]}, "'label' has dtype <U4, expected numbers"),
+        ({"info": ["temperatur"]}, "none of 1 Atoms has 'temperatur' in .info; there is"),
+        ({"arrays": ["tag"]}, "none of 1 Atoms has 'tag' in .arrays"),
+        ({"arrays": ["positions"]}, "always taken"),
+        ({"info": ["forces"]}, "'forces' is given at level 'system'"),
+    ],
+)
+def test_what_cannot_become_a_field_is_refused_by_name(crystal, options, message):
+    crystal.info.update(label="slab", forces=1.0)
+    with pytest.raises(FieldError, match=message):
+        from_ase(crystal, **options)
+
+
+def test_a_system_without_what_others_have_in_info(ase, crystal):
+    crystal.info["temperature"] = 300.0
+    batch = as_batch([crystal, ase.build.molecule("H2")], info=["temperature"])
+    assert batch.present("temperature").tolist() == [True, False]
+
+
+def test_there_and_back(crystal):
+    crystal.info["temperature"] = 300.0
+    crystal.arrays["tags"] = np.array([3, 4])
+    crystal.set_masses([60.0, 61.0])
+    crystal.set_momenta([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
+    batch = from_ase(crystal, info=["temperature"], arrays=["tags", "masses", "momenta"])
+    (back,) = to_ase(batch)
+    assert back.get_chemical_symbols() == ["Cu", "Zn"]
+    np.testing.assert_array_equal(back.positions, crystal.positions)
+    np.testing.assert_array_equal(back.cell.array, TRICLINIC)
+    np.testing.assert_array_equal(back.pbc, [True, False, True])
+    np.testing.assert_array_equal(back.get_masses(), [60.0, 61.0])
+    np.testing.assert_array_equal(back.get_momenta(), crystal.get_momenta())
+    np.testing.assert_array_equal(back.arrays["tags"], [3, 4])
+    assert back.info == {"temperature": 300.0}
+    assert back.get_potential_energy() == -12345.678901
+    np.testing.assert_array_equal(back.get_forces(), crystal.get_forces())
+    np.testing.assert_array_equal(back.get_stress(), [1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
+    np.testing.assert_array_equal(back.get_dipole_moment(), [0.1, 0.2, 0.3])
+    np.testing.assert_array_equal(back.get_charges(), [0.25, -0.25])
+
+
+def test_velocities_make_momenta_and_a_single_system_a_list_of_one(ase):
+    del ase
+    data = zp.AtomicData(
+        positions=[[0.0, 0.0, 0.0]],
+        atomic_numbers=[1],
+        velocities=[[1.0, 0.0, 2.0]],
+        atomic_masses=[2.0],
+        system={"direction": [[1.0, 2.0]]},
+    )
+    (atoms,) = to_ase(data)
+    np.testing.assert_allclose(atoms.get_velocities(), [[1.0, 0.0, 2.0]])
+    np.testing.assert_array_equal(atoms.info["direction"], [1.0, 2.0])
+    assert atoms.calc is None
+    assert not atoms.pbc.any()
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 6), min_size=1, max_size=5),
+    labelled=st.lists(st.booleans(), min_size=5, max_size=5),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_any_list_of_atoms_survives_the_round_trip(ase, sizes, labelled, seed):
+    rng = np.random.default_rng(seed)
+    systems = []
+    for size, has in zip(sizes, labelled, strict=False):
+        atoms = ase.Atoms(
+            numbers=rng.integers(1, 90, size),
+            positions=rng.normal(size=(size, 3)),
+            cell=rng.normal(size=(3, 3)),
+            pbc=rng.integers(0, 2, 3).astype(bool),
+        )
+        if has:
+            atoms.calc = ase.calculators.singlepoint.SinglePointCalculator(
+                atoms,
+                energy=rng.normal(),
+                forces=rng.normal(size=(size, 3)),
+                stress=rng.normal(size=6),
+            )
+        systems.append(atoms)
+    for before, after in zip(systems, to_ase(as_batch(systems)), strict=True):
+        assert before == after
+        assert (before.calc is None) is (after.calc is None)
+        if before.calc is not None:
+            assert before.get_potential_energy() == after.get_potential_energy()
+            np.testing.assert_array_equal(before.get_forces(), after.get_forces())
+            np.testing.assert_array_equal(before.get_stress(), after.get_stress())

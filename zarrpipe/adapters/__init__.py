@@ -1,0 +1,31 @@
+"""From the objects of other libraries to a `zarrpipe.Batch`, and back.
+
+`as_batch` finds the adapter by the name of an object's class, so that importing this package
+imports none of the libraries; each is imported inside the function that has to build its objects.
+
+What holds for every adapter: lengths in Angstrom, energies in eV, masses in amu, stress with
+tension positive; ``cell`` has the lattice vectors as rows; the vector of an edge is
+``positions[neighbor_list[:, 1]] + neighbor_list_shifts @ cell - positions[neighbor_list[:, 0]]``;
+tensors stay on their device and keep their dtype, and gradients are not carried.
+"""
+
+from zarrpipe.adapters._ase import from_ase, to_ase
+from zarrpipe.adapters._mace import from_mace
+from zarrpipe.adapters._nvalchemi import from_nvalchemi, to_nvalchemi
+from zarrpipe.adapters._pyg import from_pyg, to_pyg
+from zarrpipe.adapters._registry import as_batch, register
+from zarrpipe.adapters._torch_sim import from_torch_sim, to_torch_sim
+
+__all__ = [
+    "as_batch",
+    "from_ase",
+    "from_mace",
+    "from_nvalchemi",
+    "from_pyg",
+    "from_torch_sim",
+    "register",
+    "to_ase",
+    "to_nvalchemi",
+    "to_pyg",
+    "to_torch_sim",
+]

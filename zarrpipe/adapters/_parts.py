@@ -1,0 +1,79 @@
+"""What the adapters share: shaping foreign tensors into rows and assembling a batch from them."""
+
+import importlib
+import math
+from collections.abc import Mapping
+from types import ModuleType
+
+import torch
+
+from zarrpipe.data.batch import Batch
+from zarrpipe.data.csr import tensor_pointers
+from zarrpipe.data.fields import CORE_FIELDS, Level
+
+
+def require(module: str, extra: str) -> ModuleType:
+    """Import an optional library, or say which extra installs it.
+
+    Raises
+    ------
+    ImportError
+        If `module` cannot be imported.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(
+            f"{module!r} is needed here and cannot be imported ({error}): "
+            f"install it with pip install 'zarrpipe[{extra}]'"
+        ) from error
+
+
+def fit_rows(name: str, value: torch.Tensor, level: Level, rows: int) -> torch.Tensor:
+    """Give a tensor the shape ``(rows, *row)`` where it has the right number of elements.
+
+    A field of the registry takes its row from there, so that for example the ``[3 B, 3]`` cells
+    of a PyG batch become ``[B, 3, 3]``. A scalar per system becomes ``[B, 1]``. Whatever does
+    not fit is returned as it is, for `Batch` to refuse with a message.
+    """
+    value = value.detach()
+    spec = CORE_FIELDS.get(name)
+    if spec is not None and spec.shape is not None:
+        fits = value.numel() == rows * math.prod(spec.shape)
+        return value.reshape(rows, *spec.shape) if fits else value
+    if level is Level.SYSTEM and value.ndim < 2 and value.numel() == rows:
+        return value.reshape(rows, 1)
+    return value
+
+
+def assemble(
+    fields: Mapping[str, tuple[Level, torch.Tensor]],
+    num_atoms: torch.Tensor,
+    num_edges: torch.Tensor | None = None,
+    present: Mapping[str, torch.Tensor] | None = None,
+) -> Batch:
+    """Batch of named tensors with their levels.
+
+    Parameters
+    ----------
+    fields
+        Level and tensor by name; scalars per system may come without their trailing 1.
+    num_atoms, num_edges : torch.Tensor [B]
+        Atoms and edges of each system; no edges by default.
+    present : mapping of str to torch.Tensor [B] bool, optional
+        As in `Batch`.
+    """
+    if num_edges is None:
+        num_edges = torch.zeros_like(num_atoms)
+    batch_ptr = tensor_pointers(num_atoms.to(torch.int64))
+    edge_ptr = tensor_pointers(num_edges.to(torch.int64))
+    rows = {
+        Level.ATOM: int(batch_ptr[-1]),
+        Level.EDGE: int(edge_ptr[-1]),
+        Level.SYSTEM: num_atoms.shape[0],
+    }
+    shaped = {
+        name: fit_rows(name, value, level, rows[level]) for name, (level, value) in fields.items()
+    }
+    levels = {name: level for name, (level, _) in fields.items()}
+    return Batch(shaped, batch_ptr, edge_ptr, levels=levels, present=present)
