@@ -147,6 +147,10 @@ class FieldTensors:
         """Copy on the CPU."""
         return self.to("cpu")
 
+    def detach(self) -> Self:
+        """Copy that shares memory and has no gradient history."""
+        return self._map(torch.Tensor.detach)
+
     def clone(self) -> Self:
         """Copy that shares no memory."""
         return self._map(torch.Tensor.clone)

@@ -33,12 +33,20 @@ class Column(Protocol):
         """Write `values` [n, ...], already of the array's dtype, from row `start` on."""
         ...
 
+    def reserve(self, rows: int) -> None:
+        """Let the shape run ahead of `rows` by whole chunks, without writing any."""
+        ...
+
     def read(self, start: int, stop: int) -> AnyArray:
         """Rows as they are, whether committed or not."""
         ...
 
     def clear_from(self, row: int) -> None:
         """Make rows from `row` on read as zeros, and drop whole chunks of them."""
+        ...
+
+    def clear_all(self) -> None:
+        """Drop every row, the first chunk first."""
         ...
 
     def trim(self, rows: int) -> None:
@@ -87,11 +95,10 @@ class PlainColumn:
     def write(self, start: int, values: AnyArray) -> None:
         """Write rows; see `Column.write`."""
         stop = start + len(values)
-        if stop > self._shape[0]:
-            self._reshape(-(-stop // self._chunk_rows) * self._chunk_rows)
-        data = (
-            memoryview(np.ascontiguousarray(values)).cast("B") if len(values) else memoryview(b"")
-        )
+        self.reserve(stop)
+        if not values.size:
+            return
+        data = memoryview(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
         row = start
         while row < stop:
             index, first = divmod(row, self._chunk_rows)
@@ -99,6 +106,11 @@ class PlainColumn:
             piece = data[(row - start) * self._row_bytes :][: (last - first) * self._row_bytes]
             _write_all(self._chunk(index), piece, first * self._row_bytes)
             row += last - first
+
+    def reserve(self, rows: int) -> None:
+        """Let the shape run ahead; see `Column.reserve`."""
+        if rows > self._shape[0]:
+            self._reshape(-(-rows // self._chunk_rows) * self._chunk_rows)
 
     def read(self, start: int, stop: int) -> AnyArray:
         """Rows as they are; see `Column.read`."""
@@ -136,6 +148,13 @@ class PlainColumn:
             if number >= beyond:
                 chunk_file(self._directory, number, len(self._shape)).unlink()
 
+    def clear_all(self) -> None:
+        """Drop every row, the first chunk first."""
+        self.close()
+        for number in sorted(self._chunk_numbers()):
+            chunk_file(self._directory, number, len(self._shape)).unlink()
+        self.trim(0)
+
     def trim(self, rows: int) -> None:
         """Make the shape exact."""
         if self._shape[0] != rows:
@@ -149,7 +168,7 @@ class PlainColumn:
 
     def _chunk_numbers(self) -> list[int]:
         folder = self._directory / "c"
-        names = os.listdir(folder) if folder.is_dir() else []
+        names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
         numbers = [int(name) for name in names if name.isdecimal()]
         return [n for n in numbers if chunk_file(self._directory, n, len(self._shape)).exists()]
 
@@ -182,7 +201,7 @@ def _create_sized(path: Path, size: int) -> int:
     descriptor = os.open(partial, flags, 0o666)
     try:
         os.ftruncate(descriptor, size)
-        os.replace(partial, path)
+        partial.replace(path)
     except BaseException:
         os.close(descriptor)
         raise
@@ -215,10 +234,14 @@ class ZarrColumn:
     def write(self, start: int, values: AnyArray) -> None:
         """Write rows; see `Column.write`."""
         stop = start + len(values)
-        if stop > self._array.shape[0]:
-            self._array.resize((-(-stop // self._unit) * self._unit, *self._array.shape[1:]))
+        self.reserve(stop)
         if len(values):
             self._array[start:stop] = values
+
+    def reserve(self, rows: int) -> None:
+        """Let the shape run ahead; see `Column.reserve`."""
+        if rows > self._array.shape[0]:
+            self._array.resize((-(-rows // self._unit) * self._unit, *self._array.shape[1:]))
 
     def read(self, start: int, stop: int) -> AnyArray:
         """Rows as they are; see `Column.read`."""
@@ -228,6 +251,11 @@ class ZarrColumn:
         """Make rows from `row` on read as zeros; see `Column.clear_from`."""
         if row < self._array.shape[0]:
             self._array[row:] = np.zeros((), dtype=self._array.dtype)
+
+    def clear_all(self) -> None:
+        """Drop every row, the first chunk first."""
+        self._array[: self._unit] = np.zeros((), dtype=self._array.dtype)
+        self.trim(0)
 
     def trim(self, rows: int) -> None:
         """Make the shape exact."""

@@ -4,7 +4,6 @@ The only module that knows how a store's parts are called.
 """
 
 import json
-import os
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,8 +12,8 @@ from typing import Any
 
 import numpy as np
 import zarr
+from zarr.codecs import BytesCodec
 
-from zarrpipe.data.csr import AnyArray
 from zarrpipe.data.fields import Level
 from zarrpipe.data.schema import Field, Schema, field_from_array
 from zarrpipe.errors import FieldError, StoreFormatError
@@ -144,14 +143,17 @@ def create_array(
 
 def is_plain(array: zarr.Array[Any]) -> bool:
     """Whether a chunk of the array is the little-endian bytes of its rows and nothing else."""
-    metadata = json.loads(json.dumps(array.metadata.to_dict(), default=str))
-    codecs = metadata.get("codecs", [])
-    little = len(codecs) == 1 and codecs[0].get("name") == "bytes"
-    endian = (codecs[0].get("configuration") or {}).get("endian", "little") if little else None
-    whole_rows = array.chunks[1:] == array.shape[1:]
-    encoding = metadata.get("chunk_key_encoding", {})
-    named = encoding.get("name") == "default" and encoding["configuration"]["separator"] == "/"
-    return little and endian == "little" and whole_rows and named and array.dtype.isnative
+    encoding = array.metadata.to_dict().get("chunk_key_encoding")
+    serializer = array.serializer
+    return (
+        not array.compressors
+        and not array.filters
+        and array.shards is None
+        and array.chunks[1:] == array.shape[1:]
+        and isinstance(serializer, BytesCodec)
+        and (serializer.endian is None or serializer.endian.value == "little")
+        and encoding == {"name": "default", "configuration": {"separator": "/"}}
+    )
 
 
 def chunk_file(directory: Path, index: int, ndim: int) -> Path:
@@ -169,14 +171,20 @@ class Attributes:
         Samples when the store was last closed; the pointers say how many there are now.
     levels
         Level by field name.
+    partly
+        Fields that have an array in ``present/``.
+    deleted
+        Samples whose mask is False.
     generation
-        Changes whenever samples that were there are removed or moved; "" in a foreign store.
+        Changes whenever the store is emptied or its samples move; "" in a foreign store.
     ours
         Whether zarrpipe wrote the store.
     """
 
     num_samples: int
     levels: Mapping[str, str] = field(default_factory=dict)
+    partly: frozenset[str] = frozenset()
+    deleted: int = 0
     generation: str = ""
     ours: bool = True
 
@@ -210,7 +218,15 @@ class Attributes:
                     f"{group.store_path}: fields {listed!r} should map names to levels"
                 )
             levels.update(listed)
-        return cls(count, levels, str(own.get("generation", "")), "zarrpipe" in attributes)
+        partly = frozenset(map(str, own.get("partly_present", ())))
+        return cls(
+            count,
+            levels,
+            partly,
+            int(own.get("deleted", 0)),
+            str(own.get("generation", "")),
+            "zarrpipe" in attributes,
+        )
 
     def to_dict(self, schema: Schema) -> dict[str, Any]:
         """Attributes to be stored for a schema."""
@@ -218,7 +234,13 @@ class Attributes:
         for item in schema.values():
             levels[item.group][item.name] = item.level.value
         units = {item.name: item.unit for item in schema.values() if item.unit}
-        own = {"format": FORMAT, "generation": self.generation, "units": units}
+        own = {
+            "format": FORMAT,
+            "generation": self.generation,
+            "units": units,
+            "partly_present": sorted(self.partly),
+            "deleted": self.deleted,
+        }
         return {"num_samples": self.num_samples, "fields": levels, "zarrpipe": own}
 
 
@@ -261,4 +283,4 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Replace a metadata document at once: a reader sees the old or the new one."""
     partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
     partial.write_text(json.dumps(content, indent=2))
-    os.replace(partial, path)
+    partial.replace(path)

@@ -1,50 +1,23 @@
 """An append as data: which rows go where, in the order that makes every kill leave a prefix."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.csr import AnyArray
-from zarrpipe.data.fields import Level
 from zarrpipe.data.ids import structure_ids
 from zarrpipe.data.schema import Field, Schema
+from zarrpipe.store.commit import Extent
 from zarrpipe.store.layout import (
     ATOMS_PTR,
     EDGES_PTR,
     IDS,
     SAMPLES_MASK,
+    ArraySpec,
     field_path,
     present_path,
 )
-
-
-@dataclass(frozen=True)
-class Extent:
-    """How much of a store is committed.
-
-    Parameters
-    ----------
-    samples, atoms, edges
-        Counts.
-    """
-
-    samples: int = 0
-    atoms: int = 0
-    edges: int = 0
-
-    def rows(self, level: Level) -> int:
-        """Rows of a field of `level`."""
-        return {Level.ATOM: self.atoms, Level.EDGE: self.edges}.get(level, self.samples)
-
-    def after(self, batch: Batch) -> "Extent":
-        """Extent once `batch` is committed."""
-        return Extent(
-            self.samples + batch.num_graphs,
-            self.atoms + batch.rows(Level.ATOM),
-            self.edges + batch.rows(Level.EDGE),
-        )
 
 
 @dataclass(frozen=True)
@@ -80,7 +53,7 @@ def plan_append(
     extent
         What is committed.
     batch
-        Systems that fit the schema, on the CPU; at least one.
+        Systems that fit the schema, on the CPU and without gradients; at least one.
     """
     first = extent.samples
     atoms_ptr, edge_ptr = batch.batch_ptr.numpy(), batch.edge_ptr.numpy()
@@ -119,24 +92,23 @@ def batch_ids(batch: Batch) -> AnyArray:
     )
 
 
-def plan_new_field(item: Field, extent: Extent, chunk_rows: int) -> Iterator[RowWrite]:
-    """Fill written out for a field that is new in a store that has samples.
+def plan_fill(spec: ArraySpec, rows: int, chunk_rows: int) -> RowWrite | None:
+    """Fill written out for an array that is new where there are already `rows`, or None.
 
-    Whole chunks before read as the fill value because they are not there; the chunk that the
-    next append continues has to say it.
+    Whole chunks before read as the fill value because they are not there; in the chunk that the
+    next append continues, a hole would read as zeros.
     """
-    stop = extent.rows(item.level)
-    start = stop - stop % chunk_rows
-    if start < stop:
-        fill = np.full((stop - start, *item.shape), item.fill, dtype=item.dtype)
-        yield RowWrite(field_path(item), start, fill)
+    start = rows - rows % chunk_rows
+    if start == rows:
+        return None
+    return RowWrite(spec.path, start, np.full((rows - start, *spec.shape), spec.fill, spec.dtype))
 
 
 def _rows(item: Field, extent: Extent, batch: Batch) -> AnyArray:
     """Rows of a field: the batch's, with store-global atom indices, or fill where it has none."""
     if item.name not in batch:
         return np.full((batch.rows(item.level), *item.shape), item.fill, dtype=item.dtype)
-    values: AnyArray = batch[item.name].detach().numpy().astype(item.dtype, copy=False)
+    values: AnyArray = batch[item.name].numpy().astype(item.dtype, copy=False)
     if item.name == "neighbor_list":
         return values + extent.atoms
     return values

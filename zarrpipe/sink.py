@@ -1,0 +1,247 @@
+"""`ZarrData`: the sink that a simulation writes into, on any Zarr store."""
+
+import os
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import torch
+
+from zarrpipe.adapters import as_batch
+from zarrpipe.data.batch import Batch
+from zarrpipe.errors import (
+    FieldError,
+    StoreClosedError,
+    StoreEmptyError,
+    StoreFullError,
+    StoreNotFoundError,
+)
+from zarrpipe.store.appender import StoreAppender
+from zarrpipe.store.config import ZarrWriteConfig
+from zarrpipe.store.root import Root, StoreLike
+from zarrpipe.store.view import StoreView
+
+
+class ZarrData:
+    """Sink for batches of atomic systems, in one Zarr store.
+
+    A sink on a store that exists continues it. What was written can be read at once, by this
+    object, by other processes and by any Zarr tool, whether or not the sink is ever closed.
+    From its first write until `close`, a sink on a local store is its only writer.
+
+    Parameters
+    ----------
+    store : StoreLike
+        Path, URL, zarr Store or StorePath, or a dict; it is created by the first write.
+    capacity : int
+        Most samples that the sink may hold.
+    config : ZarrWriteConfig or mapping, optional
+        Chunks and codecs of the arrays that are created. By default arrays are uncompressed,
+        which is what can be appended to in place and mapped.
+
+    Raises
+    ------
+    ValueError
+        If the capacity is not positive, or the store has more samples.
+    StoreFormatError
+        If what stands there is damaged, or of a newer format.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from zarrpipe import AtomicData, Batch, ZarrData
+    >>> batch = Batch.from_data_list(
+    ...     [AtomicData([[0.0, 0.0, 0.0]], [z], energy=-float(z)) for z in (1, 2, 3)]
+    ... )
+    >>> with ZarrData({}, capacity=100) as sink:
+    ...     sink.write(batch, mask=torch.tensor([True, False, True]))
+    ...     len(sink), sink.read().atomic_numbers.tolist()
+    (2, [1, 3])
+    """
+
+    def __init__(
+        self,
+        store: StoreLike,
+        capacity: int = 1_000_000,
+        config: ZarrWriteConfig | Mapping[str, Any] | None = None,
+    ) -> None:
+        if isinstance(capacity, bool) or not isinstance(capacity, int) or capacity <= 0:
+            raise FieldError(f"capacity={capacity!r}, expected a positive number of samples")
+        self._store, self._capacity = store, capacity
+        self._config = ZarrWriteConfig.of(config)
+        self._root = Root.of(store)
+        self._appender: StoreAppender | None = None
+        self._view: StoreView | None = None
+        self._closed = False
+        if len(self) > capacity:
+            raise FieldError(
+                f"{self._root} has {len(self)} samples, more than capacity={capacity}: open it "
+                "with a larger capacity"
+            )
+
+    @property
+    def store(self) -> StoreLike:
+        """The store as it was given."""
+        return self._store
+
+    @property
+    def capacity(self) -> int:
+        """Most samples that the sink may hold."""
+        return self._capacity
+
+    @property
+    def is_full(self) -> bool:
+        """Whether there is no room for another sample."""
+        return len(self) >= self._capacity
+
+    @property
+    def global_rank(self) -> int:
+        """Rank among all processes: of torch.distributed, else of torchrun, else 0."""
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            return torch.distributed.get_rank()
+        return int(os.environ.get("RANK", "0"))
+
+    @property
+    def local_rank(self) -> int:
+        """Rank among the processes of this machine, as torchrun gives it, else 0."""
+        return int(os.environ.get("LOCAL_RANK", "0"))
+
+    def write(self, batch: Any, mask: torch.Tensor | None = None) -> None:
+        """Append the systems of a batch for which the mask is True, in order.
+
+        Parameters
+        ----------
+        batch
+            What `zarrpipe.adapters.as_batch` takes: a `Batch` or `AtomicData` on any device, a
+            list of them, or the batches of other libraries (nvalchemi, PyG, torch-sim, ASE).
+        mask : torch.Tensor [B] bool, optional
+            Which systems to write; all by default.
+
+        Raises
+        ------
+        RuntimeError
+            If there is not room for all of them (StoreFullError), another writer has the store
+            (StoreLockedError), or the sink was closed (StoreClosedError); nothing was written.
+        ValueError
+            If the mask has another length or dtype (FieldError), or a field does not fit what
+            the store has fixed (SchemaError); nothing was written.
+        """
+        self._check_open()
+        chosen = as_batch(batch)
+        if mask is not None:
+            chosen = _masked(chosen, mask)
+        if chosen.num_graphs == 0:
+            return
+        stored = len(self)
+        if stored + chosen.num_graphs > self._capacity:
+            raise StoreFullError(
+                f"the sink is full: {stored} of {self._capacity} samples are stored and "
+                f"{chosen.num_graphs} more were given, none of which was written; drain it or "
+                "give it a larger capacity"
+            )
+        self._writer().append(chosen)
+
+    def read(self) -> Batch:
+        """Every sample, in the order of writing, on the CPU.
+
+        Raises
+        ------
+        StoreEmptyError
+            If there is none.
+        """
+        count = len(self)
+        view = self._reader()
+        if count == 0 or view is None:
+            raise StoreEmptyError(f"the sink is empty: nothing was written to {self._root}")
+        view.refresh()
+        return view.gather(np.arange(view.num_samples))
+
+    def drain(self) -> Batch:
+        """Every sample, after which the sink is empty.
+
+        Raises
+        ------
+        StoreEmptyError
+            If there is none.
+        """
+        self._check_open()
+        if len(self):
+            self._writer()
+        batch = self.read()
+        self.zero()
+        return batch
+
+    def zero(self) -> None:
+        """Remove every sample and what zarrpipe made for them, and nothing else."""
+        self._check_open()
+        if self._root.open_group() is not None:
+            self._writer().zero()
+
+    def flush(self) -> None:
+        """Make array shapes exact and write the number of samples, for plain Zarr tools.
+
+        What was written is readable without it.
+        """
+        self._check_open()
+        if self._appender is not None:
+            self._appender.flush()
+
+    def close(self) -> None:
+        """Do what `flush` does and let other writers in; reading still works after it."""
+        self._closed = True
+        if self._appender is not None:
+            self._appender.close()
+            self._appender = None
+
+    def __len__(self) -> int:
+        if self._appender is not None:
+            return self._appender.num_samples
+        view = self._reader()
+        if view is None:
+            return 0
+        view.refresh()
+        return view.num_samples
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"ZarrData({str(self._root)!r}, {len(self)} of {self._capacity} samples)"
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StoreClosedError(f"the sink of {self._root} was closed: open a new one")
+
+    def _writer(self) -> StoreAppender:
+        if self._appender is None:
+            self._appender = StoreAppender(self._root, self._config, self._capacity)
+        return self._appender
+
+    def _reader(self) -> StoreView | None:
+        """View of the store; None while there is no store."""
+        if self._view is None:
+            try:
+                self._view = StoreView(self._root.path)
+            except StoreNotFoundError:
+                return None
+        return self._view
+
+
+def _masked(batch: Batch, mask: torch.Tensor) -> Batch:
+    """Systems of a batch for which the mask is True."""
+    chosen = torch.as_tensor(mask)
+    if chosen.dtype is not torch.bool or chosen.shape != (batch.num_graphs,):
+        raise FieldError(
+            f"mask has dtype {chosen.dtype} and shape {tuple(chosen.shape)}, expected bool and "
+            f"({batch.num_graphs},): one entry for each system of the batch"
+        )
+    return batch if bool(chosen.all()) else batch.index_select(chosen.to(batch.device))

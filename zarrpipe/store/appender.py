@@ -1,0 +1,272 @@
+"""The one writer of a store: opens or creates it, appends, and leaves it exact when closed."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import zarr
+
+from zarrpipe.data.batch import Batch
+from zarrpipe.data.schema import Field, Schema
+from zarrpipe.errors import StoreClosedError, StoreFormatError
+from zarrpipe.store.columns import Column, open_column
+from zarrpipe.store.commit import Extent, committed_samples
+from zarrpipe.store.config import ZarrWriteConfig
+from zarrpipe.store.layout import (
+    ATOMS_MASK,
+    ATOMS_PTR,
+    EDGES_MASK,
+    EDGES_PTR,
+    GROUPS,
+    SAMPLES_MASK,
+    ArraySpec,
+    Attributes,
+    create_array,
+    field_path,
+    field_spec,
+    find_array,
+    meta_specs,
+    new_generation,
+    present_spec,
+    read_schema,
+)
+from zarrpipe.store.lock import WriterLock
+from zarrpipe.store.plan import RowWrite, plan_append, plan_fill
+from zarrpipe.store.root import Root
+
+
+class StoreAppender:
+    """The writer of a store, from opening to `close`.
+
+    Parameters
+    ----------
+    root
+        Place of the store, which is created if it is not there.
+    config
+        Chunks and codecs of the arrays that are created.
+    capacity
+        Samples that are expected at most, for the size of chunks.
+    lock
+        The lock of a store that the caller has locked already.
+
+    Raises
+    ------
+    StoreLockedError
+        If another writer has the store open.
+    StoreFormatError
+        If a Zarr group that zarrpipe did not write stands there.
+    """
+
+    def __init__(
+        self,
+        root: Root,
+        config: ZarrWriteConfig,
+        capacity: int,
+        lock: WriterLock | None = None,
+    ) -> None:
+        self.root, self.config, self.capacity = root, config, capacity
+        self._closed = False
+        self._columns: dict[str, Column] = {}
+        self._check_ours(root.open_group())
+        if lock is None and root.directory is not None:
+            lock = WriterLock(root.directory)
+        self._lock = lock
+        try:
+            self._open()
+        except BaseException:
+            self.abandon()
+            raise
+
+    def _check_ours(self, group: zarr.Group | None) -> None:
+        if group is None or Attributes.read(group).ours:
+            return
+        if group.attrs.asdict() or next(iter(group.keys()), None) is not None:
+            raise StoreFormatError(
+                f"{self.root} holds a Zarr group that zarrpipe did not write, and is left as it "
+                "is: read it with ZarrDataset or AtomicDataZarrReader and write to another place"
+            )
+
+    def _open(self) -> None:
+        group = self.root.open_group()
+        if group is None:
+            group = zarr.create_group(self.root.path)
+        attributes = Attributes.read(group)
+        if not attributes.ours:
+            attributes = Attributes(0, generation=new_generation())
+            group.update_attributes(attributes.to_dict(Schema({})))
+        for name in GROUPS:
+            group.require_group(name)
+        self.group, self.attributes = group, attributes
+        self.schema = read_schema(group, attributes)
+        specs = [*meta_specs(), *map(field_spec, self.schema.values())]
+        specs += [present_spec(self.schema[name]) for name in attributes.partly]
+        for spec in specs:
+            self._open_column(spec)
+        self.extent = self._committed()
+        self.column(ATOMS_PTR).clear_from(self.extent.samples + 1)
+        self.column(SAMPLES_MASK).clear_from(self.extent.samples)
+
+    def _open_column(self, spec: ArraySpec, *, fresh: bool = False) -> Column:
+        array = None if fresh else find_array(self.group, spec.path)
+        if array is None:
+            array = create_array(self.group, spec, self.config, self.capacity)
+        directory = self.root.directory
+        column = open_column(array, None if directory is None else directory / spec.path)
+        self._columns[spec.path] = column
+        return column
+
+    def _committed(self) -> Extent:
+        pointers, entries = self.column(ATOMS_PTR), self.group[ATOMS_PTR].shape[0]  # type: ignore[union-attr]
+        samples = committed_samples(lambda i: int(pointers.read(i, i + 1)[0]), entries)
+        if samples == 0:
+            return Extent()
+        ends = [self.column(p).read(samples, samples + 1)[0] for p in (ATOMS_PTR, EDGES_PTR)]
+        return Extent(samples, int(ends[0]), int(ends[1]))
+
+    def column(self, path: str) -> Column:
+        """Column of an array of the store.
+
+        Raises
+        ------
+        StoreClosedError
+            If the writer was closed.
+        """
+        if self._closed:
+            raise StoreClosedError(f"the writer of {self.root} was closed: open a new one")
+        return self._columns[path]
+
+    def append(self, batch: Batch) -> None:
+        """Append systems; they exist once their pointers are written, which is the last step.
+
+        Parameters
+        ----------
+        batch
+            At least one system.
+
+        Raises
+        ------
+        SchemaError
+            If a field does not fit the store; nothing was written.
+        """
+        self.column(ATOMS_PTR)
+        batch = batch.detach().cpu()
+        self.schema.check(batch)
+        self._admit(batch)
+        after = self.extent.after(batch)
+        self._columns[ATOMS_MASK].reserve(after.atoms)
+        self._columns[EDGES_MASK].reserve(after.edges)
+        try:
+            for write in plan_append(self.schema, self.attributes.partly, self.extent, batch):
+                self._columns[write.path].write(write.start, write.values)
+        except BaseException:
+            self._columns[ATOMS_PTR].clear_from(self.extent.samples + 1)
+            raise
+        self.extent = after
+
+    def _admit(self, batch: Batch) -> None:
+        """Make room for fields that are new, and for knowing which samples lack a field."""
+        new = self.schema.new_fields(batch)
+        lacking = {name for name in self.schema if name not in batch} | batch.partly_present
+        if self.extent.samples:
+            lacking |= {item.name for item in new}
+        lacking -= self.attributes.partly
+        if not new and not lacking:
+            return
+        schema = self.schema.extended(new)
+        fills: list[RowWrite | None] = []
+        for item in new:
+            spec = field_spec(item)
+            column = self._open_column(spec, fresh=True)
+            fills.append(plan_fill(spec, self.extent.rows(item.level), column.chunk_rows))
+        for name in sorted(lacking):
+            spec = present_spec(schema[name])
+            column = self._open_column(spec, fresh=True)
+            if name in self.schema:
+                fills.append(plan_fill(spec, self.extent.samples, column.chunk_rows))
+            else:
+                fills.append(RowWrite(spec.path, 0, np.zeros(self.extent.samples, dtype=bool)))
+        self.run(fills)
+        self._publish(schema, partly=self.attributes.partly | lacking)
+
+    def run(self, writes: Sequence[RowWrite | None]) -> None:
+        """Carry out writes in order."""
+        for write in writes:
+            if write is not None:
+                self.column(write.path).write(write.start, write.values)
+
+    def add_field(self, item: Field, values: Any) -> None:
+        """Add a field with a row for everything that is stored.
+
+        Parameters
+        ----------
+        item
+            A field that the store has not.
+        values : array
+            One row for each atom, edge or sample that is stored.
+        """
+        self._open_column(field_spec(item), fresh=True)
+        self.run([RowWrite(field_path(item), 0, values)])
+        self._publish(self.schema.extended((item,)))
+
+    def _publish(self, schema: Schema, **changes: Any) -> None:
+        """Make a schema and attributes known, at once."""
+        self.attributes = dataclasses.replace(self.attributes, **changes)
+        self.group = self.group.update_attributes(self.attributes.to_dict(schema))
+        self.schema = schema
+
+    @property
+    def num_samples(self) -> int:
+        """Number of samples, without the deleted."""
+        return self.extent.samples - self.attributes.deleted
+
+    def mark_deleted(self, samples: int) -> None:
+        """Tell readers that the masks of so many further samples are now False."""
+        self._publish(self.schema, deleted=self.attributes.deleted + samples)
+
+    def zero(self) -> None:
+        """Remove every sample and field, and nothing that zarrpipe did not make.
+
+        The first step, the removal of the first chunk of pointers, already empties the store.
+        """
+        self.column(ATOMS_PTR).clear_all()
+        paths = [path for path in self._columns if path != ATOMS_PTR]
+        self.attributes = Attributes(0, generation=new_generation())
+        self._publish(Schema({}))
+        self._release_columns()
+        for path in paths:
+            if path in self.group:
+                del self.group[path]
+        self._open()
+
+    def close(self) -> None:
+        """Do what `flush` does and give the lock up; a second call does nothing."""
+        if self._closed:
+            return
+        try:
+            self.flush()
+        finally:
+            self.abandon()
+
+    def flush(self) -> None:
+        """Make every shape exact and write the number of samples."""
+        self.column(ATOMS_PTR)
+        exact = {ATOMS_PTR: self.extent.samples + 1, EDGES_PTR: self.extent.samples + 1}
+        exact |= {ATOMS_MASK: self.extent.atoms, EDGES_MASK: self.extent.edges}
+        exact |= {field_path(item): self.extent.rows(item.level) for item in self.schema.values()}
+        for path, column in self._columns.items():
+            column.trim(exact.get(path, self.extent.samples))
+        if self.attributes.num_samples != self.extent.samples:
+            self._publish(self.schema, num_samples=self.extent.samples)
+
+    def _release_columns(self) -> None:
+        for column in self._columns.values():
+            column.close()
+        self._columns.clear()
+
+    def abandon(self) -> None:
+        """Let go of files and lock without touching the store."""
+        self._closed = True
+        self._release_columns()
+        if self._lock is not None:
+            self._lock.release()

@@ -1,0 +1,257 @@
+"""Reading: every array of a store as one flat NumPy array that grows in place.
+
+A plain local array is mapped: its chunk files stand back to back in one reserved address range,
+so that the page cache is the array. Any other array is loaded through zarr-python. What a reader
+does with either is the same gather.
+"""
+
+import ctypes
+import mmap
+import os
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import zarr
+
+from zarrpipe.data.csr import AnyArray
+from zarrpipe.errors import StoreFormatError
+from zarrpipe.store.layout import chunk_file, is_plain
+
+_MAP_FIXED = 0x10
+_PROT_NONE = 0
+_RESERVE_FACTOR = 4
+_LEAST_RESERVE = 1 << 26
+
+
+class FlatArray(Protocol):
+    """Rows of one array as one NumPy array."""
+
+    @property
+    def data(self) -> AnyArray:
+        """Read-only array of the rows that are at hand."""
+        ...
+
+    def ensure(self, rows: int) -> None:
+        """Bring at least the first `rows` to hand; they are committed."""
+        ...
+
+    def grow(self) -> None:
+        """Bring to hand what is allocated, committed or not, as it is now."""
+        ...
+
+
+def open_flat(open_array: Callable[[], zarr.Array[Any]], directory: Path | None) -> FlatArray:
+    """Flat array of a Zarr array; `directory` is the array's own where it is a local one."""
+    array = open_array()
+    if directory is not None and is_plain(array) and MappedArray.fits(array):
+        return MappedArray(array, directory)
+    return LoadedArray(open_array)
+
+
+class _Range:
+    """Reserved addresses, given back when nothing refers to them any more."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.address = _mmap(None, size, _PROT_NONE, _reserve_flags(), -1)
+        self._finalizer = weakref.finalize(self, _libc().munmap, self.address, size)
+        self.__array_interface__ = {
+            "version": 3,
+            "shape": (size,),
+            "typestr": "|u1",
+            "data": (self.address, True),
+        }
+
+
+class MappedArray:
+    """Chunk files of a plain local array, mapped back to back and read only.
+
+    Arrays that were taken from `data` stay valid when the mapping moves or the files are
+    unlinked. A chunk file that is not there reads as the fill value.
+    """
+
+    def __init__(self, array: zarr.Array[Any], directory: Path) -> None:
+        self._directory, self._ndim = directory, array.ndim
+        self._dtype, self._row_shape = np.dtype(array.dtype), array.shape[1:]
+        self._chunk_rows = int(array.chunks[0])
+        self._row_bytes = self._dtype.itemsize * int(np.prod(self._row_shape, dtype=np.int64))
+        self._chunk_bytes = self._chunk_rows * self._row_bytes
+        self._fill = array.fill_value
+        self._range = _Range(self._reserve(1))
+        self._chunks = 0
+        self._holes: set[int] = set()
+        self._data = self._view()
+
+    @staticmethod
+    def fits(array: zarr.Array[Any]) -> bool:
+        """Whether each chunk is a whole number of pages."""
+        row_items = int(np.prod(array.shape[1:], dtype=np.int64))
+        chunk_bytes = int(array.chunks[0]) * np.dtype(array.dtype).itemsize * row_items
+        return chunk_bytes > 0 and chunk_bytes % mmap.ALLOCATIONGRANULARITY == 0
+
+    @property
+    def data(self) -> AnyArray:
+        """Rows of the mapped chunks; see `FlatArray.data`."""
+        return self._data
+
+    def ensure(self, rows: int) -> None:
+        """Map the chunks of the first `rows`; see `FlatArray.ensure`."""
+        chunks = -(-rows // self._chunk_rows)
+        if chunks <= self._chunks and not self._holes:
+            return
+        self._fill_holes()
+        if chunks > self._chunks:
+            self._room_for(chunks)
+            for index in range(self._chunks, chunks):
+                if not self._map(index):
+                    self._map_fill(index)
+            self._chunks = chunks
+            self._data = self._view()
+
+    def grow(self) -> None:
+        """Map further chunk files as long as there are; see `FlatArray.grow`."""
+        before = self._chunks
+        while self._path(self._chunks).exists():
+            self._room_for(self._chunks + 1)
+            self._map(self._chunks)
+            self._chunks += 1
+        if self._chunks != before:
+            self._data = self._view()
+
+    def _path(self, index: int) -> Path:
+        return chunk_file(self._directory, index, self._ndim)
+
+    def _reserve(self, chunks: int) -> int:
+        return max(_RESERVE_FACTOR * chunks * self._chunk_bytes, _LEAST_RESERVE)
+
+    def _view(self) -> AnyArray:
+        flat = np.asarray(self._range)[: self._chunks * self._chunk_bytes]
+        return flat.view(self._dtype).reshape(-1, *self._row_shape)
+
+    def _room_for(self, chunks: int) -> None:
+        """Move to a larger range when the one that is reserved would be outgrown."""
+        if chunks * self._chunk_bytes <= self._range.size:
+            return
+        self._range = _Range(self._reserve(chunks))
+        for index in range(self._chunks):
+            if not self._map(index):
+                self._map_fill(index)
+
+    def _map(self, index: int) -> bool:
+        """Map a chunk file; False if it is not there."""
+        path = self._path(index)
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        try:
+            size = os.fstat(descriptor).st_size
+            if size != self._chunk_bytes:
+                raise StoreFormatError(
+                    f"{path} has {size} bytes, expected {self._chunk_bytes}: the file was "
+                    "truncated or belongs to another array"
+                )
+            self._place(index, mmap.MAP_SHARED, descriptor)
+        finally:
+            os.close(descriptor)
+        return True
+
+    def _place(self, index: int, flags: int, descriptor: int) -> None:
+        address = self._range.address + index * self._chunk_bytes
+        _mmap(address, self._chunk_bytes, mmap.PROT_READ, flags | _MAP_FIXED, descriptor)
+
+    def _map_fill(self, index: int) -> None:
+        """Let a chunk that is not there read as the fill value."""
+        self._holes.add(index)
+        fill = np.full(1, self._fill, dtype=self._dtype)
+        if not fill.view(np.uint8).any():
+            self._place(index, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1)
+            return
+        descriptor = os.memfd_create("zarrpipe-fill") if hasattr(os, "memfd_create") else _unnamed()
+        try:
+            os.ftruncate(descriptor, self._chunk_bytes)
+            values = np.full(self._chunk_bytes // self._dtype.itemsize, self._fill, self._dtype)
+            os.pwrite(descriptor, values.view(np.uint8).data, 0)
+            self._place(index, mmap.MAP_SHARED, descriptor)
+        finally:
+            os.close(descriptor)
+
+    def _fill_holes(self) -> None:
+        self._holes = {index for index in self._holes if not self._map(index)}
+
+
+class LoadedArray:
+    """Rows of any Zarr array, read through zarr-python and kept in memory."""
+
+    def __init__(self, open_array: Callable[[], zarr.Array[Any]]) -> None:
+        self._open = open_array
+        array = open_array()
+        self._buffer = np.empty((0, *array.shape[1:]), dtype=array.dtype)
+        self._rows = 0
+
+    @property
+    def data(self) -> AnyArray:
+        """Rows that were loaded; see `FlatArray.data`."""
+        view = self._buffer[: self._rows]
+        view.flags.writeable = False
+        return view
+
+    def ensure(self, rows: int) -> None:
+        """Load further rows up to `rows`; see `FlatArray.ensure`."""
+        if rows <= self._rows:
+            return
+        array = self._open()
+        if rows > array.shape[0]:
+            raise StoreFormatError(
+                f"{array.store_path} has {array.shape[0]} rows, the pointers say {rows}: "
+                "the array was cut or belongs to another store"
+            )
+        self._load(array, self._rows, rows)
+
+    def grow(self) -> None:
+        """Load again what is not yet committed, and what is new; see `FlatArray.grow`."""
+        array = self._open()
+        last = int(np.count_nonzero(self._buffer[: self._rows]))
+        self._load(array, min(last, self._rows), array.shape[0])
+
+    def _load(self, array: zarr.Array[Any], start: int, stop: int) -> None:
+        if stop > len(self._buffer):
+            larger = np.empty((max(stop, 2 * len(self._buffer)), *array.shape[1:]), array.dtype)
+            larger[:start] = self._buffer[:start]
+            self._buffer = larger
+        if stop > start:
+            self._buffer[start:stop] = array[start:stop]
+        self._rows = stop
+
+
+def _libc() -> ctypes.CDLL:
+    libc = ctypes.CDLL(None, use_errno=True)
+    pointer, size, integer = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+    libc.mmap.restype = pointer
+    libc.mmap.argtypes = [pointer, size, integer, integer, integer, ctypes.c_int64]
+    libc.munmap.argtypes = [pointer, size]
+    return libc
+
+
+def _mmap(address: int | None, size: int, protection: int, flags: int, descriptor: int) -> int:
+    """Call mmap, which Python's own module cannot place at an address."""
+    result = _libc().mmap(address, size, protection, flags, descriptor, 0)
+    if result is None or result == ctypes.c_void_p(-1).value:
+        error = ctypes.get_errno()
+        raise OSError(error, f"cannot map {size} bytes: {os.strerror(error)}")
+    return int(result)
+
+
+def _reserve_flags() -> int:
+    return mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+
+
+def _unnamed() -> int:
+    """Descriptor of a file without a name, where the system has no memfd."""
+    import tempfile  # noqa: PLC0415  rarely needed
+
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())

@@ -1,0 +1,233 @@
+"""What of a store a reader knows: its attributes, its committed samples, its flat arrays."""
+
+from typing import Any
+
+import numpy as np
+import zarr
+
+from zarrpipe.data.csr import AnyArray, Int64Array
+from zarrpipe.data.schema import Schema
+from zarrpipe.errors import StoreFormatError, StoreNotFoundError
+from zarrpipe.store.commit import Extent, committed_samples
+from zarrpipe.store.flat import FlatArray, open_flat
+from zarrpipe.store.layout import (
+    ATOMS_PTR,
+    EDGES_PTR,
+    SAMPLES_MASK,
+    Attributes,
+    find_array,
+    read_schema,
+)
+from zarrpipe.store.root import Root
+
+_ATTEMPTS = 100
+
+
+class Snapshot:
+    """The state of a store at one moment, brought up to date by `refresh`.
+
+    Parameters
+    ----------
+    root
+        Place of the store.
+
+    Raises
+    ------
+    StoreNotFoundError
+        If there is no Zarr group.
+    StoreFormatError
+        If it is not a store of atomic systems, damaged, or of a newer format.
+    """
+
+    attributes: Attributes
+    schema: Schema
+
+    def __init__(self, root: Root) -> None:
+        self.root = root
+        self.extent = Extent()
+        self.active: Int64Array | None = None
+        self._flat: dict[str, FlatArray] = {}
+        self._load(None)
+
+    @property
+    def count(self) -> int:
+        """Number of samples, without the deleted."""
+        return self.extent.samples if self.active is None else len(self.active)
+
+    def refresh(self) -> None:
+        """Look at the store again.
+
+        Raises
+        ------
+        StoreNotFoundError
+            If the store is gone; what was read before can still be read.
+        """
+        if self._stamp() == self._seen:
+            self._look()
+        if self._stamp() != self._seen:
+            self._load(self.attributes)
+
+    def rows(self, path: str, rows: int) -> AnyArray:
+        """First `rows` of an array as one NumPy array, which may be longer.
+
+        Raises
+        ------
+        StoreFormatError
+            If the store was emptied or rewritten since it was looked at, and these rows were not
+            at hand before.
+        """
+        flat = self._flat.get(path)
+        if flat is not None and len(flat.data) >= rows:
+            return flat.data
+        flat = self._flat[path] = self._opened(path) if flat is None else flat
+        flat.ensure(rows)
+        self._check_generation(path)
+        return flat.data
+
+    def has(self, path: str) -> bool:
+        """Whether the store has an array at `path`."""
+        return find_array(self._group, path) is not None
+
+    def release(self) -> None:
+        """Let go of the arrays."""
+        self._flat.clear()
+
+    def pin(self, samples: int) -> None:
+        """Look at no more than the first `samples`."""
+        if self.active is None:
+            self.extent = self._extent(samples)
+        else:
+            self.active = self.active[:samples]
+
+    def physical(self, index: Int64Array | None = None) -> Int64Array:
+        """Rows of samples in the store; all of them by default."""
+        count = self.count
+        if index is None:
+            return np.arange(count) if self.active is None else self.active
+        if len(index) and not 0 <= index.min() <= index.max() < count:
+            raise IndexError(
+                f"samples {index.min()} to {index.max()} of a store of {count}: {self.root}"
+            )
+        return index if self.active is None else self.active[index]
+
+    def _opened(self, path: str) -> FlatArray:
+        directory, group = self.root.directory, self._group
+        return open_flat(
+            lambda: _required(group, path), None if directory is None else directory / path
+        )
+
+    def _check_generation(self, path: str) -> None:
+        """Refuse rows of an array that were brought to hand after the store was rewritten."""
+        if self._stamp() == self._seen:
+            return
+        group = self.root.open_group()
+        if group is None or Attributes.read(group).generation != self.attributes.generation:
+            del self._flat[path]
+            raise StoreFormatError(
+                f"{self.root} was emptied or rewritten since it was opened: refresh to read "
+                "what it has now"
+            )
+
+    def _stamp(self) -> object:
+        """Something that changes whenever the root's attributes do."""
+        directory = self.root.directory
+        if directory is not None:
+            try:
+                found = (directory / "zarr.json").stat()
+            except FileNotFoundError:
+                raise StoreNotFoundError(f"there is no Zarr store at {self.root}") from None
+            return found.st_ino, found.st_mtime_ns, found.st_size
+        group = self.root.open_group()
+        if group is None:
+            raise StoreNotFoundError(f"there is no Zarr store at {self.root}")
+        return group.attrs.asdict()
+
+    def _load(self, known: Attributes | None) -> None:
+        """Read attributes and pointers until both are of one moment."""
+        for _ in range(_ATTEMPTS):
+            seen = self._stamp()
+            try:
+                known = self._read_root(known)
+            except (StoreFormatError, FileNotFoundError, KeyError):
+                if self._stamp() == seen:
+                    raise
+                continue
+            if self._stamp() == seen:
+                self._seen = seen
+                return
+        raise StoreFormatError(f"{self.root} kept changing while it was being opened")
+
+    def _read_root(self, known: Attributes | None) -> Attributes:
+        """Read attributes, schema and pointers."""
+        group = self.root.open_group()
+        if group is None:
+            raise StoreNotFoundError(f"there is no Zarr store at {self.root}")
+        attributes = Attributes.read(group)
+        schema = read_schema(group, attributes)
+        if not attributes.ours and find_array(group, ATOMS_PTR) is None:
+            raise StoreFormatError(
+                f"{self.root} is a Zarr group without {ATOMS_PTR}: expected a store that "
+                "zarrpipe or nvalchemi wrote"
+            )
+        if known is None or attributes.generation != known.generation:
+            self._flat, self.extent, self.active = {}, Extent(), None
+            known = None
+        self._group, self.attributes, self.schema = group, attributes, schema
+        self._look()
+        if known is None or known.deleted != attributes.deleted:
+            self.active = self._find_active()
+        return attributes
+
+    def _look(self) -> None:
+        """Find the samples that are committed now."""
+        if ATOMS_PTR not in self._flat:
+            if not self.has(ATOMS_PTR):
+                return
+            self._flat[ATOMS_PTR] = self._opened(ATOMS_PTR)
+        pointers = self._flat[ATOMS_PTR]
+        pointers.grow()
+        before = self.extent.samples
+        samples = committed_samples(lambda i: int(pointers.data[i]), len(pointers.data))
+        if samples < before:
+            raise StoreFormatError(
+                f"{self.root} had {before} samples and now has {samples}: it is being emptied"
+            )
+        self.extent = self._extent(samples)
+        if self.active is not None:
+            self.active = np.concatenate([self.active, np.arange(before, samples)])
+
+    def _extent(self, samples: int) -> Extent:
+        """Extent of the first samples."""
+        if samples == 0:
+            return Extent()
+        ends = [self._end(path, samples) for path in (ATOMS_PTR, EDGES_PTR)]
+        return Extent(samples, *ends)
+
+    def _end(self, path: str, samples: int) -> int:
+        flat = self._flat[path] = self._flat.get(path) or self._opened(path)
+        flat.ensure(samples + 1)
+        return int(flat.data[samples])
+
+    def _find_active(self) -> Int64Array | None:
+        """Samples that were not deleted; None where none was."""
+        samples = self.extent.samples
+        if samples == 0 or (self.attributes.ours and self.attributes.deleted == 0):
+            return None
+        mask = self._flat[SAMPLES_MASK] = self._opened(SAMPLES_MASK)
+        mask.ensure(samples)
+        kept = mask.data[:samples]
+        return None if kept.all() else np.flatnonzero(kept)
+
+
+def _required(group: zarr.Group, path: str) -> zarr.Array[Any]:
+    """Array at `path` with its present shape.
+
+    Raises
+    ------
+    StoreFormatError
+        If there is none.
+    """
+    array = find_array(group, path)
+    if array is None:
+        raise StoreFormatError(f"{group.store_path} lacks the array {path}")
+    return array
