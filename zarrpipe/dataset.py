@@ -1,0 +1,284 @@
+"""The stores as one map-style torch Dataset, read a batch at a time."""
+
+import copy
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Self, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.data import Dataset
+from torch.utils.data._utils.collate import default_collate_fn_map
+
+from zarrpipe._arrivals import Arrivals
+from zarrpipe.data.atomic import AtomicData
+from zarrpipe.data.batch import Batch, fill_value
+from zarrpipe.data.csr import AnyArray, Int64Array
+from zarrpipe.data.fields import REQUIRED_FIELDS
+from zarrpipe.data.schema import Field
+from zarrpipe.errors import SchemaError, StoreFormatError
+from zarrpipe.store.root import StoreLike
+from zarrpipe.store.view import StoreView
+
+Transform = Callable[[Batch], Batch]
+Scalar = TypeVar("Scalar", bound=np.generic)
+
+
+class ZarrDataset(Dataset[AtomicData]):
+    """The samples of one store, or of several that follow each other.
+
+    An index means the same sample for as long as the dataset lives: what `refresh` finds gets the
+    indices at the end, whichever store it is in. So indices follow the order of arrival, and
+    `state_dict` says what it was. A dataset that is opened anew has store after store.
+
+    Parameters
+    ----------
+    store_or_stores : StoreLike or sequence of StoreLike
+        At least one store that exists.
+    fields : sequence of str, optional
+        The fields to read; by default all. Positions and atomic numbers always come. A sample
+        whose store lacks a field has it filled and marked as absent.
+    transform : callable, optional
+        Called with each `Batch` that is read (with a batch of one for ``dataset[i]``) and gives
+        the `Batch` to use. It has to be picklable where worker processes are used.
+
+    Raises
+    ------
+    StoreNotFoundError
+        If there is no store at a place.
+    SchemaError
+        If no store has a field that is asked for, or two stores have a field at different
+        levels, dtypes or row shapes.
+    """
+
+    def __init__(
+        self,
+        store_or_stores: StoreLike | Sequence[StoreLike],
+        fields: Sequence[str] | None = None,
+        transform: Transform | None = None,
+    ) -> None:
+        many = isinstance(store_or_stores, Sequence) and not isinstance(store_or_stores, str)
+        stores: Sequence[Any] = store_or_stores if many else [store_or_stores]  # type: ignore[assignment]
+        if not stores:
+            raise ValueError("an empty list of stores makes no dataset: expected at least one")
+        self._views = [StoreView(store) for store in stores]
+        self._arrivals = Arrivals((i, view.num_samples) for i, view in enumerate(self._views))
+        self._chosen: Int64Array | None = None
+        self._fields = None if fields is None else tuple(dict.fromkeys((*REQUIRED_FIELDS, *fields)))
+        self._transform = transform
+        self.schema: Mapping[str, Field] = _common_schema([view.schema for view in self._views])
+        _check_fields(self._fields, self.schema)
+
+    def __len__(self) -> int:
+        return len(self._arrivals) if self._chosen is None else len(self._chosen)
+
+    def __getitem__(self, index: int) -> AtomicData:
+        return self.__getitems__([operator.index(index)]).get_data(0)
+
+    def __getitems__(self, index: npt.ArrayLike | torch.Tensor) -> Batch:
+        """Batch of the samples at integers [K], in that order; repeats are allowed.
+
+        Raises
+        ------
+        IndexError
+            If an index is outside of the dataset.
+        """
+        batch = self.gather(index, self._fields)
+        return batch if self._transform is None else self._transform(batch)
+
+    def gather(
+        self, index: npt.ArrayLike | torch.Tensor, fields: Sequence[str] | None = None
+    ) -> Batch:
+        """As ``__getitems__``, but the fields that are given (all for None) and no transform."""
+        store, row = self._arrivals.locate(self._rows(index))
+        if len(self._views) == 1:
+            return self._views[0].gather(row, fields)
+        parts, places = [], []
+        for one in np.unique(store):
+            places.append(np.flatnonzero(store == one))
+            parts.append(self._gather_from(self._views[one], row[places[-1]], fields))
+        if not parts:
+            return self._gather_from(self._views[0], row, fields)
+        if len(parts) == 1:
+            return parts[0]
+        back = np.argsort(np.concatenate(places))
+        return Batch.concatenate(parts).index_select(torch.from_numpy(back))
+
+    def _gather_from(self, view: StoreView, row: Int64Array, fields: Sequence[str] | None) -> Batch:
+        """Samples of one store with the fields of all, filled where this store has none."""
+        wanted = self.schema if fields is None else fields
+        batch = view.gather(row, [name for name in wanted if name in view.schema])
+        lacking = [self.schema[name] for name in wanted if name not in batch]
+        return _filled(batch, lacking) if lacking else batch
+
+    def _rows(self, index: npt.ArrayLike | torch.Tensor) -> Int64Array:
+        """Positions [K] in the order of arrival, none negative."""
+        wanted = np.asarray(index)
+        if wanted.size == 0:
+            wanted = wanted.astype(np.int64)
+        if wanted.ndim != 1 or wanted.dtype.kind not in "iu":
+            raise TypeError(
+                f"indices have shape {wanted.shape} and dtype {wanted.dtype}, expected integers [K]"
+            )
+        count = len(self)
+        outside = (wanted < -count) | (wanted >= count)
+        if outside.any():
+            raise IndexError(f"sample {wanted[outside][0]} of a dataset of {count}")
+        rows = wanted.astype(np.int64, copy=False)
+        if (rows < 0).any():
+            rows = np.where(rows < 0, rows + count, rows)
+        return rows if self._chosen is None else self._chosen[rows]
+
+    def index_select(self, index: npt.ArrayLike | torch.Tensor) -> Self:
+        """Dataset of the samples at integers [K], over the same open stores; it never grows."""
+        selected = copy.copy(self)
+        selected._chosen = self._rows(index)
+        return selected
+
+    @property
+    def num_atoms(self) -> Int64Array:
+        """Number of atoms of each sample, [N] int64."""
+        return self._of_samples([view.num_atoms for view in self._views])
+
+    @property
+    def num_edges(self) -> Int64Array:
+        """Number of edges of each sample, [N] int64."""
+        return self._of_samples([view.num_edges for view in self._views])
+
+    @property
+    def ids(self) -> npt.NDArray[np.uint64]:
+        """64-bit name of each structure, [N] uint64."""
+        return self._of_samples([view.ids for view in self._views])
+
+    def system_field(self, name: str) -> AnyArray:
+        """Field at system level of every sample, [N, ...].
+
+        Raises
+        ------
+        SchemaError
+            If some store lacks the field.
+        """
+        for place, view in enumerate(self._views):
+            if name not in view.schema:
+                raise SchemaError(
+                    f"store {place} has no field {name!r}, it has {sorted(view.schema)}"
+                )
+        return self._of_samples([view.system_field(name) for view in self._views])
+
+    def _of_samples(self, by_store: list[npt.NDArray[Scalar]]) -> npt.NDArray[Scalar]:
+        values = self._arrivals.collect(by_store)
+        return values if self._chosen is None else values[self._chosen]
+
+    def refresh(self) -> int:
+        """See what was committed since; gives the number of new samples, which come last.
+
+        A selection stays as it is.
+        """
+        if self._chosen is not None:
+            return 0
+        for place, view in enumerate(self._views):
+            generation = view.generation
+            view.refresh()
+            if view.generation != generation:
+                raise StoreFormatError(
+                    f"store {place} was rewritten: samples were deleted or moved, so indices mean "
+                    "others than before; open a new dataset"
+                )
+        self.schema = _common_schema([view.schema for view in self._views])
+        before, known = len(self), self._arrivals
+        new = [(i, view.num_samples - known.held(i)) for i, view in enumerate(self._views)]
+        self._arrivals = Arrivals([*known.runs, *new])
+        return len(self) - before
+
+    def state_dict(self) -> dict[str, Any]:
+        """What indices mean, as plain types.
+
+        ``arrivals`` is ``[[store, number of samples], ...]``, ``generations`` names each store as
+        it was rewritten last.
+        """
+        return {
+            "arrivals": [list(run) for run in self._arrivals.runs],
+            "generations": [view.generation for view in self._views],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Give every index the meaning that it had; what came later waits for `refresh`.
+
+        Raises
+        ------
+        StoreFormatError
+            If the stores are not those of the state: there are more or fewer, one was rewritten
+            since, or has fewer samples than the state counts.
+        """
+        arrivals = Arrivals((store, count) for store, count in state["arrivals"])
+        generations = state["generations"]
+        if len(generations) != len(self._views):
+            raise StoreFormatError(
+                f"the state is of {len(generations)} stores, here are {len(self._views)}: give "
+                "those that it was saved with, in the same order"
+            )
+        for place, (view, generation) in enumerate(zip(self._views, generations, strict=True)):
+            count = arrivals.held(place)
+            if view.num_samples < count:
+                view.refresh()
+            if view.num_samples < count or view.generation != generation:
+                raise StoreFormatError(
+                    f"store {place} has {view.num_samples} samples, the state counts {count} (of "
+                    f"{generation!r}, the store is {view.generation!r}): give the stores that it "
+                    "was saved with, in the same order and as they were"
+                )
+        self._arrivals = arrivals
+        self.schema = _common_schema([view.schema for view in self._views])
+
+
+def collate(samples: Sequence[AtomicData | Batch] | Batch, **_: Any) -> Batch:
+    """Batch of a list of samples; a `Batch` is passed through.
+
+    torch's ``default_collate`` finds it for both types, so that a DataLoader needs none by hand.
+
+    Raises
+    ------
+    FieldError
+        If the list is empty or its samples do not fit each other.
+    """
+    return samples if isinstance(samples, Batch) else Batch.concatenate(samples)
+
+
+default_collate_fn_map[AtomicData] = collate
+default_collate_fn_map[Batch] = collate
+
+
+def _check_fields(fields: Sequence[str] | None, schema: Mapping[str, Field]) -> None:
+    for name in fields or ():
+        if name not in schema:
+            raise SchemaError(f"no store has a field {name!r}, they have {sorted(schema)}")
+
+
+def _common_schema(schemas: Sequence[Mapping[str, Field]]) -> Mapping[str, Field]:
+    """Fields of all stores; refuse two that differ."""
+    common: dict[str, Field] = {}
+    for place, schema in enumerate(schemas):
+        for name, field in schema.items():
+            first = common.setdefault(name, field)
+            given = (field.level, field.dtype, field.shape)
+            if given != (first.level, first.dtype, first.shape):
+                raise SchemaError(
+                    f"store {place} has field {name!r} at level {field.level.value!r} with dtype "
+                    f"{field.dtype} and rows of shape {field.shape}, a store before it at "
+                    f"{first.level.value!r} with {first.dtype} and {first.shape}: convert one"
+                )
+    return common
+
+
+def _filled(batch: Batch, lacking: Sequence[Field]) -> Batch:
+    """The batch with further fields that no system of it has."""
+    fields, absent = dict(batch.fields), torch.zeros(batch.num_graphs, dtype=torch.bool)
+    levels = {**batch.levels, **{field.name: field.level for field in lacking}}
+    present = {name: batch.present(name) for name in batch.partly_present}
+    for field in lacking:
+        dtype = getattr(torch, field.dtype.name)
+        shape = (batch.rows(field.level), *field.shape)
+        fields[field.name] = torch.full(shape, fill_value(dtype), dtype=dtype)
+        present[field.name] = absent
+    return Batch(fields, batch.batch_ptr, batch.edge_ptr, levels=levels, present=present)
