@@ -24,8 +24,9 @@ class AtomicData(FieldTensors):
     **fields : array_like, optional
         Fields of the registry, for example ``energy [1, 1]`` in eV, ``forces [n, 3]`` in
         eV/Angstrom, ``cell [1, 3, 3]`` with lattice vectors as rows, ``pbc [1, 3]``,
-        ``stress [1, 3, 3]`` in eV/Angstrom^3, ``neighbor_list [e, 2]`` (receiver and sender as
-        indices into this system) and ``neighbor_list_shifts [e, 3]``. None is left out. A field
+        ``stress [1, 3, 3]`` in eV/Angstrom^3, tensile positive, ``neighbor_list [e, 2]`` (pairs
+        i, j of atoms of this system) and ``neighbor_list_shifts [e, 3]``, so that the vector of an
+        edge is ``positions[j] + shift @ cell - positions[i]``. None is left out. A field
         at system level may come without its leading 1, and a scalar where the row is ``(1,)``.
 
     Raises

@@ -1,0 +1,34 @@
+# Every target sets up .venv by itself; it needs python3.11 or later, pip and nothing else.
+PYTHON ?= python3.11
+BIN := .venv/bin
+EXTRAS := dev,recipes,mace
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help demo test check format clean
+
+help:
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
+
+.venv/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	touch $@
+
+demo: .venv/.ready ## the closed loop: simulate, select, label, train, repeat; both arms
+	$(BIN)/python recipes/closed_loop.py --out runs/demo
+
+test: .venv/.ready ## all tests, warnings as errors, with branch coverage
+	$(BIN)/python -m pytest --numprocesses 2 --cov --cov-report term --cov-fail-under 90
+
+check: .venv/.ready ## format, lint, types and tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(MAKE) test
+
+format: .venv/.ready ## bring the code into shape
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean: ## remove what the targets made
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage* build *.egg-info runs
