@@ -78,8 +78,9 @@ class StoreView:
 
     @property
     def generation(self) -> str:
-        """Name that changes when samples were removed or moved."""
-        return self._snapshot.attributes.generation
+        """Name that changes when samples were deleted, removed or moved."""
+        attributes = self._snapshot.attributes
+        return f"{attributes.generation}-{attributes.deleted}"
 
     @property
     def num_atoms(self) -> Int64Array:
