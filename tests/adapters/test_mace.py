@@ -101,6 +101,8 @@ def test_what_is_left_out_can_be_kept_and_own_fields_come_along(systems):
     assert batch.atomic_numbers.tolist() == [8, 1, 1, 29]
     assert batch.energy_weight.tolist() == [[1.0], [1.0]]
     assert batch.levels["head"] == "system"
+    assert batch.present("polarizability").all()
+    assert batch.polarizability.tolist() == torch.zeros(2, 3, 3).tolist()
 
 
 def test_elements_must_be_known(systems):

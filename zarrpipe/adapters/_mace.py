@@ -49,7 +49,8 @@ def from_mace(
         Atomic number of each column of ``node_attrs``, as a sequence or as MACE's
         ``AtomicNumberTable``; needed unless `data` carries ``atomic_numbers``.
     keep
-        Attributes to take that would be left out, such as ``"head"`` or ``"energy_weight"``.
+        Attributes to take that would be left out, such as ``"head"`` or ``"energy_weight"``; a
+        label among them is taken as it is, whatever its weight.
     levels
         Level of a field of the user's own, as in `from_pyg`.
 
@@ -58,42 +59,43 @@ def from_mace(
     FieldError
         If the elements are not known, or as `from_pyg`.
     """
-    count = int(getattr(data, "num_graphs", 1)) if hasattr(data, "ptr") else 1
-    missing = {label: _absent(data, label, count) for label in _LABELS}
-    nowhere = {label for label, absent in missing.items() if bool(absent.all())}
+    kept = frozenset(keep)
+    absent = {label: lacks for label, lacks in _absent_labels(data).items() if label not in kept}
+    nowhere = {label for label, lacks in absent.items() if bool(lacks.all())}
     batch = Graphs(
         data,
         _NAMES,
         {**dict.fromkeys(_SYSTEM, Level.SYSTEM), **(levels or {})},
-        skipped=(_DERIVED | nowhere) - frozenset(keep),
+        skipped=(_DERIVED | nowhere) - kept,
         extra={"atomic_numbers": _numbers(data, z_table)},
     ).batch()
-    partly = {
-        _NAMES.get(label, label): ~absent
-        for label, absent in missing.items()
-        if label not in nowhere and bool(absent.any())
-    }
-    return _mark_absent(batch, partly) if partly else batch
+    return _mark_absent(batch, absent)
 
 
-def _absent(data: Any, label: str, count: int) -> torch.Tensor:
+def _absent_labels(data: Any) -> dict[str, torch.Tensor]:
     """Which systems [B] lack a label: those with weight 0, or all if there is no such label."""
-    if getattr(data, label, None) is None:
-        return torch.ones(count, dtype=torch.bool)
-    weight = getattr(data, f"{label}_weight", None)
-    if weight is None:
-        return torch.zeros(count, dtype=torch.bool, device=data[label].device)
-    absent: torch.Tensor = (weight.reshape(count, -1) == 0).all(1)
+    count = int(data.num_graphs) if hasattr(data, "ptr") else 1
+    absent = {}
+    for label in _LABELS:
+        weight = getattr(data, f"{label}_weight", None)
+        if getattr(data, label, None) is None:
+            absent[label] = torch.ones(count, dtype=torch.bool)
+        elif weight is None:
+            absent[label] = torch.zeros(count, dtype=torch.bool)
+        else:
+            absent[label] = (weight.reshape(count, -1) == 0).all(1)
     return absent
 
 
-def _mark_absent(batch: Batch, present: Mapping[str, torch.Tensor]) -> Batch:
-    fields = dict(batch.fields)
-    for name, has in present.items():
-        row_has = has[batch.batch_idx] if batch.levels[name] is Level.ATOM else has
-        value = fields[name].clone()
-        value[~row_has] = fill_value(value.dtype)
-        fields[name] = value
+def _mark_absent(batch: Batch, absent: Mapping[str, torch.Tensor]) -> Batch:
+    fields, present = dict(batch.fields), {}
+    for label, lacks in absent.items():
+        name = _NAMES.get(label, label)
+        if name in fields and bool(lacks.any()):
+            rows = lacks[batch.batch_idx] if batch.levels[name] is Level.ATOM else lacks
+            fields[name] = fields[name].clone()
+            fields[name][rows] = fill_value(fields[name].dtype)
+            present[name] = ~lacks
     return Batch(
         fields, batch.batch_ptr, batch.edge_ptr, levels=dict(batch.levels), present=present
     )
