@@ -102,7 +102,7 @@ def test_a_field_that_one_store_lacks_is_absent_in_every_batch(tmp_path, data):
 def test_stores_that_differ_in_a_dtype_are_refused(tmp_path, data):
     data.append(tmp_path / "a", data.batch(2))
     data.append(tmp_path / "b", data.batch(2).to(dtype=torch.float32))
-    with pytest.raises(SchemaError, match="store 1 has field 'positions' .*float32.*float64"):
+    with pytest.raises(SchemaError, match=r"store 1 has field 'positions' .*float32.*float64"):
         ZarrDataset([tmp_path / "a", tmp_path / "b"])
 
 

@@ -1,0 +1,270 @@
+"""Stores as a LightningDataModule: splits, loaders, growth between epochs and resume inside one."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from lightning.pytorch import LightningDataModule
+
+from zarrpipe.data.batch import Batch
+from zarrpipe.data.csr import Int64Array
+from zarrpipe.dataset import ZarrDataset
+from zarrpipe.errors import StoreEmptyError
+from zarrpipe.loader import GraphLoader
+from zarrpipe.samplers import GraphBatchSampler
+from zarrpipe.splits import check_fractions, group_keys, hash_split
+from zarrpipe.statistics import Statistics, StatisticsSums, measure
+from zarrpipe.store.root import StoreLike
+
+SIDES = ("train", "val", "test")
+
+
+class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is not followed
+    """Training, validation and test batches out of stores that may grow meanwhile.
+
+    Each training epoch begins with what is committed then, the same on every rank: Lightning is
+    asked to fetch the loader anew each epoch (``reload_dataloaders_every_n_epochs``, which is
+    set to 1 if it is 0), and a fetch looks into the stores. A checkpoint says which samples its
+    epoch has and how far it came, so a resumed run, on any number of devices, goes through exactly
+    the rest. No Trainer flag is needed for several devices.
+
+    Parameters
+    ----------
+    store : StoreLike or sequence of StoreLike
+        The stores to split; they must exist when `setup` is called.
+    batch_size : int
+        Systems in a batch of each rank.
+    split : sequence of float
+        Shares of training, validation and test. Those of validation and test go to training
+        where `val_store` or `test_store` is given.
+    split_by : str
+        "id" puts each structure on a side of its own by the hash of its id; the name of a field
+        at system level keeps samples with equal values of it together. A sample never changes
+        sides while its store grows.
+    val_store, test_store : StoreLike or sequence of StoreLike, optional
+        Stores used whole for validation and test.
+    fields : sequence of str, optional
+        Fields of the batches; by default all.
+    seed : int
+        Of the order of training samples. The split does not depend on it.
+    num_workers : int
+        Worker processes of each loader; see `GraphLoader`.
+    device : str or torch.device, optional
+        Where batches are moved to; by default where Lightning has the model.
+
+    Raises
+    ------
+    ValueError
+        If `split` does not sum to 1, or a number is out of its range.
+    """
+
+    def __init__(
+        self,
+        store: StoreLike | Sequence[StoreLike],
+        *,
+        batch_size: int = 32,
+        split: Sequence[float] = (0.9, 0.05, 0.05),
+        split_by: str = "id",
+        val_store: StoreLike | Sequence[StoreLike] | None = None,
+        test_store: StoreLike | Sequence[StoreLike] | None = None,
+        fields: Sequence[str] | None = None,
+        seed: int = 0,
+        num_workers: int = 0,
+        device: str | torch.device | None = None,
+    ) -> None:
+        super().__init__()
+        # Arguments are checked here, not when Lightning has begun to set up.
+        GraphLoader(None, GraphBatchSampler((), batch_size, seed=seed), num_workers=num_workers)  # type: ignore[arg-type]
+        self.batch_size, self.seed, self.num_workers = batch_size, seed, num_workers
+        self.split, self.split_by, self.fields = check_fractions(split), split_by, fields
+        if len(self.split) != len(SIDES):
+            raise ValueError(f"split is {self.split}, expected shares of {', '.join(SIDES)}")
+        self.device = None if device is None else torch.device(device)
+        self._stores = {"all": store, "val": val_store, "test": test_store}
+        self._datasets: dict[str, ZarrDataset] = {}
+        self._rows: dict[str, Int64Array] = {}
+        self._loaders: dict[str, GraphLoader] = {}
+        self._sums, self._counted = StatisticsSums(), 0
+        self._state: Mapping[str, Any] | None = None
+
+    @property
+    def dataset(self) -> ZarrDataset:
+        """Every sample of `store`."""
+        return self._open()["all"]
+
+    @property
+    def train_dataset(self) -> ZarrDataset:
+        """The training samples that are known now."""
+        return self._side("train")
+
+    @property
+    def val_dataset(self) -> ZarrDataset:
+        """The validation samples that are known now."""
+        return self._side("val")
+
+    @property
+    def test_dataset(self) -> ZarrDataset:
+        """The test samples that are known now."""
+        return self._side("test")
+
+    @property
+    def statistics(self) -> Statistics:
+        """Statistics of `train_dataset`; only samples that are new since the last call are read."""
+        rows = self._split()["train"]
+        if len(rows) > self._counted:
+            new = self.dataset.index_select(rows[self._counted :])
+            self._sums.merge(measure(new))
+            self._counted = len(rows)
+        return self._sums.statistics()
+
+    def refresh(self) -> int:
+        """See what was committed since; gives how many samples of `store` are new.
+
+        With torch.distributed every rank has to call it, and all see what rank 0 saw. Loaders
+        keep to what their epoch began with.
+        """
+        before = len(self._datasets["all"]) if self._datasets else 0
+        for dataset in self._open().values():
+            if _rank() == 0:
+                dataset.refresh()
+            _follow_rank_zero(dataset)
+        self._rows = {}
+        return len(self.dataset) - before
+
+    def setup(self, stage: str) -> None:
+        """Look at the stores, the same way on every rank.
+
+        Raises
+        ------
+        StoreEmptyError
+            If there is no sample to train on.
+        """
+        self._loaders, self._state = {}, None
+        self.refresh()
+        if stage != "fit":
+            return
+        if not len(self.train_dataset):
+            raise StoreEmptyError(
+                f"no sample to train on: of {len(self.dataset)} samples split={self.split} gives "
+                "none to training; write more samples or give training a larger share"
+            )
+        if self.trainer is not None and not self.trainer.reload_dataloaders_every_n_epochs:
+            self.trainer.reload_dataloaders_every_n_epochs = 1
+
+    def teardown(self, stage: str) -> None:
+        """Let go of the loaders and their workers."""
+        self._loaders = {}
+
+    def train_dataloader(self) -> GraphLoader:
+        """Loader of the training samples; where a new epoch begins, of those committed by then."""
+        trainer = self.trainer
+        known = self._loaders.get("train")
+        if known is None:
+            shuffle = trainer is None or not trainer.overfit_batches
+            loader = self._loader("train", shuffle=shuffle)
+            if self._state is not None:
+                loader.load_state_dict(self._state)
+                self._state = None
+        elif trainer is None or trainer.current_epoch != known.sampler.epoch:
+            self.refresh()
+            loader = self._loader("train")
+            if trainer is not None:
+                loader.sampler.set_epoch(trainer.current_epoch)
+        return self._loaders["train"]
+
+    def val_dataloader(self) -> GraphLoader:
+        """Loader of the validation samples, in order; of length 0, and skipped, without any."""
+        return self._loader("val")
+
+    def test_dataloader(self) -> GraphLoader:
+        """Loader of the test samples, in order; of length 0, and skipped, without any."""
+        return self._loader("test")
+
+    def predict_dataloader(self) -> GraphLoader:
+        """Loader of every sample of `store`, in order."""
+        return self._loader("all")
+
+    def transfer_batch_to_device(
+        self, batch: Batch, device: torch.device, dataloader_idx: int
+    ) -> Batch:
+        """Batch on the device, with one copy of each field that is elsewhere."""
+        where = self.device or device
+        return batch.to(where, non_blocking=where.type == "cuda")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Position in the training epoch and the samples that it has, as plain types.
+
+        Lightning saves the loader's own state too, but restores it only if nothing has asked for
+        the loader before; a scheduler that reads ``estimated_stepping_batches`` has.
+        """
+        loader = self._loaders.get("train")
+        return {} if loader is None else {"train": loader.state_dict()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Let the next fit go on where the checkpoint was taken."""
+        if self.trainer is not None and self.trainer.state.fn != "fit":
+            return
+        self._state = state_dict["train"]
+        self.dataset.load_state_dict(self._state)
+        self._rows, self._loaders = {}, {}
+        self._sums, self._counted = StatisticsSums(), 0
+
+    def _open(self) -> dict[str, ZarrDataset]:
+        if not self._datasets:
+            self._datasets = {
+                name: ZarrDataset(store, self.fields)
+                for name, store in self._stores.items()
+                if store is not None
+            }
+        return self._datasets
+
+    def _split(self) -> dict[str, Int64Array]:
+        """Rows of `dataset` on each side."""
+        if not self._rows:
+            dataset = self.dataset
+            train, val, test = self.split
+            if "val" in self._datasets:
+                train, val = train + val, 0.0
+            if "test" in self._datasets:
+                train, test = train + test, 0.0
+            by_id = self.split_by == "id"
+            keys = dataset.ids if by_id else group_keys(dataset.system_field(self.split_by))
+            side = hash_split(keys, (train, val, test))
+            self._rows = {name: np.flatnonzero(side == i) for i, name in enumerate(SIDES)}
+        return self._rows
+
+    def _source(self, name: str) -> tuple[ZarrDataset, Int64Array | None]:
+        """Dataset of a side, and its rows there where they are not all."""
+        dataset = self._open().get(name)
+        return (self.dataset, self._split()[name]) if dataset is None else (dataset, None)
+
+    def _side(self, name: str) -> ZarrDataset:
+        dataset, rows = self._source(name)
+        return dataset.index_select(np.arange(len(dataset)) if rows is None else rows)
+
+    def _loader(self, name: str, *, shuffle: bool = False) -> GraphLoader:
+        """The loader of a side, kept with its workers, with the samples that are known now."""
+        dataset, rows = self._source(name)
+        loader = self._loaders.get(name)
+        if loader is None:
+            sampler = GraphBatchSampler(
+                dataset, self.batch_size, shuffle=shuffle, seed=self.seed, index=rows
+            )
+            loader = GraphLoader(dataset, sampler, num_workers=self.num_workers)
+            self._loaders[name] = loader
+        elif rows is not None:
+            loader.sampler.resample(rows)
+        return loader
+
+
+def _rank() -> int:
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def _follow_rank_zero(dataset: ZarrDataset) -> None:
+    if dist.is_available() and dist.is_initialized():
+        seen = [dataset.state_dict()]
+        dist.broadcast_object_list(seen, src=0)
+        dataset.load_state_dict(seen[0])
