@@ -12,6 +12,7 @@ Each is also the builtin that a caller would catch without knowing this package:
       StoreClosedError (RuntimeError)     the sink, writer or reader was closed
       StoreExistsError (FileExistsError)  a new store was asked for where one is
       StoreNotFoundError (FileNotFoundError)
+      StoreReadOnlyError (PermissionError) a store that was opened for reading is to be written
 """
 
 
@@ -53,3 +54,7 @@ class StoreExistsError(ZarrPipeError, FileExistsError):
 
 class StoreNotFoundError(ZarrPipeError, FileNotFoundError):
     """There is no store at the given place."""
+
+
+class StoreReadOnlyError(ZarrPipeError, PermissionError):
+    """A store that was opened for reading alone is to be written."""

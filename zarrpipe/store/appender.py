@@ -9,7 +9,7 @@ import zarr
 
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.schema import Field, Schema
-from zarrpipe.errors import StoreClosedError, StoreFormatError
+from zarrpipe.errors import StoreClosedError, StoreFormatError, StoreReadOnlyError
 from zarrpipe.store.columns import Column, open_column
 from zarrpipe.store.commit import Extent, committed_samples
 from zarrpipe.store.config import ZarrWriteConfig
@@ -54,6 +54,8 @@ class StoreAppender:
     ------
     StoreLockedError
         If another writer has the store open.
+    StoreReadOnlyError
+        If the zarr store was opened for reading alone.
     StoreFormatError
         If a Zarr group that zarrpipe did not write stands there.
     """
@@ -68,6 +70,8 @@ class StoreAppender:
         self.root, self.config, self.capacity = root, config, capacity
         self._closed = False
         self._columns: dict[str, Column] = {}
+        if root.read_only:
+            raise StoreReadOnlyError(f"{root} was opened read-only: open it for writing")
         self._check_ours(root.open_group())
         if lock is None and root.directory is not None:
             lock = WriterLock(root.directory)

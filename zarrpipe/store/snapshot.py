@@ -165,6 +165,8 @@ class Snapshot:
         attributes = Attributes.read(group)
         schema = read_schema(group, attributes)
         if not attributes.ours and find_array(group, ATOMS_PTR) is None:
+            if not group.attrs.asdict() and next(iter(group.keys()), None) is None:
+                raise StoreNotFoundError(f"{self.root} is an empty Zarr group")
             raise StoreFormatError(
                 f"{self.root} is a Zarr group without {ATOMS_PTR}: expected a store that "
                 "zarrpipe or nvalchemi wrote"
