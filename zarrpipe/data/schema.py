@@ -27,6 +27,9 @@ class Field:
         Shape of one row.
     unit
         Unit, "" for none.
+    group
+        Group of the store in which the field stands: "core" for the registry's, "custom" for a
+        user's own (nvalchemi has these in "core" too).
     """
 
     name: str
@@ -34,11 +37,7 @@ class Field:
     dtype: np.dtype
     shape: tuple[int, ...]
     unit: str
-
-    @property
-    def group(self) -> str:
-        """Group of the store in which the field stands: "core" or "custom"."""
-        return "core" if self.name in CORE_FIELDS else "custom"
+    group: str
 
     @property
     def fill(self) -> float | int | bool:
@@ -123,11 +122,20 @@ class Schema(Mapping[str, Field]):
 
 
 def field_from_array(
-    name: str, level: str | None, dtype: np.dtype, shape: tuple[int, ...]
+    name: str,
+    level: str | None,
+    dtype: np.dtype,
+    shape: tuple[int, ...],
+    group: str | None = None,
 ) -> Field:
-    """Field of a stored array; `level` is None where the store's attributes do not say it."""
+    """Field of a stored array, in its usual group unless another is given.
+
+    `level` is None for a field whose level the registry has.
+    """
     core = CORE_FIELDS.get(name)
-    return Field(name, level_of(name, level), np.dtype(dtype), shape, core.unit if core else "")
+    unit = "" if core is None else core.unit
+    usual = "custom" if core is None else "core"
+    return Field(name, level_of(name, level), np.dtype(dtype), shape, unit, group or usual)
 
 
 def _field_of(batch: Batch, name: str) -> Field:

@@ -259,18 +259,24 @@ def read_schema(group: zarr.Group, attributes: Attributes) -> Schema:
     """
     fields = {}
     for name, level in attributes.levels.items():
-        array = next((group.get(f"{part}/{name}") for part in ("core", "custom")
-                      if f"{part}/{name}" in group), None)  # fmt: skip
-        if not isinstance(array, zarr.Array):
+        places = {part: find_array(group, f"{part}/{name}") for part in ("core", "custom")}
+        found = [(part, array) for part, array in places.items() if array is not None]
+        if not found:
             raise StoreFormatError(
                 f"{group.store_path}: the attributes name the field {name!r}, but there is no "
                 f"array core/{name} or custom/{name}"
             )
+        part, array = found[0]
         try:
-            fields[name] = field_from_array(name, level, array.dtype, array.shape[1:])
+            fields[name] = field_from_array(name, level, array.dtype, array.shape[1:], part)
         except FieldError as error:
             raise StoreFormatError(f"{group.store_path}: {error}") from error
     return Schema(fields)
+
+
+def is_empty(group: zarr.Group) -> bool:
+    """Whether a group has neither attributes nor members, as one that was only just made."""
+    return not group.attrs.asdict() and next(iter(group.keys()), None) is None
 
 
 def find_array(group: zarr.Group, path: str) -> zarr.Array[Any] | None:

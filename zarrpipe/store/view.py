@@ -57,14 +57,11 @@ class StoreView:
         self._snapshot = Snapshot(self._root)
 
     def __getstate__(self) -> dict[str, Any]:
-        pinned = {"num_samples": self.num_samples, "generation": self.generation}
-        return {"store": self.store, **pinned}
+        return {"store": self.store, "moment": self._snapshot.moment()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["store"])  # type: ignore[misc]
-        if self.generation != state["generation"] or self.num_samples < state["num_samples"]:
-            raise StoreFormatError(f"{self._root} was rewritten since the reader was pickled")
-        self._snapshot.pin(state["num_samples"])
+        self._snapshot.return_to(state["moment"])
 
     @property
     def num_samples(self) -> int:
@@ -171,6 +168,8 @@ class StoreView:
         if "neighbor_list" in values:
             shift = np.repeat(atoms.ptr[:-1] - atoms.starts, np.diff(edges.ptr))
             values["neighbor_list"] += shift[:, None]
+            if not self._snapshot.attributes.ours:
+                self._check_edges(values["neighbor_list"], atoms.ptr, edges.ptr)
         present = {}
         for name in self._snapshot.attributes.partly.intersection(values):
             has = self._rows_of(present_path(name), Level.SYSTEM, rows[Level.SYSTEM])
@@ -226,6 +225,16 @@ class StoreView:
         if len(samples) and (counts.min() < least or starts.min() < 0):
             raise StoreFormatError(f"{self._root}: {path} falls or is negative: it is damaged")
         return _Segments(starts, pointers(counts))
+
+    def _check_edges(self, edges: Int64Array, atom_ptr: Int64Array, edge_ptr: Int64Array) -> None:
+        """Refuse edges that leave their system, as those that nvalchemi 0.2 appends do."""
+        owner = np.repeat(np.arange(len(edge_ptr) - 1), np.diff(edge_ptr))[:, None]
+        if ((edges < atom_ptr[owner]) | (edges >= atom_ptr[owner + 1])).any():
+            raise StoreFormatError(
+                f"{self._root}: edges leave their system; nvalchemi 0.2 stores the neighbor_list "
+                "of every write but the first relative to that write: read the other fields and "
+                "find neighbours anew"
+            )
 
     def _counts(self, path: str) -> Int64Array:
         return np.diff(self._segments(path, self._snapshot.physical()).ptr)
