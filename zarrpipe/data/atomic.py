@@ -78,8 +78,7 @@ class AtomicData(FieldTensors):
             for name, value in (group or {}).items()
             if value is not None
         ]
-        self._num_edges = self._count_edges(given)
-        for name, value, level in given:
+        for name, value, level in sorted(given, key=lambda item: item[0] != "neighbor_list"):
             self.add_field(name, value, level)
 
     @classmethod
@@ -90,18 +89,6 @@ class AtomicData(FieldTensors):
         data = cls.__new__(cls)
         data._fields, data._levels, data._num_edges = fields, levels, num_edges
         return data
-
-    @staticmethod
-    def _count_edges(given: list[tuple[str, Any, Level]]) -> int:
-        """Number of edges: that of the neighbor_list, or of the first edge field without one."""
-        edge_fields = {name: value for name, value, level in given if level is Level.EDGE}
-        if not edge_fields:
-            return 0
-        name = "neighbor_list" if "neighbor_list" in edge_fields else next(iter(edge_fields))
-        shape = torch.as_tensor(edge_fields[name]).shape
-        if not shape:
-            raise FieldError(f"field {name!r} is a scalar, expected one row for each edge")
-        return int(shape[0])
 
     @property
     def num_edges(self) -> int:
@@ -129,11 +116,20 @@ class AtomicData(FieldTensors):
             value = _with_leading_one(name, self._as_tensor(value))
         elif resolved is Level.EDGE:
             value = self._as_tensor(value)
-            if value.ndim and not self.keys["edge"] - {name}:
-                self._num_edges = int(value.shape[0])
             if name == "neighbor_list":
                 self._check_edges(value)
+            if value.ndim and not self.keys["edge"] - {name}:
+                return self._count_edges_by(name, value, level)
         return super().add_field(name, value, level)
+
+    def _count_edges_by(self, name: str, value: torch.Tensor, level: Level | str | None) -> Self:
+        """Set the only field at edge level, whose rows are the edges from now on."""
+        before, self._num_edges = self._num_edges, int(value.shape[0])
+        try:
+            return super().add_field(name, value, level)
+        except FieldError:
+            self._num_edges = before
+            raise
 
     def _check_edges(self, edges: torch.Tensor) -> None:
         if edges.numel() == 0:

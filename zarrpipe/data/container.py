@@ -78,8 +78,7 @@ class FieldTensors:
             If the name, level, dtype, number of rows, trailing shape or device does not fit.
         """
         check_name(name)
-        if name not in self._fields and hasattr(type(self), name):
-            raise FieldError(f"field name {name!r} is taken by {type(self).__name__}.{name}")
+        check_not_taken(name)
         here = self._levels.get(name)
         resolved = here if here is not None and level is None else level_of(name, level)
         if here is not None and here is not resolved:
@@ -178,6 +177,19 @@ class FieldTensors:
             object.__setattr__(self, name, value)
         else:
             self.add_field(name, value)
+
+
+def check_not_taken(name: str) -> None:
+    """Refuse the name of a field that is an attribute of a system or of a batch.
+
+    Raises
+    ------
+    FieldError
+        If the name is taken.
+    """
+    for kind in FieldTensors.__subclasses__():
+        if hasattr(kind, name):
+            raise FieldError(f"field name {name!r} is taken by {kind.__name__}.{name}")
 
 
 _COUNTED_BY = {

@@ -39,6 +39,41 @@ def segment_rows(starts: Int64Array, ptr: Int64Array) -> Int64Array:
     return rows
 
 
+def positions_of(index: Any, count: int, what: str) -> Int64Array:
+    """Non-negative positions [K] that an index means among `count`.
+
+    Parameters
+    ----------
+    index : array_like
+        Integers counted from either end, or a bool mask of `count` entries.
+    count
+        How many there are.
+    what
+        What is counted, for the error.
+
+    Raises
+    ------
+    IndexError
+        If an index is outside, a mask has another length, or the dtype is neither.
+
+    Examples
+    --------
+    >>> positions_of([-1, 0], 3, "samples"), positions_of([False, True], 2, "samples")
+    (array([2, 0]), array([1]))
+    """
+    given = np.asarray(index)
+    if given.dtype == np.bool_:
+        if given.shape != (count,):
+            raise IndexError(f"a mask of shape {given.shape} for {count} {what}")
+        return np.flatnonzero(given)
+    if given.size and given.dtype.kind not in "iu":
+        raise IndexError(f"an index of dtype {given.dtype} for {what}: expected integers or bool")
+    wanted = given.reshape(-1).astype(np.int64)
+    if len(wanted) and not -count <= wanted.min() <= wanted.max() < count:
+        raise IndexError(f"{what} {wanted.min()} to {wanted.max()} of {count}")
+    return np.where(wanted < 0, wanted + count, wanted)
+
+
 def tensor_pointers(counts: torch.Tensor) -> torch.Tensor:
     """`pointers` for a torch tensor, on its device."""
     ptr = torch.zeros(counts.shape[0] + 1, dtype=torch.int64, device=counts.device)

@@ -26,6 +26,7 @@ from zarrpipe.store.layout import (
     field_path,
     field_spec,
     find_array,
+    is_empty,
     meta_specs,
     new_generation,
     present_spec,
@@ -85,7 +86,7 @@ class StoreAppender:
     def _check_ours(self, group: zarr.Group | None) -> None:
         if group is None or Attributes.read(group).ours:
             return
-        if group.attrs.asdict() or next(iter(group.keys()), None) is not None:
+        if not is_empty(group):
             raise StoreFormatError(
                 f"{self.root} holds a Zarr group that zarrpipe did not write, and is left as it "
                 "is: read it with ZarrDataset or AtomicDataZarrReader and write to another place"
@@ -94,11 +95,13 @@ class StoreAppender:
     def _open(self) -> None:
         group = self.root.open_group()
         if group is None:
-            group = zarr.create_group(self.root.path)
+            attributes = Attributes(0, generation=new_generation())
+            content = attributes.to_dict(Schema({}))
+            group = zarr.create_group(self.root.path, attributes=content)
         attributes = Attributes.read(group)
         if not attributes.ours:
             attributes = Attributes(0, generation=new_generation())
-            group.update_attributes(attributes.to_dict(Schema({})))
+            group = group.update_attributes(attributes.to_dict(Schema({})))
         for name in GROUPS:
             group.require_group(name)
         self.group, self.attributes = group, attributes
@@ -110,6 +113,7 @@ class StoreAppender:
         self.extent = self._committed()
         self.column(ATOMS_PTR).clear_from(self.extent.samples + 1)
         self.column(SAMPLES_MASK).clear_from(self.extent.samples)
+        self.count_deleted()
 
     def _open_column(self, spec: ArraySpec, *, fresh: bool = False) -> Column:
         array = None if fresh else find_array(self.group, spec.path)
@@ -214,9 +218,10 @@ class StoreAppender:
         self._publish(self.schema.extended((item,)))
 
     def _publish(self, schema: Schema, **changes: Any) -> None:
-        """Make a schema and attributes known, at once."""
+        """Make a schema and attributes known, at once, beside those that others have set."""
         self.attributes = dataclasses.replace(self.attributes, **changes)
-        self.group = self.group.update_attributes(self.attributes.to_dict(schema))
+        group = self.root.open_group() or self.group
+        self.group = group.update_attributes(self.attributes.to_dict(schema))
         self.schema = schema
 
     @property
@@ -224,9 +229,15 @@ class StoreAppender:
         """Number of samples, without the deleted."""
         return self.extent.samples - self.attributes.deleted
 
-    def mark_deleted(self, samples: int) -> None:
-        """Tell readers that the masks of so many further samples are now False."""
-        self._publish(self.schema, deleted=self.attributes.deleted + samples)
+    def count_deleted(self) -> None:
+        """Tell readers how many masks of samples are False, where they do not know it yet.
+
+        Called when a store is opened too: a writer that was killed may have deleted unannounced.
+        """
+        kept = self.column(SAMPLES_MASK).read(0, self.extent.samples)
+        deleted = self.extent.samples - int(np.count_nonzero(kept))
+        if deleted != self.attributes.deleted:
+            self._publish(self.schema, deleted=deleted)
 
     def zero(self) -> None:
         """Remove every sample and field, and nothing that zarrpipe did not make.

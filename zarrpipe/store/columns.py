@@ -5,6 +5,7 @@ metadata, and `trim` makes the shape exact. Rows may be written again; nothing i
 """
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,6 +14,7 @@ import numpy as np
 import zarr
 
 from zarrpipe.data.csr import AnyArray
+from zarrpipe.errors import StoreFormatError
 from zarrpipe.store.layout import chunk_file, is_plain, write_json
 
 
@@ -115,7 +117,7 @@ class PlainColumn:
     def read(self, start: int, stop: int) -> AnyArray:
         """Rows as they are; see `Column.read`."""
         values = np.full((stop - start, *self._shape[1:]), self._fill, dtype=self._dtype)
-        flat = values.reshape(stop - start, -1)
+        flat = values.reshape(stop - start, math.prod(self._shape[1:]))
         row = start
         while row < stop:
             index, first = divmod(row, self._chunk_rows)
@@ -124,7 +126,13 @@ class PlainColumn:
             if path.exists():
                 with path.open("rb") as file:
                     file.seek(first * self._row_bytes)
-                    piece = np.frombuffer(file.read((last - first) * self._row_bytes), self._dtype)
+                    content = file.read((last - first) * self._row_bytes)
+                if len(content) != (last - first) * self._row_bytes:
+                    raise StoreFormatError(
+                        f"{path} has {path.stat().st_size} bytes, expected "
+                        f"{self._chunk_rows * self._row_bytes}: the file was truncated"
+                    )
+                piece = np.frombuffer(content, self._dtype)
                 flat[row - start : row - start + last - first] = piece.reshape(last - first, -1)
             row += last - first
         return values
@@ -235,8 +243,11 @@ class ZarrColumn:
         """Write rows; see `Column.write`."""
         stop = start + len(values)
         self.reserve(stop)
-        if len(values):
-            self._array[start:stop] = values
+        row = start
+        while row < stop:  # one after the other, so that a kill leaves a prefix
+            end = min(stop, row - row % self._unit + self._unit)
+            self._array[row:end] = values[row - start : end - start]
+            row = end
 
     def reserve(self, rows: int) -> None:
         """Let the shape run ahead; see `Column.reserve`."""

@@ -58,6 +58,7 @@ class _Range:
         self.size = size
         self.address = _mmap(None, size, _PROT_NONE, _reserve_flags(), -1)
         self._finalizer = weakref.finalize(self, _libc().munmap, self.address, size)
+        self._finalizer.atexit = False  # a thread may still be reading
         self.__array_interface__ = {
             "version": 3,
             "shape": (size,),
@@ -116,7 +117,8 @@ class MappedArray:
         before = self._chunks
         while self._path(self._chunks).exists():
             self._room_for(self._chunks + 1)
-            self._map(self._chunks)
+            if not self._map(self._chunks):
+                break
             self._chunks += 1
         if self._chunks != before:
             self._data = self._view()
@@ -214,8 +216,11 @@ class LoadedArray:
     def grow(self) -> None:
         """Load again what is not yet committed, and what is new; see `FlatArray.grow`."""
         array = self._open()
-        last = int(np.count_nonzero(self._buffer[: self._rows]))
-        self._load(array, min(last, self._rows), array.shape[0])
+        first = int(np.count_nonzero(self._buffer[: self._rows]))
+        self._load(array, first, array.shape[0])
+        zeros = np.flatnonzero(self._buffer[max(first, 1) : self._rows] == 0)
+        if len(zeros):  # chunks are read side by side: a later one may be of a later moment
+            self._buffer[max(first, 1) + zeros[0] : self._rows] = 0
 
     def _load(self, array: zarr.Array[Any], start: int, stop: int) -> None:
         if stop > len(self._buffer):

@@ -39,7 +39,7 @@ def delete_samples(appender: StoreAppender, samples: Int64Array) -> None:
         stored = appender.column(path).read(0, appender.extent.samples + 1)
         starts = stored[samples]
         _unmask(appender, mask, segment_rows(starts, pointers(stored[samples + 1] - starts)))
-    appender.mark_deleted(len(samples))
+    appender.count_deleted()
 
 
 def _unmask(appender: StoreAppender, path: str, rows: Int64Array) -> None:

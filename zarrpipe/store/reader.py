@@ -4,10 +4,9 @@ from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self
 
-import numpy as np
 import torch
 
-from zarrpipe.data.csr import AnyArray
+from zarrpipe.data.csr import AnyArray, positions_of
 from zarrpipe.store.root import StoreLike
 from zarrpipe.store.view import StoreView
 
@@ -64,14 +63,7 @@ class AtomicDataZarrReader:
 
     def read_many(self, indices: Sequence[int] | torch.Tensor | AnyArray) -> list[Sample]:
         """Several samples, each as `read` gives it."""
-        wanted = np.asarray(indices, dtype=np.int64).reshape(-1)
-        count = len(self)
-        if len(wanted) and not -count <= wanted.min() <= wanted.max() < count:
-            raise IndexError(
-                f"samples {wanted.min()} to {wanted.max()} of a store of {count}: "
-                f"{self._view.store}"
-            )
-        wanted = np.where(wanted < 0, wanted + count, wanted)
+        wanted = positions_of(indices, len(self), f"samples of {self._view.store}")
         batch = self._view.gather(wanted)
         rows = self._view.stored_rows(wanted)
         return [

@@ -1,5 +1,6 @@
 """What of a store a reader knows: its attributes, its committed samples, its flat arrays."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,11 +17,31 @@ from zarrpipe.store.layout import (
     SAMPLES_MASK,
     Attributes,
     find_array,
+    is_empty,
     read_schema,
 )
 from zarrpipe.store.root import Root
 
 _ATTEMPTS = 100
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What a reader knew of a store.
+
+    Parameters
+    ----------
+    attributes
+        Of the root.
+    samples
+        How many were committed, the deleted included.
+    active : array, optional
+        Those that were not deleted; None where none was.
+    """
+
+    attributes: Attributes
+    samples: int
+    active: Int64Array | None
 
 
 class Snapshot:
@@ -47,6 +68,7 @@ class Snapshot:
         self.extent = Extent()
         self.active: Int64Array | None = None
         self._flat: dict[str, FlatArray] = {}
+        self._seen: object = None
         self._load(None)
 
     @property
@@ -92,12 +114,25 @@ class Snapshot:
         """Let go of the arrays."""
         self._flat.clear()
 
-    def pin(self, samples: int) -> None:
-        """Look at no more than the first `samples`."""
-        if self.active is None:
-            self.extent = self._extent(samples)
-        else:
-            self.active = self.active[:samples]
+    def moment(self) -> "Moment":
+        """What is known now, for a snapshot in another process to know the same."""
+        return Moment(self.attributes, self.extent.samples, self.active)
+
+    def return_to(self, moment: "Moment") -> None:
+        """Know what was known at a moment before; `refresh` goes on from there.
+
+        Raises
+        ------
+        StoreFormatError
+            If the store was emptied or rewritten since.
+        """
+        same = self.attributes.generation == moment.attributes.generation
+        if not same or self.extent.samples < moment.samples:
+            raise StoreFormatError(f"{self.root} was rewritten since the reader was pickled")
+        self.attributes, self.active = moment.attributes, moment.active
+        self.schema = read_schema(self._group, moment.attributes)
+        self.extent = self._extent(moment.samples)
+        self._seen = None
 
     def physical(self, index: Int64Array | None = None) -> Int64Array:
         """Rows of samples in the store; all of them by default."""
@@ -164,6 +199,8 @@ class Snapshot:
             raise StoreNotFoundError(f"there is no Zarr store at {self.root}")
         attributes = Attributes.read(group)
         schema = read_schema(group, attributes)
+        if not attributes.ours and is_empty(group):
+            raise StoreNotFoundError(f"{self.root} is an empty Zarr group: nothing was written")
         if not attributes.ours and find_array(group, ATOMS_PTR) is None:
             if not group.attrs.asdict() and next(iter(group.keys()), None) is None:
                 raise StoreNotFoundError(f"{self.root} is an empty Zarr group")

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 
 from zarrpipe.adapters import as_batch
-from zarrpipe.data.csr import AnyArray, Int64Array
-from zarrpipe.data.fields import Level, as_field_dtype, check_name, level_of
+from zarrpipe.data.container import check_not_taken
+from zarrpipe.data.csr import AnyArray, Int64Array, positions_of
+from zarrpipe.data.fields import CORE_FIELDS, Level, as_field_dtype, check_name, level_of
 from zarrpipe.data.schema import Field, field_from_array
 from zarrpipe.errors import (
     FieldError,
@@ -108,6 +109,7 @@ class AtomicDataZarrWriter:
         """
         appender = self._existing()
         check_name(key)
+        check_not_taken(key)
         if key in appender.schema:
             raise SchemaError(f"{self._root} has the field {key!r} already: use another name")
         values = as_field_dtype(key, torch.as_tensor(data)).detach().cpu().numpy()
@@ -116,6 +118,15 @@ class AtomicDataZarrWriter:
             raise FieldError(
                 f"field {key!r} has shape {values.shape}, expected one row for each of "
                 f"{np.count_nonzero(kept)} {Level(level).value}s"
+            )
+        spec = CORE_FIELDS.get(key)
+        if spec is not None and spec.shape is not None and values.shape[1:] != spec.shape:
+            raise FieldError(
+                f"field {key!r} has shape {values.shape}, expected {(len(values), *spec.shape)}"
+            )
+        if key == "neighbor_list":
+            raise FieldError(
+                "a neighbor_list cannot be added to stored samples: write them anew with it"
             )
         item = field_from_array(key, Level(level), values.dtype, values.shape[1:])
         appender.add_field(item, _spread(item, values, kept))
@@ -126,7 +137,8 @@ class AtomicDataZarrWriter:
         Parameters
         ----------
         indices
-            Samples as a reader that is opened now counts them, negative ones from the end.
+            Samples as a reader that is opened now counts them, negative ones from the end, or
+            a bool mask of all of them.
 
         Raises
         ------
@@ -135,11 +147,7 @@ class AtomicDataZarrWriter:
         """
         appender = self._existing()
         active = np.flatnonzero(self._kept_rows(Level.SYSTEM))
-        wanted = np.unique(np.asarray(indices, dtype=np.int64).reshape(-1))
-        if len(wanted) and not -len(active) <= wanted[0] <= wanted[-1] < len(active):
-            raise IndexError(
-                f"samples {wanted[0]} to {wanted[-1]} of a store of {len(active)}: {self._root}"
-            )
+        wanted = positions_of(indices, len(active), f"samples of {self._root}")
         delete_samples(appender, np.unique(active[wanted]))
 
     def defragment(self, config: ZarrWriteConfig | Mapping[str, Any] | None = None) -> None:
