@@ -220,7 +220,8 @@ class StoreAppender:
     def _publish(self, schema: Schema, **changes: Any) -> None:
         """Make a schema and attributes known, at once, beside those that others have set."""
         self.attributes = dataclasses.replace(self.attributes, **changes)
-        group = self.root.open_group() or self.group
+        now = self.root.open_group()
+        group = self.group if now is None else now
         self.group = group.update_attributes(self.attributes.to_dict(schema))
         self.schema = schema
 

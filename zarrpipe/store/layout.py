@@ -136,7 +136,7 @@ def create_array(
         compressors=chosen.compressors,
         filters=chosen.filters,
         config={"write_empty_chunks": chosen.write_empty_chunks},
-        overwrite=True,
+        overwrite=spec.path != ATOMS_PTR,  # its folder has the lock, and it is never removed
         **options,
     )
 

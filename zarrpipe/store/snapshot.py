@@ -199,10 +199,8 @@ class Snapshot:
             raise StoreNotFoundError(f"there is no Zarr store at {self.root}")
         attributes = Attributes.read(group)
         schema = read_schema(group, attributes)
-        if not attributes.ours and is_empty(group):
-            raise StoreNotFoundError(f"{self.root} is an empty Zarr group: nothing was written")
         if not attributes.ours and find_array(group, ATOMS_PTR) is None:
-            if not group.attrs.asdict() and next(iter(group.keys()), None) is None:
+            if is_empty(group):
                 raise StoreNotFoundError(f"{self.root} is an empty Zarr group")
             raise StoreFormatError(
                 f"{self.root} is a Zarr group without {ATOMS_PTR}: expected a store that "

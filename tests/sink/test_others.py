@@ -1,0 +1,234 @@
+"""What a sink shares with others: the directory, the lock, the ranks."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import zarr
+from zarr.storage import MemoryStore, StorePath
+
+from zarrpipe import AtomicData, ZarrData
+from zarrpipe.errors import (
+    StoreFormatError,
+    StoreFullError,
+    StoreLockedError,
+    StoreReadOnlyError,
+)
+from zarrpipe.store.view import StoreView
+from zarrpipe.testing import assert_batches_equal, numbered_batch
+
+
+def hold(path: Path) -> subprocess.Popen:
+    """Process that writes three samples, says so, and keeps the store open."""
+    code = (
+        "import sys, time; from zarrpipe import ZarrData;"
+        "from zarrpipe.testing import numbered_batch;"
+        "sink = ZarrData(sys.argv[1]); sink.write(numbered_batch(range(3)));"
+        "print('written', flush=True); time.sleep(600)"
+    )
+    return subprocess.Popen([sys.executable, "-c", code, path], stdout=subprocess.PIPE, text=True)
+
+
+def test_foreign_files_survive(tmp_path):
+    """`zero` and `drain` leave every file that zarrpipe did not make, wherever it stands."""
+    store = tmp_path / "store"
+    files = ["notes.txt", "logs/run.log", "core/readme.md", "meta/ours.json", ".hidden"]
+    for name in files:
+        (store / name).parent.mkdir(parents=True, exist_ok=True)
+        (store / name).write_text(name)
+    sink = ZarrData(store)
+    sink.zero()
+    assert not (store / "zarr.json").exists()
+    for clear in (sink.zero, sink.drain):
+        sink.write(numbered_batch(range(4)))
+        clear()
+    sink.close()
+    assert [(store / name).read_text() for name in files] == files
+    assert not (store / "core" / "positions").exists()
+
+
+def test_a_sink_that_never_wrote_removes_nothing(tmp_path):
+    group = zarr.open_group(tmp_path / "store", mode="w")
+    group.create_array("spectra", data=np.arange(5))
+    before = sorted(path for path in (tmp_path / "store").rglob("*"))
+    with pytest.raises(StoreFormatError, match="without meta/atoms_ptr"):
+        ZarrData(tmp_path / "store")
+    assert sorted(path for path in (tmp_path / "store").rglob("*")) == before
+
+
+def test_two_stores_in_one_hierarchy():
+    """A prefix of a store is a store of its own; clearing one leaves the other."""
+    memory = MemoryStore()
+    one, other = (ZarrData(StorePath(memory, f"runs/{name}")) for name in ("one", "other"))
+    one.write(numbered_batch(range(3)))
+    other.write(numbered_batch(range(5, 9)))
+    one.zero()
+    assert_batches_equal(other.read(), numbered_batch(range(5, 9)))
+
+
+def test_a_second_sink_is_locked_out(tmp_path):
+    """Writing, draining and clearing need the lock; its error names who holds it."""
+    first, second = ZarrData(tmp_path / "store"), ZarrData(str(tmp_path / "store"))
+    first.write(numbered_batch(range(3)))
+    held = rf"written by process {os.getpid()} on {socket.gethostname()} since \d{{4}}-"
+    for change in (lambda: second.write(numbered_batch(range(2))), second.drain, second.zero):
+        with pytest.raises(StoreLockedError, match=held):
+            change()
+    assert_batches_equal(second.read(), numbered_batch(range(3)))
+    first.close()
+    second.write(numbered_batch([3]))
+    assert_batches_equal(second.read(), numbered_batch(range(4)))
+    second.close()
+
+
+def test_a_sink_that_is_dropped_frees_its_lock(tmp_path):
+    ZarrData(tmp_path / "store").write(numbered_batch([0]))
+    with ZarrData(tmp_path / "store") as sink:
+        sink.write(numbered_batch([1]))
+        assert_batches_equal(sink.read(), numbered_batch([0, 1]))
+
+
+def test_a_killed_holder_loses_the_lock(tmp_path):
+    """Another process holds the lock until it is killed; readers need none."""
+    store = tmp_path / "store"
+    holder = hold(store)
+    try:
+        assert holder.stdout.readline() == "written\n"
+        sink = ZarrData(store)
+        assert_batches_equal(sink.read(), numbered_batch(range(3)))
+        with pytest.raises(StoreLockedError, match=f"written by process {holder.pid} on "):
+            sink.write(numbered_batch([3]))
+        assert StoreView(store).num_samples == 3
+    finally:
+        holder.send_signal(signal.SIGKILL)
+        holder.wait()
+        holder.stdout.close()
+    sink.write(numbered_batch([3]))
+    assert_batches_equal(sink.read(), numbered_batch(range(4)))
+    sink.close()
+
+
+def test_a_lock_without_a_name(tmp_path):
+    """A holder that has not written its name yet is still in the way."""
+    first = ZarrData(tmp_path / "store")
+    first.write(numbered_batch([0]))
+    for text in ("", "{", "[]", "{}"):
+        (tmp_path / "store" / "meta" / "atoms_ptr" / ".lock").write_text(text)
+        with pytest.raises(StoreLockedError, match="has not said its name"):
+            ZarrData(tmp_path / "store").write(numbered_batch([0]))
+    first.close()
+
+
+def test_a_forked_child_does_not_keep_the_lock(tmp_path):
+    """The lock goes with the writer, though a child that it forked lives on."""
+    sink = ZarrData(tmp_path / "store")
+    sink.write(numbered_batch([0]))
+    read_end, write_end = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.read(read_end, 1)
+        os._exit(0)
+    try:
+        sink._appender.abandon()
+        with ZarrData(tmp_path / "store") as other:
+            other.write(numbered_batch([1]))
+    finally:
+        os.write(write_end, b"x")
+        os.waitpid(child, 0)
+        os.close(read_end)
+        os.close(write_end)
+    assert_batches_equal(ZarrData(tmp_path / "store").read(), numbered_batch([0, 1]))
+
+
+@pytest.fixture
+def process_group(tmp_path, monkeypatch):
+    """torch.distributed with one process, which says rank 0 whatever the environment says."""
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    init = f"file://{tmp_path / 'rendezvous'}"
+    torch.distributed.init_process_group("gloo", init_method=init, rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def test_ranks_of_a_process_group(process_group):
+    sink = ZarrData({})
+    assert (sink.global_rank, sink.local_rank) == (0, 2)
+
+
+@pytest.mark.parametrize("capacity", [0, -1, 2.5, "many", True, None])
+def test_capacity_is_a_positive_number(capacity):
+    with pytest.raises(ValueError, match=r"capacity=.*expected a positive number"):
+        ZarrData({}, capacity)
+
+
+def test_what_is_no_store():
+    with pytest.raises(TypeError, match=r"3 is a int, expected a path, a URL, a zarr Store"):
+        ZarrData(3)
+
+
+def test_a_path_that_is_a_file(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(NotADirectoryError, match=r"file is a file, expected the directory"):
+        ZarrData(tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_read_only_store():
+    memory = MemoryStore()
+    with ZarrData(memory) as sink:
+        sink.write(numbered_batch([0]))
+    sink = ZarrData(memory.with_read_only(True))
+    assert_batches_equal(sink.read(), numbered_batch([0]))
+    for change in (lambda: sink.write(numbered_batch([1])), sink.zero, sink.drain):
+        with pytest.raises(StoreReadOnlyError, match="read-only"):
+            change()
+    assert len(sink) == 1
+
+
+def test_a_url(tmp_path):
+    fsspec = pytest.importorskip("fsspec")
+    url = f"memory://{tmp_path.name}/url"
+    with ZarrData(url) as sink:
+        sink.write(numbered_batch(range(3)))
+        assert sink.store == url
+    assert_batches_equal(ZarrData(url).read(), numbered_batch(range(3)))
+    fsspec.filesystem("memory").store.clear()
+
+
+def test_an_empty_group_is_an_empty_sink(tmp_path):
+    """What a kill right after the first step of all leaves behind, or a user made."""
+    zarr.create_group(tmp_path / "store")
+    sink = ZarrData(tmp_path / "store")
+    assert len(sink) == 0
+    sink.write(numbered_batch([0]))
+    assert_batches_equal(sink.read(), numbered_batch([0]))
+    sink.close()
+
+
+def test_two_writers_of_one_dict_share_it():
+    shared: dict = {}
+    with ZarrData(shared) as sink:
+        sink.write(numbered_batch([0]))
+    with ZarrData(shared) as sink:
+        sink.write(numbered_batch([1]))
+    assert_batches_equal(ZarrData(shared).read(), numbered_batch([0, 1]))
+    assert "zarr.json" in shared
+
+
+def test_errors_are_the_builtins_too():
+    assert issubclass(StoreFullError, RuntimeError)
+    assert issubclass(StoreLockedError, RuntimeError)
+
+
+def test_repr(tmp_path):
+    sink = ZarrData(tmp_path / "store", 5)
+    sink.write(AtomicData([[0.0, 0.0, 0.0]], [2]))
+    assert repr(sink) == f"ZarrData('{tmp_path / 'store'}', 1 of 5 samples)"
+    sink.close()
