@@ -1,0 +1,290 @@
+"""What an arm of the closed loop does, round by round; ``closed_loop.py`` starts it."""
+
+import logging
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from potentials import MEV, ForceField
+from records import Row, read_rows, write_rows
+from settings import TEST_TEMPERATURES, Settings
+from stores import batch_of_frames, read_all
+from torch import Tensor
+from walkers import Band, Committee, Walkers, deviation, explore
+from xtb import Frames, label, trajectory
+
+import zarrpipe as zp
+
+START_TEMPERATURES = (500.0, 650.0, 800.0)
+MAX_STRETCHES = 5
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """What a round's sampling leaves for the next one; kept as ``sampled-<round>.pt``.
+
+    Attributes
+    ----------
+    walkers
+        Where they stand, as a mapping.
+    visited, selected, restarts
+        As in `walkers.Exploration`.
+    simulating, labelling
+        Seconds.
+    """
+
+    walkers: dict[str, Tensor]
+    visited: int = 0
+    selected: int = 0
+    restarts: int = 0
+    simulating: float = 0.0
+    labelling: float = 0.0
+
+
+@dataclass(frozen=True)
+class Arm:
+    """An arm at work.
+
+    Attributes
+    ----------
+    name
+        "committee" or "random".
+    settings
+        Of the run.
+    directory
+        Where its state is.
+    labelled, candidates
+        The two sinks.
+    oracle
+        Processes that label.
+    say
+        Called after each stage with what comes next.
+    """
+
+    name: str
+    settings: Settings
+    directory: Path
+    labelled: zp.ZarrData
+    candidates: zp.ZarrData
+    oracle: Executor
+    say: Callable[[str], None]
+
+    def run(self, finished: Callable[[Row], None]) -> None:
+        """Do the rounds that are not in the arm's table yet."""
+        table = self.directory / "metrics.csv"
+        rows = read_rows(table)
+        for number in range(len(rows), len(self.settings.labels)):
+            before = rows[-1].labels if rows else 0
+            sampled = self.sample(number, before)
+            started = time.perf_counter()
+            self.train(number)
+            training = time.perf_counter() - started
+            rows.append(self.evaluate(number, sampled, training))
+            write_rows(table, rows)
+            finished(rows[-1])
+
+    def sample(self, number: int, before: int) -> Sampled:
+        """Bring the labels of round `number` into the store, which held `before` of them.
+
+        What was cut off is done again and gives the same frames; those that are labelled already
+        are not written a second time.
+        """
+        record = self.directory / f"sampled-{number}.pt"
+        if not record.exists():
+            frames, sampled = self.start() if number == 0 else self.explore(number, before)
+            missing = frames.index_select(slice(len(self.labelled) - before, None))
+            if missing.num_graphs:
+                self.labelled.write(missing)
+            _save(asdict(sampled), record)
+        self.say("train")
+        return Sampled(**torch.load(record, weights_only=True))
+
+    def start(self) -> tuple[zp.Batch, Sampled]:
+        """First labels, the same in both arms: short xTB trajectories from ethanol at rest."""
+        started = time.perf_counter()
+        settings = self.settings
+        counts = [len(part) for part in np.array_split(range(settings.labels[0]), 3)]
+        seeds = [settings.seed_of("start", number) for number in range(3)]
+        found = list(self.oracle.map(trajectory, START_TEMPERATURES, counts, seeds))
+        batch = zp.Batch.concatenate([batch_of_frames(frames) for frames in found])
+        atoms = len(found[0].numbers)
+        walkers = Walkers.start(
+            torch.from_numpy(found[0].numbers),
+            batch.positions.view(-1, atoms, 3),
+            torch.linspace(500.0, 800.0, settings.walkers),
+            settings.seed_of("walkers"),
+        )
+        seconds = time.perf_counter() - started
+        return batch, Sampled(vars(walkers), simulating=seconds)
+
+    def explore(self, number: int, before: int) -> tuple[zp.Batch, Sampled]:
+        """Move the walkers until the sink holds enough candidates; label some of these."""
+        started = time.perf_counter()
+        settings = self.settings
+        committee = self.committee(number - 1)
+        last = torch.load(self.directory / f"sampled-{number - 1}.pt", weights_only=True)
+        walkers, wanted = Walkers(**last["walkers"]), settings.labels[number] - before
+        pool = self.labelled.read().index_select(slice(0, before))
+        band = self.trust_band(committee, pool)
+        self.candidates.zero()  # what a killed run left there is simulated again
+        visited = restarts = 0
+        for stretch in range(MAX_STRETCHES):
+            walk = explore(
+                committee,
+                walkers,
+                self.candidates,
+                band,
+                pool.positions.view(before, -1, 3),
+                snapshots=settings.snapshots,
+                stride=settings.stride,
+                seed=settings.seed_of(self.name, "explore", number, stretch),
+            )
+            walkers = walk.walkers
+            visited, restarts = visited + walk.visited, restarts + walk.restarts
+            if len(self.candidates) >= wanted:
+                break
+        if len(self.candidates) == 0:
+            raise RuntimeError(
+                f"no frame of {visited} has a deviation inside of {band}, {wanted} are wanted: "
+                "raise 'trust', or 'steps' for a better committee"
+            )
+        found = self.candidates.drain()
+        simulated = time.perf_counter()
+        self.say("label")
+        frames = self.label(found, wanted, settings.seed_of(self.name, "draw", number))
+        return frames, Sampled(
+            vars(walkers),
+            visited,
+            found.num_graphs,
+            restarts,
+            simulated - started,
+            time.perf_counter() - simulated,
+        )
+
+    def trust_band(self, committee: Committee, known: zp.Batch) -> Band:
+        """Trust levels of a round.
+
+        The lower level is a high quantile of the committee's deviation on the frames that it was
+        trained on: where it deviates less, there is little to learn. At random there is none.
+        """
+        if self.name == "random":
+            return Band(-1.0, self.settings.trust)
+        on_known = deviation(committee.predict(known)[1], known)
+        low = float(on_known.quantile(self.settings.known_quantile))
+        return Band(min(low, self.settings.trust / 2), self.settings.trust)
+
+    def label(self, found: zp.Batch, wanted: int, seed: int) -> zp.Batch:
+        """Label `wanted` of the frames, drawn at random; those where xTB fails are left out."""
+        generator = torch.Generator().manual_seed(seed)
+        drawn = torch.randperm(found.num_graphs, generator=generator)[:wanted]
+        frames = found.index_select(drawn.sort().values)
+        atoms = frames.num_nodes // frames.num_graphs
+        numbers = frames.atomic_numbers[:atoms].numpy()
+        positions = frames.positions.double().view(-1, atoms, 3).numpy()
+        results = list(self.oracle.map(label, [numbers] * len(positions), positions, chunksize=5))
+        done = [index for index, result in enumerate(results) if result is not None]
+        energies, forces = zip(*(results[index] for index in done), strict=True)
+        return batch_of_frames(
+            Frames(numbers, positions[done], np.array(energies), np.array(forces))
+        )
+
+    def train(self, number: int) -> None:
+        """Train each member on from where the round before left it."""
+        for member in range(self.settings.members):
+            path = self.checkpoint(number, member)
+            if not path.exists():
+                self.train_member(number, member, path)
+            self.say("train" if member + 1 < self.settings.members else "test")
+
+    def train_member(self, number: int, member: int, path: Path) -> None:
+        """Fit one member to the store as it is, and save its checkpoint."""
+        settings = self.settings
+        if number == 0:
+            field = ForceField(
+                settings.potential, settings.options, seed=settings.seed_of("member", member)
+            )
+        else:
+            field = ForceField.load_from_checkpoint(self.checkpoint(number - 1, member))
+        data = zp.ZarrDataModule(
+            str(self.directory / "labelled.zarr"),
+            batch_size=settings.batch_size,
+            split=(1.0, 0.0, 0.0),
+            seed=settings.seed_of("order", number, member),
+        )
+        trainer = pl.Trainer(
+            max_steps=settings.steps,
+            accelerator="cpu",
+            devices=1,
+            limit_val_batches=0,
+            barebones=True,  # no logger, bar or checkpoints of its own
+        )
+        trainer.fit(field, datamodule=data)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        trainer.save_checkpoint(path.with_suffix(".partial"), weights_only=True)
+        path.with_suffix(".partial").replace(path)
+
+    def checkpoint(self, number: int, member: int) -> Path:
+        """Where a member is after a round."""
+        return self.directory / "checkpoints" / f"round-{number}-member-{member}.ckpt"
+
+    def committee(self, number: int) -> Committee:
+        """The committee after a round."""
+        paths = [self.checkpoint(number, member) for member in range(self.settings.members)]
+        return Committee([ForceField.load_from_checkpoint(path) for path in paths])
+
+    def evaluate(self, number: int, sampled: Sampled, training: float) -> Row:
+        """Compare the committee's mean forces with the test sets, and keep them for the plot."""
+        committee = self.committee(number)
+        errors: dict[str, float] = {}
+        forces: dict[str, np.ndarray] = {}
+        for kelvin in TEST_TEMPERATURES:
+            test = read_all(self.settings.test_store(kelvin))
+            predicted = committee.predict(test)[1].mean(0)
+            error = (predicted - test.forces).abs()
+            errors[f"mae_{kelvin}"] = float(error.mean()) * MEV
+            errors[f"largest_{kelvin}"] = float(error.max())
+            forces |= {f"xtb_{kelvin}": test.forces.numpy(), f"{kelvin}": predicted.numpy()}
+        np.savez(self.directory / "test_forces.npz", **forces)  # type: ignore[arg-type]
+        return Row(
+            arm=self.name,
+            round=number,
+            labels=len(self.labelled),
+            share=sampled.selected / max(sampled.visited, 1),
+            restarts=sampled.restarts,
+            simulating=sampled.simulating,
+            labelling=sampled.labelling,
+            training=training,
+            **errors,
+        )
+
+
+def _save(record: dict[str, Any], path: Path) -> None:
+    """Write a file in one piece."""
+    partial = path.with_suffix(".partial")
+    torch.save(record, partial)
+    partial.replace(path)
+
+
+@contextmanager
+def open_arm(
+    settings: Settings, name: str, oracle: Executor, say: Callable[[str], None]
+) -> Iterator[Arm]:
+    """Open the arm's two sinks, where they are or new."""
+    directory = settings.out / name
+    directory.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)  # small networks are several times slower with two
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", ".*LeafSpec.*")  # Lightning 2.6 with torch 2.13
+    with (
+        zp.ZarrData(directory / "labelled.zarr", capacity=settings.labels[-1]) as labelled,
+        zp.ZarrData(directory / "candidates.zarr", capacity=settings.candidates) as candidates,
+    ):
+        yield Arm(name, settings, directory, labelled, candidates, oracle, say)
