@@ -48,8 +48,6 @@ class Arrivals:
 
     def locate(self, rows: Int64Array) -> tuple[Int64Array, Int64Array]:
         """Store and row in it of each position."""
-        if len(self.runs) == 1:
-            return np.broadcast_to(self._store, rows.shape), rows
         run = np.searchsorted(self._ptr, rows, side="right") - 1
         return self._store[run], rows - self._ptr[run] + self._first[run]
 

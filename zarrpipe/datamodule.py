@@ -154,7 +154,9 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
             self.trainer.reload_dataloaders_every_n_epochs = 1
 
     def teardown(self, stage: str) -> None:
-        """Let go of the loaders and their workers."""
+        """Let go of the loaders and end their workers."""
+        for loader in self._loaders.values():
+            loader.close()
         self._loaders = {}
 
     def train_dataloader(self) -> GraphLoader:

@@ -91,9 +91,10 @@ class ZarrDataset(Dataset[AtomicData]):
         self, index: npt.ArrayLike | torch.Tensor, fields: Sequence[str] | None = None
     ) -> Batch:
         """As ``__getitems__``, but the fields that are given (all for None) and no transform."""
-        store, row = self._arrivals.locate(self._rows(index))
+        rows = self._rows(index)
         if len(self._views) == 1:
-            return self._views[0].gather(row, fields)
+            return self._views[0].gather(rows, fields)
+        store, row = self._arrivals.locate(rows)
         parts, places = [], []
         for one in np.unique(store):
             places.append(np.flatnonzero(store == one))
@@ -121,13 +122,14 @@ class ZarrDataset(Dataset[AtomicData]):
             raise TypeError(
                 f"indices have shape {wanted.shape} and dtype {wanted.dtype}, expected integers [K]"
             )
-        count = len(self)
-        outside = (wanted < -count) | (wanted >= count)
-        if outside.any():
-            raise IndexError(f"sample {wanted[outside][0]} of a dataset of {count}")
-        rows = wanted.astype(np.int64, copy=False)
-        if (rows < 0).any():
-            rows = np.where(rows < 0, rows + count, rows)
+        rows, count = wanted.astype(np.int64, copy=False), len(self)
+        if rows.size:
+            low, high = rows.min(), rows.max()
+            if low < -count or high >= count:
+                beyond = high if high >= count else low
+                raise IndexError(f"sample {beyond} of a dataset of {count}")
+            if low < 0:
+                rows = np.where(rows < 0, rows + count, rows)
         return rows if self._chosen is None else self._chosen[rows]
 
     def index_select(self, index: npt.ArrayLike | torch.Tensor) -> Self:

@@ -75,6 +75,10 @@ class GraphLoader:
             self._workers = _Workers(self._dataset, self._num_workers)
         return self._workers.read(self._dataset.state_dict(), plan.batches(self.sampler.rank))
 
+    def close(self) -> None:
+        """End the workers; another iteration starts new ones."""
+        self._workers = None
+
     def state_dict(self) -> dict[str, Any]:
         """Position after the batches that were handed out, as plain types, equal on all ranks."""
         return {**self.sampler.state_dict(), **self._dataset.state_dict()}
@@ -96,10 +100,11 @@ class _Workers:
 
     def __init__(self, dataset: ZarrDataset, num_workers: int) -> None:
         methods = multiprocessing.get_all_start_methods()
-        self._requests: list[Request] | Iterator[Request] = []
+        # An object of its own: workers of a loader that is part of a cycle are slow to end.
+        self._requests = _Requests()
         self._loader: DataLoader[Packed] = DataLoader(
             _Remote(dataset),  # type: ignore[arg-type]
-            batch_sampler=self,  # type: ignore[arg-type]
+            batch_sampler=self._requests,  # type: ignore[arg-type]
             num_workers=num_workers,
             collate_fn=_as_it_is,
             multiprocessing_context="forkserver" if "forkserver" in methods else "spawn",
@@ -108,13 +113,19 @@ class _Workers:
             generator=torch.Generator(),
         )
 
-    def __iter__(self) -> Iterator[Request]:
-        return iter(self._requests)
-
     def read(self, state: dict[str, Any], batches: Iterator[Int64Array]) -> Iterator[Batch]:
         """Batches at the given indices, which mean what `state` says."""
-        self._requests = ((state, index) for index in batches)
+        self._requests.batches = ((state, index) for index in batches)
         return map(_unpack, self._loader)
+
+
+class _Requests:
+    """What the workers are to read in the iteration that begins."""
+
+    batches: Iterator[Request] = iter(())
+
+    def __iter__(self) -> Iterator[Request]:
+        return self.batches
 
 
 class _Remote:

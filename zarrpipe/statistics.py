@@ -122,15 +122,19 @@ class StatisticsSums:
             return
         _check_finite("energy", energy)
         if self.num_energies == 0:
-            self.origin = _fit(composition.T @ composition, composition.T @ energy, self.origin)
+            gram = composition.T @ composition
+            self.origin = _fit(gram, composition.T @ energy, self.origin)
         rest = energy - composition @ self.origin
         self.num_energies += len(energy)
+        # A block has few of the 119 elements.
+        here = np.flatnonzero(composition.any(0))
+        composition = composition[:, here]
         for place, weight in enumerate((np.ones(len(energy)), 1.0 / atoms**2)):
             weighted = composition * weight[:, None]
-            self.gram[place] += weighted.T @ composition
-            self.moment[place] += weighted.T @ rest
+            self.gram[place][np.ix_(here, here)] += weighted.T @ composition
+            self.moment[place][here] += weighted.T @ rest
             self.square[place] += weight @ rest**2
-        self.fraction += (composition / atoms[:, None]).sum(0)
+        self.fraction[here] += (composition / atoms[:, None]).sum(0)
         self.per_atom += float((rest / atoms).sum())
 
     def _add_forces(self, batch: Batch) -> None:
@@ -216,10 +220,14 @@ def _composition(batch: Batch) -> FloatArray:
 
 def _fit(gram: FloatArray, moment: FloatArray, origin: FloatArray) -> FloatArray:
     """Least-squares solution of smallest norm, where `moment` is of what `origin` leaves over."""
-    scale, axes = np.linalg.eigh(gram)
+    here = np.flatnonzero(gram.diagonal())
+    solution = np.zeros_like(origin)
+    if not len(here):
+        return solution
+    scale, axes = np.linalg.eigh(gram[np.ix_(here, here)])
     seen = scale > scale[-1] * _RANK_TOLERANCE
     axes = axes[:, seen]
-    solution: FloatArray = axes @ (axes.T @ origin + (axes.T @ moment) / scale[seen])
+    solution[here] = axes @ (axes.T @ origin[here] + (axes.T @ moment[here]) / scale[seen])
     return solution
 
 

@@ -8,10 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from zarrpipe import AtomicData, Batch
-from zarrpipe.store.appender import StoreAppender
-from zarrpipe.store.config import ZarrWriteConfig
-from zarrpipe.store.root import Root, StoreLike
+from zarrpipe import AtomicData, Batch, ZarrData
+from zarrpipe.store.root import StoreLike
 
 # Workers are forked from a process that has imported torch once.
 multiprocessing.set_forkserver_preload(["zarrpipe.loader"])
@@ -42,11 +40,8 @@ def random_batch(count: int, seed: int = 0, *, edges: bool = True, tag: int = 0)
 
 def append(store: StoreLike, batch: Batch) -> Batch:
     """Append to a store, as a sink does, and give the batch back."""
-    writer = StoreAppender(Root.of(store), ZarrWriteConfig(), 1000)
-    try:
-        writer.append(batch)
-    finally:
-        writer.close()
+    with ZarrData(store, capacity=1000) as sink:
+        sink.write(batch)
     return batch
 
 
@@ -71,3 +66,11 @@ def data() -> SimpleNamespace:
 def store(tmp_path: Path) -> tuple[Path, Batch]:
     """A store of 40 systems, and the batch that was written."""
     return tmp_path / "store", append(tmp_path / "store", random_batch(40))
+
+
+@pytest.fixture(scope="session")
+def two_ranks_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store that test_ddp.py trains on and grows."""
+    path = tmp_path_factory.mktemp("grown") / "store"
+    append(path, random_batch(40))
+    return path

@@ -178,6 +178,15 @@ def test_a_run_sees_each_sample_once_an_epoch(tmp_path, store):
     assert flat(model.validated[1]) == val
 
 
+def test_workers_read_for_a_run(tmp_path, store):
+    seen = []
+    for workers in (0, 1):
+        module = ZarrDataModule(store[0], batch_size=8, split=(0.8, 0.2, 0.0), num_workers=workers)
+        trainer(tmp_path).fit(model := Energies(), module)
+        seen.append((model.seen, model.validated, model.weights.weight.tolist()))
+    assert seen[0] == seen[1]
+
+
 def test_test_and_predict_go_through_in_order(tmp_path, store):
     module = ZarrDataModule(store[0], batch_size=16, split=(0.5, 0.0, 0.5))
     model = Energies()
@@ -319,6 +328,15 @@ def test_a_checkpoint_of_other_stores_is_refused(store, tmp_path, data):
     module.train_dataloader()
     with pytest.raises(StoreFormatError, match="as they were"):
         ZarrDataModule(tmp_path / "other").load_state_dict(module.state_dict())
+
+
+def test_a_state_from_after_the_last_batch_is_of_the_next_epoch(store):
+    module = ZarrDataModule(store[0], batch_size=8, split=(1.0, 0.0, 0.0))
+    list(loader := module.train_dataloader())
+    other = ZarrDataModule(store[0], batch_size=8, split=(1.0, 0.0, 0.0))
+    other.load_state_dict(module.state_dict())
+    rest = [batch.serial.tolist() for batch in other.train_dataloader()]
+    assert rest == [batch.serial.tolist() for batch in loader]
 
 
 def test_statistics_are_of_the_training_samples_and_follow_growth(store, data, monkeypatch):

@@ -55,6 +55,7 @@ def test_a_state_counts_what_was_handed_out_and_not_what_was_read_ahead(store, w
     loader.load_state_dict(state)
     assert serials(loader) == whole[2:]
     assert serials(loader) == serials(other)
+    loader.close()
 
 
 def test_iter_does_not_decide_the_epoch_yet(store):
@@ -83,6 +84,7 @@ def test_workers_give_the_same_batches_and_leave_the_global_random_state(store, 
     for batch, expected in zip(batches, here, strict=True):
         data.same(batch, expected)
         batch.positions.zero_()
+    loader.close()
 
 
 def test_workers_follow_growth(tmp_path, data):
@@ -94,6 +96,7 @@ def test_workers_follow_growth(tmp_path, data):
     data.append(places[0], data.batch(3, tag=2))
     assert dataset.refresh() == 3
     assert serials(loader)[2] == [2000, 2001, 2002]
+    loader.close()
 
 
 def test_a_resume_restores_the_order_of_arrival(tmp_path, data):
