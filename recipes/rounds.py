@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,8 @@ class Arm:
         settings = self.settings
         counts = [len(part) for part in np.array_split(range(settings.labels[0]), 3)]
         seeds = [settings.seed_of("start", number) for number in range(3)]
-        found = list(self.oracle.map(trajectory, START_TEMPERATURES, counts, seeds))
+        run = partial(trajectory, burn_in=settings.burn_in)
+        found = list(self.oracle.map(run, START_TEMPERATURES, counts, seeds))
         batch = zp.Batch.concatenate([batch_of_frames(frames) for frames in found])
         atoms = len(found[0].numbers)
         walkers = Walkers.start(
@@ -151,6 +153,7 @@ class Arm:
             visited, restarts = visited + walk.visited, restarts + walk.restarts
             if len(self.candidates) >= wanted:
                 break
+            band = Band(band.low / 2, band.high)  # so sure a committee is content with less
         if len(self.candidates) == 0:
             raise RuntimeError(
                 f"no frame of {visited} has a deviation inside of {band}, {wanted} are wanted: "

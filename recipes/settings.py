@@ -35,6 +35,8 @@ class Settings:
         How often the walkers are looked at in a stretch of dynamics; a round has one or more.
     stride
         Steps of 0.5 fs between snapshots.
+    burn_in
+        Steps of 0.5 fs that the first trajectories run before their first frame.
     trust
         Upper trust level of the committee's deviation, in eV/Angstrom.
     known_quantile
@@ -61,6 +63,7 @@ class Settings:
     walkers: int = 16
     snapshots: int = 12
     stride: int = 30
+    burn_in: int = 400
     trust: float = 1.0
     known_quantile: float = 0.95
     test_frames: int = 200
