@@ -1,0 +1,546 @@
+"""Killed anywhere: the committed samples stay, nothing else shows, and the next writer goes on.
+
+The simulations stop a writer at every single operation on its store, one after the other. The
+processes at the end are killed by the system, at moments that nobody chose.
+"""
+
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import zarr
+from zarr.storage import MemoryStore
+
+from zarrpipe import AtomicDataZarrWriter, Batch, ZarrData
+from zarrpipe.data.schema import Schema
+from zarrpipe.store import columns
+from zarrpipe.store.appender import StoreAppender
+from zarrpipe.store.commit import Extent, committed_samples
+from zarrpipe.store.config import ZarrWriteConfig
+from zarrpipe.store.layout import ATOMS_PTR, EDGES_PTR, SAMPLES_MASK
+from zarrpipe.store.plan import plan_append
+from zarrpipe.store.root import Root
+from zarrpipe.store.view import StoreView
+from zarrpipe.testing import assert_batches_equal, assert_plain_zarr, numbered_batch
+
+STORED, MORE = 10, 9
+GROUPS = ("meta", "core", "custom")
+SMALL = {group: {"chunk_size": 6} for group in GROUPS}
+ZSTD = {
+    group: {"chunk_size": 6, "compressors": (zarr.codecs.ZstdCodec(level=1),)} for group in GROUPS
+}
+
+
+class Killed(BaseException):
+    """What a writer meets instead of its next operation."""
+
+
+class Budget:
+    """Number of operations that a writer still has; it is dead after them."""
+
+    def __init__(self, operations: int = 10**9) -> None:
+        self.left = operations
+        self.spent = 0
+
+    def spend(self) -> bool:
+        """Whether this is the last operation, which is only begun."""
+        if self.left < 0:
+            raise Killed
+        self.left -= 1
+        self.spent += 1
+        return self.left < 0
+
+
+class MortalMemory(MemoryStore):
+    """Memory whose writer can be killed between any two changes of a key."""
+
+    def __init__(self, content: dict, budget: Budget) -> None:
+        super().__init__(content)
+        self._budget = budget
+
+    async def _change(self, name, *arguments, **options):
+        if self._budget.spend():
+            raise Killed
+        return await getattr(MemoryStore, name)(self, *arguments, **options)
+
+    async def set(self, *arguments, **options):
+        await self._change("set", *arguments, **options)
+
+    async def set_if_not_exists(self, *arguments, **options):
+        await self._change("set_if_not_exists", *arguments, **options)
+
+    async def delete(self, *arguments, **options):
+        await self._change("delete", *arguments, **options)
+
+    def set_sync(self, key, value):
+        if self._budget.spend():
+            raise Killed
+        super().set_sync(key, value)
+
+    def delete_sync(self, key):
+        if self._budget.spend():
+            raise Killed
+        super().delete_sync(key)
+
+
+class Memory:
+    """A store in memory, restored before each life of a writer."""
+
+    config = ZSTD
+
+    def __init__(self, folder: Path) -> None:
+        self._content: dict = {}
+        self._kept: dict = {}
+
+    @property
+    def store(self):
+        return MemoryStore(self._content)
+
+    def keep(self) -> None:
+        self._kept = dict(self._content)
+
+    def restore(self) -> None:
+        self._content = dict(self._kept)
+
+    def mortal(self, budget: Budget):
+        return MortalMemory(self._content, budget)
+
+
+class Local:
+    """A directory; what a writer does there is a positional write, a new file or a new name."""
+
+    config = SMALL
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.store, self._kept = folder / "store", folder / "kept"
+        self._budget = Budget()
+        for name in ("_write_all", "_create_sized", "write_json"):
+            monkeypatch.setattr(columns, name, self._mortal(getattr(columns, name)))
+
+    def _mortal(self, operation):
+        def change(first, second, *rest):
+            if self._budget.spend():
+                if rest:  # a write that is torn, between two of its rows
+                    operation(first, second[: len(second) // 16 * 8], *rest)
+                raise Killed
+            return operation(first, second, *rest)
+
+        return change
+
+    def keep(self) -> None:
+        shutil.copytree(self.store, self._kept) if self.store.exists() else self._kept.mkdir()
+
+    def restore(self) -> None:
+        shutil.rmtree(self.store, ignore_errors=True)
+        shutil.copytree(self._kept, self.store)
+
+    def mortal(self, budget: Budget):
+        self._budget = budget
+        return self.store
+
+
+class Plain(Local):
+    """The default: whole pages, and therefore mapped."""
+
+    config = None
+
+
+@pytest.fixture(params=["memory", "local", "plain"])
+def place(request, tmp_path, monkeypatch):
+    if request.param == "memory":
+        return Memory(tmp_path)
+    return (Plain if request.param == "plain" else Local)(tmp_path, monkeypatch)
+
+
+def lives(place, change):
+    """Carry out `change` on the store as it is now, once for each kill, and yield after each.
+
+    Yields whether the writer was killed. Kills are at a few operations, others in each run, and
+    at the last two; with ZARRPIPE_EXHAUSTIVE=1 at every one.
+    """
+    place.keep()
+    whole = Budget()
+    change(place.mortal(whole))
+    place.mortal(Budget())
+    yield False
+    assert whole.spent > 2
+    if os.environ.get("ZARRPIPE_EXHAUSTIVE"):
+        points = range(whole.spent)
+    else:
+        few = np.random.default_rng().integers(0, whole.spent, 3)
+        points = sorted({*few.tolist(), whole.spent - 2, whole.spent - 1})
+    for operations in points:
+        print(f"killed at operation {operations} of {whole.spent}")  # noqa: T201  shown when a test fails
+        place.restore()
+        with pytest.raises(Killed):
+            change(place.mortal(Budget(operations)))
+        place.mortal(Budget())
+        yield True
+
+
+def continued(place, count: int) -> None:
+    """Check that a new writer goes on where the last left off."""
+    with ZarrData(place.store, 100, config=place.config) as sink:
+        assert len(sink) == count
+        sink.write(numbered_batch(range(count, count + MORE)))
+        assert_batches_equal(sink.read(), numbered_batch(range(count + MORE)))
+    assert_plain_zarr(place.store, numbered_batch(range(count + MORE)), exact=True)
+
+
+def test_an_append(place):
+    """Over a chunk border of the pointers: every kill leaves a prefix of the systems."""
+    with ZarrData(place.store, 100, config=place.config) as sink:
+        sink.write(numbered_batch(range(STORED)))
+
+    def append(store):
+        sink = ZarrData(store, 100, config=place.config)
+        try:
+            sink.write(numbered_batch(range(STORED, STORED + MORE)))
+        finally:
+            if sink._appender is not None:
+                sink._appender.abandon()
+
+    counts = []
+    for killed in lives(place, append):
+        view = StoreView(place.store)
+        assert_batches_equal(
+            view.gather(np.arange(view.num_samples)), numbered_batch(range(view.num_samples))
+        )
+        counts.append(view.num_samples)
+        assert killed or view.num_samples == STORED + MORE
+        continued(place, view.num_samples)
+    assert counts[1:] == sorted(counts[1:])
+    assert set(counts) <= set(range(STORED, STORED + MORE + 1))
+
+
+def test_the_first_write(place):
+    """A store that is being made is no store, an empty one, or one with a prefix."""
+
+    def write(store):
+        sink = ZarrData(store, 100, config=place.config)
+        try:
+            sink.write(numbered_batch(range(3)))
+        finally:
+            if sink._appender is not None:
+                sink._appender.abandon()
+
+    for killed in lives(place, write):
+        sink = ZarrData(place.store, 100, config=place.config)
+        count = len(sink)
+        assert count in (range(4) if killed else (3,))
+        continued(place, count)
+
+
+def test_an_append_that_changes_the_schema(place):
+    """A new field and a lacking one: what was stored keeps its labels, and lacks the new ones."""
+    old = numbered_batch(range(STORED))
+    new = numbered_batch(range(STORED, STORED + 4)).without("energy")
+    new.stress = torch.ones(4, 3, 3, dtype=torch.float64)
+    with ZarrData(place.store, 100, config=place.config) as sink:
+        sink.write(old)
+
+    def append(store):
+        sink = ZarrData(store, 100, config=place.config)
+        try:
+            sink.write(new)
+        finally:
+            if sink._appender is not None:
+                sink._appender.abandon()
+
+    whole = Batch.concatenate([old, new])
+    for _ in lives(place, append):
+        with ZarrData(place.store, 100, config=place.config) as sink:
+            count = len(sink)
+            found = sink.read()
+            if "stress" in found and count == STORED:
+                assert not bool(found.present("stress").any())
+                found = found.without("stress")
+            names = [name for name in whole.fields if name not in found]
+            expected = whole.index_select(slice(0, count)).without(*names)
+            assert_batches_equal(found, expected)
+            sink.write(new)
+            rest = Batch.concatenate([whole.index_select(slice(0, count)), new])
+            assert_batches_equal(sink.read(), rest)
+
+
+def test_a_deletion(place):
+    """Some of the samples may be deleted, and every reader and writer agrees on which."""
+    with ZarrData(place.store, 100, config=place.config) as sink:
+        sink.write(numbered_batch(range(STORED)))
+    gone = [1, 2, 8]
+
+    def delete(store):
+        writer = AtomicDataZarrWriter(store, config=place.config)
+        try:
+            writer.delete(gone)
+        finally:
+            if writer._appender is not None:
+                writer._appender.abandon()
+
+    for killed in lives(place, delete):
+        view = StoreView(place.store)
+        left = view.gather(np.arange(view.num_samples))["serial"].tolist()
+        assert set(range(STORED)) - set(gone) <= set(left) <= set(range(STORED))
+        assert killed or len(left) == STORED - len(gone)
+        with ZarrData(place.store, 100, config=place.config) as sink:
+            sink.write(numbered_batch([77]))
+            left = sink.read()["serial"].tolist()
+            assert len(sink) == len(left)
+        assert set(range(STORED)) - set(gone) <= set(left) - {77}
+        view = StoreView(place.store)
+        assert_batches_equal(view.gather(np.arange(view.num_samples)), numbered_batch(left))
+
+
+def test_clearing(place):
+    """Either all samples are there or none, and the store can be used again."""
+    with ZarrData(place.store, 100, config=place.config) as sink:
+        sink.write(numbered_batch(range(STORED)))
+
+    def zero(store):
+        sink = ZarrData(store, 100, config=place.config)
+        try:
+            sink.zero()
+        finally:
+            if sink._appender is not None:
+                sink._appender.abandon()
+
+    for killed in lives(place, zero):
+        count = len(ZarrData(place.store, 100))
+        assert count in ((STORED, 0) if killed else (0,))
+        continued(place, count)
+
+
+@pytest.mark.parametrize("config", [None, SMALL, ZSTD], ids=["plain", "small", "compressed"])
+@pytest.mark.parametrize("kind", ["local", "memory"])
+def test_every_prefix_of_a_plan(tmp_path, kind, config):
+    """Until the last write of a plan is begun, exactly the old samples are visible."""
+    store = tmp_path / "store" if kind == "local" else MemoryStore()
+    batch = numbered_batch(range(STORED, STORED + MORE))
+    root, chosen = Root.of(store), ZarrWriteConfig.of(config)
+    with ZarrData(store, 100, config=config) as sink:
+        sink.write(numbered_batch(range(STORED)))
+    view = StoreView(store)
+    writer = StoreAppender(root, chosen, 100)
+    plan = plan_append(writer.schema, writer.attributes.partly, writer.extent, batch)
+    for write in plan:
+        view.refresh()
+        fresh = StoreView(store)
+        for reader in (view, fresh):
+            assert reader.num_samples == STORED
+        if write is plan[-1]:
+            assert_batches_equal(fresh.gather(np.arange(STORED)), numbered_batch(range(STORED)))
+        writer.column(write.path).write(write.start, write.values)
+    assert view.refresh() == MORE
+    assert_batches_equal(view.gather(np.arange(19)), numbered_batch(range(19)))
+    writer.abandon()
+
+
+def test_the_order_of_a_plan():
+    """Fields, ids and masks, edge pointers, and the atom pointers last."""
+    batch = numbered_batch(range(4))
+    plan = plan_append(Schema.of(batch), frozenset({"energy"}), Extent(3, 20, 7), batch)
+    assert [write.path for write in plan[-5:]] == [
+        "present/energy",
+        "meta/ids",
+        SAMPLES_MASK,
+        EDGES_PTR,
+        ATOMS_PTR,
+    ]
+    starts = {write.path: write.start for write in plan}
+    assert starts["core/positions"] == 20
+    assert starts["core/neighbor_list"] == 7
+    assert (starts["custom/serial"], starts[SAMPLES_MASK], starts[ATOMS_PTR]) == (3, 3, 4)
+    values = {write.path: write.values.tolist() for write in plan}
+    assert values[ATOMS_PTR] == [21, 23, 26, 30]
+    assert values[EDGES_PTR] == [7, 8, 10, 13]
+    assert values["core/neighbor_list"] == (batch.neighbor_list + 20).tolist()
+    assert values["present/energy"] == [True] * 4
+
+
+@pytest.mark.parametrize("allocated", [0, 1, 5, 100, 101])
+def test_committed_samples_is_the_zero_free_prefix(allocated):
+    rng = np.random.default_rng(allocated)
+    for samples in range(allocated):
+        pointers = np.zeros(allocated, dtype=np.int64)
+        pointers[1 : samples + 1] = np.cumsum(rng.integers(1, 9, samples))
+        asked = []
+
+        def entry(index, pointers=pointers, asked=asked):
+            asked.append(index)
+            return int(pointers[index])
+
+        assert committed_samples(entry, allocated) == samples
+        assert len(asked) <= 2 + np.log2(max(allocated, 1))
+
+
+@pytest.mark.parametrize("kind", ["local", "memory"])
+def test_a_failed_append_can_be_repeated(tmp_path, monkeypatch, kind):
+    """A full disk, at any operation: the same writer goes on once there is room."""
+    config = SMALL if kind == "local" else ZSTD
+    store = tmp_path / "store" if kind == "local" else MemoryStore()
+    sink = ZarrData(store, 200, config=config)
+    sink.write(numbered_batch(range(5)))
+    name = "PlainColumn" if kind == "local" else "ZarrColumn"
+    column, calls = getattr(columns, name), [0, 0]
+    original = column.write
+
+    def write(self, start, values):
+        calls[0] += 1
+        if calls[0] == calls[1]:
+            original(self, start, values[: len(values) // 2])
+            raise OSError(28, "No space left on device")
+        original(self, start, values)
+
+    monkeypatch.setattr(column, "write", write)
+    count = 5
+    for calls[1] in range(1, 20):
+        calls[0] = 0
+        batch = numbered_batch(range(count, count + 8))
+        with suppress(OSError):
+            sink.write(batch)
+            break
+        assert len(sink) == len(ZarrData(store, 200)) == count
+        assert_batches_equal(sink.read(), numbered_batch(range(count)))
+    else:
+        pytest.fail("no write came through")
+    assert calls[1] == 11
+    assert_batches_equal(sink.read(), numbered_batch(range(count + 8)))
+    sink.close()
+    assert_plain_zarr(store, numbered_batch(range(count + 8)), exact=True)
+
+
+WRITER = """
+import os, sys
+import zarrpipe
+from zarrpipe.store import layout
+from zarrpipe.testing import numbered_batch
+
+layout._LEAST_ROWS, layout._LARGEST_PAGE = 1, 4096
+
+def write(path):
+    sink = zarrpipe.ZarrData(path)
+    while True:
+        count = len(sink)
+        sink.write(numbered_batch(range(count, count + 1 + count % 37)))
+        os.write(1, b"%d\\n" % len(sink))
+
+for line in sys.stdin:
+    child = os.fork()
+    if child == 0:
+        write(line.strip())
+    os.write(1, b"pid %d\\n" % child)
+    os.waitpid(child, 0)
+    os.write(1, b"dead\\n")
+"""
+
+
+class Writers:
+    """Processes that write a store one after the other, forked before Zarr has any thread."""
+
+    def __init__(self) -> None:
+        self._host = subprocess.Popen(
+            [sys.executable, "-c", WRITER], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        self._rest = b""
+
+    def start(self, store: Path) -> int:
+        self._host.stdin.write(b"%s\n" % os.fsencode(store))
+        self._host.stdin.flush()
+        return next(int(line.split()[1]) for line in self.lines(60) if line.startswith(b"pid"))
+
+    def lines(self, seconds: float):
+        """What the writers say within a time."""
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            if select.select([self._host.stdout], [], [], left)[0]:
+                self._rest += os.read(self._host.stdout.fileno(), 1 << 16)
+                *complete, self._rest = self._rest.split(b"\n")
+                yield from complete
+
+    def kill(self, pid: int) -> list[int]:
+        """Kill a writer; the counts that it acknowledged before."""
+        os.kill(pid, signal.SIGKILL)
+        counts = []
+        for line in self.lines(60):
+            if line == b"dead":
+                break
+            counts.append(int(line))
+        return counts
+
+    def close(self) -> None:
+        self._host.stdin.close()
+        self._host.wait(60)
+        self._host.stdout.close()
+
+
+@pytest.fixture
+def writers():
+    host = Writers()
+    yield host
+    host.close()
+
+
+def test_killed_processes_lose_nothing_that_was_acknowledged(tmp_path, writers):
+    store = tmp_path / "store"
+    rng = np.random.default_rng()
+    acknowledged, grown = 0, 0
+    for _ in range(12):
+        pid = writers.start(store)
+        time.sleep(float(rng.uniform(0.0, 0.25)))
+        acknowledged = max([acknowledged, *writers.kill(pid)])
+        if not (store / "zarr.json").exists():
+            continue
+        view = StoreView(store)
+        count = view.num_samples
+        assert count >= acknowledged
+        index = np.union1d(np.arange(max(0, count - 100), count), rng.integers(0, count or 1, 50))
+        index = index[index < count]
+        assert_batches_equal(view.gather(index), numbered_batch(index)) if count else None
+        grown += count > acknowledged - 1
+    pid = writers.start(store)
+    for line in writers.lines(30):
+        if int(line) > acknowledged + 50:
+            break
+    writers.kill(pid)
+    with ZarrData(store) as sink:
+        assert len(sink) > acknowledged
+        sink.write(numbered_batch([len(sink)]))
+        count = len(sink)
+        assert_batches_equal(sink.read(), numbered_batch(range(count)))
+    assert_plain_zarr(store, numbered_batch(range(count)), exact=True)
+
+
+def test_a_reader_beside_a_writer_sees_right_prefixes(tmp_path, writers):
+    store = tmp_path / "store"
+    pid = writers.start(store)
+    next(line for line in writers.lines(30) if line[:1].isdigit())
+    view, rng = StoreView(store), np.random.default_rng()
+    counts, end = [view.num_samples], time.monotonic() + 2.5
+    while time.monotonic() < end:
+        assert view.refresh() == view.num_samples - counts[-1]
+        counts.append(view.num_samples)
+        recent = np.arange(max(0, counts[-1] - 30), counts[-1])
+        index = np.concatenate([recent, rng.integers(0, counts[-1], 64)])
+        assert_batches_equal(view.gather(index), numbered_batch(index))
+        if len(counts) % 10 == 0:
+            fresh = StoreView(store)
+            assert fresh.num_samples >= counts[-1]
+            last = [fresh.num_samples - 1]
+            assert_batches_equal(fresh.gather(np.array(last)), numbered_batch(last))
+    acknowledged = writers.kill(pid)[-1]
+    assert counts == sorted(counts)
+    assert len(set(counts)) > 5
+    view.refresh()
+    assert view.num_samples >= acknowledged
+    assert_batches_equal(
+        view.gather(np.arange(view.num_samples)), numbered_batch(range(view.num_samples))
+    )
