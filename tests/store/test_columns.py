@@ -260,7 +260,7 @@ class TestLoaded:
         assert not loaded.data.flags.writeable
 
     def test_a_later_chunk_of_a_later_moment_does_not_count(self):
-        """Chunks are fetched side by side; what is not yet behind a prefix waits for the next look."""
+        """Chunks are fetched side by side: what is not behind a prefix waits for the next look."""
         array = new_array(MemoryStore(), "i8", (), rows=4)
         array.resize((12,))
         loaded = LoadedArray(lambda: array)

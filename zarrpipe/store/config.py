@@ -42,8 +42,8 @@ class ZarrArrayConfig:
     def __post_init__(self) -> None:
         for name in ("chunk_size", "shard_size"):
             size = getattr(self, name)
-            if size is not None and size <= 0:
-                raise FieldError(f"{name}={size}, expected a positive number of rows")
+            if size is not None and (type(size) is not int or size <= 0):
+                raise FieldError(f"{name}={size!r}, expected a positive number of rows")
         for name in ("compressors", "filters"):
             value = getattr(self, name)
             if value is not None:

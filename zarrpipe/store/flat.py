@@ -115,6 +115,7 @@ class MappedArray:
     def grow(self) -> None:
         """Map further chunk files as long as there are; see `FlatArray.grow`."""
         before = self._chunks
+        self._fill_holes()
         while self._path(self._chunks).exists():
             self._room_for(self._chunks + 1)
             if not self._map(self._chunks):

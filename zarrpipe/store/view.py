@@ -218,11 +218,13 @@ class StoreView:
 
     def _segments(self, path: str, samples: Int64Array) -> "_Segments":
         """Where the rows of samples begin, and the pointers of the batch that they make."""
+        if len(samples) == 0:
+            return _Segments(samples, pointers(samples))
         stored = self._snapshot.rows(path, self._snapshot.extent.samples + 1)
         starts = stored[samples]
         counts = stored[samples + 1] - starts
         least = 1 if path == ATOMS_PTR else 0
-        if len(samples) and (counts.min() < least or starts.min() < 0):
+        if counts.min() < least or starts.min() < 0:
             raise StoreFormatError(f"{self._root}: {path} falls or is negative: it is damaged")
         return _Segments(starts, pointers(counts))
 
