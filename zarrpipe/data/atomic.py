@@ -111,7 +111,7 @@ class AtomicData(FieldTensors):
 
         The first field at edge level decides the number of edges.
         """
-        resolved = self._levels.get(name) or level_of(name, level)
+        resolved = self._level_for(name, level)
         if resolved is Level.SYSTEM:
             value = _with_leading_one(name, self._as_tensor(value))
         elif resolved is Level.EDGE:

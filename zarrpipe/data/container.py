@@ -77,6 +77,15 @@ class FieldTensors:
         FieldError
             If the name, level, dtype, number of rows, trailing shape or device does not fit.
         """
+        resolved = self._level_for(name, level)
+        tensor = as_field_dtype(name, self._as_tensor(value))
+        self._check_shape(name, resolved, tensor)
+        self._fields[name] = tensor
+        self._levels[name] = resolved
+        return self
+
+    def _level_for(self, name: str, level: Level | str | None) -> Level:
+        """Level at which a field is to be set; refuses names and levels that do not fit."""
         check_name(name)
         check_not_taken(name)
         here = self._levels.get(name)
@@ -86,11 +95,7 @@ class FieldTensors:
                 f"field {name!r} is here at level {here.value!r} and cannot be set at level "
                 f"{resolved.value!r}"
             )
-        tensor = as_field_dtype(name, self._as_tensor(value))
-        self._check_shape(name, resolved, tensor)
-        self._fields[name] = tensor
-        self._levels[name] = resolved
-        return self
+        return resolved
 
     def _as_tensor(self, value: Any) -> torch.Tensor:
         """Tensor on this container's device; Python floats take the dtype of the positions."""
