@@ -13,9 +13,10 @@ between two trust levels go into `candidates`; some of them, drawn at random, ar
 GFN2-xTB in parallel processes and appended to `labelled`; each member of the committee is trained
 on from where it was. The random arm differs in one thing: it has no lower trust level.
 
-What is on disk is the only state. The length of `labelled` says how many labels there are; a row in
-the arm's ``metrics.csv`` says that a round is finished. Exploration is a function of the seed and of
-what the round before left, so a stage that was cut off is done again and gives the same frames.
+What is on disk is the only state. The length of `labelled` says how many labels there are; a row
+in the arm's ``metrics.csv`` says that a round is finished. Exploration is a function of the seed
+and of what the round before left, so a stage that was cut off is done again and gives the same
+frames.
 """
 
 import sys
@@ -30,7 +31,7 @@ from records import HEADER, Row, format_row, read_rows, write_rows
 from settings import TEST_TEMPERATURES, Settings
 from xtb import start_worker, trajectory
 
-# torch and Lightning are imported where they are used: every worker process imports this module.
+# ruff: noqa: PLC0415  every worker process imports this module: it imports torch where it is used
 
 SPAWN = get_context("spawn")
 

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 from matplotlib import ticker
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from records import Row
 from settings import TEST_TEMPERATURES
 
@@ -74,9 +76,6 @@ def parity(arms: Mapping[str, Path], path: Path) -> None:
 
 def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
     """Figure and axes that need no display and leave no global state."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     figure = Figure(size, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns)

@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 from xtb import start_worker, trajectory
 
+# ruff: noqa: PLC0415  worker processes import this module: it imports torch where it is used
+
 
 def main(
     store: Path = Path("runs/ethanol.zarr"),
@@ -44,7 +46,7 @@ def main(
 
 
 def _write(path: Path, found: list) -> None:
-    from stores import batch_of_frames  # imports torch, which the workers have no need of
+    from stores import batch_of_frames
 
     import zarrpipe as zp
 

@@ -20,6 +20,8 @@ from torch import Tensor, nn
 
 import zarrpipe as zp
 
+# ruff: noqa: PLC0415  each potential imports its own library
+
 MEV = 1000.0
 LARGEST_EXTENT = 1e4  # vesin 0.6 crashes where its grid of cells overflows
 
@@ -317,7 +319,9 @@ class ForceField(pl.LightningModule):
         differentiable
             Keep the graph, so that a loss of the forces can be differentiated.
         """
-        with torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad():  # test and predict switch both off
+            if batch.positions.is_inference():
+                batch = batch.clone()
             dtype = next(self.potential.parameters()).dtype
             positions = batch.positions.detach().to(dtype).requires_grad_()
             if edges is None:

@@ -3,22 +3,54 @@
     python recipes/make_ethanol.py --frames 1000
     python recipes/train.py fit --config configs/schnet.yaml
 
-Takes TODO and reaches a force MAE of TODO meV/Angstrom on the validation part. Any argument of the
-config can be given on the command line (``--data.batch_size 32``); ``test`` and ``predict`` take a
-checkpoint:
+Takes TODO on one core and reaches a force MAE of TODO meV/Angstrom on the validation part. Any
+argument of the config can be given on the command line (``--data.batch_size 32``); ``test`` and
+``predict`` take a checkpoint:
 
+    python recipes/train.py test --config configs/schnet.yaml --ckpt_path runs/schnet/last.ckpt
     python recipes/train.py predict --config configs/schnet.yaml --ckpt_path runs/schnet/last.ckpt
+
+``predict`` leaves ``predictions.pt`` in the trainer's ``default_root_dir``: a list with a mapping
+for each batch, of energies, forces and pointers.
 """
 
-from lightning.pytorch.cli import ArgsType, LightningCLI
+import warnings
+from pathlib import Path
+
+import torch
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from potentials import ForceField
 
 import zarrpipe as zp
 
 
+class TrainCLI(LightningCLI):
+    """Lightning's command line with a number of threads, that keeps what ``predict`` found."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add ``--threads``."""
+        parser.add_argument(
+            "--threads", type=int | None, default=None, help="threads of torch on the CPU"
+        )
+
+    def before_instantiate_classes(self) -> None:
+        """Set the number of threads."""
+        threads = self.config[self.subcommand].threads
+        if threads is not None:
+            torch.set_num_threads(threads)
+
+    def after_predict(self) -> None:
+        """Save the predictions."""
+        path = Path(self.trainer.default_root_dir) / "predictions.pt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(self.trainer.predict_loop.predictions, path)
+        print(f"wrote {path}")
+
+
 def main(args: ArgsType = None) -> LightningCLI:
     """Run the command line, or the arguments in `args`."""
-    return LightningCLI(ForceField, zp.ZarrDataModule, seed_everything_default=0, args=args)
+    warnings.filterwarnings("ignore", ".*LeafSpec.*")  # Lightning 2.6 with torch 2.13
+    return TrainCLI(ForceField, zp.ZarrDataModule, seed_everything_default=0, args=args)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@ from ase.build import molecule
 from ase.md.langevin import Langevin
 from numpy.typing import NDArray
 
+# ruff: noqa: PLC0415  tblite is imported after the number of its threads is set
+
 Array = NDArray[np.float64]
 
 

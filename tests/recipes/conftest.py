@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "recipes"))
 
@@ -13,6 +14,15 @@ for library in ("ase", "jsonargparse", "tblite", "torch_geometric", "torch_sim",
     with warnings.catch_warnings():  # theirs, on importing them
         warnings.simplefilter("ignore")
         pytest.importorskip(library, reason="the extra 'recipes' is not installed")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Networks this small are several times slower with more."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture
