@@ -191,6 +191,8 @@ def assert_plain_zarr(store: StoreLike, whole: Batch, *, exact: bool) -> None:
         "meta/atoms_ptr": whole.batch_ptr,
         "meta/edges_ptr": whole.edge_ptr,
         "meta/samples_mask": torch.ones(whole.num_graphs, dtype=torch.bool),
+        "meta/atoms_mask": torch.ones(whole.num_nodes, dtype=torch.bool),
+        "meta/edges_mask": torch.ones(whole.num_edges, dtype=torch.bool),
     }
     for name, value in whole.fields.items():
         expected[f"{'core' if name in CORE_FIELDS else 'custom'}/{name}"] = value

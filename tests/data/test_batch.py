@@ -261,6 +261,7 @@ def test_refused_edges_and_names_change_nothing():
     [
         ([4], "systems 4 to 4 of a batch of 4"),
         ([0, -5], "systems -5 to 0 of a batch of 4"),
+        ([0.5], "an index of dtype torch.float32: expected integers or bool"),
         (torch.ones(3, dtype=torch.bool), r"a mask of shape \(3,\) for a batch of 4"),
     ],
 )

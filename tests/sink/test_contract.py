@@ -52,24 +52,23 @@ class TestStores(SinkContract):
         return lambda capacity=1000: ZarrData(store, capacity)
 
 
+ZSTD = (zarr.codecs.ZstdCodec(level=1),)
 CONFIGS = {
-    "compressed": {
+    "compressed_with_overrides": {
         "core": {"compressors": ({"name": "zstd", "configuration": {"level": 1}},)},
         "meta": {"compressors": zarr.codecs.ZstdCodec(level=1)},
-    },
-    "sharded": {
-        group: {"chunk_size": 4, "shard_size": 16, "compressors": (zarr.codecs.ZstdCodec(),)}
-        for group in ("meta", "core", "custom")
-    },
-    "small_chunks": {group: {"chunk_size": 3} for group in ("meta", "core", "custom")},
-    "overrides": {
         "field_overrides": {
             "positions": {"chunk_size": 7},
             "atomic_numbers": {"serializer": zarr.codecs.BytesCodec(endian="big")},
             "energy": {"compressors": (zarr.codecs.GzipCodec(),), "write_empty_chunks": False},
             "tag": {"chunk_size": 2, "shard_size": 4},
-        }
+        },
     },
+    "sharded": {
+        group: {"chunk_size": 4, "shard_size": 16, "compressors": ZSTD}
+        for group in ("meta", "core", "custom")
+    },
+    "small_chunks": {group: {"chunk_size": 3} for group in ("meta", "core", "custom")},
 }
 
 

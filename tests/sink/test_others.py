@@ -1,10 +1,12 @@
 """What a sink shares with others: the directory, the lock, the ranks."""
 
+import gc
 import os
 import signal
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from zarr.storage import MemoryStore, StorePath
 
 from zarrpipe import AtomicData, ZarrData
 from zarrpipe.errors import (
+    StoreClosedError,
     StoreFormatError,
     StoreFullError,
     StoreLockedError,
@@ -89,6 +92,7 @@ def test_a_second_sink_is_locked_out(tmp_path):
 
 def test_a_sink_that_is_dropped_frees_its_lock(tmp_path):
     ZarrData(tmp_path / "store").write(numbered_batch([0]))
+    gc.collect()
     with ZarrData(tmp_path / "store") as sink:
         sink.write(numbered_batch([1]))
         assert_batches_equal(sink.read(), numbered_batch([0, 1]))
@@ -144,6 +148,28 @@ def test_a_forked_child_does_not_keep_the_lock(tmp_path):
         os.close(read_end)
         os.close(write_end)
     assert_batches_equal(ZarrData(tmp_path / "store").read(), numbered_batch([0, 1]))
+
+
+def test_a_forked_child_cannot_write(tmp_path):
+    """What was the parent's to write is not the child's, which may close it without effect."""
+    sink = ZarrData(tmp_path / "store")
+    sink.write(numbered_batch([0]))
+    child = os.fork()
+    if child == 0:
+        code = 1
+        with suppress(BaseException):
+            try:
+                sink.write(numbered_batch([7]))
+            except StoreClosedError:
+                sink.close()
+                code = 0
+        os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    sink.write(numbered_batch([1]))
+    assert_batches_equal(sink.read(), numbered_batch([0, 1]))
+    with pytest.raises(StoreLockedError):
+        ZarrData(tmp_path / "store").write(numbered_batch([2]))
+    sink.close()
 
 
 @pytest.fixture

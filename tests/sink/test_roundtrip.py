@@ -110,7 +110,7 @@ def check(store: object, expected: list[Batch], rng: np.random.Generator, *, exa
     assert_plain_zarr(store, whole, exact=exact)
 
 
-@settings(max_examples=12)
+@settings(max_examples=8)
 @given(histories())
 def test_any_history_reads_back(history):
     rng = np.random.default_rng(0)

@@ -249,7 +249,7 @@ def test_what_is_mapped_and_what_is_loaded(tmp_path):
 class TestLoaded:
     def test_grows(self):
         array = new_array(MemoryStore(), "i8", (), rows=8)
-        column, loaded = open_column(array, None), LoadedArray(lambda: array)
+        column, loaded = open_column(array, None), LoadedArray(lambda: array, array)
         column.write(1, np.arange(1, 11))
         loaded.grow()
         taken = loaded.data
@@ -263,7 +263,7 @@ class TestLoaded:
         """Chunks are fetched side by side: what is not behind a prefix waits for the next look."""
         array = new_array(MemoryStore(), "i8", (), rows=4)
         array.resize((12,))
-        loaded = LoadedArray(lambda: array)
+        loaded = LoadedArray(lambda: array, array)
         array[:] = [0, 2, 3, 0, 5, 6, 7, 0, 0, 0, 0, 0]
         loaded.grow()
         np.testing.assert_array_equal(loaded.data, [0, 2, 3] + [0] * 9)
@@ -274,7 +274,7 @@ class TestLoaded:
     def test_too_few_rows_raise(self):
         array = new_array(MemoryStore(), "i8", (), rows=4)
         with pytest.raises(StoreFormatError, match="has 0 rows, the pointers say 3"):
-            LoadedArray(lambda: array).ensure(3)
+            LoadedArray(lambda: array, array).ensure(3)
 
 
 LEVELS = {Level.SYSTEM: 1, Level.ATOM: 64, Level.EDGE: 64 * 32}

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 import zarr
-from zarr.storage import MemoryStore
+from zarr.storage import LocalStore, MemoryStore
 
 from zarrpipe import AtomicDataZarrWriter, Batch, ZarrData
 from zarrpipe.data.schema import Schema
@@ -116,7 +116,7 @@ class Memory:
 
 
 class Local:
-    """A directory; what a writer does there is a positional write, a new file or a new name."""
+    """A directory; what a writer does there is a positional write, a file, a name or a removal."""
 
     config = SMALL
 
@@ -125,14 +125,26 @@ class Local:
         self._budget = Budget()
         for name in ("_write_all", "_create_sized", "write_json"):
             monkeypatch.setattr(columns, name, self._mortal(getattr(columns, name)))
+        monkeypatch.setattr(Path, "unlink", self._mortal(Path.unlink))
+        for name in ("set", "delete", "delete_dir"):
+            monkeypatch.setattr(LocalStore, name, self._mortal_async(getattr(LocalStore, name)))
 
     def _mortal(self, operation):
-        def change(first, second, *rest):
+        def change(*arguments, **options):
             if self._budget.spend():
-                if rest:  # a write that is torn, between two of its rows
-                    operation(first, second[: len(second) // 16 * 8], *rest)
+                if len(arguments) == 3:  # a write that is torn, between two of its rows
+                    first, data, offset = arguments
+                    operation(first, data[: len(data) // 16 * 8], offset)
                 raise Killed
-            return operation(first, second, *rest)
+            return operation(*arguments, **options)
+
+        return change
+
+    def _mortal_async(self, operation):
+        async def change(*arguments, **options):
+            if self._budget.spend():
+                raise Killed
+            return await operation(*arguments, **options)
 
         return change
 
@@ -303,7 +315,9 @@ def test_a_deletion(place):
 def test_clearing(place):
     """Either all samples are there or none, and the store can be used again."""
     with ZarrData(place.store, 100, config=place.config) as sink:
-        sink.write(numbered_batch(range(STORED)))
+        sink.write(numbered_batch([99, *range(STORED)]))
+    with AtomicDataZarrWriter(place.store, config=place.config) as writer:
+        writer.delete([0])
 
     def zero(store):
         sink = ZarrData(store, 100, config=place.config)
@@ -316,7 +330,10 @@ def test_clearing(place):
     for killed in lives(place, zero):
         count = len(ZarrData(place.store, 100))
         assert count in ((STORED, 0) if killed else (0,))
-        continued(place, count)
+        if count:
+            assert_batches_equal(ZarrData(place.store).read(), numbered_batch(range(STORED)))
+        else:
+            continued(place, 0)
 
 
 @pytest.mark.parametrize("config", [None, SMALL, ZSTD], ids=["plain", "small", "compressed"])

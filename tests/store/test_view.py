@@ -72,6 +72,12 @@ def place(request, tmp_path):
     return Place(tmp_path / "store", COMPRESSED if request.param == "compressed" else None)
 
 
+@pytest.fixture(params=["local", "memory"])
+def either(request, tmp_path):
+    """The two ways of reading: mapped and loaded."""
+    return Place(MemoryStore() if request.param == "memory" else tmp_path / "store")
+
+
 @pytest.fixture
 def local(tmp_path):
     return Place(tmp_path / "store")
@@ -304,21 +310,21 @@ class TestAddCustom:
 
 
 class TestWriter:
-    def test_write_then_append(self, place):
-        with place.writer() as writer:
+    def test_write_then_append(self, either):
+        with either.writer() as writer:
             with pytest.raises(StoreNotFoundError, match=r"no store at .*write one first"):
                 writer.append(numbered_batch([0]))
             writer.write(numbered_batch(range(3)))
             with pytest.raises(StoreExistsError, match="has 3 samples: append"):
                 writer.write(numbered_batch([9]))
             writer.append(numbered_batch([3]))
-        with place.writer() as writer, pytest.raises(FileExistsError):
+        with either.writer() as writer, pytest.raises(FileExistsError):
             writer.write(numbered_batch([9]))
-        assert place.serials() == [0, 1, 2, 3]
+        assert either.serials() == [0, 1, 2, 3]
 
-    def test_closed(self, place):
-        place.fill(3)
-        writer = place.writer()
+    def test_closed(self, either):
+        either.fill(3)
+        writer = either.writer()
         writer.close()
         writer.close()
         for change in (
@@ -330,9 +336,9 @@ class TestWriter:
             with pytest.raises(StoreClosedError, match="was closed"):
                 change()
 
-    def test_an_appender_that_was_closed(self, place):
-        place.fill(3)
-        writer = place.writer()
+    def test_an_appender_that_was_closed(self, either):
+        either.fill(3)
+        writer = either.writer()
         writer.append(numbered_batch([3]))
         appender = writer._appender
         writer.close()
@@ -340,10 +346,10 @@ class TestWriter:
         for change in (lambda: appender.append(numbered_batch([4])), appender.flush, appender.zero):
             with pytest.raises(StoreClosedError, match="was closed"):
                 change()
-        assert place.serials() == [0, 1, 2, 3]
+        assert either.serials() == [0, 1, 2, 3]
 
     @given(st.data())
-    @settings(max_examples=10)
+    @settings(max_examples=8)
     def test_any_history_of_changes(self, tmp_path_factory, data):
         """Appends, deletions and rewriting in any order, against a list."""
         kind = data.draw(st.sampled_from(["local", "compressed", "memory"]))
@@ -482,15 +488,15 @@ class TestRefresh:
 
 
 class TestPickle:
-    def test_knows_what_it_knew(self, place):
+    def test_knows_what_it_knew(self, either):
         """Another process has the same samples under the same numbers, and goes on from there."""
-        if not isinstance(place.store, MemoryStore):  # which is copied with its reader
-            place.fill(20)
-            with place.writer() as writer:
+        if not isinstance(either.store, MemoryStore):  # which is copied with its reader
+            either.fill(20)
+            with either.writer() as writer:
                 writer.delete([3, 4])
-            view = StoreView(place.store)
+            view = StoreView(either.store)
             text = pickle.dumps(view)
-            with place.writer() as writer:
+            with either.writer() as writer:
                 writer.delete([0])
                 writer.append(numbered_batch(range(20, 26)))
             other = pickle.loads(text)
@@ -502,9 +508,9 @@ class TestPickle:
             for reader in (view, other):
                 assert_batches_equal(reader.gather(np.arange(23)), now)
 
-    def test_a_copy(self, place):
-        place.fill(4)
-        view = StoreView(place.store)
+    def test_a_copy(self, either):
+        either.fill(4)
+        view = StoreView(either.store)
         other = copy.deepcopy(view)
         view.close()
         assert_batches_equal(other.gather(np.arange(4)), numbered_batch(range(4)))
@@ -527,9 +533,9 @@ class TestPickle:
 
 
 class TestView:
-    def test_subsets_of_fields(self, place):
-        place.fill(9)
-        view = StoreView(place.store)
+    def test_subsets_of_fields(self, either):
+        either.fill(9)
+        view = StoreView(either.store)
         found = view.gather(np.array([4, 2]), ["energy"])
         expected = numbered_batch([4, 2])
         assert sorted(found.fields) == ["atomic_numbers", "energy", "positions"]
@@ -538,9 +544,9 @@ class TestView:
         with pytest.raises(FieldError, match=r"has no field 'charge'; it has \["):
             view.gather(np.array([0]), ["charge"])
 
-    def test_sizes_ids_and_columns(self, place):
-        place.fill(9)
-        view, batch = StoreView(place.store), numbered_batch(range(9))
+    def test_sizes_ids_and_columns(self, either):
+        either.fill(9)
+        view, batch = StoreView(either.store), numbered_batch(range(9))
         assert view.num_atoms.tolist() == batch.num_nodes_list
         assert view.num_edges.tolist() == batch.num_edges_list
         ids = structure_ids(
@@ -555,14 +561,14 @@ class TestView:
             view.present("charge")
 
     @pytest.mark.parametrize("wrong", [[9], [-1], [3, 100]])
-    def test_refuses_what_is_outside(self, place, wrong):
-        place.fill(9)
+    def test_refuses_what_is_outside(self, either, wrong):
+        either.fill(9)
         with pytest.raises(IndexError, match="of a store of 9"):
-            StoreView(place.store).gather(np.array(wrong))
+            StoreView(either.store).gather(np.array(wrong))
 
-    def test_closed(self, place):
-        place.fill(2)
-        view = StoreView(place.store)
+    def test_closed(self, either):
+        either.fill(2)
+        view = StoreView(either.store)
         view.close()
         view.close()
         with pytest.raises(StoreClosedError, match="was closed"):
@@ -570,9 +576,9 @@ class TestView:
         with pytest.raises(StoreClosedError, match="was closed"):
             view.refresh()
 
-    def test_what_is_read_is_a_copy(self, place):
-        place.fill(4)
-        view = StoreView(place.store)
+    def test_what_is_read_is_a_copy(self, either):
+        either.fill(4)
+        view = StoreView(either.store)
         for index in ([0, 1, 2, 3], [2, 0]):
             view.gather(np.array(index)).positions.zero_()
             view.system_field("energy")[:] = 0
@@ -580,11 +586,11 @@ class TestView:
 
 
 class TestReader:
-    def test_reads_dictionaries(self, place):
-        place.fill(10)
-        with place.writer() as writer:
+    def test_reads_dictionaries(self, either):
+        either.fill(10)
+        with either.writer() as writer:
             writer.delete([0])
-        with AtomicDataZarrReader(place.store) as reader:
+        with AtomicDataZarrReader(either.store) as reader:
             assert len(reader) == 9
             for number, (fields, metadata) in enumerate(reader, 1):
                 expected = numbered_batch([number])
@@ -593,25 +599,25 @@ class TestReader:
                     torch.testing.assert_close(value, expected[name], rtol=0, atol=0)
                 assert metadata["index"] == number - 1
                 assert metadata["physical_index"] == str(number)
-                assert metadata["source_file"] == str(place.store)
+                assert metadata["source_file"] == str(either.store)
             assert reader[-1][0]["serial"].tolist() == [9]
             several = reader.read_many(torch.tensor([3, -9, 3]))
             assert [fields["serial"].item() for fields, _ in several] == [4, 1, 4]
             assert reader.field_levels["forces"] == "atom"
             with pytest.raises(IndexError, match="of 9"):
                 reader.read(9)
-            with place.writer() as writer:
+            with either.writer() as writer:
                 writer.append(numbered_batch([10]))
             assert reader.refresh() == 1
             assert reader.read(9)[0]["energy"].tolist() == [[10.0]]
         with pytest.raises(StoreClosedError):
             reader.read(0)
 
-    def test_absent_fields_are_left_out(self, place):
-        with place.writer() as writer:
+    def test_absent_fields_are_left_out(self, either):
+        with either.writer() as writer:
             writer.write(Batch.concatenate([numbered_batch([0]).without("energy"),
                                             numbered_batch([1])]))  # fmt: skip
-        reader = AtomicDataZarrReader(place.store)
+        reader = AtomicDataZarrReader(either.store)
         assert ["energy" in fields for fields, _ in reader] == [False, True]
 
 
@@ -642,19 +648,19 @@ class TestForeign:
             with pytest.raises(StoreFormatError, match="cannot be opened as a Zarr group"):
                 opening(tmp_path / "array")
 
-    def test_a_newer_format(self, place):
-        place.fill(2)
-        group = zarr.open_group(place.store, mode="r+")
+    def test_a_newer_format(self, either):
+        either.fill(2)
+        group = zarr.open_group(either.store, mode="r+")
         own = dict(group.attrs["zarrpipe"])
         for version in (2, 0, "1", None):
             group.attrs["zarrpipe"] = own | {"format": version}
             for opening in (StoreView, ZarrData):
                 with pytest.raises(StoreFormatError, match=f"format {version!r}, .*upgrade"):
-                    opening(place.store)
+                    opening(either.store)
             with pytest.raises(StoreFormatError, match="upgrade"):
-                place.writer().append(numbered_batch([2]))
+                either.writer().append(numbered_batch([2]))
         group.attrs["zarrpipe"] = own
-        assert place.serials() == [0, 1]
+        assert either.serials() == [0, 1]
 
     @pytest.mark.parametrize(
         ("changes", "match"),
@@ -668,11 +674,11 @@ class TestForeign:
             ({"fields": {"core": {"energy": "atom"}}}, "registry has it at 'system'"),
         ],
     )
-    def test_damaged_attributes(self, place, changes, match):
-        place.fill(2)
-        zarr.open_group(place.store, mode="r+").update_attributes(changes)
+    def test_damaged_attributes(self, either, changes, match):
+        either.fill(2)
+        zarr.open_group(either.store, mode="r+").update_attributes(changes)
         with pytest.raises(StoreFormatError, match=match):
-            StoreView(place.store)
+            StoreView(either.store)
 
     def test_damaged_metadata(self, local):
         local.fill(2)
@@ -680,24 +686,24 @@ class TestForeign:
         with pytest.raises(StoreFormatError, match="cannot be opened as a Zarr group"):
             StoreView(local.store)
 
-    def test_damaged_pointers(self, place):
-        place.fill(8)
-        group = zarr.open_group(place.store, mode="r+")
+    def test_damaged_pointers(self, either):
+        either.fill(8)
+        group = zarr.open_group(either.store, mode="r+")
         group["meta/atoms_ptr"][3] = 1
         with pytest.raises(StoreFormatError, match="meta/atoms_ptr falls or is negative"):
-            StoreView(place.store).gather(np.arange(8))
+            StoreView(either.store).gather(np.arange(8))
 
     @pytest.mark.parametrize("path", ["core/energy", "meta/edges_ptr", "meta/ids"])
-    def test_a_missing_array(self, place, path):
-        place.fill(8)
-        group = zarr.open_group(place.store, mode="r+")
+    def test_a_missing_array(self, either, path):
+        either.fill(8)
+        group = zarr.open_group(either.store, mode="r+")
         del group[path]
         if path == "meta/ids":
-            assert_batches_equal(place.all(), numbered_batch(range(8)))
-            assert len(np.unique(StoreView(place.store).ids)) == 8
+            assert_batches_equal(either.all(), numbered_batch(range(8)))
+            assert len(np.unique(StoreView(either.store).ids)) == 8
             return
         with pytest.raises(StoreFormatError, match=path.rpartition("/")[2]):
-            place.all()
+            either.all()
 
     def test_a_truncated_chunk(self, local):
         local.fill(8)
@@ -716,24 +722,24 @@ class TestForeign:
         with pytest.raises(StoreFormatError, match="core/forces has 2 rows, the pointers say"):
             Place(memory).all()
 
-    def test_without_our_attributes(self, place):
+    def test_without_our_attributes(self, either):
         """A store of the same layout from another tool is read, its own deletions included."""
-        place.fill(6)
-        with place.writer() as writer:
+        either.fill(6)
+        with either.writer() as writer:
             writer.delete([2])
-        group = zarr.open_group(place.store, mode="r+")
+        group = zarr.open_group(either.store, mode="r+")
         del group.attrs["zarrpipe"]
         del group["meta/ids"]
-        assert place.serials() == [0, 1, 3, 4, 5]
-        batch = place.all()
+        assert either.serials() == [0, 1, 3, 4, 5]
+        batch = either.all()
         ids = structure_ids(
             batch.positions.numpy(), batch.atomic_numbers.numpy(), batch.batch_ptr.numpy()
         )
-        np.testing.assert_array_equal(StoreView(place.store).ids, ids)
-        with place.writer() as writer, pytest.raises(StoreFormatError, match="did not write"):
+        np.testing.assert_array_equal(StoreView(either.store).ids, ids)
+        with either.writer() as writer, pytest.raises(StoreFormatError, match="did not write"):
             writer.append(numbered_batch([6]))
         with pytest.raises(StoreFormatError, match="did not write"):
-            ZarrData(place.store).zero()
+            ZarrData(either.store).zero()
 
     def test_attributes_say_units_and_levels(self, local):
         local.fill(3)

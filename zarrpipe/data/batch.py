@@ -331,6 +331,8 @@ class Batch(FieldTensors):
             if chosen.shape != (count,):
                 raise IndexError(f"a mask of shape {tuple(chosen.shape)} for a batch of {count}")
             return chosen.nonzero().squeeze(1)
+        if chosen.numel() and chosen.is_floating_point():
+            raise IndexError(f"an index of dtype {chosen.dtype}: expected integers or bool")
         chosen = chosen.reshape(-1).to(torch.int64)
         if chosen.numel() and not -count <= int(chosen.min()) <= int(chosen.max()) < count:
             raise IndexError(

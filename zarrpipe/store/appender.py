@@ -114,6 +114,9 @@ class StoreAppender:
         self.column(ATOMS_PTR).clear_from(self.extent.samples + 1)
         self.column(SAMPLES_MASK).clear_from(self.extent.samples)
         self.count_deleted()
+        if self.extent.samples == 0:  # the store is new, or a writer was killed while it cleared it
+            self.column(ATOMS_MASK).clear_all()
+            self.column(EDGES_MASK).clear_all()
 
     def _open_column(self, spec: ArraySpec, *, fresh: bool = False) -> Column:
         array = None if fresh else find_array(self.group, spec.path)
@@ -142,6 +145,11 @@ class StoreAppender:
         """
         if self._closed:
             raise StoreClosedError(f"the writer of {self.root} was closed: open a new one")
+        if self._lost:
+            raise StoreClosedError(
+                f"the writer of {self.root} belongs to the process that this one was forked from: "
+                "open another store here"
+            )
         return self._columns[path]
 
     def append(self, batch: Batch) -> None:
@@ -257,7 +265,8 @@ class StoreAppender:
 
     def close(self) -> None:
         """Do what `flush` does and give the lock up; a second call does nothing."""
-        if self._closed:
+        if self._closed or self._lost:
+            self.abandon()
             return
         try:
             self.flush()
@@ -274,6 +283,11 @@ class StoreAppender:
             column.trim(exact.get(path, self.extent.samples))
         if self.attributes.num_samples != self.extent.samples:
             self._publish(self.schema, num_samples=self.extent.samples)
+
+    @property
+    def _lost(self) -> bool:
+        """Whether the lock stayed with the process that this one was forked from."""
+        return self._lock is not None and not self._lock.held
 
     def _release_columns(self) -> None:
         for column in self._columns.values():

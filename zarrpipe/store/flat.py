@@ -48,7 +48,7 @@ def open_flat(open_array: Callable[[], zarr.Array[Any]], directory: Path | None)
     array = open_array()
     if directory is not None and is_plain(array) and MappedArray.fits(array):
         return MappedArray(array, directory)
-    return LoadedArray(open_array)
+    return LoadedArray(open_array, array)
 
 
 class _Range:
@@ -189,9 +189,8 @@ class MappedArray:
 class LoadedArray:
     """Rows of any Zarr array, read through zarr-python and kept in memory."""
 
-    def __init__(self, open_array: Callable[[], zarr.Array[Any]]) -> None:
-        self._open = open_array
-        array = open_array()
+    def __init__(self, open_array: Callable[[], zarr.Array[Any]], array: zarr.Array[Any]) -> None:
+        self._open, self._array = open_array, array
         self._buffer = np.empty((0, *array.shape[1:]), dtype=array.dtype)
         self._rows = 0
 
@@ -206,7 +205,9 @@ class LoadedArray:
         """Load further rows up to `rows`; see `FlatArray.ensure`."""
         if rows <= self._rows:
             return
-        array = self._open()
+        if rows > self._array.shape[0]:
+            self._array = self._open()
+        array = self._array
         if rows > array.shape[0]:
             raise StoreFormatError(
                 f"{array.store_path} has {array.shape[0]} rows, the pointers say {rows}: "
@@ -216,7 +217,7 @@ class LoadedArray:
 
     def grow(self) -> None:
         """Load again what is not yet committed, and what is new; see `FlatArray.grow`."""
-        array = self._open()
+        array = self._array = self._open()
         first = int(np.count_nonzero(self._buffer[: self._rows]))
         self._load(array, first, array.shape[0])
         zeros = np.flatnonzero(self._buffer[max(first, 1) : self._rows] == 0)

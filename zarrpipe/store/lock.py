@@ -43,9 +43,14 @@ class WriterLock:
         this = weakref.ref(self)
         os.register_at_fork(after_in_child=lambda: _leave_to_parent(this))
 
+    @property
+    def held(self) -> bool:
+        """Whether this process has the lock."""
+        return self._finalizer.alive
+
     def release(self) -> None:
         """Give the lock up; a second call does nothing."""
-        if self._finalizer.alive:
+        if self.held:
             os.ftruncate(self._descriptor, 0)
         self._finalizer()
 
