@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import pickle
 import shutil
+import threading
 from contextlib import nullcontext, suppress
 
 import numpy as np
@@ -456,6 +457,35 @@ class TestRefresh:
                     torch.testing.assert_close(value, old[name], rtol=0, atol=0)
         assert view.refresh() == now.num_graphs - 20
         assert_batches_equal(view.gather(np.arange(now.num_graphs)), now)
+
+    def test_beside_a_sink_that_is_drained(self, local):
+        """Over and over, in another thread: every read is of one generation, or refused."""
+
+        def write() -> None:
+            with ZarrData(local.store) as sink:
+                for generation in range(2, 7):
+                    sink.drain()
+                    for start in (0, 7, 14):
+                        sink.write(numbered_batch(range(start, start + 7), generation))
+
+        local.fill(7, 1)
+        view, seen = StoreView(local.store), set()
+        thread = threading.Thread(target=write)
+        thread.start()
+        running = True
+        while running:
+            running = thread.is_alive()
+            with suppress(StoreFormatError) if running else nullcontext():
+                view.refresh()
+                found = view.gather(np.arange(view.num_samples))
+                if len(found):
+                    seen.add(generation := round(found.energy[0].item() / 1e9))
+                    assert_batches_equal(found, numbered_batch(range(len(found)), generation))
+                    assert len(found) in (7, 14, 21)
+        thread.join()
+        assert 6 in seen
+        assert len(seen) > 1
+        assert len(found) == 21
 
     def test_an_emptied_store(self, place):
         place.fill(5)
