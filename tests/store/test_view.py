@@ -771,6 +771,13 @@ class TestForeign:
         with pytest.raises(StoreFormatError, match="did not write"):
             ZarrData(either.store).zero()
 
+    def test_a_foreign_array_beside_a_field(self, either):
+        """Another's array of the same name in the other group is not taken for the field."""
+        either.fill(3)
+        group = zarr.open_group(either.store, mode="r+")
+        group.create_array("core/serial", data=np.zeros(9))
+        assert_batches_equal(either.all(), numbered_batch(range(3)))
+
     def test_attributes_say_units_and_levels(self, local):
         local.fill(3)
         attributes = json.loads((local.store / "zarr.json").read_text())["attributes"]

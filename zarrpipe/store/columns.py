@@ -265,8 +265,9 @@ class ZarrColumn:
 
     def clear_all(self) -> None:
         """Drop every row, the first chunk first."""
-        self._array[: self._unit] = np.zeros((), dtype=self._array.dtype)
-        self.trim(0)
+        if self._array.shape[0]:
+            self._array[: self._unit] = np.zeros((), dtype=self._array.dtype)
+            self.trim(0)
 
     def trim(self, rows: int) -> None:
         """Make the shape exact."""

@@ -14,7 +14,7 @@ import numpy as np
 import zarr
 from zarr.codecs import BytesCodec
 
-from zarrpipe.data.fields import Level
+from zarrpipe.data.fields import CORE_FIELDS, Level
 from zarrpipe.data.schema import Field, Schema, field_from_array
 from zarrpipe.errors import FieldError, StoreFormatError
 from zarrpipe.store.config import ZarrWriteConfig
@@ -259,14 +259,15 @@ def read_schema(group: zarr.Group, attributes: Attributes) -> Schema:
     """
     fields = {}
     for name, level in attributes.levels.items():
-        places = {part: find_array(group, f"{part}/{name}") for part in ("core", "custom")}
-        found = [(part, array) for part, array in places.items() if array is not None]
-        if not found:
+        usual, other = ("core", "custom") if name in CORE_FIELDS else ("custom", "core")
+        part, array = usual, find_array(group, f"{usual}/{name}")
+        if array is None:
+            part, array = other, find_array(group, f"{other}/{name}")
+        if array is None:
             raise StoreFormatError(
                 f"{group.store_path}: the attributes name the field {name!r}, but there is no "
                 f"array core/{name} or custom/{name}"
             )
-        part, array = found[0]
         try:
             fields[name] = field_from_array(name, level, array.dtype, array.shape[1:], part)
         except FieldError as error:
