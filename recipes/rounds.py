@@ -14,12 +14,12 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from potentials import MEV, ForceField
+from force_field import MEV, ForceField
 from records import Row, read_rows, write_rows
 from settings import TEST_TEMPERATURES, Settings
 from stores import batch_of_frames, read_all
 from torch import Tensor
-from walkers import Band, Committee, Walkers, deviation, explore
+from walkers import Band, Committee, Exploration, Walkers, deviation, explore
 from xtb import Frames, label, trajectory
 
 import zarrpipe as zp
@@ -130,47 +130,53 @@ class Arm:
     def explore(self, number: int, before: int) -> tuple[zp.Batch, Sampled]:
         """Move the walkers until the sink holds enough candidates; label some of these."""
         started = time.perf_counter()
-        settings = self.settings
-        committee = self.committee(number - 1)
         last = torch.load(self.directory / f"sampled-{number - 1}.pt", weights_only=True)
-        walkers, wanted = Walkers(**last["walkers"]), settings.labels[number] - before
-        pool = self.labelled.read().index_select(slice(0, before))
-        band = self.trust_band(committee, pool)
-        self.candidates.zero()  # what a killed run left there is simulated again
-        visited = restarts = 0
+        wanted = self.settings.labels[number] - before
+        known = self.labelled.read().index_select(slice(0, before))
+        walk = self.collect(number, Walkers(**last["walkers"]), known, wanted)
+        found = self.candidates.drain()
+        simulated = time.perf_counter()
+        self.say("label")
+        frames = self.label(found, wanted, self.settings.seed_of(self.name, "draw", number))
+        return frames, Sampled(
+            vars(walk.walkers),
+            walk.visited,
+            walk.selected,
+            walk.restarts,
+            simulated - started,
+            time.perf_counter() - simulated,
+        )
+
+    def collect(self, number: int, walkers: Walkers, known: zp.Batch, wanted: int) -> Exploration:
+        """Explore in stretches until `candidates` holds as many frames as are wanted.
+
+        What a killed run left in the sink is cleared: it is simulated again. After a stretch that
+        brought too few, a committee that is so sure is content with half the deviation.
+        """
+        settings, committee = self.settings, self.committee(number - 1)
+        band = self.trust_band(committee, known)
+        walk = Exploration(walkers)
+        self.candidates.zero()
         for stretch in range(MAX_STRETCHES):
-            walk = explore(
+            walk += explore(
                 committee,
-                walkers,
+                walk.walkers,
                 self.candidates,
                 band,
-                pool.positions.view(before, -1, 3),
+                known.positions.view(known.num_graphs, -1, 3),
                 snapshots=settings.snapshots,
                 stride=settings.stride,
                 seed=settings.seed_of(self.name, "explore", number, stretch),
             )
-            walkers = walk.walkers
-            visited, restarts = visited + walk.visited, restarts + walk.restarts
-            if len(self.candidates) >= wanted:
+            if walk.selected >= wanted:
                 break
-            band = Band(band.low / 2, band.high)  # so sure a committee is content with less
-        if len(self.candidates) == 0:
+            band = Band(band.low / 2, band.high)
+        if walk.selected == 0:
             raise RuntimeError(
-                f"no frame of {visited} has a deviation inside of {band}, {wanted} are wanted: "
-                "raise 'trust', or 'steps' for a better committee"
+                f"no frame of {walk.visited} has a deviation inside of {band}, {wanted} are "
+                "wanted: raise 'trust', or 'steps' for a better committee"
             )
-        found = self.candidates.drain()
-        simulated = time.perf_counter()
-        self.say("label")
-        frames = self.label(found, wanted, settings.seed_of(self.name, "draw", number))
-        return frames, Sampled(
-            vars(walkers),
-            visited,
-            found.num_graphs,
-            restarts,
-            simulated - started,
-            time.perf_counter() - simulated,
-        )
+        return walk
 
     def trust_band(self, committee: Committee, known: zp.Batch) -> Band:
         """Trust levels of a round.

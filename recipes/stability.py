@@ -63,12 +63,10 @@ def main(
             for name in arms
         }
         shares = {name: future.result() / trajectories for name, future in futures.items()}
+    rows = [(name, trajectories, share) for name, share in shares.items()]
     with (run / "stability.csv").open("w", newline="") as file:
-        table = csv.writer(file)
-        table.writerows([("arm", "trajectories", "intact_share")])
-        table.writerows((name, trajectories, share) for name, share in shares.items())
-    for name, share in shares.items():
-        print(f"{name:<10} {share:.0%} of {trajectories} trajectories intact")
+        csv.writer(file).writerows([("arm", "trajectories", "intact_share"), *rows])
+    print("\n".join(f"{name:<10} {share:.0%} of {count} intact" for name, count, share in rows))
     return shares
 
 
@@ -82,7 +80,7 @@ def count_intact(
 ) -> int:
     """Run an arm's trajectories as one batch and count the intact ones."""
     import torch
-    from potentials import ForceField
+    from force_field import ForceField
     from stores import read_all
     from walkers import Committee, Walkers
 

@@ -3,7 +3,7 @@
     python recipes/make_ethanol.py --frames 1000
     python recipes/train.py fit --config configs/schnet.yaml
 
-Takes TODO on one core and reaches a force MAE of TODO meV/Angstrom on the validation part. Any
+Takes two minutes on one core. The force MAE on the validation part is logged in meV/Angstrom. Any
 argument of the config can be given on the command line (``--data.batch_size 32``); ``test`` and
 ``predict`` take a checkpoint:
 
@@ -18,8 +18,8 @@ import warnings
 from pathlib import Path
 
 import torch
+from force_field import ForceField
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
-from potentials import ForceField
 
 import zarrpipe as zp
 

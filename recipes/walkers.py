@@ -13,7 +13,8 @@ import torch
 import torch_sim as ts
 from ase import units
 from ase.data import atomic_masses
-from potentials import ForceField, neighbours
+from force_field import ForceField
+from potentials import neighbours
 from torch import Tensor
 from torch_sim.integrators.md import MDState
 from torch_sim.integrators.nvt import nvt_langevin
@@ -179,9 +180,18 @@ class Exploration:
     """
 
     walkers: Walkers
-    visited: int
-    selected: int
-    restarts: int
+    visited: int = 0
+    selected: int = 0
+    restarts: int = 0
+
+    def __add__(self, later: "Exploration") -> "Exploration":
+        """Sum of a stretch and of the one that went on from where it ended."""
+        return Exploration(
+            later.walkers,
+            self.visited + later.visited,
+            self.selected + later.selected,
+            self.restarts + later.restarts,
+        )
 
 
 def explore(
@@ -208,27 +218,21 @@ def explore(
     seed
         Seed of the thermostat and of the restarts: equal arguments give equal frames.
     """
-    state, age = walkers.state(committee), walkers.age.clone()
-    visited = selected = restarts = 0
+    state, age, visited, selected, restarts = walkers.state(committee), walkers.age.clone(), 0, 0, 0
     with dynamics(committee, walkers.temperatures, seed, timestep) as step:
-        for snapshot in range(snapshots):
-            for inner in range(stride):
-                state = step(state)
-                age += 1
-                lost = ~(committee.deviation <= band.high)  # true for NaN as well
-                if bool(lost.any()):
-                    fresh = Walkers.start(
-                        walkers.numbers,
-                        pool,
-                        walkers.temperatures,
-                        seed + snapshot * stride + inner,
-                    )
-                    state = restart(committee, walkers.moved(state, age), fresh, lost)
-                    age[lost] = 0
-                    restarts += int(lost.sum())
-            mask = band.mask(committee.deviation) & (age >= stride)
-            sink.write(batch_of_state(state), mask)
-            visited, selected = visited + len(mask), selected + int(mask.sum())
+        for moment in range(1, snapshots * stride + 1):
+            state = step(state)
+            age += 1
+            lost = ~(committee.deviation <= band.high)  # true for NaN as well
+            if lost.any():
+                fresh = Walkers.start(walkers.numbers, pool, walkers.temperatures, seed + moment)
+                state = restart(committee, walkers.moved(state, age), fresh, lost)
+                age[lost] = 0
+                restarts += int(lost.sum())
+            if moment % stride == 0:
+                mask = band.mask(committee.deviation) & (age >= stride)
+                sink.write(batch_of_state(state), mask)
+                visited, selected = visited + len(mask), selected + int(mask.sum())
     return Exploration(walkers.moved(state, age), visited, selected, restarts)
 
 

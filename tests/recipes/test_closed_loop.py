@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from closed_loop import read_settings
-from potentials import ForceField
+from force_field import ForceField
 from records import Row, read_rows, write_rows
 from rounds import open_arm
 from seeds import markdown, summary

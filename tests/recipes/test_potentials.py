@@ -4,7 +4,8 @@ import torch
 from ase import Atoms
 from ase.build import bulk, molecule
 from ase.neighborlist import neighbor_list
-from potentials import ForceField, ForceFieldCalculator, batch_of, neighbours
+from force_field import ForceField, ForceFieldCalculator, batch_of
+from potentials import neighbours
 
 pytestmark = [
     # mace-torch and e3nn, while a model is built

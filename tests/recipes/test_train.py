@@ -4,7 +4,7 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-from potentials import ForceField
+from force_field import ForceField
 from stores import batch_of_frames, read_all, write_once
 from train import main as train
 from xtb import Frames, ethanol, trajectory
