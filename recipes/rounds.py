@@ -191,19 +191,19 @@ class Arm:
         return Band(min(low, self.settings.trust / 2), self.settings.trust)
 
     def label(self, found: zp.Batch, wanted: int, seed: int) -> zp.Batch:
-        """Label `wanted` of the frames, drawn at random; those where xTB fails are left out."""
-        generator = torch.Generator().manual_seed(seed)
-        drawn = torch.randperm(found.num_graphs, generator=generator)[:wanted]
-        frames = found.index_select(drawn.sort().values)
-        atoms = frames.num_nodes // frames.num_graphs
-        numbers = frames.atomic_numbers[:atoms].numpy()
-        positions = frames.positions.double().view(-1, atoms, 3).numpy()
-        results = list(self.oracle.map(label, [numbers] * len(positions), positions, chunksize=5))
-        done = [index for index, result in enumerate(results) if result is not None]
-        energies, forces = zip(*(results[index] for index in done), strict=True)
-        return batch_of_frames(
-            Frames(numbers, positions[done], np.array(energies), np.array(forces))
-        )
+        """Label `wanted` of the frames, drawn at random; others are drawn for those that fail."""
+        drawn = torch.randperm(found.num_graphs, generator=torch.Generator().manual_seed(seed))
+        numbers = found.atomic_numbers[: found.num_nodes // found.num_graphs].numpy()
+        positions = found.positions.double().view(found.num_graphs, -1, 3)[drawn].numpy()
+        done: list[tuple[np.ndarray, float, np.ndarray]] = []
+        first = 0
+        while len(done) < wanted and first < len(positions):
+            part = positions[first : first + wanted - len(done)]
+            results = self.oracle.map(label, [numbers] * len(part), part, chunksize=5)
+            done += [(frame, *r) for frame, r in zip(part, results, strict=True) if r is not None]
+            first += len(part)
+        frames, energies, forces = (np.array(column) for column in zip(*done, strict=True))
+        return batch_of_frames(Frames(numbers, frames, energies, forces))
 
     def train(self, number: int) -> None:
         """Train each member on from where the round before left it."""

@@ -131,6 +131,27 @@ def test_both_arms_start_from_the_same_labels(tmp_path, test_dir, oracle, whole)
     assert rows[1].share > 0.9
 
 
+class Failing:
+    """Oracle that does not converge where the first coordinate is negative."""
+
+    def map(self, function, numbers, positions, chunksize):
+        return [None if frame[0, 0] < 0 else (0.0, np.zeros_like(frame)) for frame in positions]
+
+
+def test_frames_that_fail_are_replaced_by_others(tmp_path):
+    frames = np.random.default_rng(0).normal(size=(12, 2, 3)).astype("f4").astype("f8")
+    frames[:, 0, 0] = np.where(np.arange(12) % 3 == 0, -1.0, 1.0)  # 8 of 12 converge
+    found = batch_of_frames(Frames(np.array([1, 1]), frames, np.zeros(12), np.zeros((12, 2, 3))))
+    with open_arm(Settings(out=tmp_path, **TINY), "random", Failing(), print) as arm:
+        got = arm.label(found, 6, seed=0).positions.view(-1, 2, 3)
+        every = arm.label(found, 12, seed=0)
+    good = {row.tobytes() for row in frames[np.arange(12) % 3 > 0].astype("f4")}
+    chosen = {row.numpy().tobytes() for row in got}
+    assert len(chosen) == len(got) == 6
+    assert chosen <= good
+    assert every.num_graphs == 8
+
+
 def test_killed_from_outside_it_goes_on(tmp_path, test_dir):
     options = [f"--{key}={list(v) if isinstance(v, tuple) else v}" for key, v in TINY.items()]
     command = [sys.executable, "-W", "ignore", str(LOOP), "--arms=committee", f"--out={tmp_path}"]
