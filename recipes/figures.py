@@ -21,8 +21,8 @@ QUANTITIES = (
 def learning_curve(rows: Sequence[Row], path: Path) -> None:
     """Errors of each arm at both temperatures against the number of labels.
 
-    Where an arm has several rows for a number of labels (several seeds), the line is their mean and
-    the shade reaches from the smallest to the largest.
+    Where an arm has several rows for a round (several seeds), the line is their mean and the shade
+    reaches from the smallest to the largest.
     """
     figure, axes = _figure(1, 2, (9.0, 3.8))
     for axis, (quantity, title, logarithmic) in zip(axes, QUANTITIES, strict=True):
@@ -43,8 +43,9 @@ def learning_curve(rows: Sequence[Row], path: Path) -> None:
 
 
 def _draw_arm(axis: Any, rows: Sequence[Row], column: str, style: str) -> None:
-    labels = sorted({row.labels for row in rows})
-    values = [[getattr(row, column) for row in rows if row.labels == count] for count in labels]
+    rounds = [[row for row in rows if row.round == n] for n in sorted({row.round for row in rows})]
+    labels = [np.mean([row.labels for row in group]) for group in rounds]
+    values = [[getattr(row, column) for row in group] for group in rounds]
     colour = COLOURS[rows[0].arm]
     name = f"{rows[0].arm}, {column.split('_')[1]} K"
     axis.plot(
