@@ -2,7 +2,7 @@
 
     python recipes/stability.py --run runs/ethanol
 
-Takes 10 minutes on two cores and writes ``<run>/stability.csv``. A trajectory is intact if at
+Takes 5 minutes on two idle cores and writes ``<run>/stability.csv``. A trajectory is intact if at
 every look, 10 fs apart, no bond is broken and none is formed with respect to the bonds of ethanol
 at rest: every bonded pair is nearer than 1.5 times, and every other pair further than 1.25 times,
 the sum of its covalent radii. Langevin dynamics with steps of 1 fs, on the committee's mean forces.
