@@ -183,12 +183,14 @@ class TestDefragment:
         place.fill(9)
         group = zarr.open_group(place.store, mode="r+")
         group.create_array("spectra", data=np.arange(4))
+        group["custom"].create_array("of_another", data=np.arange(5))
         group.attrs["note"] = "keep"
         with place.writer() as writer:
             writer.delete([2])
             writer.defragment()
         group = zarr.open_group(place.store, mode="r")
         np.testing.assert_array_equal(group["spectra"][:], np.arange(4))
+        np.testing.assert_array_equal(group["custom/of_another"][:], np.arange(5))
         assert group.attrs["note"] == "keep"
 
     def test_everything_deleted(self, place):

@@ -152,6 +152,11 @@ class StoreAppender:
             )
         return self._columns[path]
 
+    @property
+    def paths(self) -> frozenset[str]:
+        """Places of the arrays that zarrpipe made."""
+        return frozenset(self._columns)
+
     def append(self, batch: Batch) -> None:
         """Append systems; they exist once their pointers are written, which is the last step.
 

@@ -6,12 +6,14 @@ that list a group's members do not meet it. A reader needs no lock. Stores that 
 file system have none: there, one writer is the user's duty.
 """
 
+import gc
 import json
 import os
 import socket
 import time
 import weakref
 from pathlib import Path
+from typing import Any
 
 from zarrpipe.errors import StoreLockedError
 
@@ -59,24 +61,36 @@ def _acquire(path: Path, directory: Path) -> int:
     import fcntl  # noqa: PLC0415  absent on Windows, where no store counts as local
 
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        text = os.pread(descriptor, 4096, 0)
-        os.close(descriptor)
-        raise StoreLockedError(
-            f"{directory} is being written by {_holder(text)}: one writer at a time; close that "
-            "one, or write a store of its own beside it and read both as one dataset"
-        ) from None
+    for attempt in (1, 2):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = _holder(os.pread(descriptor, 4096, 0))
+            if attempt == 1 and holder.get("pid") == os.getpid():
+                gc.collect()  # a sink that was dropped, not closed, may wait in a cycle
+                continue
+            os.close(descriptor)
+            raise StoreLockedError(
+                f"{directory} is being written by {_named(holder)}: one writer at a time; close "
+                "that one, or write a store of its own beside it and read both as one dataset"
+            ) from None
+        break
     return descriptor
 
 
-def _holder(text: bytes) -> str:
+def _holder(text: bytes) -> dict[str, Any]:
     try:
         holder = json.loads(text)
+    except ValueError:
+        return {}
+    return holder if isinstance(holder, dict) else {}
+
+
+def _named(holder: dict[str, Any]) -> str:
+    try:
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder["since"]))
         return f"process {holder['pid']} on {holder['host']} since {since}"
-    except (ValueError, KeyError, TypeError):
+    except (KeyError, TypeError):
         return "a process that has not said its name yet"
 
 

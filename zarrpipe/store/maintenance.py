@@ -93,7 +93,7 @@ def defragment(appender: StoreAppender, config: ZarrWriteConfig | None) -> Store
             lock.release()
         shutil.rmtree(fresh, ignore_errors=True)
         raise
-    _bring_back_others(fresh, folder)
+    _bring_back_others(fresh, folder, appender.paths)
     appender.abandon()
     shutil.rmtree(fresh)
     return StoreAppender(root, chosen, appender.capacity, lock)
@@ -145,8 +145,12 @@ def _exchange(first: Path, second: Path) -> None:
     aside.rename(second)
 
 
-def _bring_back_others(source: Path, target: Path) -> None:
+def _bring_back_others(source: Path, target: Path, ours: frozenset[str]) -> None:
     """Move what zarrpipe did not make into the directory that is now in its place."""
     for entry in source.iterdir():
         if entry.name not in (*GROUPS, "zarr.json"):
             entry.rename(target / entry.name)
+    for group in GROUPS:
+        for entry in (source / group).iterdir():
+            if entry.name != "zarr.json" and f"{group}/{entry.name}" not in ours:
+                entry.rename(target / group / entry.name)
