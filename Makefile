@@ -4,7 +4,7 @@ BIN := .venv/bin
 EXTRAS := dev,recipes,mace
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test check format clean
+.PHONY: help demo results test check format clean
 
 help:
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
@@ -16,6 +16,9 @@ help:
 
 demo: .venv/.ready ## the closed loop: simulate, select, label, train, repeat; both arms
 	$(BIN)/python recipes/closed_loop.py --out runs/demo
+
+results: .venv/.ready ## the README's table: three seeds of the demo and their stability
+	$(BIN)/python recipes/seeds.py --out runs/seeds
 
 test: .venv/.ready ## all tests, warnings as errors, with branch coverage
 	$(BIN)/python -m pytest --numprocesses 2 --cov --cov-report term --cov-fail-under 90

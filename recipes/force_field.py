@@ -19,6 +19,7 @@ from potentials import Edges, build_potential, neighbours
 from torch import Tensor
 
 import zarrpipe as zp
+from zarrpipe.adapters import from_ase
 
 MEV = 1000.0
 
@@ -191,21 +192,5 @@ class ForceFieldCalculator(Calculator):
     ) -> None:
         """Compute energy in eV and forces in eV/Angstrom."""
         super().calculate(atoms, properties, system_changes)
-        energy, forces = self.field.energy_and_forces(batch_of([self.atoms]))
+        energy, forces = self.field.energy_and_forces(from_ase(self.atoms))
         self.results = {"energy": energy.item(), "forces": forces.double().numpy(force=True)}
-
-
-def batch_of(systems: list[Atoms]) -> zp.Batch:
-    """Batch of ASE's atoms, with a cell where they are periodic."""
-    return zp.Batch.from_data_list([_data_of(atoms) for atoms in systems])
-
-
-def _data_of(atoms: Atoms) -> zp.AtomicData:
-    box = {}
-    if atoms.pbc.any():
-        box = {"cell": torch.tensor(atoms.cell.array)[None], "pbc": torch.tensor(atoms.pbc)[None]}
-    return zp.AtomicData(
-        positions=torch.tensor(atoms.positions),
-        atomic_numbers=torch.tensor(atoms.numbers),
-        **box,
-    )

@@ -3,6 +3,7 @@
 `ForceField` in ``force_field.py`` chooses one by name, trains it and derives its forces.
 """
 
+import os
 import pydoc
 from typing import Any, NamedTuple, cast
 
@@ -198,8 +199,13 @@ def _scale_shift_mace(
 ) -> nn.Module:
     """Build mace-torch's ScaleShiftMACE; energies of isolated atoms are the caller's business."""
     import numpy as np
+
+    loads_safely = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD" not in os.environ
     from mace.modules import ScaleShiftMACE, interaction_classes
     from mace.modules.models import o3  # e3nn does not load alone with torch 2.6 and later
+
+    if loads_safely:  # mace-torch lets every later torch.load of the process unpickle anything
+        os.environ.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None)
 
     irreps = " + ".join(f"{channels}x{order}{'eo'[order % 2]}" for order in range(max_l + 1))
     network = ScaleShiftMACE(

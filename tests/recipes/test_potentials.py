@@ -4,8 +4,10 @@ import torch
 from ase import Atoms
 from ase.build import bulk, molecule
 from ase.neighborlist import neighbor_list
-from force_field import ForceField, ForceFieldCalculator, batch_of
+from force_field import ForceField, ForceFieldCalculator
 from potentials import neighbours
+
+from zarrpipe.adapters import from_ase
 
 pytestmark = [
     # mace-torch and e3nn, while a model is built
@@ -37,13 +39,13 @@ def systems(names=MOLECULES):
 @pytest.mark.usefixtures("mace")
 def test_forces_are_minus_the_gradient_of_the_energy(name):
     field, (atoms,) = force_field(name), systems(["CH3CH2OH"])
-    _, forces = field.energy_and_forces(batch_of([atoms]))
+    _, forces = field.energy_and_forces(from_ase(atoms))
     step = 1e-4
     for atom, axis in [(0, 0), (2, 1), (8, 2)]:
         moved = [atoms.copy(), atoms.copy()]
         moved[0].positions[atom, axis] += step
         moved[1].positions[atom, axis] -= step
-        energies, _ = field.energy_and_forces(batch_of(moved))
+        energies, _ = field.energy_and_forces(from_ase(moved))
         slope = float(energies[0] - energies[1]) / (2 * step)
         assert slope == pytest.approx(-float(forces[atom, axis]), abs=1e-5)
 
@@ -52,14 +54,14 @@ def test_forces_are_minus_the_gradient_of_the_energy(name):
 @pytest.mark.usefixtures("mace")
 def test_a_batch_of_several_gives_what_each_gives_alone(name):
     field, found = force_field(name), systems()
-    energy, forces = field.energy_and_forces(batch_of(found))
-    alone = [field.energy_and_forces(batch_of([atoms])) for atoms in found]
+    energy, forces = field.energy_and_forces(from_ase(found))
+    alone = [field.energy_and_forces(from_ase(atoms)) for atoms in found]
     torch.testing.assert_close(energy, torch.cat([e for e, _ in alone]))
     torch.testing.assert_close(forces, torch.cat([f for _, f in alone]), rtol=1e-5, atol=1e-8)
 
 
 def test_energy_contains_the_reference_energies():
-    field, batch = force_field("schnet"), batch_of(systems())
+    field, batch = force_field("schnet"), from_ase(systems())
     total, _ = field.energy_and_forces(batch)
     field.set_reference({1: 0.0, 6: 0.0, 8: 0.0})
     interaction, _ = field.energy_and_forces(batch)
@@ -69,7 +71,7 @@ def test_energy_contains_the_reference_energies():
 
 def test_neighbours_of_molecules_are_all_pairs_within_the_cutoff():
     found = systems()
-    batch = batch_of(found)
+    batch = from_ase(found)
     before = batch.positions.clone()
     edges = neighbours(batch, 2.0)
     expected, start = set(), 0
@@ -84,7 +86,7 @@ def test_neighbours_of_molecules_are_all_pairs_within_the_cutoff():
 
 def test_neighbours_of_crystals_follow_the_cell():
     crystals = [bulk("Si"), bulk("Si", cubic=True)]
-    edges = neighbours(batch_of(crystals), 4.0)
+    edges = neighbours(from_ase(crystals), 4.0)
     positions = torch.cat([torch.tensor(atoms.positions) for atoms in crystals])
     receiver, sender = edges.index
     lengths = (positions[sender] + edges.shifts - positions[receiver]).norm(dim=-1)
@@ -95,14 +97,14 @@ def test_neighbours_of_crystals_follow_the_cell():
 @pytest.mark.usefixtures("mace")
 def test_a_crystal_has_the_same_energy_per_atom_in_a_larger_cell():
     field = force_field("mace")
-    energy, forces = field.energy_and_forces(batch_of([bulk("Si"), bulk("Si").repeat((2, 1, 1))]))
+    energy, forces = field.energy_and_forces(from_ase([bulk("Si"), bulk("Si").repeat((2, 1, 1))]))
     assert float(energy[1]) == pytest.approx(2 * float(energy[0]), abs=1e-6)
     torch.testing.assert_close(forces, torch.zeros_like(forces), atol=1e-6, rtol=0)
 
 
 def test_dynamics_that_blew_up_is_named():
     with pytest.raises(ValueError, match=r"1e\+06 Angstrom.*blown up"):
-        neighbours(batch_of([Atoms("H2", [[0, 0, 0], [1e6, 0, 0]])]), 5.0)
+        neighbours(from_ase([Atoms("H2", [[0, 0, 0], [1e6, 0, 0]])]), 5.0)
 
 
 @pytest.mark.usefixtures("mace")
@@ -110,7 +112,7 @@ def test_unknown_potential_and_unknown_element_are_named():
     with pytest.raises(ValueError, match=r"'shnet' is neither one of \['mace', 'schnet'\]"):
         ForceField("shnet")
     with pytest.raises(ValueError, match=r"elements \[16\] are unknown"):
-        force_field("mace").energy_and_forces(batch_of([molecule("SH2")]))
+        force_field("mace").energy_and_forces(from_ase([molecule("SH2")]))
 
 
 def test_weights_follow_the_seed_and_leave_the_global_state_alone():
@@ -126,7 +128,7 @@ def test_weights_follow_the_seed_and_leave_the_global_state_alone():
 
 def test_ase_calculator_gives_the_energy_and_forces_of_the_field():
     field, (atoms,) = force_field("schnet"), systems(["CH3CH2OH"])
-    energy, forces = field.energy_and_forces(batch_of([atoms]))
+    energy, forces = field.energy_and_forces(from_ase(atoms))
     atoms.calc = ForceFieldCalculator(field)
     assert atoms.get_potential_energy() == float(energy)
     np.testing.assert_array_equal(atoms.get_forces(), forces.numpy())
