@@ -13,7 +13,8 @@ from torch.utils.data._utils.collate import default_collate_fn_map
 
 from zarrpipe._arrivals import Arrivals
 from zarrpipe.data.atomic import AtomicData
-from zarrpipe.data.batch import Batch, fill_value
+from zarrpipe.data.batch import Batch
+from zarrpipe.data.concatenate import fill_value
 from zarrpipe.data.csr import AnyArray, Int64Array
 from zarrpipe.data.fields import REQUIRED_FIELDS
 from zarrpipe.data.schema import Field

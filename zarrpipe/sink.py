@@ -2,13 +2,13 @@
 
 import os
 from collections.abc import Mapping
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
 
 from zarrpipe.adapters import as_batch
+from zarrpipe.closing import Closing
 from zarrpipe.data.batch import Batch
 from zarrpipe.errors import (
     FieldError,
@@ -23,7 +23,7 @@ from zarrpipe.store.root import Root, StoreLike
 from zarrpipe.store.view import StoreView
 
 
-class ZarrData:
+class ZarrData(Closing):
     """Sink for batches of atomic systems, in one Zarr store.
 
     A sink on a store that exists continues it. What was written can be read at once, by this
@@ -202,17 +202,6 @@ class ZarrData:
             return 0
         view.refresh()
         return view.num_samples
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"ZarrData({str(self._root)!r}, {len(self)} of {self._capacity} samples)"

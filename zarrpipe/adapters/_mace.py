@@ -6,7 +6,8 @@ from typing import Any
 import torch
 
 from zarrpipe.adapters._pyg import Graphs
-from zarrpipe.data.batch import Batch, fill_value
+from zarrpipe.data.batch import Batch
+from zarrpipe.data.concatenate import fill_value
 from zarrpipe.data.fields import Level
 from zarrpipe.errors import FieldError
 

@@ -106,6 +106,14 @@ class AtomicData(FieldTensors):
             return self.num_nodes
         return self._num_edges if level is Level.EDGE else 1
 
+    def rows_per_graph(self, level: Level) -> torch.Tensor:
+        """Number of rows that a field of `level` has here, [1] int64."""
+        return torch.tensor([self.rows(level)])
+
+    def has(self, name: str) -> torch.Tensor:
+        """Whether the system has the field, [1] bool."""
+        return torch.full((1,), name in self._fields, device=self.device)
+
     def add_field(self, name: str, value: Any, level: Level | str | None = None) -> Self:
         """Set a field; see `FieldTensors.add_field`.
 

@@ -6,6 +6,7 @@ from typing import Any, Self
 import torch
 
 from zarrpipe.data.atomic import AtomicData
+from zarrpipe.data.concatenate import concatenated
 from zarrpipe.data.container import FieldTensors
 from zarrpipe.data.csr import tensor_pointers, tensor_segment_rows
 from zarrpipe.data.fields import REQUIRED_FIELDS, Level
@@ -131,22 +132,7 @@ class Batch(FieldTensors):
         """
         if not parts:
             raise FieldError("an empty list makes no batch: expected at least one system")
-        levels = _common_levels(parts)
-        where = parts[0].device
-        batch_ptr = tensor_pointers(_counts(parts, Level.ATOM)).to(where)
-        edge_ptr = tensor_pointers(_counts(parts, Level.EDGE)).to(where)
-        fields = {name: _concatenate(name, level, parts) for name, level in levels.items()}
-        if "neighbor_list" in fields:
-            first_atom = tensor_pointers(torch.tensor([part.num_nodes for part in parts]))
-            edges = torch.tensor([part.num_edges for part in parts])
-            shift = torch.repeat_interleave(first_atom[:-1], edges).to(where)
-            fields["neighbor_list"] = fields["neighbor_list"] + shift[:, None]
-        present = {}
-        for name in levels:
-            has = torch.cat([_presence(name, part) for part in parts])
-            if not bool(has.all()):
-                present[name] = has
-        return cls._trusted(fields, levels, batch_ptr, edge_ptr, present)
+        return cls._trusted(*concatenated(parts))
 
     @property
     def num_graphs(self) -> int:
@@ -218,10 +204,22 @@ class Batch(FieldTensors):
         """
         if name not in self._fields:
             raise FieldError(f"no system of the batch has field {name!r}: {sorted(self._fields)}")
+        return self.has(name)
+
+    def has(self, name: str) -> torch.Tensor:
+        """Which systems have the field, [B] bool; none where it is not here."""
         mask = self._present.get(name)
         if mask is not None:
             return mask
-        return torch.ones(self.num_graphs, dtype=torch.bool, device=self._batch_ptr.device)
+        return torch.full((self.num_graphs,), name in self._fields, device=self._batch_ptr.device)
+
+    def rows_per_graph(self, level: Level) -> torch.Tensor:
+        """Number of rows that a field of `level` has in each system, [B] int64."""
+        if level is Level.ATOM:
+            return self.num_nodes_per_graph
+        if level is Level.EDGE:
+            return self.num_edges_per_graph
+        return torch.ones_like(self._batch_ptr[1:])
 
     def rows(self, level: Level) -> int:
         """Number of rows that a field of `level` has here."""
@@ -406,60 +404,3 @@ def _checked_pointers(name: str, ptr: torch.Tensor, at_least: int) -> torch.Tens
             f"expected at least {at_least} more: pointers never fall and no system is empty"
         )
     return ptr
-
-
-def fill_value(dtype: torch.dtype) -> float:
-    """What a row of an absent field holds: NaN for floats, 0 for all else."""
-    return float("nan") if dtype.is_floating_point else 0
-
-
-def _common_levels(parts: Sequence[AtomicData | Batch]) -> dict[str, Level]:
-    levels: dict[str, Level] = {}
-    for position, part in enumerate(parts):
-        for name, level in part.levels.items():
-            if levels.setdefault(name, level) is not level:
-                raise FieldError(
-                    f"field {name!r} of sample {position} is at level {level.value!r}, "
-                    f"samples before it have it at {levels[name].value!r}"
-                )
-    return levels
-
-
-def _counts(parts: Sequence[AtomicData | Batch], level: Level) -> torch.Tensor:
-    """Number of atoms or edges of each system of each part, on the CPU."""
-    if all(isinstance(part, AtomicData) for part in parts):
-        return torch.tensor([part.rows(level) for part in parts])
-    counts = [
-        (part.batch_ptr if level is Level.ATOM else part.edge_ptr).diff().cpu()
-        if isinstance(part, Batch)
-        else torch.tensor([part.rows(level)])
-        for part in parts
-    ]
-    return torch.cat(counts)
-
-
-def _presence(name: str, part: AtomicData | Batch) -> torch.Tensor:
-    """Which systems of a part have the field, on the part's device."""
-    if isinstance(part, Batch) and name in part:
-        return part.present(name)
-    return torch.full((part.num_graphs,), name in part, device=part.device)
-
-
-def _concatenate(name: str, level: Level, parts: Sequence[AtomicData | Batch]) -> torch.Tensor:
-    """Field `name` of every part in one tensor, filled where a part lacks it."""
-    first = next(part[name] for part in parts if name in part)
-    values = []
-    for position, part in enumerate(parts):
-        if name in part:
-            value = part[name]
-            if value.shape[1:] != first.shape[1:] or value.dtype != first.dtype:
-                raise FieldError(
-                    f"field {name!r} of sample {position} has rows of shape "
-                    f"{tuple(value.shape[1:])} and dtype {value.dtype}, samples before it "
-                    f"{tuple(first.shape[1:])} and {first.dtype}"
-                )
-        else:
-            shape = (part.rows(level), *first.shape[1:])
-            value = first.new_full(shape, fill_value(first.dtype))
-        values.append(value)
-    return torch.cat(values)

@@ -55,8 +55,26 @@ class FieldTensors:
         """Dtype of the positions."""
         return self._fields["positions"].dtype
 
+    @property
+    def num_graphs(self) -> int:
+        """Number of systems."""
+        raise NotImplementedError
+
+    @property
+    def num_edges(self) -> int:
+        """Number of edges."""
+        raise NotImplementedError
+
     def rows(self, level: Level) -> int:
         """Number of rows that a field of `level` has here."""
+        raise NotImplementedError
+
+    def rows_per_graph(self, level: Level) -> torch.Tensor:
+        """Number of rows that a field of `level` has in each system, [B] int64."""
+        raise NotImplementedError
+
+    def has(self, name: str) -> torch.Tensor:
+        """Which systems have the field, [B] bool; none where it is not here."""
         raise NotImplementedError
 
     def add_field(self, name: str, value: Any, level: Level | str | None = None) -> Self:

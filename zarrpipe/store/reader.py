@@ -1,11 +1,11 @@
 """Reading single samples as dictionaries, as nvalchemi's `AtomicDataZarrReader` does."""
 
 from collections.abc import Iterator, Sequence
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import torch
 
+from zarrpipe.closing import Closing
 from zarrpipe.data.csr import AnyArray, positions_of
 from zarrpipe.store.root import StoreLike
 from zarrpipe.store.view import StoreView
@@ -13,7 +13,7 @@ from zarrpipe.store.view import StoreView
 Sample = tuple[dict[str, torch.Tensor], dict[str, Any]]
 
 
-class AtomicDataZarrReader:
+class AtomicDataZarrReader(Closing):
     """Reader of one store, a dictionary of tensors for each sample.
 
     `ZarrDataset` reads whole batches and is what a training run wants; this is for looking at
@@ -91,14 +91,3 @@ class AtomicDataZarrReader:
 
     def __iter__(self) -> Iterator[Sample]:
         return (self.read(index) for index in range(len(self)))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

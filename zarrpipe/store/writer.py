@@ -1,13 +1,13 @@
 """Writing a store step by step, with nvalchemi's `AtomicDataZarrWriter` as the model of the API."""
 
 from collections.abc import Mapping, Sequence
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
 
 from zarrpipe.adapters import as_batch
+from zarrpipe.closing import Closing
 from zarrpipe.data.container import check_not_taken
 from zarrpipe.data.csr import AnyArray, Int64Array, positions_of
 from zarrpipe.data.fields import CORE_FIELDS, Level, as_field_dtype, check_name, level_of
@@ -28,7 +28,7 @@ from zarrpipe.store.root import Root, StoreLike
 _CAPACITY = 1_000_000
 
 
-class AtomicDataZarrWriter:
+class AtomicDataZarrWriter(Closing):
     """Writer of one store: creates, appends, adds fields, deletes and defragments.
 
     It has the store to itself from its first change until `close` (or the end of a with
@@ -167,17 +167,6 @@ class AtomicDataZarrWriter:
         if self._appender is not None:
             self._appender.close()
             self._appender = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _exists(self) -> bool:
         return self._appender is not None or self._root.open_group() is not None
