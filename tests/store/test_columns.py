@@ -212,6 +212,16 @@ class TestMapped:
         mapped.grow()
         np.testing.assert_array_equal(mapped.data, rows(0, 512))
 
+    def test_holes_share_one_chunk_of_fill(self, tmp_path):
+        mapped = MappedArray(new_array(tmp_path / "a", fill=np.nan), tmp_path / "a")
+        made = mapped._filled_chunk
+        calls = []
+        mapped._filled_chunk = lambda: calls.append(1) or made()
+        mapped.ensure(5 * mapped._chunk_rows)
+        assert np.isnan(mapped.data).all()
+        assert len(mapped.data) == 5 * mapped._chunk_rows
+        assert len(calls) == 1
+
     def test_without_memfd(self, tmp_path, monkeypatch):
         monkeypatch.delattr(os, "memfd_create", raising=False)
         mapped = MappedArray(new_array(tmp_path / "a", fill=np.nan), tmp_path / "a")

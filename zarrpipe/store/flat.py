@@ -84,6 +84,7 @@ class MappedArray:
         self._range = _Range(self._reserve(1))
         self._chunks = 0
         self._holes: set[int] = set()
+        self._filled: int | None = None
         self._data = self._view()
 
     @staticmethod
@@ -173,14 +174,18 @@ class MappedArray:
         if not fill.view(np.uint8).any():
             self._place(index, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1)
             return
+        if self._filled is None:
+            self._filled = self._filled_chunk()
+            weakref.finalize(self, os.close, self._filled)
+        self._place(index, mmap.MAP_SHARED, self._filled)
+
+    def _filled_chunk(self) -> int:
+        """Descriptor of an unnamed file with a chunk of fill, which all holes share."""
         descriptor = os.memfd_create("zarrpipe-fill") if hasattr(os, "memfd_create") else _unnamed()
-        try:
-            os.ftruncate(descriptor, self._chunk_bytes)
-            values = np.full(self._chunk_bytes // self._dtype.itemsize, self._fill, self._dtype)
-            os.pwrite(descriptor, values.view(np.uint8).data, 0)
-            self._place(index, mmap.MAP_SHARED, descriptor)
-        finally:
-            os.close(descriptor)
+        values = np.full(self._chunk_bytes // self._dtype.itemsize, self._fill, self._dtype)
+        with open(descriptor, "wb", closefd=False) as file:
+            file.write(values.view(np.uint8).data)
+        return descriptor
 
     def _fill_holes(self) -> None:
         self._holes = {index for index in self._holes if not self._map(index)}
