@@ -2,7 +2,7 @@
 
     python recipes/closed_loop.py --out runs/ethanol --seed 0
 
-Takes 6 minutes on two idle cores (both arms, 300 labels each) and prints a line per arm and round.
+Takes 5 minutes on two idle cores (both arms, 300 labels each) and prints a line per arm and round.
 At 300 labels both arms reach a force MAE of 26 to 33 meV/Angstrom on the 500 K test set. ``<out>``
 then holds ``metrics.csv``, ``learning_curve.png``, ``parity.png`` and, for each arm, the stores
 ``candidates.zarr`` and ``labelled.zarr`` and the committee's checkpoints. The same command goes on

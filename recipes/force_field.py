@@ -111,7 +111,14 @@ class ForceField(pl.LightningModule):
         return interaction.double() + self._isolated(batch), -gradient
 
     def _isolated(self, batch: zp.Batch) -> Tensor:
-        """Sum of the reference energies of each system, [B, 1]; 0 before they are known."""
+        """Sum of the reference energies of each system, [B, 1]; 0 before any is known."""
+        unknown = self.reference[batch.atomic_numbers].isnan()
+        if bool(unknown.any()) and not bool(self.reference.isnan().all()):
+            numbers = sorted(set(batch.atomic_numbers[unknown].tolist()))
+            raise ValueError(
+                f"elements {numbers} were not in the training data, so the potential knows nothing "
+                "of them: label and train on systems that have them"
+            )
         energies = self.reference.nan_to_num(0.0)[batch.atomic_numbers]
         return energies.new_zeros(batch.num_graphs).index_add(0, batch.batch_idx, energies)[:, None]
 

@@ -2,7 +2,7 @@
 
     python recipes/seeds.py --out runs/seeds --seeds "[0,1,2]"
 
-Takes 35 minutes on two idle cores and goes on where it was. All seeds share one test set. Writes
+Takes half an hour on two idle cores and goes on where it was. All seeds share one test set. Writes
 ``summary.csv`` and ``learning_curve.png`` (mean, smallest and largest), and prints the table of the
 README.
 """

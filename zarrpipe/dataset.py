@@ -59,6 +59,8 @@ class ZarrDataset(Dataset[AtomicData]):
         fields: Sequence[str] | None = None,
         transform: Transform | None = None,
     ) -> None:
+        if isinstance(fields, str):
+            raise TypeError(f"fields is {fields!r}, expected a list of names such as [{fields!r}]")
         many = isinstance(store_or_stores, Sequence) and not isinstance(store_or_stores, str)
         stores: Sequence[Any] = store_or_stores if many else [store_or_stores]  # type: ignore[assignment]
         if not stores:

@@ -50,6 +50,8 @@ class GraphLoader:
     def __init__(
         self, dataset: ZarrDataset, sampler: GraphBatchSampler, *, num_workers: int = 0
     ) -> None:
+        if isinstance(num_workers, bool) or not isinstance(num_workers, int):
+            raise TypeError(f"num_workers is {num_workers!r}, expected an integer of 0 or more")
         if num_workers < 0:
             raise ValueError(f"num_workers is {num_workers}, expected 0 or more")
         # Not named `dataset`: Lightning would rebuild whatever has that attribute to overfit.

@@ -144,6 +144,8 @@ class GraphBatchSampler:
         rank: int | None = None,
         world_size: int | None = None,
     ) -> None:
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer):
+            raise TypeError(f"batch_size is {batch_size!r}, expected an integer of at least 1")
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}, expected at least 1")
         if seed < 0:

@@ -28,7 +28,8 @@ class ZarrData(Closing):
 
     A sink on a store that exists continues it. What was written can be read at once, by this
     object, by other processes and by any Zarr tool, whether or not the sink is ever closed.
-    From its first write until `close`, a sink on a local store is its only writer.
+    From its first write until `close`, a sink on a local store is its only writer. Other stores
+    have no lock: there a write raises if it finds that another writer has written meanwhile.
 
     Parameters
     ----------
@@ -66,9 +67,10 @@ class ZarrData(Closing):
         capacity: int = 1_000_000,
         config: ZarrWriteConfig | Mapping[str, Any] | None = None,
     ) -> None:
-        if isinstance(capacity, bool) or not isinstance(capacity, int) or capacity <= 0:
-            raise FieldError(f"capacity={capacity!r}, expected a positive number of samples")
-        self._store, self._capacity = store, capacity
+        whole = isinstance(capacity, int | np.integer) and not isinstance(capacity, bool)
+        if not whole or capacity <= 0:
+            raise FieldError(f"capacity={capacity!r}, expected a positive integer of samples")
+        self._store, self._capacity = store, int(capacity)
         self._config = ZarrWriteConfig.of(config)
         self._root = Root.of(store)
         self._appender: StoreAppender | None = None
@@ -175,7 +177,7 @@ class ZarrData(Closing):
     def zero(self) -> None:
         """Remove every sample and what zarrpipe made for them, and nothing else."""
         self._check_open()
-        if self._root.open_group() is not None:
+        if self._appender is not None or self._root.open_group() is not None:
             self._writer().zero()
 
     def flush(self) -> None:
@@ -184,7 +186,7 @@ class ZarrData(Closing):
         What was written is readable without it.
         """
         self._check_open()
-        if self._appender is not None:
+        if self._appender is not None and not self._appender.closed:
             self._appender.flush()
 
     def close(self) -> None:
@@ -195,7 +197,7 @@ class ZarrData(Closing):
             self._appender = None
 
     def __len__(self) -> int:
-        if self._appender is not None:
+        if self._appender is not None and not self._appender.closed:
             return self._appender.num_samples
         view = self._reader()
         if view is None:
@@ -211,7 +213,7 @@ class ZarrData(Closing):
             raise StoreClosedError(f"the sink of {self._root} was closed: open a new one")
 
     def _writer(self) -> StoreAppender:
-        if self._appender is None:
+        if self._appender is None or self._appender.closed:
             self._appender = StoreAppender(self._root, self._config, self._capacity)
         return self._appender
 
@@ -227,7 +229,10 @@ class ZarrData(Closing):
 
 def _masked(batch: Batch, mask: torch.Tensor) -> Batch:
     """Systems of a batch for which the mask is True."""
-    chosen = torch.as_tensor(mask)
+    try:
+        chosen = torch.as_tensor(mask)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise FieldError(f"mask is a {type(mask).__name__}, expected a bool tensor [B]") from error
     if chosen.dtype is not torch.bool or chosen.shape != (batch.num_graphs,):
         raise FieldError(
             f"mask has dtype {chosen.dtype} and shape {tuple(chosen.shape)}, expected bool and "

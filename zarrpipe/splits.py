@@ -25,7 +25,7 @@ def check_fractions(fractions: Sequence[float]) -> tuple[float, ...]:
     (0.75, 0.25)
     """
     parts = tuple(float(part) for part in fractions)
-    if not parts or min(parts) < 0 or abs(sum(parts) - 1.0) > 1e-9:
+    if not parts or not min(parts) >= 0 or not abs(sum(parts) - 1.0) <= 1e-9:  # NaN too
         raise ValueError(f"split fractions are {parts}, expected parts of 0 or more that sum to 1")
     return parts
 

@@ -70,9 +70,19 @@ def test_short_forms(name, value, expected):
 
 
 def test_dtypes():
-    """Integers become int64, Python floats follow the positions, tensors keep their float."""
-    data = water(energy=-1.5, forces=np.zeros((3, 3)), atom_categories=np.zeros(3, dtype=np.int32))
-    assert data.energy.dtype is torch.float32
+    """Integers become int64, lists follow the positions, a single number and arrays keep theirs."""
+    data = water(
+        energy=-40000.123456789,
+        charge=1,
+        charges=[0, 0, 1],
+        forces=np.zeros((3, 3)),
+        atom_categories=np.zeros(3, dtype=np.int32),
+    )
+    assert data.energy.tolist() == [[-40000.123456789]]
+    assert data.charge.tolist() == [[1.0]]
+    assert data.charges.dtype is torch.float32
+    assert data.charges.tolist() == [0.0, 0.0, 1.0]
+    assert water(neighbor_list=[]).neighbor_list.shape == (0, 2)
     assert data.forces.dtype is torch.float64
     assert data.atom_categories.dtype is torch.int64
     assert AtomicData(np.zeros((1, 3)), [1], energy=[2.0]).energy.dtype is torch.float64
@@ -96,12 +106,21 @@ def test_none_is_left_out():
         ({"forces": torch.zeros(3, 2)}, r"'forces' has shape \(3, 2\), expected \(3, 3\)"),
         ({"forces": torch.zeros(())}, r"'forces' has shape \(\), expected one row for each of 3"),
         ({"charges": torch.zeros(3, 1)}, r"'charges' has shape \(3, 1\), expected \(3,\)"),
-        ({"energy": torch.zeros(2, 1)}, r"'energy' has shape \(2, 1\), expected one row .* 1 sys"),
-        ({"cell": torch.zeros(3, 3, 3)}, r"'cell' has shape \(3, 3, 3\), expected one row"),
+        (
+            {"energy": torch.zeros(2, 1)},
+            r"'energy' has shape \(2, 1\), expected \(1, 1\) or \(1,\)",
+        ),
+        (
+            {"cell": torch.zeros(3, 3, 3)},
+            r"'cell' has shape \(3, 3, 3\), expected \(1, 3, 3\) or \(3, 3\)",
+        ),
         ({"stress": torch.zeros(1, 6)}, r"'stress' has shape \(1, 6\), expected \(1, 3, 3\)"),
         ({"pbc": [0.0, 1.0, 1.0]}, "'pbc' has dtype torch.float32, the registry has it as bool"),
         ({"pbc": [0, 2, 1]}, "'pbc' has dtype torch.int64, the registry has it as bool"),
-        ({"energy": 3}, "'energy' has dtype torch.int64, the registry has it as float"),
+        ({"energy": torch.tensor([[3]])}, "'energy' has dtype torch.int64, the registry has it as"),
+        ({"energy": "low"}, "'energy' is 'low', expected a tensor, an array or numbers"),
+        ({"atomic_masses": [None, 1, 1]}, "'atomic_masses' is .None, 1, 1., expected a tensor"),
+        ({"force": torch.zeros(3, 3)}, "'force' is not in the registry .did you mean 'forces'"),
         ({"atom_categories": torch.zeros(3)}, "'atom_categories' has dtype torch.float32.*integer"),
         ({"forces": torch.zeros(3, 3, dtype=torch.bfloat16)}, "bfloat16, which cannot be stored"),
         ({"system": {"z": torch.zeros(1, dtype=torch.complex64)}}, "which cannot be stored"),

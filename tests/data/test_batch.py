@@ -168,13 +168,14 @@ def test_without_what_cannot_be_left_out(names):
     ("parts", "match"),
     [
         ([], "an empty list makes no batch"),
+        ([None], "a batch is made of AtomicData or Batch objects, not of a NoneType"),
         (
             [helium(system={"a": [1.0]}), helium(atom={"a": [1.0]})],
             "'a' of sample 1 is at level 'atom', samples before it have it at 'system'",
         ),
         (
-            [helium(energy=1.0), helium(energy=torch.ones(1, 1, dtype=torch.float64))],
-            r"'energy' of sample 1 has rows of shape \(1,\) and dtype torch.float64",
+            [helium(energy=1.0), helium(energy=torch.ones(1, 1))],
+            r"'energy' of sample 1 has rows of shape \(1,\) and dtype torch.float32",
         ),
         (
             [helium(), helium(system={"a": [[1.0, 2.0]]}), helium(system={"a": [[1.0]]})],

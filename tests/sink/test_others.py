@@ -193,7 +193,7 @@ def test_ranks_of_a_process_group(process_group):
 
 @pytest.mark.parametrize("capacity", [0, -1, 2.5, "many", True, None])
 def test_capacity_is_a_positive_number(capacity):
-    with pytest.raises(ValueError, match=r"capacity=.*expected a positive number"):
+    with pytest.raises(ValueError, match=r"capacity=.*expected a positive integer"):
         ZarrData({}, capacity)
 
 

@@ -56,3 +56,8 @@ def test_floats_group_by_value():
     assert keys[2] == keys[3]
     assert len(set(keys.tolist())) == 3
     assert np.array_equal(keys, group_keys(np.array([0.0, 0.0, np.nan, np.nan, 0.5])))
+
+
+def test_a_share_that_is_no_number_is_refused():
+    with pytest.raises(ValueError, match="sum to 1"):
+        check_fractions((float("nan"), 0.0, 1.0))

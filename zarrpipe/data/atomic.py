@@ -27,7 +27,9 @@ class AtomicData(FieldTensors):
         ``stress [1, 3, 3]`` in eV/Angstrom^3, tensile positive, ``neighbor_list [e, 2]`` (pairs
         i, j of atoms of this system) and ``neighbor_list_shifts [e, 3]``, so that the vector of an
         edge is ``positions[j] + shift @ cell - positions[i]``. None is left out. A field
-        at system level may come without its leading 1, and a scalar where the row is ``(1,)``.
+        at system level of the registry may come without its leading 1, and a single number where
+        the row is ``(1,)``. Arrays keep their dtype; lists take that of the positions (float32 if
+        those are a list too), and a single Python number is kept in float64.
 
     Raises
     ------
@@ -62,7 +64,7 @@ class AtomicData(FieldTensors):
         **fields: Any,
     ) -> None:
         self._fields, self._levels, self._num_edges = {}, {}, 0
-        coordinates = torch.as_tensor(positions)
+        coordinates = self._as_tensor("positions", positions)
         if coordinates.ndim != 2 or coordinates.shape[1] != 3 or coordinates.shape[0] == 0:
             raise FieldError(
                 f"field 'positions' has shape {tuple(coordinates.shape)}, expected (n, 3) with "
@@ -121,9 +123,9 @@ class AtomicData(FieldTensors):
         """
         resolved = self._level_for(name, level)
         if resolved is Level.SYSTEM:
-            value = _with_leading_one(name, self._as_tensor(value))
+            value = _with_leading_one(name, self._as_tensor(name, value))
         elif resolved is Level.EDGE:
-            value = self._as_tensor(value)
+            value = self._as_tensor(name, value)
             if name == "neighbor_list":
                 self._check_edges(value)
             if value.ndim and not self.keys["edge"] - {name}:
@@ -162,12 +164,21 @@ class AtomicData(FieldTensors):
 
 
 def _with_leading_one(name: str, value: torch.Tensor) -> torch.Tensor:
-    """Give a row of a system-level field its leading 1 where its shape says that it lacks it."""
+    """Give a row of a system-level field its leading 1 where its shape says that it lacks it.
+
+    Raises
+    ------
+    FieldError
+        If the shape is neither that of the registry nor that without the leading 1.
+    """
     spec = CORE_FIELDS.get(name)
-    if value.ndim == 0:
+    row = None if spec is None else spec.shape
+    if value.ndim == 0 and row in (None, (1,)):
         return value.reshape(1, 1)
-    if spec is not None and spec.shape is not None and tuple(value.shape) == spec.shape:
-        if spec.shape == (1,):
-            return value.reshape(1, 1)
+    if row is None or tuple(value.shape) == (1, *row):
+        return value
+    if tuple(value.shape) == row:
         return value.unsqueeze(0)
-    return value
+    raise FieldError(
+        f"field {name!r} has shape {tuple(value.shape)}, expected {(1, *row)} or {row} for a system"
+    )

@@ -130,6 +130,13 @@ class Batch(FieldTensors):
         FieldError
             As `from_data_list`.
         """
+        parts = list(parts)
+        for part in parts:
+            if not isinstance(part, FieldTensors):
+                raise FieldError(
+                    f"a batch is made of AtomicData or Batch objects, not of a "
+                    f"{type(part).__name__}: zarrpipe.adapters.as_batch converts what it knows"
+                )
         if not parts:
             raise FieldError("an empty list makes no batch: expected at least one system")
         return cls._trusted(*concatenated(parts))
@@ -233,7 +240,7 @@ class Batch(FieldTensors):
         An edge of a ``neighbor_list`` must stay inside its system.
         """
         if name == "neighbor_list":
-            value = self._as_tensor(value)
+            value = self._as_tensor(name, value)
             self._check_edges(value)
         super().add_field(name, value, level)
         self._present.pop(name, None)

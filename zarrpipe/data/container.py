@@ -1,12 +1,13 @@
 """What a single system and a batch share: named tensors with a level, and moving them about."""
 
+import reprlib
 from collections.abc import Callable
 from types import MappingProxyType
 from typing import Any, Self
 
 import torch
 
-from zarrpipe.data.fields import CORE_FIELDS, Level, as_field_dtype, check_name, level_of
+from zarrpipe.data.fields import CORE_FIELDS, Kind, Level, as_field_dtype, check_name, level_of
 from zarrpipe.errors import FieldError
 
 
@@ -96,7 +97,7 @@ class FieldTensors:
             If the name, level, dtype, number of rows, trailing shape or device does not fit.
         """
         resolved = self._level_for(name, level)
-        tensor = as_field_dtype(name, self._as_tensor(value))
+        tensor = as_field_dtype(name, self._as_tensor(name, value))
         self._check_shape(name, resolved, tensor)
         self._fields[name] = tensor
         self._levels[name] = resolved
@@ -115,22 +116,19 @@ class FieldTensors:
             )
         return resolved
 
-    def _as_tensor(self, value: Any) -> torch.Tensor:
-        """Tensor on this container's device; Python floats take the dtype of the positions."""
-        if isinstance(value, torch.Tensor):
-            positions = self._fields.get("positions")
-            if positions is not None and value.device != positions.device:
-                raise FieldError(
-                    f"a field is on {value.device}, the positions are on {positions.device}: "
-                    "move one of them with .to(device)"
-                )
-            return value
+    def _as_tensor(self, name: str, value: Any) -> torch.Tensor:
+        """Tensor on this container's device; plain Python numbers take a fitting dtype."""
         positions = self._fields.get("positions")
-        tensor = torch.as_tensor(value)
-        if positions is None:
-            return tensor
-        from_python = isinstance(value, float | list | tuple) and tensor.is_floating_point()
-        return tensor.to(positions.device, positions.dtype if from_python else None)
+        if not isinstance(value, torch.Tensor):
+            like = None if positions is None else positions.dtype
+            made = _tensor_of(name, value, like)
+            return made if positions is None else made.to(positions.device)
+        if positions is not None and value.device != positions.device:
+            raise FieldError(
+                f"field {name!r} is on {value.device}, the positions are on {positions.device}: "
+                "move one of them with .to(device)"
+            )
+        return value
 
     def _check_shape(self, name: str, level: Level, value: torch.Tensor) -> None:
         spec = CORE_FIELDS.get(name)
@@ -200,6 +198,36 @@ class FieldTensors:
             object.__setattr__(self, name, value)
         else:
             self.add_field(name, value)
+
+
+def _tensor_of(name: str, value: Any, like: torch.dtype | None) -> torch.Tensor:
+    """Tensor of what is none yet.
+
+    Arrays keep their dtype. Python numbers of a float field take `like`, the dtype of the
+    positions, but a single number keeps the float64 that Python has: a total energy loses meV in
+    float32. An empty list has the dtype of its field.
+
+    Raises
+    ------
+    FieldError
+        If it is no array of numbers.
+    """
+    try:
+        tensor = torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise FieldError(
+            f"field {name!r} is {reprlib.repr(value)}, expected a tensor, an array or numbers"
+        ) from error
+    if not isinstance(value, int | float | list | tuple):
+        return tensor
+    spec = CORE_FIELDS.get(name)
+    kind = None if spec is None else spec.kind
+    if tensor.numel() == 0 and kind is Kind.INTEGER and spec is not None and spec.shape is not None:
+        return tensor.new_zeros((0, *spec.shape), dtype=torch.int64)
+    if tensor.is_floating_point() or (kind is Kind.FLOAT and tensor.dtype is torch.int64):
+        wanted = torch.float64 if tensor.ndim == 0 else like or torch.get_default_dtype()
+        return torch.as_tensor(value, dtype=wanted)
+    return tensor
 
 
 def check_not_taken(name: str) -> None:

@@ -4,6 +4,7 @@ Everything that needs to know what a field is (containers, schema, writer, adapt
 Names, levels and shapes are those of nvalchemi 0.2; units are those of ASE.
 """
 
+import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -115,8 +116,10 @@ def level_of(name: str, level: Level | str | None = None) -> Level:
     known = CORE_FIELDS.get(name)
     if level is None:
         if known is None:
+            near = difflib.get_close_matches(name, CORE_FIELDS, n=1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
             raise FieldError(
-                f"field {name!r} is not in the registry, so its level has to be given: "
+                f"field {name!r} is not in the registry{hint}, so its level has to be given: "
                 "'atom', 'edge' or 'system'"
             )
         return known.level

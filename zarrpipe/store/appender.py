@@ -9,7 +9,13 @@ import zarr
 
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.schema import Field, Schema
-from zarrpipe.errors import StoreClosedError, StoreFormatError, StoreReadOnlyError
+from zarrpipe.errors import (
+    StoreClosedError,
+    StoreFormatError,
+    StoreLockedError,
+    StoreNotFoundError,
+    StoreReadOnlyError,
+)
 from zarrpipe.store.columns import Column, open_column
 from zarrpipe.store.commit import Extent, committed_samples
 from zarrpipe.store.config import ZarrWriteConfig
@@ -142,6 +148,8 @@ class StoreAppender:
         ------
         StoreClosedError
             If the writer was closed.
+        StoreNotFoundError
+            If the store is no longer where it was opened.
         """
         if self._closed:
             raise StoreClosedError(f"the writer of {self.root} was closed: open a new one")
@@ -150,7 +158,18 @@ class StoreAppender:
                 f"the writer of {self.root} belongs to the process that this one was forked from: "
                 "open another store here"
             )
+        directory = self.root.directory
+        if self._lock is not None and directory and not self._lock.guards(directory):
+            raise StoreNotFoundError(
+                f"{self.root} was removed or replaced while this writer had it open, and what it "
+                "wrote is gone with it: open a new one"
+            )
         return self._columns[path]
+
+    @property
+    def closed(self) -> bool:
+        """Whether the writer was closed, or gave up in the middle of a clearing."""
+        return self._closed
 
     @property
     def paths(self) -> frozenset[str]:
@@ -171,6 +190,8 @@ class StoreAppender:
             If a field does not fit the store; nothing was written.
         """
         self.column(ATOMS_PTR)
+        if self._lock is None:
+            self._check_alone()
         batch = batch.detach().cpu()
         self.schema.check(batch)
         self._admit(batch)
@@ -181,9 +202,28 @@ class StoreAppender:
             for write in plan_append(self.schema, self.attributes.partly, self.extent, batch):
                 self._columns[write.path].write(write.start, write.values)
         except BaseException:
-            self._columns[ATOMS_PTR].clear_from(self.extent.samples + 1)
+            self._roll_back()
             raise
         self.extent = after
+
+    def _roll_back(self) -> None:
+        """Take back pointers of an append that failed."""
+        try:
+            self._columns[ATOMS_PTR].clear_from(self.extent.samples + 1)
+        except BaseException:
+            self.abandon()
+            raise
+
+    def _check_alone(self) -> None:
+        """Refuse to write over what another writer of a store without a lock has written."""
+        stored = find_array(self.group, ATOMS_PTR)
+        samples = self.extent.samples
+        ends = [] if stored is None else np.asarray(stored[samples : samples + 2]).tolist()
+        if (samples and not (ends and ends[0] == self.extent.atoms)) or any(ends[1:]):
+            raise StoreLockedError(
+                f"{self.root} was changed by another writer since this one opened it: one writer "
+                "at a time; close both and open a new one"
+            )
 
     def _admit(self, batch: Batch) -> None:
         """Make room for fields that are new, and for knowing which samples lack a field."""
@@ -258,15 +298,20 @@ class StoreAppender:
 
         The first step, the removal of the first chunk of pointers, already empties the store.
         """
-        self.column(ATOMS_PTR).clear_all()
-        paths = [path for path in self._columns if path != ATOMS_PTR]
-        self.attributes = Attributes(0, generation=new_generation())
-        self._publish(Schema({}))
-        self._release_columns()
-        for path in paths:
-            if path in self.group:
-                del self.group[path]
-        self._open()
+        pointers = self.column(ATOMS_PTR)
+        paths = self.paths - {ATOMS_PTR}
+        try:
+            pointers.clear_all()
+            self.attributes = Attributes(0, generation=new_generation())
+            self._publish(Schema({}))
+            self._release_columns()
+            for path in paths:
+                if path in self.group:
+                    del self.group[path]
+            self._open()
+        except BaseException:
+            self.abandon()
+            raise
 
     def close(self) -> None:
         """Do what `flush` does and give the lock up; a second call does nothing."""
@@ -302,6 +347,8 @@ class StoreAppender:
     def abandon(self) -> None:
         """Let go of files and lock without touching the store."""
         self._closed = True
-        self._release_columns()
-        if self._lock is not None:
-            self._lock.release()
+        try:
+            self._release_columns()
+        finally:
+            if self._lock is not None:
+                self._lock.release()

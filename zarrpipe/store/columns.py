@@ -170,9 +170,9 @@ class PlainColumn:
 
     def close(self) -> None:
         """Close the chunk file."""
-        if self._open is not None:
-            os.close(self._open[1])
-            self._open = None
+        opened, self._open = self._open, None  # first, so that no interrupt leaves it behind
+        if opened is not None:
+            os.close(opened[1])
 
     def _chunk_numbers(self) -> list[int]:
         folder = self._directory / "c"

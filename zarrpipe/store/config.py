@@ -4,7 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
+from zarr.abc.codec import Codec
+from zarr.registry import get_codec_class
+
 from zarrpipe.errors import FieldError
+
+_CODEC_KEYS = {"name", "configuration"}
 
 
 @dataclass(frozen=True)
@@ -14,10 +19,11 @@ class ZarrArrayConfig:
     Parameters
     ----------
     compressors, filters : tuple, optional
-        Zarr codecs, or their metadata as mappings such as ``{"name": "zstd"}``. None and ``()``
-        mean uncompressed, which is what can be written in place and mapped.
+        Zarr codecs, by name (``"zstd"``), as metadata (``{"name": "zstd", "configuration":
+        {"level": 3}}``) or as objects. None and ``()`` mean uncompressed, which is what can be
+        written in place and mapped.
     serializer : optional
-        Zarr's array-to-bytes codec; None is Zarr's own for the dtype.
+        Zarr's array-to-bytes codec in the same forms; None is Zarr's own for the dtype.
     chunk_size : int, optional
         Rows of a chunk; by default a power of two of at least 16,384 that grows with the
         capacity of the sink.
@@ -29,7 +35,7 @@ class ZarrArrayConfig:
     Raises
     ------
     FieldError
-        If a size is not positive, or the shard is no multiple of the chunk.
+        If a size is not positive, the shard is no multiple of the chunk, or a codec is unknown.
     """
 
     compressors: tuple[Any, ...] | None = None
@@ -48,7 +54,9 @@ class ZarrArrayConfig:
             value = getattr(self, name)
             if value is not None:
                 listed = value if isinstance(value, list | tuple) else (value,)
-                object.__setattr__(self, name, tuple(listed))
+                object.__setattr__(self, name, tuple(_codec(name, item) for item in listed))
+        if self.serializer is not None:
+            object.__setattr__(self, "serializer", _codec("serializer", self.serializer))
         if self.shard_size is not None and self.chunk_size is None:
             raise FieldError(f"shard_size={self.shard_size} needs a chunk_size that divides it")
         if self.shard_size is not None and self.shard_size % (self.chunk_size or 1):
@@ -94,7 +102,7 @@ class ZarrWriteConfig:
         for group in ("meta", "core", "custom"):
             object.__setattr__(self, group, ZarrArrayConfig.of(getattr(self, group)))
         overrides = {
-            name: ZarrArrayConfig.of(value) for name, value in self.field_overrides.items()
+            name: ZarrArrayConfig.of(value) for name, value in (self.field_overrides or {}).items()
         }
         object.__setattr__(self, "field_overrides", overrides)
 
@@ -109,6 +117,23 @@ class ZarrWriteConfig:
             return self.field_overrides[name]
         by_group = {"meta": self.meta, "present": self.meta, "core": self.core}
         return by_group.get(group, self.custom)
+
+
+def _codec(where: str, given: Any) -> Codec:
+    """Zarr codec of a name, of metadata, or as it is."""
+    if isinstance(given, Codec):
+        return given
+    metadata = {"name": given} if isinstance(given, str) else given
+    expected = (
+        f"{where}={given!r} is no codec that zarr knows: expected a name such as 'zstd', "
+        "{'name': 'zstd', 'configuration': {'level': 3}} or a zarr codec"
+    )
+    if not isinstance(metadata, Mapping) or not {"name"} <= set(metadata) <= _CODEC_KEYS:
+        raise FieldError(expected)
+    try:
+        return get_codec_class(metadata["name"]).from_dict({"configuration": {}, **metadata})
+    except (TypeError, ValueError, KeyError) as error:
+        raise FieldError(f"{expected} ({error})") from error
 
 
 def _from_mapping(cls: type[Any], value: Any) -> Any:

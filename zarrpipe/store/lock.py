@@ -50,6 +50,14 @@ class WriterLock:
         """Whether this process has the lock."""
         return self._finalizer.alive
 
+    def guards(self, directory: Path) -> bool:
+        """Whether this is still the lock of what is at `directory` now."""
+        try:
+            there = directory.joinpath(*_PLACE).stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return os.path.samestat(os.fstat(self._descriptor), there)
+
     def release(self) -> None:
         """Give the lock up; a second call does nothing."""
         if self.held:

@@ -5,6 +5,8 @@ from collections.abc import MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import zarr
 from zarr.abc.store import Store
@@ -39,7 +41,7 @@ class Root:
 
         Raises
         ------
-        TypeError
+        TypeError, ValueError
             If `store` names no store.
         NotADirectoryError
             If the path is a file.
@@ -81,6 +83,10 @@ def _store_path(store: StoreLike) -> StorePath:
         return StorePath(store)
     if isinstance(store, MutableMapping):
         return StorePath(MemoryStore(store))
+    if isinstance(store, str) and not store.strip():
+        raise ValueError("an empty path names no store: expected a directory or a URL")
+    if isinstance(store, str) and store.startswith("file://"):
+        store = url2pathname(urlsplit(store).path)
     if isinstance(store, str) and "://" in store:
         return StorePath(FsspecStore.from_url(store))
     if isinstance(store, str | Path):

@@ -179,7 +179,7 @@ class AtomicDataZarrWriter(Closing):
     def _open(self) -> StoreAppender:
         if self._closed:
             raise StoreClosedError(f"the writer of {self._root} was closed: open a new one")
-        if self._appender is None:
+        if self._appender is None or self._appender.closed:
             self._appender = StoreAppender(self._root, self._config, _CAPACITY)
         return self._appender
 

@@ -1,0 +1,123 @@
+"""What a user does in a notebook: interrupt, remove, open twice, and go on."""
+
+import shutil
+
+import pytest
+import zarr
+
+from zarrpipe import ZarrData, ZarrDataset
+from zarrpipe.errors import FieldError, StoreLockedError, StoreNotFoundError
+from zarrpipe.store.appender import StoreAppender
+from zarrpipe.store.columns import PlainColumn
+from zarrpipe.testing import assert_batches_equal, numbered_batch
+
+
+def test_an_old_sink_leaves_a_new_store_alone(tmp_path):
+    """A sink whose store was removed, and replaced by another's, neither writes nor trims."""
+    old = ZarrData(tmp_path / "store")
+    old.write(numbered_batch(range(2)))
+    shutil.rmtree(tmp_path / "store")
+    for change in (lambda: old.write(numbered_batch([2])), old.flush, old.zero):
+        with pytest.raises(StoreNotFoundError, match="removed or replaced"):
+            change()
+    with ZarrData(tmp_path / "store") as new:
+        new.write(numbered_batch(range(20)))
+    for change in (lambda: old.write(numbered_batch([2])), old.close):
+        with pytest.raises(StoreNotFoundError, match="removed or replaced"):
+            change()
+    with ZarrData(tmp_path / "store") as new:
+        new.write(numbered_batch(range(20, 24)))
+    dataset = ZarrDataset(tmp_path / "store")
+    assert_batches_equal(dataset.__getitems__(range(24)), numbered_batch(range(24)))
+
+
+@pytest.mark.parametrize("kind", ["path", "dict"])
+@pytest.mark.parametrize("step", ["_publish", "_release_columns", "_open", "_open_column"])
+def test_a_clearing_that_was_interrupted(tmp_path, monkeypatch, kind, step):
+    """After Ctrl-C in zero the same sink goes on with a store that is empty."""
+    store = tmp_path / "store" if kind == "path" else {}
+    sink = ZarrData(store)
+    sink.write(numbered_batch(range(5)))
+
+    def interrupted(*args, **kwargs):
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(StoreAppender, step, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        sink.zero()
+    assert len(sink) == 0
+    sink.write(numbered_batch(range(10, 13)))
+    assert_batches_equal(sink.read(), numbered_batch(range(10, 13)))
+    sink.close()
+    dataset = ZarrDataset(store)
+    assert_batches_equal(dataset.__getitems__(range(3)), numbered_batch(range(10, 13)))
+
+
+def test_an_interrupt_at_the_closing_of_a_file(tmp_path, monkeypatch):
+    """The file's number may be another file's a moment later: it is closed once and no more."""
+    sink = ZarrData(tmp_path / "store")
+    sink.write(numbered_batch(range(2)))
+    closed = []
+
+    def close(descriptor):
+        closed.append(descriptor)
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("zarrpipe.store.columns.os.close", close)
+    column = next(c for c in sink._appender._columns.values() if isinstance(c, PlainColumn))
+    with pytest.raises(KeyboardInterrupt):
+        column.close()
+    column.close()
+    assert len(closed) == 1
+    sink.write(numbered_batch([2]))
+    sink.close()
+    dataset = ZarrDataset(tmp_path / "store")
+    assert_batches_equal(dataset.__getitems__(range(3)), numbered_batch(range(3)))
+
+
+def test_two_sinks_on_a_store_without_a_lock():
+    """The second to write is refused, and nothing that the first wrote is lost."""
+    memory: dict = {}
+    one, other = ZarrData(memory), ZarrData(memory)
+    one.write(numbered_batch(range(2)))
+    other.write(numbered_batch([7]))
+    with pytest.raises(StoreLockedError, match="another writer"):
+        one.write(numbered_batch(range(2, 4)))
+    expected = numbered_batch([0, 1, 7])
+    assert_batches_equal(ZarrData(memory).read(), expected)
+
+
+@pytest.mark.parametrize("codec", ["zstd", {"name": "zstd"}, ({"name": "gzip"},)])
+def test_codecs_by_name(tmp_path, codec):
+    with ZarrData(tmp_path / "store", config={"core": {"compressors": codec}}) as sink:
+        sink.write(numbered_batch(range(3)))
+        assert_batches_equal(sink.read(), numbered_batch(range(3)))
+    codecs = zarr.open_group(tmp_path / "store", mode="r")["core/positions"].compressors
+    assert [type(item).__name__ for item in codecs] in (["ZstdCodec"], ["GzipCodec"])
+
+
+@pytest.mark.parametrize("codec", ["auto", 3, {"name": "zstd", "level": 3}, {"name": "none-such"}])
+def test_unknown_codecs_are_refused_before_anything_is_made(tmp_path, codec):
+    with pytest.raises(FieldError, match=r"compressors=.*expected a name such as 'zstd'"):
+        ZarrData(tmp_path / "store", config={"core": {"compressors": codec}})
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_file_url_is_a_path(tmp_path):
+    with ZarrData(f"file://{tmp_path}/a store") as sink:
+        sink.write(numbered_batch([4]))
+    assert_batches_equal(ZarrData(tmp_path / "a store").read(), numbered_batch([4]))
+
+
+def test_an_empty_path_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="names no store"):
+        ZarrData("").write(numbered_batch([0]))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_mask_that_is_none(tmp_path):
+    with pytest.raises(FieldError, match="mask is a str, expected a bool tensor"):
+        ZarrData({}).write(numbered_batch([0]), mask="all")
