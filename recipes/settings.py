@@ -1,6 +1,7 @@
 """What defines a run of the closed loop."""
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -71,6 +72,17 @@ class Settings:
     test_dir: Path | None = None
     potential: str = "schnet"
     options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        rises = all(early < late for early, late in pairwise(self.labels))
+        if not self.labels or self.labels[0] < 3 or not rises:
+            raise ValueError(
+                f"labels={self.labels}, expected numbers that rise, from 3 or more on, such as "
+                "(30, 80, 130)"
+            )
+        for name in ("members", "steps", "batch_size", "walkers", "snapshots", "stride"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}, expected at least 1")
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -285,3 +285,17 @@ def test_settings_come_from_the_command_line():
     assert (settings.labels, settings.seed, settings.names) == ((5, 9), 3, ("random",))
     assert settings.out == Path("here")
     assert settings.seed_of("start", 1) != Settings(seed=4).seed_of("start", 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"labels": (2, 3)}, r"labels=\(2, 3\), expected numbers that rise, from 3 or more on"),
+        ({"labels": (30, 30)}, "expected numbers that rise"),
+        ({"labels": ()}, "expected numbers that rise"),
+        ({"steps": 0}, "steps=0, expected at least 1"),
+    ],
+)
+def test_settings_out_of_range_are_named_before_anything_runs(changes, match):
+    with pytest.raises(ValueError, match=match):
+        Settings(**changes)
