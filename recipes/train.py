@@ -3,9 +3,9 @@
     python recipes/make_ethanol.py --frames 1000
     python recipes/train.py fit --config configs/schnet.yaml
 
-Takes one to two minutes and reaches a force MAE of 35 meV/Angstrom on the test part. Any argument of
-the config can be given on the command line (``--data.batch_size 32``); ``test`` and ``predict`` take
-a checkpoint:
+Takes one to two minutes and reaches a force MAE of 35 meV/Angstrom on the test part. Any argument
+of the config can be given on the command line (``--data.batch_size 32``); ``test`` and ``predict``
+take a checkpoint:
 
     python recipes/train.py test --config configs/schnet.yaml --ckpt_path runs/schnet/best.ckpt
     python recipes/train.py predict --config configs/schnet.yaml --ckpt_path runs/schnet/last.ckpt
