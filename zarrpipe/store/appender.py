@@ -199,8 +199,7 @@ class StoreAppender:
         self._columns[ATOMS_MASK].reserve(after.atoms)
         self._columns[EDGES_MASK].reserve(after.edges)
         try:
-            for write in plan_append(self.schema, self.attributes.partly, self.extent, batch):
-                self._columns[write.path].write(write.start, write.values)
+            self.run(plan_append(self.schema, self.attributes.partly, self.extent, batch))
         except BaseException:
             self._roll_back()
             raise
@@ -252,9 +251,10 @@ class StoreAppender:
 
     def run(self, writes: Sequence[RowWrite | None]) -> None:
         """Carry out writes in order."""
+        self.column(ATOMS_PTR)
         for write in writes:
             if write is not None:
-                self.column(write.path).write(write.start, write.values)
+                self._columns[write.path].write(write.start, write.values)
 
     def add_field(self, item: Field, values: Any) -> None:
         """Add a field with a row for everything that is stored.
