@@ -1,7 +1,7 @@
 # Every target sets up .venv by itself; it needs python3.11 or later, pip and nothing else.
 PYTHON ?= python3.11
 BIN := .venv/bin
-EXTRAS := dev,recipes,mace
+EXTRAS := dev,recipes,mace,bench
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help demo results test check format clean
