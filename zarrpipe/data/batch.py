@@ -6,6 +6,7 @@ from typing import Any, Self
 import torch
 
 from zarrpipe.data.atomic import AtomicData
+from zarrpipe.data.buffers import moved
 from zarrpipe.data.concatenate import concatenated
 from zarrpipe.data.container import FieldTensors
 from zarrpipe.data.csr import tensor_pointers, tensor_segment_rows
@@ -48,12 +49,13 @@ class Batch(FieldTensors):
     (2, 3, [0, 2, 3], [0, 0, 1])
     """
 
-    __slots__ = ("_batch_idx", "_batch_ptr", "_edge_ptr", "_present")
+    __slots__ = ("_batch_idx", "_batch_ptr", "_buffer", "_edge_ptr", "_present")
 
     _batch_ptr: torch.Tensor
     _edge_ptr: torch.Tensor
     _present: dict[str, torch.Tensor]
     _batch_idx: torch.Tensor | None
+    _buffer: torch.Tensor | None
 
     def __init__(
         self,
@@ -67,7 +69,8 @@ class Batch(FieldTensors):
         for name in REQUIRED_FIELDS:
             if name not in fields:
                 raise FieldError(f"a batch needs the field {name!r}; it has {sorted(fields)}")
-        self._fields, self._levels, self._batch_idx, self._present = {}, {}, None, {}
+        self._fields, self._levels, self._present = {}, {}, {}
+        self._batch_idx = self._buffer = None
         self._batch_ptr = _checked_pointers("batch_ptr", batch_ptr, at_least=1)
         if edge_ptr is None:
             edge_ptr = torch.zeros_like(self._batch_ptr)
@@ -91,12 +94,17 @@ class Batch(FieldTensors):
         batch_ptr: torch.Tensor,
         edge_ptr: torch.Tensor,
         present: dict[str, torch.Tensor],
+        *,
+        buffer: torch.Tensor | None = None,
     ) -> Self:
-        """Wrap tensors that are known to fit, without checking or copying."""
+        """Wrap tensors that are known to fit, without checking or copying.
+
+        `buffer` is what most of them are views of, for copies in one piece.
+        """
         batch = cls.__new__(cls)
         batch._fields, batch._levels = fields, levels
         batch._batch_ptr, batch._edge_ptr = batch_ptr, edge_ptr
-        batch._present, batch._batch_idx = present, None
+        batch._present, batch._batch_idx, batch._buffer = present, None, buffer
         return batch
 
     @classmethod
@@ -383,6 +391,27 @@ class Batch(FieldTensors):
             function(self._edge_ptr),
             {name: function(mask) for name, mask in self._present.items()},
         )
+
+    def _transfer(self, copy: Callable[[torch.Tensor], torch.Tensor]) -> Self:
+        """Copy of the batch, in one piece if it is views of one buffer."""
+        if self._buffer is None:
+            return self._map(copy)
+        tensors = {("field", name): value for name, value in self._fields.items()}
+        tensors |= {("present", name): mask for name, mask in self._present.items()}
+        tensors |= {("ptr", "atoms"): self._batch_ptr, ("ptr", "edges"): self._edge_ptr}
+        buffer, copied = moved(self._buffer, tensors, copy)
+        return self._trusted(
+            {name: copied["field", name] for name in self._fields},
+            dict(self._levels),
+            copied["ptr", "atoms"],
+            copied["ptr", "edges"],
+            {name: copied["present", name] for name in self._present},
+            buffer=buffer,
+        )
+
+    def __getstate__(self) -> tuple[None, dict[str, Any]]:
+        state = {name: getattr(self, name) for name in (*FieldTensors.__slots__, *self.__slots__)}
+        return None, {**state, "_buffer": None}
 
     def __len__(self) -> int:
         return self.num_graphs
