@@ -1,0 +1,4 @@
+"""Engines side by side: how fast zarrpipe and its alternatives read and write the same samples.
+
+``python -m benchmarks --help`` says how to run it, docs/benchmarks.md what is measured.
+"""

@@ -1,0 +1,180 @@
+"""The samples that every engine gets, made by seeded generators."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+AnyArray = npt.NDArray[Any]
+Int64Array = npt.NDArray[np.int64]
+
+EDGES_PER_ATOM = 30
+LEVELS: Mapping[str, str] = MappingProxyType(
+    {
+        "positions": "atom",
+        "atomic_numbers": "atom",
+        "forces": "atom",
+        "energy": "system",
+        "cell": "system",
+        "pbc": "system",
+        "neighbor_list": "edge",
+        "neighbor_list_shifts": "edge",
+    }
+)
+"""Level of each field."""
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """How a set is made.
+
+    Parameters
+    ----------
+    name
+        Its name.
+    least, most
+        Atoms of a sample.
+    edges
+        Whether there are neighbours.
+    """
+
+    name: str
+    least: int
+    most: int
+    edges: bool = False
+
+
+SETS: Mapping[str, DataSet] = MappingProxyType(
+    {
+        "molecules": DataSet("molecules", 14, 22),
+        "structures": DataSet("structures", 20, 200),
+        "edges": DataSet("edges", 20, 200, edges=True),
+        "large": DataSet("large", 20, 200),
+    }
+)
+"""The data sets by name."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Samples as whole arrays, one after the other.
+
+    Parameters
+    ----------
+    fields
+        ``[V, ...]``, ``[E, ...]`` or ``[N, ...]`` by level. ``neighbor_list`` counts the atoms of
+        its own sample.
+    atoms_ptr, edges_ptr
+        [N + 1] int64: where the atoms and edges of each sample begin.
+    """
+
+    fields: Mapping[str, AnyArray]
+    atoms_ptr: Int64Array
+    edges_ptr: Int64Array
+
+    def __len__(self) -> int:
+        return len(self.atoms_ptr) - 1
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the fields."""
+        return sum(values.nbytes for values in self.fields.values())
+
+    def rows(self, name: str, sample: int) -> slice:
+        """Rows of a field that belong to a sample."""
+        level = LEVELS[name]
+        if level == "system":
+            return slice(sample, sample + 1)
+        ptr = self.atoms_ptr if level == "atom" else self.edges_ptr
+        return slice(int(ptr[sample]), int(ptr[sample + 1]))
+
+    def record(self, sample: int) -> dict[str, AnyArray]:
+        """Fields of one sample; those at system level have a leading 1."""
+        return {name: values[self.rows(name, sample)] for name, values in self.fields.items()}
+
+    def records(self) -> Iterator[dict[str, AnyArray]]:
+        """Every sample by itself."""
+        return map(self.record, range(len(self)))
+
+    def part(self, start: int, stop: int) -> "Samples":
+        """Samples from `start` to `stop`."""
+        stop = min(stop, len(self))
+        first = {name: self.rows(name, start).start for name in self.fields}
+        last = {name: self.rows(name, stop - 1).stop for name in self.fields}
+        return Samples(
+            {name: values[first[name] : last[name]] for name, values in self.fields.items()},
+            self.atoms_ptr[start : stop + 1] - self.atoms_ptr[start],
+            self.edges_ptr[start : stop + 1] - self.edges_ptr[start],
+        )
+
+    def parts(self, size: int) -> Iterator["Samples"]:
+        """Runs of up to `size` samples that make up the whole."""
+        return (self.part(start, start + size) for start in range(0, len(self), size))
+
+    def batch_bytes(self, index: Int64Array) -> int:
+        """Bytes of the fields of a batch."""
+        counts = {
+            "atom": int((self.atoms_ptr[index + 1] - self.atoms_ptr[index]).sum()),
+            "edge": int((self.edges_ptr[index + 1] - self.edges_ptr[index]).sum()),
+            "system": len(index),
+        }
+        return sum(
+            counts[LEVELS[name]] * values.itemsize * int(np.prod(values.shape[1:], dtype=int))
+            for name, values in self.fields.items()
+        )
+
+
+def make(kind: DataSet, count: int, seed: int) -> Samples:
+    """The first `count` samples of a set; equal arguments give equal samples."""
+    rng = np.random.default_rng([seed, kind.least, kind.most, int(kind.edges)])
+    counts = rng.integers(kind.least, kind.most + 1, count)
+    atoms_ptr = _pointers(counts)
+    atoms = int(atoms_ptr[-1])
+    fields: dict[str, AnyArray] = {
+        "positions": rng.standard_normal((atoms, 3), dtype=np.float32),
+        "atomic_numbers": rng.integers(1, 90, atoms),
+        "forces": rng.standard_normal((atoms, 3), dtype=np.float32),
+        "energy": rng.standard_normal((count, 1)),
+        "cell": rng.standard_normal((count, 3, 3), dtype=np.float32),
+        "pbc": rng.integers(0, 2, (count, 3)).astype(bool),
+    }
+    edges_ptr = np.zeros_like(atoms_ptr)
+    if kind.edges:
+        edges_ptr = atoms_ptr * EDGES_PER_ATOM
+        atom = np.arange(atoms) - np.repeat(atoms_ptr[:-1], counts)
+        sender = np.repeat(atom, EDGES_PER_ATOM)
+        size = np.repeat(np.repeat(counts, counts), EDGES_PER_ATOM)
+        receiver = rng.integers(0, 1 << 32, len(sender)) % size
+        fields["neighbor_list"] = np.stack([sender, receiver], axis=1)
+        fields["neighbor_list_shifts"] = rng.integers(-1, 2, (len(sender), 3)).astype(np.float32)
+    return Samples(fields, atoms_ptr, edges_ptr)
+
+
+def blocks(kind: DataSet, nbytes: int, seed: int, block: int = 20_000) -> Iterator[Samples]:
+    """Samples of a set, block by block, until there are `nbytes`."""
+    made, number = 0, 0
+    while made < nbytes:
+        samples = make(kind, block, seed + number)
+        if made + samples.nbytes > nbytes:
+            samples = samples.part(0, max(1, block * (nbytes - made) // samples.nbytes))
+        yield samples
+        made, number = made + samples.nbytes + 1, number + 1
+
+
+def shuffled_batches(count: int, batch_size: int, samples: int, seed: int) -> list[Int64Array]:
+    """Batches of shuffled indices of epoch after epoch, of at least `samples` samples in all."""
+    rng = np.random.default_rng([seed, batch_size])
+    size, batches = min(batch_size, count), []
+    while size * len(batches) < samples:
+        order = rng.permutation(count)
+        batches += [order[i : i + size] for i in range(0, count - size + 1, size)]
+    return batches
+
+
+def _pointers(counts: Int64Array) -> Int64Array:
+    ptr = np.zeros(len(counts) + 1, dtype=np.int64)
+    np.cumsum(counts, out=ptr[1:])
+    return ptr
