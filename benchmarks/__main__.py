@@ -1,4 +1,4 @@
-"""Command line: ``python -m benchmarks --only reads --data molecules --engines zarrpipe,atompack``."""
+"""Command line, for example ``python -m benchmarks --only reads --data molecules``."""
 
 import argparse
 import importlib
@@ -52,10 +52,11 @@ def main(given: Sequence[str] | None = None) -> list[Row]:
         module = importlib.import_module(f"benchmarks.{suite}")
         with on_cores(None if settings.core is None else {settings.core}):
             found: list[Row] = module.run(settings)
-        write_rows(out, found, facts())
+        took = time.perf_counter() - start
+        write_rows(out, found, {**facts(), "suite_seconds": round(took, 1)})
         for (_, case, _), some in by_case(found).items():
             print(f"\n{suite}: {case}\n{table(some)}")
-        print(f"\n{suite} took {time.perf_counter() - start:.0f} s", flush=True)
+        print(f"\n{suite} took {took:.0f} s", flush=True)
         rows += found
     print(f"\nresults: {out}")
     return rows

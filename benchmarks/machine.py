@@ -79,10 +79,15 @@ def on_cores(cores: set[int] | None) -> Iterator[None]:
         yield
         return
     before, threads = os.sched_getaffinity(0), torch.get_num_threads()
-    os.sched_setaffinity(0, cores & before or before)
+    os.sched_setaffinity(0, cores)
     torch.set_num_threads(1)
     try:
         yield
     finally:
         os.sched_setaffinity(0, before)
         torch.set_num_threads(threads)
+
+
+def every_core() -> set[int]:
+    """Numbers of all cores."""
+    return set(range(os.cpu_count() or 1))

@@ -109,19 +109,22 @@ def _write_atompack(samples: Samples, directory: Path) -> None:
     import atompack  # noqa: PLC0415  optional
 
     database = atompack.Database(str(directory / "samples.atp"), overwrite=True)
-    molecules = [
-        atompack.Molecule.from_arrays(
-            record["positions"],
-            record["atomic_numbers"].astype(np.uint8),
-            energy=float(record["energy"][0, 0]),
-            forces=record["forces"],
-            cell=record["cell"][0],
-            pbc=tuple(map(bool, record["pbc"][0])),
-        )
-        for record in samples.records()
-    ]
-    database.add_molecules(molecules)
+    database.add_molecules([atompack_molecule(record) for record in samples.records()])
     database.flush()
+
+
+def atompack_molecule(record: Mapping[str, AnyArray]) -> Any:
+    """A sample as atompack's ``Molecule``."""
+    import atompack  # noqa: PLC0415  optional
+
+    return atompack.Molecule.from_arrays(
+        record["positions"],
+        record["atomic_numbers"].astype(np.uint8),
+        energy=float(record["energy"][0, 0]),
+        forces=record["forces"],
+        cell=record["cell"][0],
+        pbc=tuple(map(bool, record["pbc"][0])),
+    )
 
 
 class AtompackReader(ListReader):

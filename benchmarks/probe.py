@@ -1,0 +1,126 @@
+"""Measurements in a process of their own: ``python -m benchmarks.probe NAME {arguments}``."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from time import perf_counter
+from types import MappingProxyType
+from typing import Any
+
+import zarrpipe as zp
+from zarrpipe.loader import GraphLoader
+
+
+def ask(name: str, **arguments: Any) -> dict[str, float]:
+    """What a probe finds in a fresh process."""
+    root = Path(__file__).parent.parent
+    path = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH", "")]))
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.probe", name, json.dumps(arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    if done.returncode:
+        raise RuntimeError(f"the probe {name} failed:\n{done.stderr}")
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def growth(store: str, epochs: int, batch_size: int) -> dict[str, float]:
+    """MB that the process has grown by over `epochs` epochs that follow a first one."""
+    module = zp.ZarrDataModule(store, batch_size=batch_size)
+    module.setup("fit")
+    loader = module.train_dataloader()
+    before = (0.0, 0.0)
+    for epoch in range(epochs + 1):
+        for batch in loader:
+            batch.num_nodes  # noqa: B018  a loop that looks at its batch
+        if epoch == 0:
+            before = _memory()
+    after = _memory()
+    return {"resident": after[0] - before[0], "private": after[1] - before[1]}
+
+
+def workers(store: str, count: int, batch_size: int) -> dict[str, float]:
+    """Private MB of all processes of a loader with `count` workers, after an epoch."""
+    import psutil  # noqa: PLC0415  this probe alone needs it
+
+    dataset = zp.ZarrDataset(store)
+    loader = GraphLoader(dataset, zp.GraphBatchSampler(dataset, batch_size), num_workers=count)
+    for batch in loader:
+        batch.num_nodes  # noqa: B018  a loop that looks at its batch
+    children = psutil.Process().children(recursive=True)
+    private = sum(child.memory_full_info().uss for child in children) / 2**20
+    loader.close()
+    return {"private": private, "processes": len(children)}
+
+
+def plan(store: str, batch_size: int, ranks: int) -> dict[str, float]:
+    """Opening a dataset and planning one rank's epoch with the sampler."""
+    start = perf_counter()
+    dataset = zp.ZarrDataset(store)
+    count = len(dataset)
+    opened = perf_counter()
+    sampler = zp.GraphBatchSampler(dataset, batch_size, rank=ranks - 1, world_size=ranks)
+    taken = sum(len(batch) for batch in sampler)
+    planned = perf_counter()
+    return {
+        "open": opened - start,
+        "plan": planned - opened,
+        "share": taken / count,
+        **_peak(),
+    }
+
+
+def module(store: str, batch_size: int) -> dict[str, float]:
+    """Opening, splitting by id and planning with the data module."""
+    make = zp.ZarrDataModule  # which imports Lightning
+    start = perf_counter()
+    data = make(store, batch_size=batch_size)
+    data.setup("fit")
+    loader = data.train_dataloader()
+    taken = loader.sampler.start().batches(0)
+    next(taken)
+    return {"seconds": perf_counter() - start, **_peak()}
+
+
+def refresh(store: str, capacity: int) -> dict[str, float]:
+    """Seeing what an append has brought, and the append."""
+    dataset = zp.ZarrDataset(store)
+    batch = dataset.__getitems__([0] * 32)
+    start = perf_counter()
+    with zp.ZarrData(store, capacity=capacity) as sink:
+        sink.write(batch)
+        written = perf_counter()
+        new = dataset.refresh()
+        seen = perf_counter()
+    return {"write": written - start, "refresh": seen - written, "new": new, **_peak()}
+
+
+PROBES: Mapping[str, Callable[..., dict[str, float]]] = MappingProxyType(
+    {probe.__name__: probe for probe in (growth, workers, plan, module, refresh)}
+)
+
+
+def _memory() -> tuple[float, float]:
+    """Resident and private MB of this process."""
+    import psutil  # noqa: PLC0415  only where memory is asked for
+
+    found = psutil.Process().memory_full_info()
+    return found.rss / 2**20, found.uss / 2**20
+
+
+def _peak() -> dict[str, float]:
+    """Most resident MB so far, and private MB now."""
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    return {"peak": most, "private": _memory()[1]}
+
+
+if __name__ == "__main__":
+    print(json.dumps(PROBES[sys.argv[1]](**json.loads(sys.argv[2]))))
