@@ -3,26 +3,18 @@
 Lightning replaces the samplers of a torch DataLoader when it trains on several devices. This is no
 DataLoader, so it does not, and the sampler knows its rank itself. A gather from a store costs less
 than handing a batch over from another process, so worker processes are for transforms that
-compute (neighbour lists, augmentation). They hand back NumPy arrays, which cost a fraction of
-tensors on the way, and batches are wrapped here.
+compute (neighbour lists, augmentation).
 """
 
-import multiprocessing
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
-import torch
-from torch.utils.data import DataLoader
 
+from zarrpipe._workers import Workers
 from zarrpipe.data.batch import Batch
-from zarrpipe.data.csr import AnyArray, Int64Array
-from zarrpipe.data.fields import Level
 from zarrpipe.dataset import ZarrDataset
 from zarrpipe.samplers import GraphBatchSampler, Plan
-
-Packed = tuple[dict[str, AnyArray], dict[str, Level], AnyArray, AnyArray, dict[str, AnyArray]]
-Request = tuple[dict[str, Any], Int64Array]
 
 
 class GraphLoader:
@@ -57,7 +49,7 @@ class GraphLoader:
         # Not named `dataset`: Lightning would rebuild whatever has that attribute to overfit.
         self._dataset, self._num_workers = dataset, num_workers
         self.sampler = sampler
-        self._workers: _Workers | None = None
+        self._workers: Workers | None = None
 
     def __len__(self) -> int:
         """Number of batches of this rank in the epoch, those before a resume included."""
@@ -73,12 +65,22 @@ class GraphLoader:
     def _read(self, plan: Plan) -> Iterator[Batch]:
         if self._num_workers == 0:
             return map(self._dataset.__getitems__, plan.batches(self.sampler.rank))
-        if self._workers is None:
-            self._workers = _Workers(self._dataset, self._num_workers)
-        return self._workers.read(self._dataset.state_dict(), plan.batches(self.sampler.rank))
+        if self._workers is None or self._workers.closed:
+            self._workers = Workers(self._dataset, self._num_workers)
+        return self._workers.read(
+            self._dataset.state_dict(), self._seed(), plan.batches(self.sampler.rank)
+        )
+
+    def _seed(self) -> int:
+        """Seed of the next batch: a function of the settings, the epoch, the step and the rank."""
+        state = self.sampler.state_dict()
+        known = np.random.SeedSequence([state["seed"], state["epoch"], self.sampler.rank])
+        return int(known.generate_state(1, np.uint64)[0]) + state["step"]
 
     def close(self) -> None:
         """End the workers; another iteration starts new ones."""
+        if self._workers is not None:
+            self._workers.close()
         self._workers = None
 
     def state_dict(self) -> dict[str, Any]:
@@ -95,77 +97,3 @@ class GraphLoader:
         """
         self._dataset.load_state_dict(state)
         self.sampler.load_state_dict(state)
-
-
-class _Workers:
-    """Processes that read what they are told, batch by batch and in order."""
-
-    def __init__(self, dataset: ZarrDataset, num_workers: int) -> None:
-        methods = multiprocessing.get_all_start_methods()
-        # An object of its own: workers of a loader that is part of a cycle are slow to end.
-        self._requests = _Requests()
-        self._loader: DataLoader[Packed] = DataLoader(
-            _Remote(dataset),  # type: ignore[arg-type]
-            batch_sampler=self._requests,  # type: ignore[arg-type]
-            num_workers=num_workers,
-            collate_fn=_as_it_is,
-            multiprocessing_context="forkserver" if "forkserver" in methods else "spawn",
-            persistent_workers=True,
-            # Its own generator, so that the random numbers of a model do not depend on workers.
-            generator=torch.Generator(),
-        )
-
-    def read(self, state: dict[str, Any], batches: Iterator[Int64Array]) -> Iterator[Batch]:
-        """Batches at the given indices, which mean what `state` says."""
-        self._requests.batches = ((state, index) for index in batches)
-        return map(_unpack, self._loader)
-
-
-class _Requests:
-    """What the workers are to read in the iteration that begins."""
-
-    batches: Iterator[Request] = iter(())
-
-    def __iter__(self) -> Iterator[Request]:
-        return self.batches
-
-
-class _Remote:
-    """The dataset in a worker: it follows the growth of the one in the main process."""
-
-    def __init__(self, dataset: ZarrDataset) -> None:
-        self._dataset = dataset
-
-    def __getitems__(self, request: Request) -> Packed:
-        state, index = request
-        self._dataset.load_state_dict(state)
-        return _pack(self._dataset.__getitems__(index))
-
-
-def _as_it_is(packed: Any) -> Any:
-    return packed
-
-
-def _pack(batch: Batch) -> Packed:
-    return (
-        {name: value.numpy() for name, value in batch.fields.items()},
-        dict(batch.levels),
-        batch.batch_ptr.numpy(),
-        batch.edge_ptr.numpy(),
-        {name: batch.present(name).numpy() for name in batch.partly_present},
-    )
-
-
-def _unpack(packed: Packed) -> Batch:
-    fields, levels, batch_ptr, edge_ptr, present = packed
-    return Batch._trusted(
-        {name: _tensor(value) for name, value in fields.items()},
-        levels,
-        _tensor(batch_ptr),
-        _tensor(edge_ptr),
-        {name: _tensor(mask) for name, mask in present.items()},
-    )
-
-
-def _tensor(values: AnyArray) -> torch.Tensor:
-    return torch.from_numpy(values if values.flags.writeable else np.array(values))

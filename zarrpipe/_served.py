@@ -1,0 +1,134 @@
+"""What a worker process does: read what is asked for, and put it where the main process looks.
+
+Requests and answers are a few bytes in a pipe each way. What they are about, indices, batches and
+exceptions, passes through a `Slot`.
+"""
+
+import gc
+import os
+import pickle
+import random
+import signal
+import struct
+import traceback
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+import torch
+
+from zarrpipe._ring import Slot
+from zarrpipe.data.batch import Batch
+from zarrpipe.data.buffers import Bytes
+from zarrpipe.data.packed import pack, packed_bytes
+from zarrpipe.dataset import ZarrDataset
+
+BATCH, RAISED = 0, 1
+"""Answers: the bytes of a batch and its pickled header, or a traceback and a pickled exception."""
+
+REQUEST = struct.Struct("=BQQQ")
+"""Slot, seed of the batch's random numbers, and the lengths of two things that are in the slot:
+
+a pickled ``state_dict`` that the dataset is to follow (0 for none), and indices as int64.
+"""
+
+ANSWER = struct.Struct("=BQQ")
+"""Kind, and the lengths of the two things that are in the slot of the request."""
+
+
+def serve(requests: Connection, answers: Connection, slots: list[Slot], pickled: bytes) -> None:
+    """Answer requests until there is nobody to ask."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # control-C is for the main process to act on
+    gc.freeze()  # collections would otherwise write to, and so copy, the pages of the fork server
+    torch.set_num_threads(1)
+    reader = _Reader(pickled)
+    asked, said = requests.fileno(), answers.fileno()
+    # A pipe passes what is shorter than a page whole or not at all.
+    while request := os.read(asked, REQUEST.size):
+        place, seed, of_state, of_index = REQUEST.unpack(request)
+        state, index = split(slots[place], of_state, of_index)
+        answer = reader.answer(slots[place], seed, state.tobytes(), index.tobytes())
+        try:
+            os.write(said, answer)
+        except BrokenPipeError:
+            return
+
+
+def split(slot: Slot, first: int, second: int) -> tuple[Bytes, Bytes]:
+    """The two things that are in a slot, as they are there."""
+    room = slot.room(first + second)
+    return room[:first], room[first : first + second]
+
+
+class _Reader:
+    """A dataset that may fail to be here: what was raised then answers every request."""
+
+    def __init__(self, pickled: bytes) -> None:
+        self._dataset: ZarrDataset | None = None
+        self._failure: Exception | None = None
+        try:
+            self._dataset = pickle.loads(pickled)  # noqa: S301  of our own
+        except Exception as error:  # noqa: BLE001  goes to the main process
+            self._failure = error
+
+    def answer(self, slot: Slot, seed: int, state: bytes, index: bytes) -> bytes:
+        """Put a batch into a slot, or what was raised on the way, and say so."""
+        try:
+            if state:
+                self._follow(pickle.loads(state))  # noqa: S301  of our own
+            _seed(seed)
+            return _put(slot, self._ready().__getitems__(np.frombuffer(index, dtype=np.int64)))
+        except Exception as error:  # noqa: BLE001  goes to the main process
+            return _put_raised(slot, error)
+
+    def _follow(self, state: dict[str, Any]) -> None:
+        """Let indices mean what they do in the main process."""
+        if self._dataset is not None:
+            self._failure = None
+            try:
+                self._dataset.load_state_dict(state)
+            except Exception as error:
+                self._failure = error
+                raise
+
+    def _ready(self) -> ZarrDataset:
+        if self._dataset is None or self._failure is not None:
+            raise self._failure or RuntimeError("the worker has no dataset")
+        return self._dataset
+
+
+def _seed(seed: int) -> None:
+    """Let the random numbers of a transform depend on its batch and not on the worker."""
+    torch.default_generator.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % (1 << 32))  # noqa: NPY002  what a transform may draw from
+
+
+def _put(slot: Slot, batch: Batch) -> bytes:
+    if not isinstance(batch, Batch):
+        raise TypeError(f"the transform gave a {type(batch).__name__}, expected a Batch")
+    try:
+        header, _ = pack(batch, slot.room())
+    except ValueError:
+        header, _ = pack(batch, slot.room(packed_bytes(batch)))
+    return _said(slot, BATCH, header.nbytes, pickle.dumps(header))
+
+
+def _put_raised(slot: Slot, error: Exception) -> bytes:
+    text = "".join(traceback.format_exception(error)).encode()
+    slot.room(len(text))[: len(text)] = np.frombuffer(text, dtype=np.uint8)
+    try:
+        pickled = pickle.dumps(error)
+        pickle.loads(pickled)  # noqa: S301  some exceptions pickle but cannot be made again
+    except Exception:  # noqa: BLE001  any class of exception may fail in any way
+        pickled = b""
+    return _said(slot, RAISED, len(text), pickled)
+
+
+def _said(slot: Slot, kind: int, nbytes: int, pickled: bytes) -> bytes:
+    """Answer for bytes that are in the slot, with a pickle to stand behind them."""
+    stop = nbytes + len(pickled)
+    if stop > len(slot.room()):
+        slot.room(stop)
+    slot.room()[nbytes:stop] = np.frombuffer(pickled, dtype=np.uint8)
+    return ANSWER.pack(kind, nbytes, len(pickled))
