@@ -8,6 +8,7 @@ from zarrpipe.dataset import ZarrDataset, collate
 from zarrpipe.samplers import GraphBatchSampler
 from zarrpipe.sink import ZarrData
 from zarrpipe.store.config import ZarrArrayConfig, ZarrWriteConfig
+from zarrpipe.store.merge import compact, merge
 from zarrpipe.store.reader import AtomicDataZarrReader
 from zarrpipe.store.writer import AtomicDataZarrWriter
 
@@ -26,6 +27,8 @@ __all__ = [
     "ZarrDataset",
     "ZarrWriteConfig",
     "collate",
+    "compact",
+    "merge",
 ]
 
 

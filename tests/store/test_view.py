@@ -37,7 +37,7 @@ from zarrpipe.errors import (
     StoreLockedError,
     StoreNotFoundError,
 )
-from zarrpipe.store import maintenance
+from zarrpipe.store import exchange, maintenance
 from zarrpipe.store.view import StoreView
 from zarrpipe.testing import assert_batches_equal, numbered_batch, random_batch
 
@@ -222,7 +222,7 @@ class TestDefragment:
         local.fill(5)
         writer = local.writer()
         writer.delete([0])
-        monkeypatch.setattr(maintenance, "_exchange", fail)
+        monkeypatch.setattr(maintenance, "swap_in", fail)
         with pytest.raises(OSError, match="No space"):
             writer.defragment()
         assert [path.name for path in tmp_path.iterdir()] == ["store"]
@@ -231,7 +231,7 @@ class TestDefragment:
         assert local.serials() == [1, 2, 3, 4, 9]
 
     def test_without_an_atomic_exchange(self, local, monkeypatch):
-        monkeypatch.setattr(maintenance, "_RENAME_EXCHANGE", 1 << 20)
+        monkeypatch.setattr(exchange, "_RENAME_EXCHANGE", 1 << 20)
         local.fill(5)
         with local.writer() as writer:
             writer.delete([0])

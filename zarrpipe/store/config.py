@@ -29,6 +29,10 @@ class ZarrArrayConfig:
         capacity of the sink.
     shard_size : int, optional
         Rows of a shard, a multiple of `chunk_size`.
+    sharded : bool
+        Whether `merge` and `compact`, where no `shard_size` is given, put chunks together in shards
+        of up to 64 MiB. A sink writes single chunks, since it would write a shard anew at every
+        append.
     write_empty_chunks : bool
         Whether chunks that hold only the fill value are written.
 
@@ -43,6 +47,7 @@ class ZarrArrayConfig:
     serializer: Any = None
     chunk_size: int | None = None
     shard_size: int | None = None
+    sharded: bool = False
     write_empty_chunks: bool = True
 
     def __post_init__(self) -> None:
@@ -72,7 +77,9 @@ class ZarrArrayConfig:
     @property
     def is_plain(self) -> bool:
         """Whether a chunk is the bytes of its rows and nothing else."""
-        return not (self.compressors or self.filters or self.serializer or self.shard_size)
+        return not (
+            self.compressors or self.filters or self.serializer or self.shard_size or self.sharded
+        )
 
 
 @dataclass(frozen=True)
@@ -110,6 +117,28 @@ class ZarrWriteConfig:
     def of(cls, value: "ZarrWriteConfig | Mapping[str, Any] | None") -> Self:
         """Config of a mapping with the same names; None is the default."""
         return value if isinstance(value, cls) else _from_mapping(cls, value)
+
+    @classmethod
+    def published(cls, level: int = 3) -> Self:
+        """Config of a data set that is to be kept or sent: zstd, in shards of up to 64 MiB.
+
+        For `zarrpipe.merge` and `zarrpipe.compact`, which choose the rows of chunks and shards by
+        what there is. A store of this kind is decoded before it can be read at random.
+
+        Parameters
+        ----------
+        level
+            Of zstd, from 1 (fast) to 22 (small).
+
+        Examples
+        --------
+        >>> config = ZarrWriteConfig.published()
+        >>> config.core.sharded, config.core == config.meta == config.custom
+        (True, True)
+        """
+        codec = {"name": "zstd", "configuration": {"level": level, "checksum": False}}
+        array = ZarrArrayConfig(compressors=(codec,), sharded=True)
+        return cls(meta=array, core=array, custom=array)
 
     def for_array(self, group: str, name: str) -> ZarrArrayConfig:
         """Config of one array; that of ``present`` is the one of ``meta``."""

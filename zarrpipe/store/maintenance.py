@@ -1,25 +1,23 @@
 """Upkeep of a store: taking samples out of sight, and writing a store anew without them."""
 
-import ctypes
-import os
 import shutil
-import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from zarr.storage import MemoryStore
 
 from zarrpipe.data.csr import Int64Array, pointers, segment_rows
 from zarrpipe.errors import StoreFormatError
 from zarrpipe.store.appender import StoreAppender
 from zarrpipe.store.config import ZarrWriteConfig
-from zarrpipe.store.layout import ATOMS_MASK, ATOMS_PTR, EDGES_MASK, EDGES_PTR, GROUPS, SAMPLES_MASK
+from zarrpipe.store.exchange import room_beside, swap_in
+from zarrpipe.store.layout import ATOMS_MASK, ATOMS_PTR, EDGES_MASK, EDGES_PTR, SAMPLES_MASK
 from zarrpipe.store.lock import WriterLock
+from zarrpipe.store.rewrite import write_store
 from zarrpipe.store.root import Root
-from zarrpipe.store.view import StoreView
-
-_BLOCK = 4096
-_RENAME_EXCHANGE = 2
-_AT_FDCWD = -100
+from zarrpipe.store.selection import Selection
+from zarrpipe.store.sources import Source, other_attributes
 
 
 def delete_samples(appender: StoreAppender, samples: Int64Array) -> None:
@@ -77,80 +75,84 @@ def defragment(appender: StoreAppender, config: ZarrWriteConfig | None) -> Store
     StoreFormatError
         If the store is neither local nor in memory, where no swap is safe.
     """
-    root, chosen = appender.root, config or appender.config
+    chosen = config or appender.config
+    check_rewritable(appender.root)
     appender.flush()
-    if root.directory is None:
-        return _rewrite_in_memory(appender, chosen)
-    folder = root.directory
-    fresh = folder.with_name(f"{folder.name}.defragment-{uuid.uuid4().hex[:8]}")
-    lock = None
-    try:
-        _copy(appender, StoreAppender(Root.of(fresh), chosen, appender.capacity))
-        lock = WriterLock(fresh)
-        _exchange(folder, fresh)
-    except BaseException:
-        if lock is not None:
-            lock.release()
-        shutil.rmtree(fresh, ignore_errors=True)
-        raise
-    _bring_back_others(fresh, folder, appender.paths)
-    appender.abandon()
-    shutil.rmtree(fresh)
-    return StoreAppender(root, chosen, appender.capacity, lock)
+    selection = Selection([Source(appender.root, scratch_of(appender.root))])
+    lock = rewrite_in_place(appender, selection, chosen, capacity=appender.capacity)
+    return StoreAppender(appender.root, chosen, appender.capacity, lock)
 
 
-def _copy(source: StoreAppender, target: StoreAppender) -> None:
-    """Append every sample that was not deleted, in blocks, and close the target."""
-    with_attributes = source.group.attrs.asdict()
-    others = {
-        name: value
-        for name, value in with_attributes.items()
-        if name not in ("num_samples", "fields", "zarrpipe")
-    }
-    view = StoreView(source.root.path)
-    for start in range(0, view.num_samples, _BLOCK):
-        target.append(view.gather(np.arange(start, min(start + _BLOCK, view.num_samples))))
-    target.group.update_attributes(others)
-    target.close()
+def check_rewritable(root: Root) -> None:
+    """Refuse a store that cannot be replaced by another in one step.
 
-
-def _rewrite_in_memory(appender: StoreAppender, config: ZarrWriteConfig) -> StoreAppender:
-    from zarr.storage import MemoryStore  # noqa: PLC0415  beside its only use
-
-    if not isinstance(appender.root.path.store, MemoryStore):
+    Raises
+    ------
+    StoreFormatError
+        If it is neither local nor in memory.
+    """
+    if root.directory is None and not isinstance(root.path.store, MemoryStore):
         raise StoreFormatError(
-            f"{appender.root} is not local, and a kill while it is rewritten would lose samples: "
-            "copy it with a ZarrDataset into a new store instead"
+            f"{root} is not local, and a kill while it is rewritten would lose samples: copy it "
+            "with zarrpipe.merge to another place instead"
         )
-    view = StoreView(appender.root.path)
-    kept = view.gather(np.arange(view.num_samples)) if view.num_samples else None
+
+
+def scratch_of(root: Root) -> Path | None:
+    """Directory for unnamed files of a rewrite to a place, on the same disk where there is one."""
+    if root.directory is None:
+        return None
+    return next(folder for folder in root.directory.resolve().parents if folder.is_dir())
+
+
+def rewrite_in_place(
+    appender: StoreAppender,
+    selection: Selection,
+    config: ZarrWriteConfig,
+    *,
+    capacity: int | None = None,
+    done: Callable[[int], object] = int,
+) -> WriterLock | None:
+    """Put a new store in the place of that of a writer, once it is complete.
+
+    Parameters
+    ----------
+    appender
+        Writer of the old store; it is closed.
+    selection
+        Samples of the new store.
+    config, capacity, done
+        See `zarrpipe.store.rewrite.write_store`.
+
+    Returns
+    -------
+    WriterLock or None
+        Lock of the new store, for the caller to hand on or release; None where there are no locks.
+    """
+    others = other_attributes(appender.group) | selection.others
+    if appender.root.directory is None:
+        _rewrite_in_memory(appender, selection, config, capacity, done)
+        return None
+    place = appender.root.directory.resolve()
+    with room_beside(place) as (room, lock):
+        fresh = Root.of(room)
+        write_store(selection, fresh, config, capacity=capacity, others=others, done=done)
+        swap_in(room, place, appender.paths)
+    appender.abandon()
+    shutil.rmtree(room, ignore_errors=True)
+    return lock
+
+
+def _rewrite_in_memory(
+    appender: StoreAppender,
+    selection: Selection,
+    config: ZarrWriteConfig,
+    capacity: int | None,
+    done: Callable[[int], object],
+) -> None:
+    """Write the new store elsewhere in memory, empty the old one and copy the new one there."""
+    aside = Root.of(MemoryStore())
+    write_store(selection, aside, config, capacity=capacity, done=done)
     appender.zero()
     appender.close()
-    fresh = StoreAppender(appender.root, config, appender.capacity)
-    if kept is not None:
-        fresh.append(kept)
-    return fresh
-
-
-def _exchange(first: Path, second: Path) -> None:
-    """Swap two directories, at once where the system can."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if hasattr(libc, "renameat2"):
-        names = os.fsencode(first), os.fsencode(second)
-        if libc.renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0:
-            return
-    aside = second.with_name(f"{second.name}.old")
-    first.rename(aside)
-    second.rename(first)
-    aside.rename(second)
-
-
-def _bring_back_others(source: Path, target: Path, ours: frozenset[str]) -> None:
-    """Move what zarrpipe did not make into the directory that is now in its place."""
-    for entry in source.iterdir():
-        if entry.name not in (*GROUPS, "zarr.json"):
-            entry.rename(target / entry.name)
-    for group in GROUPS:
-        for entry in (source / group).iterdir():
-            if entry.name != "zarr.json" and f"{group}/{entry.name}" not in ours:
-                entry.rename(target / group / entry.name)
+    write_store(Selection([Source(aside)]), appender.root, config, capacity=capacity)

@@ -1,0 +1,159 @@
+"""A complete store that was written beside a place takes that place, by one rename.
+
+What is being written stands in a hidden directory beside its place, named after it and locked. A
+writer that is killed leaves that directory, or the old store in it; whoever writes there next
+removes it, since the lock is then nobody's.
+"""
+
+import ctypes
+import os
+import re
+import shutil
+import sys
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from zarrpipe.errors import StoreExistsError, StoreLockedError
+from zarrpipe.store.layout import GROUPS
+from zarrpipe.store.lock import WriterLock
+
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+_RENAME_SWAP = 2
+
+
+@contextmanager
+def room_beside(place: Path) -> Iterator[tuple[Path, WriterLock]]:
+    """Locked empty directory beside a place; on an error it is removed and its lock released."""
+    remove_leftovers(place)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    room = place.with_name(f".{place.name}.rewrite-{uuid.uuid4().hex[:8]}")
+    lock = WriterLock(room)
+    if not lock.guards(room):
+        lock.release()
+        raise StoreLockedError(f"{room} was removed by another writer of {place}: try again")
+    try:
+        yield room, lock
+    except BaseException:
+        lock.release()
+        shutil.rmtree(room, ignore_errors=True)
+        raise
+
+
+def remove_leftovers(place: Path) -> None:
+    """Remove what writers that were killed left beside a place.
+
+    Where directories cannot be swapped at once, a kill can leave the store itself aside; it is
+    put back.
+    """
+    name = re.compile(rf"\.{re.escape(place.name)}\.rewrite-[0-9a-f]{{8}}(\.old)?")
+    if not place.parent.is_dir():
+        return
+    found = [entry for entry in place.parent.iterdir() if name.fullmatch(entry.name)]
+    for left in sorted(found, reverse=True):  # what was put aside is looked at first
+        try:
+            lock = WriterLock(left)
+        except StoreLockedError:
+            continue
+        try:
+            if left.suffix == ".old" and not place.exists():
+                left.rename(place)
+            else:
+                shutil.rmtree(left, ignore_errors=True)
+        finally:
+            lock.release()
+
+
+def move_in(room: Path, place: Path) -> None:
+    """Give a place, where nothing or an empty directory is, to the store in a room beside it.
+
+    Raises
+    ------
+    StoreExistsError
+        If something has come to stand there.
+    """
+    try:
+        room.rename(place)
+    except OSError as error:
+        if not place.exists():
+            raise
+        raise StoreExistsError(
+            f"{place} was made by another process meanwhile, and is left as it is: write to "
+            "another place"
+        ) from error
+
+
+def swap_in(room: Path, place: Path, ours: frozenset[str]) -> None:
+    """Exchange the store at a place for the one in a room beside it, which gets the old one.
+
+    Parameters
+    ----------
+    room, place
+        Directories of complete stores.
+    ours
+        Arrays of the old store that zarrpipe made; what else is there comes along.
+    """
+    _link_others(place, room, ours)
+    _sync(room)
+    _swap(place, room)
+
+
+def _swap(first: Path, second: Path) -> None:
+    """Swap two directories, at once where the system can."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    names = os.fsencode(first), os.fsencode(second)
+    if sys.platform == "darwin":
+        if libc.renamex_np(*names, _RENAME_SWAP) == 0:
+            return
+    elif hasattr(libc, "renameat2"):
+        if libc.renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0:
+            return
+    aside = second.with_name(f"{second.name}.old")
+    first.rename(aside)
+    try:
+        second.rename(first)
+    except BaseException:
+        aside.rename(first)
+        raise
+    aside.rename(second)
+
+
+def _link_others(source: Path, target: Path, ours: frozenset[str]) -> None:
+    """Let what zarrpipe did not make stand in the new store too."""
+    others = [Path(entry.name) for entry in source.iterdir()]
+    others = [path for path in others if path.name not in (*GROUPS, "zarr.json")]
+    for group in GROUPS:
+        inside = (Path(group, entry.name) for entry in (source / group).iterdir())
+        others += [p for p in inside if p.name != "zarr.json" and p.as_posix() not in ours]
+    for path in others:
+        _link(source / path, target / path)
+
+
+def _link(source: Path, target: Path) -> None:
+    if source.is_dir() and not source.is_symlink():
+        shutil.copytree(source, target, symlinks=True, copy_function=_link_file)
+    else:
+        _link_file(source, target)
+
+
+def _link_file(source: str | Path, target: str | Path) -> None:
+    """Another name for a file, and a copy where a file can have but one."""
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError:
+        shutil.copy2(source, target, follow_symlinks=False)
+
+
+def _sync(folder: Path) -> None:
+    """Bring a store to the disk, before the one that it replaces is removed from there."""
+    for parent, _, names in os.walk(folder):
+        for path in (Path(parent, name) for name in (*names, ".")):
+            if path.is_symlink():
+                continue
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)

@@ -1,0 +1,178 @@
+"""What a rewrite reads: a store pinned at the samples that it has, each array of it flat.
+
+A plain local array is mapped. Any other is decoded once, from end to end, into an unnamed file that
+is mapped the same way, so that a rewrite needs memory for a few blocks and not for an array.
+"""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+
+from zarrpipe.data.csr import AnyArray, Int64Array, pointers, segment_rows
+from zarrpipe.data.fields import Level
+from zarrpipe.data.ids import UInt64Array, structure_ids
+from zarrpipe.data.schema import Field
+from zarrpipe.errors import StoreFormatError
+from zarrpipe.store.flat import MappedArray
+from zarrpipe.store.layout import (
+    ATOMS_PTR,
+    EDGES_PTR,
+    IDS,
+    Attributes,
+    field_path,
+    find_array,
+    is_plain,
+    present_path,
+)
+from zarrpipe.store.root import Root
+from zarrpipe.store.snapshot import Snapshot
+
+_DECODED = 1 << 26
+_IDS_BLOCK = 1 << 14
+
+
+class Source:
+    """A store of which the samples that it has now are to be copied.
+
+    A writer may go on appending to it. Deleted samples are left out.
+
+    Parameters
+    ----------
+    root
+        Place of the store.
+    scratch
+        Directory for unnamed files; the system's own by default.
+
+    Raises
+    ------
+    StoreNotFoundError
+        If there is no Zarr group.
+    StoreFormatError
+        If it is not a store of atomic systems, damaged, or of a newer format.
+    """
+
+    def __init__(self, root: Root, scratch: Path | None = None) -> None:
+        self.root = root
+        self._scratch = scratch
+        self._snapshot = Snapshot(root)
+        self.attributes = self._snapshot.attributes
+        self.schema = self._snapshot.schema
+        self.samples = self._snapshot.physical()
+        self._group = root.open_group()
+        self.others = {} if self._group is None else other_attributes(self._group)
+        self._last: tuple[str, AnyArray] | None = None
+
+    def segments(self, level: Level) -> tuple[Int64Array, Int64Array]:
+        """First row and number of rows [N] of each sample at a level."""
+        if level is Level.SYSTEM:
+            return self.samples, np.ones_like(self.samples)
+        if len(self.samples) == 0:
+            return self.samples, self.samples
+        path = ATOMS_PTR if level is Level.ATOM else EDGES_PTR
+        stored = self._snapshot.rows(path, self._snapshot.extent.samples + 1)
+        starts = stored[self.samples]
+        counts = stored[self.samples + 1] - starts
+        falls = counts.min() < (level is Level.ATOM) or starts.min() < 0
+        if falls or (starts + counts).max() > self._snapshot.extent.rows(level):
+            raise StoreFormatError(
+                f"{self.root}: {path} falls, is negative or runs past its end: it is damaged"
+            )
+        return starts, counts
+
+    def field(self, item: Field) -> AnyArray:
+        """Every row of a field, those of deleted samples too."""
+        return self._flat(field_path(item), item.level)
+
+    def present(self, name: str) -> AnyArray:
+        """Which samples have a field, [N] bool."""
+        if name not in self.schema:
+            return np.zeros(len(self.samples), dtype=bool)
+        if name not in self.attributes.partly:
+            return np.ones(len(self.samples), dtype=bool)
+        return self._flat(present_path(name), Level.SYSTEM)[self.samples]
+
+    def ids(self) -> UInt64Array:
+        """Id of each sample's structure, [N] uint64; computed if the store has none."""
+        if self._snapshot.has(IDS):
+            stored: UInt64Array = self._flat(IDS, Level.SYSTEM)[self.samples]
+            return stored
+        starts, counts = self.segments(Level.ATOM)
+        box = [self._box(name) for name in ("cell", "pbc")]
+        positions, numbers = (self.field(self.schema[n]) for n in ("positions", "atomic_numbers"))
+        blocks = []
+        for first in range(0, len(self.samples), _IDS_BLOCK):
+            block = slice(first, first + _IDS_BLOCK)
+            ptr = pointers(counts[block])
+            rows = segment_rows(starts[block], ptr)
+            here = (None if values is None else values[block] for values in box)
+            blocks.append(structure_ids(positions[rows], numbers[rows], ptr, *here))
+        return np.concatenate([np.zeros(0, dtype=np.uint64), *blocks])
+
+    def check_unchanged(self) -> None:
+        """Refuse what was read if the store was emptied or rewritten meanwhile.
+
+        Raises
+        ------
+        StoreFormatError
+            If it was.
+        """
+        group = self.root.open_group()
+        if group is None or Attributes.read(group).generation != self.attributes.generation:
+            raise StoreFormatError(
+                f"{self.root} was emptied or rewritten while it was being copied: try again"
+            )
+
+    def _box(self, name: str) -> AnyArray | None:
+        """Rows [N, ...] of cell or pbc, zero where a sample has none."""
+        if name not in self.schema:
+            return None
+        values: AnyArray = self.field(self.schema[name])[self.samples]
+        values[~self.present(name)] = 0
+        return values
+
+    def _flat(self, path: str, level: Level) -> AnyArray:
+        """Rows of an array as one NumPy array, which may be longer."""
+        if len(self.samples) == 0 or self._group is None:
+            raise StoreFormatError(f"{self.root} is empty: it has no rows of {path}")
+        array, directory = find_array(self._group, path), self.root.directory
+        rows = self._snapshot.extent.rows(level)
+        if array is None:
+            raise StoreFormatError(f"{self.root} lacks the array {path}")
+        if directory is not None and is_plain(array) and MappedArray.fits(array):
+            return self._snapshot.rows(path, rows)
+        if self._last is None or self._last[0] != path:
+            self._last = None  # gives the file of the one before back
+            self._last = path, _decoded(array, rows, self._scratch)
+            self.check_unchanged()
+        return self._last[1]
+
+
+def other_attributes(group: zarr.Group) -> dict[str, Any]:
+    """Attributes of a root group that neither zarrpipe nor nvalchemi made."""
+    ours = ("num_samples", "fields", "zarrpipe")
+    return {name: value for name, value in group.attrs.asdict().items() if name not in ours}
+
+
+def _decoded(array: zarr.Array[Any], rows: int, folder: Path | None) -> AnyArray:
+    """First rows of an array, in memory where they are few and else in an unnamed file."""
+    if rows > array.shape[0]:
+        raise StoreFormatError(
+            f"{array.store_path} has {array.shape[0]} rows, the pointers say {rows}: "
+            "the array was cut or belongs to another store"
+        )
+    shape, dtype = (rows, *array.shape[1:]), np.dtype(array.dtype)
+    row_bytes = max(1, dtype.itemsize * int(np.prod(shape[1:], dtype=np.int64)))
+    unit = int((array.shards or array.chunks)[0])
+    step = unit * max(1, _DECODED // (unit * row_bytes))
+    values: AnyArray
+    if rows <= step:
+        values = np.empty(shape, dtype)
+    else:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            values = np.memmap(file, dtype, "w+", shape=shape)
+    for start in range(0, rows, step):
+        values[start : start + step] = array[start : min(start + step, rows)]
+    return values
