@@ -38,6 +38,51 @@ def test_float32_and_float64_of_the_same_values(seed):
     assert ids(batch.to(dtype=torch.float64)) == ids(batch)
 
 
+def mixed(word: int) -> int:
+    """splitmix64's finaliser, as it is published."""
+    word = (word ^ word >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+    word = (word ^ word >> 27) * 0x94D049BB133111EB % 2**64
+    return word ^ word >> 31
+
+
+def words_of(values: np.ndarray) -> list[int]:
+    return (np.asarray(values, dtype=np.float64).reshape(-1) + 0.0).view(np.uint64).tolist()
+
+
+def id_by_the_book(positions, numbers, cell, pbc) -> int:
+    """The definition, in whole numbers and one word after the other."""
+    golden, system, box = 0x9E3779B97F4A7C15, len(numbers), 0
+    for place, number in enumerate(numbers.tolist()):
+        words = [*words_of(positions[place]), number % 2**64]
+        salted = (
+            mixed((word + (4 * place + k + 1) * golden) % 2**64) for k, word in enumerate(words)
+        )
+        system += mixed(sum(salted) % 2**64)
+    for k, word in enumerate([*words_of(cell), *pbc.reshape(-1).tolist()]):
+        box += mixed((word + (k + 1) * golden) % 2**64)
+    return mixed((mixed(system % 2**64) + box) % 2**64)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_ids_are_what_they_were(dtype):
+    """Stored ids decide splits: they are those of the definition, and of any release before."""
+    rng = np.random.default_rng(3)
+    counts = rng.integers(1, 30, 40)
+    ptr = pointers(counts)
+    positions = rng.normal(size=(ptr[-1], 3)).astype(dtype)
+    positions[::7] *= -0.0
+    numbers = rng.integers(-3, 100, ptr[-1])
+    cell, pbc = rng.normal(size=(40, 3, 3)).astype(dtype), rng.integers(0, 2, (40, 3)).astype(bool)
+    found = structure_ids(positions, numbers, ptr, cell, pbc).tolist()
+    pieces = zip(pairwise(ptr), cell, pbc, strict=True)
+    assert found == [
+        id_by_the_book(positions[a:b], numbers[a:b], box, periodic)
+        for (a, b), box, periodic in pieces
+    ]
+    one = structure_ids(np.array([[0.5, -1.25, 3.0]]), np.array([8]), np.array([0, 1]))
+    assert one.tolist() == [3760797777477036965]
+
+
 def test_zero_is_zero():
     """-0.0 counts as 0.0, and a cell or pbc of zeros as one that is not given."""
     positions = np.array([[0.0, 1.0, -0.0], [-0.0, 0.0, 2.0]])

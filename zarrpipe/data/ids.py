@@ -14,13 +14,28 @@ from zarrpipe.data.csr import AnyArray, Int64Array
 UInt64Array = npt.NDArray[np.uint64]
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_BOX_WORDS = 12
+_STEPS = (np.arange(1, _BOX_WORDS + 1, dtype=np.uint64) * _GOLDEN)[:, None]
+_SHIFTS = tuple(np.array(bits, dtype=np.uint64) for bits in (30, 27, 31))
+_FACTORS = tuple(np.array(n, dtype=np.uint64) for n in (0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+_FOUR_GOLDEN = np.array(4 * 0x9E3779B97F4A7C15 % 2**64, dtype=np.uint64)
 
 
 def mix(words: UInt64Array) -> UInt64Array:
     """Scramble 64-bit words one by one (the finaliser of splitmix64, Steele et al. 2014)."""
-    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return words ^ (words >> np.uint64(31))
+    mixed = words.copy()
+    _mix(mixed, np.empty_like(mixed))
+    return mixed
+
+
+def _mix(words: UInt64Array, scratch: UInt64Array) -> None:
+    """Scramble words in place, with `scratch` of the same shape."""
+    for shift, factor in zip(_SHIFTS, _FACTORS, strict=False):
+        np.right_shift(words, shift, scratch)
+        np.bitwise_xor(words, scratch, words)
+        np.multiply(words, factor, words)
+    np.right_shift(words, _SHIFTS[-1], scratch)
+    np.bitwise_xor(words, scratch, words)
 
 
 def structure_ids(
@@ -50,28 +65,47 @@ def structure_ids(
     >>> bool(one[0] == other[0])
     False
     """
-    if len(ptr) == 1:
+    systems, atoms = len(ptr) - 1, len(positions)
+    if systems == 0:
         return np.zeros(0, dtype=np.uint64)
-    place = np.arange(len(positions)) - np.repeat(ptr[:-1], np.diff(ptr))
-    words = np.empty((len(positions), 4), dtype=np.uint64)
-    words[:, :3] = _bits(positions)
-    words[:, 3] = np.asarray(atomic_numbers, dtype=np.int64).view(np.uint64)
-    words += (place[:, None] * 4 + np.arange(1, 5)).view(np.uint64) * _GOLDEN
-    atoms = mix(mix(words).sum(1, dtype=np.uint64))
-    system = np.add.reduceat(atoms, ptr[:-1]) + np.diff(ptr).view(np.uint64)
-    box = np.zeros((len(ptr) - 1, 12), dtype=np.uint64)
-    if cell is not None:
-        box[:, :9] = _bits(cell).reshape(-1, 9)
-    if pbc is not None:
-        box[:, 9:] = np.asarray(pbc, dtype=np.uint64).reshape(-1, 3)
-    box += np.arange(1, 13, dtype=np.uint64) * _GOLDEN
-    ids: UInt64Array = mix(mix(system) + mix(box).sum(1, dtype=np.uint64))
+    counts = ptr[1:] - ptr[:-1]
+    buffer, scratch = np.empty((2, 4 * atoms + _BOX_WORDS * systems), dtype=np.uint64)
+    words = buffer[: 4 * atoms].reshape(4, atoms)  # a row for each coordinate and the number:
+    box = buffer[4 * atoms :].reshape(_BOX_WORDS, systems)  # sums over rows are whole additions
+    _put_bits(positions, words[:3])
+    words[3] = atomic_numbers
+    words += _first_words(ptr, counts, atoms)
+    words += _STEPS[:4]
+    if cell is None:
+        box[:9] = 0
+    else:
+        _put_bits(cell.reshape(-1, 9), box[:9])
+    box[9:] = 0 if pbc is None else np.asarray(pbc).reshape(-1, 3).T
+    box += _STEPS
+    _mix(buffer, scratch)
+    of_atoms: UInt64Array = words.sum(0)
+    _mix(of_atoms, scratch[:atoms])
+    ids: UInt64Array = np.add.reduceat(of_atoms, ptr[:-1])
+    ids += counts.view(np.uint64)
+    _mix(ids, scratch[:systems])
+    ids += box.sum(0)
+    _mix(ids, scratch[:systems])
     return ids
 
 
-def _bits(values: AnyArray) -> UInt64Array:
-    """Bit patterns as float64, with one zero and one NaN."""
-    wide = np.array(values, dtype=np.float64, order="C")
-    wide += 0.0
-    wide[np.isnan(wide)] = np.nan
-    return wide.view(np.uint64)
+def _first_words(ptr: Int64Array, counts: Int64Array, atoms: int) -> UInt64Array:
+    """Multiples [V] that tell the atoms of a system apart."""
+    place = np.arange(atoms)
+    place -= np.repeat(ptr[:-1], counts)
+    first = place.view(np.uint64)
+    first *= _FOUR_GOLDEN
+    return first
+
+
+def _put_bits(rows: AnyArray, out: UInt64Array) -> None:
+    """Write the bit patterns of `rows` [n, k] as float64, with one zero and one NaN, to [k, n]."""
+    wide = out.view(np.float64)
+    np.add(rows.T, 0.0, wide, dtype=np.float64)
+    none = np.isnan(wide)
+    if none.any():
+        wide[none] = np.nan
