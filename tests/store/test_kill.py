@@ -133,7 +133,7 @@ class Local:
         def change(*arguments, **options):
             if self._budget.spend():
                 if len(arguments) == 3:  # a write that is torn, between two of its rows
-                    first, data, offset = arguments
+                    first, data, offset = arguments[0], arguments[1].cast("B"), arguments[2]
                     operation(first, data[: len(data) // 16 * 8], offset)
                 raise Killed
             return operation(*arguments, **options)

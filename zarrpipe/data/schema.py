@@ -1,6 +1,6 @@
 """What a store has fixed about its fields, and what a batch has to do to fit."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, ValuesView
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -108,6 +108,10 @@ class Schema(Mapping[str, Field]):
         """Fields of one level."""
         return (field for field in self.values() if field.level is level)
 
+    def values(self) -> ValuesView[Field]:
+        """The fields."""
+        return self._fields.values()
+
     def __getitem__(self, name: str) -> Field:
         return self._fields[name]
 
@@ -119,6 +123,23 @@ class Schema(Mapping[str, Field]):
 
     def __repr__(self) -> str:
         return f"Schema({', '.join(self)})"
+
+
+def make_of(batch: Batch) -> tuple[object, ...]:
+    """What decides whether a batch fits a schema: batches of one make fit the same ones.
+
+    Examples
+    --------
+    >>> from zarrpipe import AtomicData, Batch
+    >>> one, two = AtomicData([[0.0, 0.0, 0.0]], [2]), AtomicData([[0.0, 0.0, 0.0]] * 2, [1, 1])
+    >>> make_of(Batch.from_data_list([one, two])) == make_of(Batch.from_data_list([two]))
+    True
+    """
+    levels = batch.levels
+    fields = (
+        (name, levels[name], value.dtype, value.shape[1:]) for name, value in batch.fields.items()
+    )
+    return (batch.partly_present, *fields)
 
 
 def field_from_array(

@@ -5,17 +5,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import zarr
 
 from zarrpipe.data.batch import Batch
-from zarrpipe.data.schema import Field, Schema
-from zarrpipe.errors import (
-    StoreClosedError,
-    StoreFormatError,
-    StoreLockedError,
-    StoreNotFoundError,
-    StoreReadOnlyError,
-)
+from zarrpipe.data.schema import Field, Schema, make_of
+from zarrpipe.errors import StoreClosedError, StoreLockedError, StoreNotFoundError
+from zarrpipe.store.admission import NewArray, plan_admission
 from zarrpipe.store.columns import Column, open_column
 from zarrpipe.store.commit import Extent, committed_samples
 from zarrpipe.store.config import ZarrWriteConfig
@@ -24,7 +18,6 @@ from zarrpipe.store.layout import (
     ATOMS_PTR,
     EDGES_MASK,
     EDGES_PTR,
-    GROUPS,
     SAMPLES_MASK,
     ArraySpec,
     Attributes,
@@ -32,14 +25,14 @@ from zarrpipe.store.layout import (
     field_path,
     field_spec,
     find_array,
-    is_empty,
     meta_specs,
     new_generation,
     present_spec,
     read_schema,
 )
 from zarrpipe.store.lock import WriterLock
-from zarrpipe.store.plan import RowWrite, plan_append, plan_fill
+from zarrpipe.store.opening import check_writable, open_root
+from zarrpipe.store.plan import RowWrite, on_host, plan_append
 from zarrpipe.store.root import Root
 
 
@@ -77,9 +70,8 @@ class StoreAppender:
         self.root, self.config, self.capacity = root, config, capacity
         self._closed = False
         self._columns: dict[str, Column] = {}
-        if root.read_only:
-            raise StoreReadOnlyError(f"{root} was opened read-only: open it for writing")
-        self._check_ours(root.open_group())
+        self._admitted: tuple[object, ...] | None = None
+        check_writable(root)
         if lock is None and root.directory is not None:
             lock = WriterLock(root.directory)
         self._lock = lock
@@ -89,28 +81,9 @@ class StoreAppender:
             self.abandon()
             raise
 
-    def _check_ours(self, group: zarr.Group | None) -> None:
-        if group is None or Attributes.read(group).ours:
-            return
-        if not is_empty(group):
-            raise StoreFormatError(
-                f"{self.root} holds a Zarr group that zarrpipe did not write, and is left as it "
-                "is: read it with ZarrDataset or AtomicDataZarrReader and write to another place"
-            )
-
     def _open(self) -> None:
-        group = self.root.open_group()
-        if group is None:
-            attributes = Attributes(0, generation=new_generation())
-            content = attributes.to_dict(Schema({}))
-            group = zarr.create_group(self.root.path, attributes=content)
-        attributes = Attributes.read(group)
-        if not attributes.ours:
-            attributes = Attributes(0, generation=new_generation())
-            group = group.update_attributes(attributes.to_dict(Schema({})))
-        for name in GROUPS:
-            group.require_group(name)
-        self.group, self.attributes = group, attributes
+        self._admitted = None
+        self.group, self.attributes = group, attributes = open_root(self.root)
         self.schema = read_schema(group, attributes)
         specs = [*meta_specs(), *map(field_spec, self.schema.values())]
         specs += [present_spec(self.schema[name]) for name in attributes.partly]
@@ -142,12 +115,17 @@ class StoreAppender:
         return Extent(samples, int(ends[0]), int(ends[1]))
 
     def column(self, path: str) -> Column:
-        """Column of an array of the store.
+        """Column of an array of the store; see `check_usable` for the errors."""
+        self.check_usable()
+        return self._columns[path]
+
+    def check_usable(self) -> None:
+        """Refuse to go on where nothing must be written any more.
 
         Raises
         ------
         StoreClosedError
-            If the writer was closed.
+            If the writer was closed, or belongs to the process that this one was forked from.
         StoreNotFoundError
             If the store is no longer where it was opened.
         """
@@ -164,7 +142,6 @@ class StoreAppender:
                 f"{self.root} was removed or replaced while this writer had it open, and what it "
                 "wrote is gone with it: open a new one"
             )
-        return self._columns[path]
 
     @property
     def closed(self) -> bool:
@@ -189,17 +166,16 @@ class StoreAppender:
         SchemaError
             If a field does not fit the store; nothing was written.
         """
-        self.column(ATOMS_PTR)
+        self.check_usable()
         if self._lock is None:
             self._check_alone()
-        batch = batch.detach().cpu()
-        self.schema.check(batch)
+        batch = on_host(batch)
         self._admit(batch)
         after = self.extent.after(batch)
         self._columns[ATOMS_MASK].reserve(after.atoms)
         self._columns[EDGES_MASK].reserve(after.edges)
         try:
-            self.run(plan_append(self.schema, self.attributes.partly, self.extent, batch))
+            self._carry_out(plan_append(self.schema, self.attributes.partly, self.extent, batch))
         except BaseException:
             self._roll_back()
             raise
@@ -225,36 +201,30 @@ class StoreAppender:
             )
 
     def _admit(self, batch: Batch) -> None:
-        """Make room for fields that are new, and for knowing which samples lack a field."""
-        new = self.schema.new_fields(batch)
-        lacking = {name for name in self.schema if name not in batch} | batch.partly_present
-        if self.extent.samples:
-            lacking |= {item.name for item in new}
-        lacking -= self.attributes.partly
-        if not new and not lacking:
-            return
-        schema = self.schema.extended(new)
-        fills: list[RowWrite | None] = []
-        for item in new:
-            spec = field_spec(item)
-            column = self._open_column(spec, fresh=True)
-            fills.append(plan_fill(spec, self.extent.rows(item.level), column.chunk_rows))
-        for name in sorted(lacking):
-            spec = present_spec(schema[name])
-            column = self._open_column(spec, fresh=True)
-            if name in self.schema:
-                fills.append(plan_fill(spec, self.extent.samples, column.chunk_rows))
-            else:
-                fills.append(RowWrite(spec.path, 0, np.zeros(self.extent.samples, dtype=bool)))
-        self.run(fills)
-        self._publish(schema, partly=self.attributes.partly | lacking)
+        """Check a batch, and make room for fields that are new or lacking.
 
-    def run(self, writes: Sequence[RowWrite | None]) -> None:
+        A batch of the make of the last one fits as that one did.
+        """
+        make = make_of(batch)
+        if make == self._admitted:
+            return
+        self.schema.check(batch)
+        plan = plan_admission(self.schema, self.attributes.partly, self.extent, batch)
+        if plan is not None:
+            columns = [self._open_column(new.spec, fresh=True) for new in plan.arrays]
+            fills = map(NewArray.fill, plan.arrays, (column.chunk_rows for column in columns))
+            self.run([fill for fill in fills if fill is not None])
+            self._publish(plan.schema, partly=plan.partly)
+        self._admitted = make
+
+    def run(self, writes: Sequence[RowWrite]) -> None:
         """Carry out writes in order."""
-        self.column(ATOMS_PTR)
-        for write in writes:
-            if write is not None:
-                self._columns[write.path].write(write.start, write.values)
+        self.check_usable()
+        self._carry_out(writes)
+
+    def _carry_out(self, writes: Sequence[RowWrite]) -> None:
+        for path, start, values in writes:
+            self._columns[path].write(start, values)
 
     def add_field(self, item: Field, values: Any) -> None:
         """Add a field with a row for everything that is stored.
@@ -272,6 +242,7 @@ class StoreAppender:
 
     def _publish(self, schema: Schema, **changes: Any) -> None:
         """Make a schema and attributes known, at once, beside those that others have set."""
+        self._admitted = None
         self.attributes = dataclasses.replace(self.attributes, **changes)
         now = self.root.open_group()
         group = self.group if now is None else now
@@ -325,7 +296,7 @@ class StoreAppender:
 
     def flush(self) -> None:
         """Make every shape exact and write the number of samples."""
-        self.column(ATOMS_PTR)
+        self.check_usable()
         exact = {ATOMS_PTR: self.extent.samples + 1, EDGES_PTR: self.extent.samples + 1}
         exact |= {ATOMS_MASK: self.extent.atoms, EDGES_MASK: self.extent.edges}
         exact |= {field_path(item): self.extent.rows(item.level) for item in self.schema.values()}

@@ -100,19 +100,20 @@ class PlainColumn:
         self.reserve(stop)
         if not values.size:
             return
-        data = memoryview(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
+        values = np.ascontiguousarray(values)
         row = start
         while row < stop:
             index, first = divmod(row, self._chunk_rows)
-            last = min(first + stop - row, self._chunk_rows)
-            piece = data[(row - start) * self._row_bytes :][: (last - first) * self._row_bytes]
+            end = min(stop, row - first + self._chunk_rows)
+            piece = values[row - start : end - start].data
             _write_all(self._chunk(index), piece, first * self._row_bytes)
-            row += last - first
+            row = end
 
     def reserve(self, rows: int) -> None:
         """Let the shape run ahead; see `Column.reserve`."""
         if rows > self._shape[0]:
-            self._reshape(-(-rows // self._chunk_rows) * self._chunk_rows)
+            chunks = -(-rows // self._chunk_rows)
+            self._reshape((chunks + chunks // 4) * self._chunk_rows)
 
     def read(self, start: int, stop: int) -> AnyArray:
         """Rows as they are; see `Column.read`."""
@@ -217,9 +218,11 @@ def _create_sized(path: Path, size: int) -> int:
 
 
 def _write_all(descriptor: int, data: memoryview, offset: int) -> None:
-    while data:
-        written = os.pwrite(descriptor, data, offset)
-        data, offset = data[written:], offset + written
+    """Write all of a contiguous buffer, the rest of it too where the system took a part."""
+    written = os.pwrite(descriptor, data, offset)
+    while written < data.nbytes:
+        rest = data.cast("B")[written:]
+        written += os.pwrite(descriptor, rest, offset + written)
 
 
 class ZarrColumn:

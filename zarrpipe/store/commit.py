@@ -23,13 +23,15 @@ class Extent:
 
     def rows(self, level: Level) -> int:
         """Rows of a field of `level`."""
-        return {Level.ATOM: self.atoms, Level.EDGE: self.edges}.get(level, self.samples)
+        if level is Level.ATOM:
+            return self.atoms
+        return self.edges if level is Level.EDGE else self.samples
 
     def after(self, batch: Batch) -> "Extent":
         """Extent once `batch` is committed."""
         return Extent(
             self.samples + batch.num_graphs,
-            self.atoms + batch.rows(Level.ATOM),
+            self.atoms + batch.num_nodes,
             self.edges + batch.rows(Level.EDGE),
         )
 

@@ -1,8 +1,9 @@
 """An append as data: which rows go where, in the order that makes every kill leave a prefix."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.csr import AnyArray
@@ -20,8 +21,7 @@ from zarrpipe.store.layout import (
 )
 
 
-@dataclass(frozen=True)
-class RowWrite:
+class RowWrite(NamedTuple):
     """Rows of one array.
 
     Parameters
@@ -55,12 +55,13 @@ def plan_append(
     batch
         Systems that fit the schema, on the CPU and without gradients; at least one.
     """
-    first = extent.samples
+    first, fields = extent.samples, batch.fields
     atoms_ptr, edge_ptr = batch.batch_ptr.numpy(), batch.edge_ptr.numpy()
-    writes = [
-        RowWrite(field_path(item), extent.rows(item.level), _rows(item, extent, batch))
-        for item in schema.values()
-    ]
+    writes = []
+    for item in schema.values():
+        value = fields.get(item.name)
+        rows = _fill(item, batch) if value is None else _rows(item, extent, value)
+        writes.append(RowWrite(field_path(item), extent.rows(item.level), rows))
     for name in sorted(partly):
         here = batch.present(name).numpy() if name in batch else np.zeros(batch.num_graphs, bool)
         writes.append(RowWrite(present_path(name), first, here))
@@ -71,25 +72,39 @@ def plan_append(
     return writes
 
 
+def on_host(batch: Batch) -> Batch:
+    """Batch on the CPU and without gradients: itself where it is already so."""
+    tensors = (batch.batch_ptr, batch.edge_ptr, *batch.fields.values())
+    if all(tensor.is_cpu and not tensor.requires_grad for tensor in tensors):
+        return batch
+    return batch.detach().cpu()
+
+
 def batch_ids(batch: Batch) -> AnyArray:
     """Ids [B] uint64 of the structures of a batch on the CPU.
 
     A cell or pbc that a system lacks counts as zero, so that the id does not depend on what else
     is in the batch.
     """
-    box = {}
-    for name in ("cell", "pbc"):
-        if name in batch:
-            has = batch.present(name).numpy()
-            values = batch[name].numpy()
-            box[name] = np.where(has.reshape(-1, *(1,) * (values.ndim - 1)), values, 0)
     return structure_ids(
-        batch.positions.numpy(),
-        batch.atomic_numbers.numpy(),
+        batch.fields["positions"].numpy(),
+        batch.fields["atomic_numbers"].numpy(),
         batch.batch_ptr.numpy(),
-        box.get("cell"),
-        box.get("pbc"),
+        _box(batch, "cell"),
+        _box(batch, "pbc"),
     )
+
+
+def _box(batch: Batch, name: str) -> AnyArray | None:
+    """Rows of cell or pbc, zero where a system lacks it; None if all do."""
+    value = batch.fields.get(name)
+    if value is None:
+        return None
+    rows: AnyArray = value.numpy()
+    if name not in batch.partly_present:
+        return rows
+    has = batch.present(name).numpy()
+    return np.where(has.reshape(-1, *(1,) * (rows.ndim - 1)), rows, 0)
 
 
 def plan_fill(spec: ArraySpec, rows: int, chunk_rows: int) -> RowWrite | None:
@@ -104,11 +119,12 @@ def plan_fill(spec: ArraySpec, rows: int, chunk_rows: int) -> RowWrite | None:
     return RowWrite(spec.path, start, np.full((rows - start, *spec.shape), spec.fill, spec.dtype))
 
 
-def _rows(item: Field, extent: Extent, batch: Batch) -> AnyArray:
-    """Rows of a field: the batch's, with store-global atom indices, or fill where it has none."""
-    if item.name not in batch:
-        return np.full((batch.rows(item.level), *item.shape), item.fill, dtype=item.dtype)
-    values: AnyArray = batch[item.name].numpy().astype(item.dtype, copy=False)
-    if item.name == "neighbor_list":
-        return values + extent.atoms
-    return values
+def _rows(item: Field, extent: Extent, value: torch.Tensor) -> AnyArray:
+    """Rows of a field, with store-global atom indices."""
+    rows: AnyArray = value.numpy().astype(item.dtype, copy=False)
+    return rows + extent.atoms if item.name == "neighbor_list" else rows
+
+
+def _fill(item: Field, batch: Batch) -> AnyArray:
+    """Rows of a field that the batch lacks."""
+    return np.full((batch.rows(item.level), *item.shape), item.fill, dtype=item.dtype)
