@@ -37,8 +37,8 @@ SLOTS = 4
 
 _GRACE = 2.0
 _SEEDS = 1 << 64
-_PRELOAD = ("lightning.pytorch", "numba")
-"""Large libraries that workers are likely to import if the main process has."""
+_PRELOAD = ("zarrpipe._served", "zarrpipe.store._compiled")
+"""What a fork server imports once for all workers; where numba lacks the second is skipped."""
 
 Request = tuple[int, Int64Array]
 
@@ -291,6 +291,7 @@ def _context(method: str | None) -> BaseContext:
     context = multiprocessing.get_context(method)
     if method == "forkserver":
         before = getattr(forkserver._forkserver, "_preload_modules", ["__main__"])
-        wanted = ["zarrpipe._served", *(name for name in _PRELOAD if name in sys.modules)]
-        context.set_forkserver_preload(list(dict.fromkeys([*before, *wanted])))
+        # Scripts import Lightning, and every worker imports the script.
+        script = [name for name in ("lightning.pytorch",) if name in sys.modules]
+        context.set_forkserver_preload(list(dict.fromkeys([*before, *_PRELOAD, *script])))
     return context

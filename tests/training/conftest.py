@@ -1,8 +1,8 @@
 """Small stores with the truth beside them."""
 
-import multiprocessing
+import importlib
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,9 +10,6 @@ import torch
 
 from zarrpipe import AtomicData, Batch, ZarrData
 from zarrpipe.store.root import StoreLike
-
-# Workers are forked from a process that has imported torch once.
-multiprocessing.set_forkserver_preload(["zarrpipe.loader"])
 
 
 def random_batch(count: int, seed: int = 0, *, edges: bool = True, tag: int = 0) -> Batch:
@@ -66,6 +63,13 @@ def data() -> SimpleNamespace:
 def store(tmp_path: Path) -> tuple[Path, Batch]:
     """A store of 40 systems, and the batch that was written."""
     return tmp_path / "store", append(tmp_path / "store", random_batch(40))
+
+
+@pytest.fixture
+def transforms(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The module transforms.py, under a name by which worker processes import it too."""
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    return importlib.import_module("transforms")
 
 
 @pytest.fixture(scope="session")

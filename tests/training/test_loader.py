@@ -139,3 +139,29 @@ def test_ranks_share_an_epoch(store):
 def test_a_negative_number_of_workers_is_refused(store):
     with pytest.raises(ValueError, match="num_workers is -1"):
         make(store[0], workers=-1)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_transform_finds_the_neighbours_of_each_batch(tmp_path, data, transforms, workers):
+    pytest.importorskip("vesin")
+    truth = data.append(tmp_path / "store", data.batch(20, edges=False))
+    _, loader = make(
+        tmp_path / "store", workers=workers, fields=None, transform=transforms.Neighbours(1.5)
+    )
+    found = 0
+    for batch in loader:
+        expected = truth.index_select(batch.serial.ravel())
+        starts = expected.batch_ptr
+        distances = torch.cdist(expected.positions, expected.positions)
+        near = (distances < 1.5) & ~torch.eye(len(distances), dtype=torch.bool)
+        near &= batch.batch_idx[:, None] == batch.batch_idx
+        assert set(map(tuple, batch.neighbor_list.tolist())) == set(
+            map(tuple, near.nonzero().tolist())
+        )
+        counts = torch.bincount(
+            batch.batch_idx[batch.neighbor_list[:, 0]], minlength=len(starts) - 1
+        )
+        assert torch.equal(batch.edge_ptr.diff(), counts)
+        found += batch.num_edges
+    assert found > 20
+    loader.close()
