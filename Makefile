@@ -4,7 +4,7 @@ BIN := .venv/bin
 EXTRAS := dev,recipes,mace,bench
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo results test check format clean
+.PHONY: help demo results bench test check format clean
 
 help:
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
@@ -19,6 +19,10 @@ demo: .venv/.ready ## the closed loop: simulate, select, label, train, repeat; b
 
 results: .venv/.ready ## the README's table: three seeds of the demo and their stability
 	$(BIN)/python recipes/seeds.py --out runs/seeds
+
+bench: .venv/.ready ## zarrpipe beside other engines, in about 15 minutes; docs/benchmarks.md says what is measured
+	$(BIN)/python -m benchmarks --out runs/bench/bench.jsonl
+	$(BIN)/python -m benchmarks.report runs/bench/bench.jsonl
 
 test: .venv/.ready ## all tests, warnings as errors, with branch coverage
 	$(BIN)/python -m pytest --numprocesses 2 --cov --cov-report term --cov-fail-under 90

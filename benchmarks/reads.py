@@ -10,7 +10,7 @@ from benchmarks.settings import Settings
 from benchmarks.timing import Task, Timing, in_turn, speed_ratio
 
 SUITE = "reads"
-REFERENCES = ("zarrpipe", "gather from RAM", "atompack")
+REFERENCES = ("zarrpipe", "gather from RAM", "memory copy", "atompack")
 DRAWN = 65_536
 
 
