@@ -1,0 +1,275 @@
+"""Staging: any Zarr array as one flat NumPy array that is fetched unit by unit.
+
+What is compressed, sharded or far away is fetched and decoded once, all fields and units in
+flight at once, into a sparse cache that is mapped like a local array. A reader first lets the
+stage bring the rows that it wants, then copies them, and then asks whether they were left alone
+meanwhile; if not, it does both again.
+"""
+
+import os
+import time
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import zarr
+
+from zarrpipe.data.csr import Int64Array
+from zarrpipe.errors import StoreClosedError
+from zarrpipe.store.stage_array import StagedArray
+from zarrpipe.store.stage_cache import StageCache
+from zarrpipe.store.stage_fetch import Fetcher, end
+from zarrpipe.store.stage_pool import Task, waited_for
+from zarrpipe.store.stage_units import GENERATION, KEPT, UnitFile
+
+Wanted = Sequence[tuple[StagedArray, Int64Array, Int64Array]]
+"""Rows of several arrays: of each the starts [K] and the stops [K] of its segments."""
+
+THREADS = 16
+"""Reads in flight, each of up to four units; more brought nothing at 20 ms a request."""
+
+_ADVICE = 512
+_GRACE = 10_000_000
+_LONGEST_GRACE = 10_000_000_000
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """That rows were all there, and the means to say whether they still are."""
+
+    cache: StageCache
+    evictions: int
+    units: Sequence[tuple[UnitFile, Int64Array, Int64Array]] | None = None
+
+    def intact(self) -> bool:
+        """Whether nothing of what was brought has been evicted since."""
+        if self.cache.evictions == self.evictions:
+            return True
+        return self.units is not None and all(
+            bool((file.table[units, GENERATION] == generations).all())
+            for file, units, generations in self.units
+        )
+
+
+class Stage:
+    """The place where the arrays of one open store are staged.
+
+    Parameters
+    ----------
+    identity : str
+        Name of the cache; see `stage_identity`.
+    directory : Path, optional
+        Directory for caches on a local disk, shared by the processes of this machine and kept.
+        None stages into memory of this process.
+    limit : int, optional
+        Decoded bytes to hold at most. A single `bring` that needs more gets more.
+    check : callable, optional
+        Called after rows were fetched and before they are trusted; raises if the store is not
+        the one any more that `identity` names. It may be called by any thread.
+    threads : int
+        Reads at once, each of up to four units that follow each other.
+
+    Raises
+    ------
+    StoreFormatError
+        If the place in the directory is taken by something else.
+    """
+
+    def __init__(
+        self,
+        identity: str,
+        directory: Path | None = None,
+        limit: int | None = None,
+        *,
+        check: Callable[[], object] | None = None,
+        threads: int = THREADS,
+    ) -> None:
+        if limit is not None and limit <= 0:
+            raise ValueError(f"a limit of {limit} bytes: expected a positive number, or None")
+        self._place = (identity, directory, limit)
+        self._check, self._threads = check, threads
+        self._arrays: dict[str, StagedArray] = {}
+        self._closed = self._warned = False
+        self._begin()
+        this = weakref.ref(self)
+        os.register_at_fork(after_in_child=lambda: _begin_again(this))
+
+    def array(self, path: str, open_array: Callable[[], zarr.Array[Any]]) -> StagedArray:
+        """Array at `path` of the store; it is opened, by name, when it is needed first."""
+        if path not in self._arrays:
+            self._arrays[path] = StagedArray(self, path, open_array)
+        return self._arrays[path]
+
+    @property
+    def cache(self) -> StageCache:
+        """What holds the rows.
+
+        Raises
+        ------
+        StoreClosedError
+            If the stage was closed.
+        """
+        if self._closed:
+            raise StoreClosedError("the stage was closed: open the store again")
+        if self._cache is None:
+            self._begin()
+        return self._cache  # type: ignore[return-value]
+
+    def read(self, wanted: Wanted, copy: Callable[[], Result]) -> Result:
+        """Bring rows and give what `copy` makes of them, which is called again if it has to be."""
+        attempt = 0
+        while True:
+            ticket = self.bring(wanted, attempt)
+            result = copy()
+            if ticket.intact():
+                return result
+            attempt += 1
+
+    def bring(self, wanted: Wanted, attempt: int = 0, *, keep: bool = False) -> Ticket:
+        """Fetch what is not there of some rows, and return when all are.
+
+        Parameters
+        ----------
+        wanted
+            Committed rows; see `Wanted`.
+        attempt
+            How many tickets of the same rows were not intact; the more, the longer they are safe.
+        keep
+            Whether the units are to stay as long as any process has the cache open.
+
+        Raises
+        ------
+        OSError
+            If a unit cannot be fetched, decoded or written to the cache; nothing of it counts as
+            there.
+        """
+        cache = self.cache
+        evictions = cache.evictions
+        if not keep and all(array.settled(evictions) for array, _, _ in wanted):
+            return Ticket(cache, evictions)
+        self._open([array for array, _, _ in wanted])
+        needed = [(array, array.units(starts, stops)) for array, starts, stops in wanted]
+        with self._pinned(needed):
+            ticket = self._bring(cache, needed, attempt, keep=keep)
+        self._warn(cache)
+        return ticket
+
+    def advise(self, wanted: Wanted) -> None:
+        """Fetch rows in the background; what does not fit the queue is left for `bring`."""
+        evictions = self.cache.evictions
+        rest = [item for item in wanted if not item[0].settled(evictions)]
+        if rest and self._fetcher.pool.waiting < _ADVICE:
+            self._fetcher.pool.submit(Task(lambda task: self._advise(rest, task), 0), urgent=False)
+
+    def close(self) -> None:
+        """Stop fetching and let go of the files; arrays that were handed out stay valid."""
+        if not self._closed:
+            self._closed = True
+            self._end.detach()
+            if self._cache is not None:
+                end(self._fetcher.pool, self._cache, None)
+
+    def _begin(self) -> None:
+        self._cache: StageCache | None = StageCache(*self._place)
+        self._fetcher = Fetcher(self._cache, self._check, self._threads)
+        self._end = weakref.finalize(self, end, self._fetcher.pool, self._cache, 1.0)
+
+    def _open(self, arrays: Sequence[StagedArray]) -> None:
+        """Open arrays side by side, and those again that have grown."""
+        tasks = [Task(array.follow, 0) for array in arrays if array.behind]
+        for task in tasks[1:]:
+            self._fetcher.pool.submit(task, urgent=True)
+        for task in tasks[:1]:
+            task.work(task)
+        for task in tasks:
+            task.wait()
+
+    def _bring(
+        self,
+        cache: StageCache,
+        needed: Sequence[tuple[StagedArray, Int64Array]],
+        attempt: int,
+        *,
+        keep: bool,
+    ) -> Ticket:
+        again = False
+        while True:
+            evictions = cache.evictions
+            stamp = KEPT if keep else _protected_until(attempt)
+            held = [(a.file, units, a.file.table[units, GENERATION]) for a, units in needed]
+            absent = [(array, array.absent(units)) for array, units in needed]
+            tasks = [
+                task
+                for array, units in absent
+                for task in self._fetcher.tasks(array, units, stamp, wait=again)
+            ]
+            if not tasks and (not keep or cache.keep(held)):
+                break
+            self._fetcher.pool.hurry(tasks)
+            for task in waited_for(tasks, self._threads):
+                task.wait()
+            attempt, again = attempt + again, True
+        for array, units in needed:
+            array.file.use(units, stamp)
+            array.settle(evictions)
+        return Ticket(cache, evictions, held)
+
+    @contextmanager
+    def _pinned(self, needed: Sequence[tuple[StagedArray, Int64Array]]) -> Iterator[None]:
+        if self._place[2] is None:
+            yield
+            return
+        self._pin(needed, 1)
+        try:
+            yield
+        finally:
+            self._pin(needed, -1)
+
+    def _pin(self, needed: Sequence[tuple[StagedArray, Int64Array]], by: int) -> None:
+        for array, units in needed:
+            array.file.pin(units, by)
+
+    def _advise(self, wanted: Wanted, task: Task) -> None:
+        for array, starts, stops in wanted:
+            array.follow()
+            units = array.absent(array.units(starts, stops))
+            room = max(0, _ADVICE - self._fetcher.pool.waiting)
+            self._fetcher.tasks(array, units[:room], _protected_until(0), urgent=False)
+        task.finish()
+
+    def _warn(self, cache: StageCache) -> None:
+        if cache.passed and not self._warned:
+            self._warned = True
+            import warnings  # noqa: PLC0415
+
+            warnings.warn(
+                f"the cache {cache.name} holds more than its limit of {self._place[2]} bytes: "
+                f"{cache.passed}; give a larger limit or smaller batches",
+                stacklevel=3,
+            )
+
+
+def _protected_until(attempt: int) -> int:
+    """Stamp for units that are used now, and in later attempts are not evicted for a while.
+
+    Two readers that need more than the limit together evict each other's units at first. Each
+    attempt is safe for twice as long as the one before, so both come to an end.
+    """
+    now = time.monotonic_ns()
+    return now if attempt == 0 else now + min(_GRACE << min(attempt, 20), _LONGEST_GRACE)
+
+
+def _begin_again(this: "weakref.ref[Stage]") -> None:
+    """Let a forked child open the cache for itself, as it has no threads and shares no lock."""
+    stage = this()
+    if stage is not None and not stage._closed and stage._cache is not None:
+        stage._end.detach()
+        stage._cache.forget()
+        stage._cache = None
+        for array in stage._arrays.values():
+            array.forget()
