@@ -24,11 +24,17 @@ def expected(samples: Samples, index: Int64Array) -> dict[str, AnyArray]:
 
 
 def check_batch(
-    engine: str, samples: Samples, index: Int64Array, found: Mapping[str, AnyArray]
+    engine: str,
+    samples: Samples,
+    index: Int64Array,
+    found: Mapping[str, AnyArray],
+    *,
+    single: bool = False,
 ) -> None:
     """Compare what an engine has read with what was written.
 
-    A dtype may differ, as some engines have only one of a kind; shapes and values may not.
+    A dtype may differ, as some engines have only one of a kind; shapes and values may not, but
+    for being rounded to float32 where `single` says that the engine does so.
 
     Raises
     ------
@@ -38,6 +44,8 @@ def check_batch(
     for name, right in expected(samples, index).items():
         if name not in found:
             raise WrongValuesError(f"{engine}: no {name!r} among {sorted(found)}")
+        if single and right.dtype == np.float64:
+            right = right.astype(np.float32)  # noqa: PLW2901
         given = np.asarray(found[name])
         if given.shape != right.shape:
             raise WrongValuesError(

@@ -41,7 +41,7 @@ def _compare(
         for index in batches[:2]:
             found = reader.arrays(reader.read(reader.request(index)))
             if found is not None:
-                check_batch(engine.name, samples, index, found)
+                check_batch(engine.name, samples, index, found, single=engine.single)
         tasks.append(Task(engine.name, reader.read, [reader.request(i) for i in batches]))
     timings = in_turn(
         tasks,

@@ -52,6 +52,8 @@ class Engine:
         Engine whose directory this one reads; it then writes nothing.
     edges
         Whether it can keep fields at edge level.
+    single
+        Whether it rounds every float to float32.
     note
         What is not the same as with the others.
     """
@@ -62,6 +64,7 @@ class Engine:
     needs: tuple[str, ...] = ()
     shares: str = ""
     edges: bool = True
+    single: bool = False
     note: str = ""
 
     @property

@@ -162,7 +162,7 @@ def nvalchemi_data(record: Mapping[str, AnyArray]) -> Any:
 
 
 class NvalchemiReader:
-    """``Dataset.get_batch`` of its Zarr reader, without validation, the quicker of its ways."""
+    """``Dataset.load_batches`` of its Zarr reader, without validation, the quicker of its ways."""
 
     def __init__(self, samples: Samples, directory: Path) -> None:
         from nvalchemi.data.datapipes import AtomicDataZarrReader, Dataset  # noqa: PLC0415
@@ -209,5 +209,12 @@ ENGINES = (
         note="get_molecules_flat; one byte for an atomic number, where the others copy eight; "
         "counts of atoms instead of pointers",
     ),
-    Engine("nvalchemi", _write_nvalchemi, NvalchemiReader, needs=("nvalchemi",)),
+    Engine(
+        "nvalchemi",
+        _write_nvalchemi,
+        NvalchemiReader,
+        needs=("nvalchemi",),
+        single=True,
+        note="load_batches without validation; it rounds floats to the dtype of the positions",
+    ),
 )

@@ -79,6 +79,15 @@ def test_another_dtype_of_equal_values_is_right(samples):
     check_batch("engine", samples, index, found)
 
 
+def test_rounded_floats_are_right_only_where_the_engine_says_so(samples):
+    index = np.array([1, 5])
+    found = expected(samples, index)
+    found["energy"] = found["energy"].astype(np.float32)
+    check_batch("engine", samples, index, found, single=True)
+    with pytest.raises(WrongValuesError, match="engine: 'energy' has"):
+        check_batch("engine", samples, index, found)
+
+
 @pytest.mark.parametrize("name", [*LEVELS, "batch_ptr"])
 @pytest.mark.parametrize("damage", ["missing", "value", "shape"])
 def test_a_wrong_batch_is_caught(samples, name, damage):
