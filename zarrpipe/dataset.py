@@ -14,11 +14,11 @@ from torch.utils.data._utils.collate import default_collate_fn_map
 from zarrpipe._arrivals import Arrivals
 from zarrpipe.data.atomic import AtomicData
 from zarrpipe.data.batch import Batch
-from zarrpipe.data.concatenate import fill_value
 from zarrpipe.data.csr import AnyArray, Int64Array
 from zarrpipe.data.fields import REQUIRED_FIELDS
 from zarrpipe.data.schema import Field
 from zarrpipe.errors import SchemaError, StoreFormatError
+from zarrpipe.store.gather import Gathers, Part
 from zarrpipe.store.root import StoreLike
 from zarrpipe.store.view import StoreView
 
@@ -66,12 +66,20 @@ class ZarrDataset(Dataset[AtomicData]):
         if not stores:
             raise ValueError("an empty list of stores makes no dataset: expected at least one")
         self._views = [StoreView(store) for store in stores]
+        self._gathers = Gathers([view.snapshot for view in self._views])
         self._arrivals = Arrivals((i, view.num_samples) for i, view in enumerate(self._views))
         self._chosen: Int64Array | None = None
         self._fields = None if fields is None else tuple(dict.fromkeys((*REQUIRED_FIELDS, *fields)))
         self._transform = transform
         self.schema: Mapping[str, Field] = _common_schema([view.schema for view in self._views])
         _check_fields(self._fields, self.schema)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_gathers"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._gathers = Gathers([view.snapshot for view in self._views])
 
     def __len__(self) -> int:
         return len(self._arrivals) if self._chosen is None else len(self._chosen)
@@ -98,23 +106,9 @@ class ZarrDataset(Dataset[AtomicData]):
         if len(self._views) == 1:
             return self._views[0].gather(rows, fields)
         store, row = self._arrivals.locate(rows)
-        parts, places = [], []
-        for one in np.unique(store):
-            places.append(np.flatnonzero(store == one))
-            parts.append(self._gather_from(self._views[one], row[places[-1]], fields))
-        if not parts:
-            return self._gather_from(self._views[0], row, fields)
-        if len(parts) == 1:
-            return parts[0]
-        back = np.argsort(np.concatenate(places))
-        return Batch.concatenate(parts).index_select(torch.from_numpy(back))
-
-    def _gather_from(self, view: StoreView, row: Int64Array, fields: Sequence[str] | None) -> Batch:
-        """Samples of one store with the fields of all, filled where this store has none."""
-        wanted = self.schema if fields is None else fields
-        batch = view.gather(row, [name for name in wanted if name in view.schema])
-        lacking = [self.schema[name] for name in wanted if name not in batch]
-        return _filled(batch, lacking) if lacking else batch
+        places = [np.flatnonzero(store == one) for one in range(len(self._views))]
+        parts = [Part(one, row[here], here) for one, here in enumerate(places) if len(here)]
+        return self._gathers.of(fields)(len(rows), parts or [Part(0, rows)])
 
     def _rows(self, index: npt.ArrayLike | torch.Tensor) -> Int64Array:
         """Positions [K] in the order of arrival, none negative."""
@@ -126,13 +120,13 @@ class ZarrDataset(Dataset[AtomicData]):
                 f"indices have shape {wanted.shape} and dtype {wanted.dtype}, expected integers [K]"
             )
         rows, count = wanted.astype(np.int64, copy=False), len(self)
-        if rows.size:
+        # A negative number is a large one without its sign: one look finds both kinds of misfit.
+        if rows.size and rows.view(np.uint64).max() >= count:
             low, high = rows.min(), rows.max()
             if low < -count or high >= count:
                 beyond = high if high >= count else low
                 raise IndexError(f"sample {beyond} of a dataset of {count}")
-            if low < 0:
-                rows = np.where(rows < 0, rows + count, rows)
+            rows = np.where(rows < 0, rows + count, rows)
         return rows if self._chosen is None else self._chosen[rows]
 
     def index_select(self, index: npt.ArrayLike | torch.Tensor) -> Self:
@@ -274,16 +268,3 @@ def _common_schema(schemas: Sequence[Mapping[str, Field]]) -> Mapping[str, Field
                     f"{first.level.value!r} with {first.dtype} and {first.shape}: convert one"
                 )
     return common
-
-
-def _filled(batch: Batch, lacking: Sequence[Field]) -> Batch:
-    """The batch with further fields that no system of it has."""
-    fields, absent = dict(batch.fields), torch.zeros(batch.num_graphs, dtype=torch.bool)
-    levels = {**batch.levels, **{field.name: field.level for field in lacking}}
-    present = {name: batch.present(name) for name in batch.partly_present}
-    for field in lacking:
-        dtype = getattr(torch, field.dtype.name)
-        shape = (batch.rows(field.level), *field.shape)
-        fields[field.name] = torch.full(shape, fill_value(dtype), dtype=dtype)
-        present[field.name] = absent
-    return Batch(fields, batch.batch_ptr, batch.edge_ptr, levels=levels, present=present)

@@ -6,7 +6,7 @@ from typing import Any, Self
 import torch
 
 from zarrpipe.data.atomic import AtomicData
-from zarrpipe.data.buffers import moved
+from zarrpipe.data.buffers import Bytes, moved
 from zarrpipe.data.concatenate import concatenated
 from zarrpipe.data.container import FieldTensors
 from zarrpipe.data.csr import tensor_pointers, tensor_segment_rows
@@ -55,7 +55,7 @@ class Batch(FieldTensors):
     _edge_ptr: torch.Tensor
     _present: dict[str, torch.Tensor]
     _batch_idx: torch.Tensor | None
-    _buffer: torch.Tensor | None
+    _buffer: Bytes | torch.Tensor | None
 
     def __init__(
         self,
@@ -95,7 +95,7 @@ class Batch(FieldTensors):
         edge_ptr: torch.Tensor,
         present: dict[str, torch.Tensor],
         *,
-        buffer: torch.Tensor | None = None,
+        buffer: Bytes | torch.Tensor | None = None,
     ) -> Self:
         """Wrap tensors that are known to fit, without checking or copying.
 
@@ -399,7 +399,7 @@ class Batch(FieldTensors):
         tensors = {("field", name): value for name, value in self._fields.items()}
         tensors |= {("present", name): mask for name, mask in self._present.items()}
         tensors |= {("ptr", "atoms"): self._batch_ptr, ("ptr", "edges"): self._edge_ptr}
-        buffer, copied = moved(self._buffer, tensors, copy)
+        buffer, copied = moved(torch.as_tensor(self._buffer), tensors, copy)
         return self._trusted(
             {name: copied["field", name] for name in self._fields},
             dict(self._levels),

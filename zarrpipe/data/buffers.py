@@ -33,10 +33,10 @@ class BufferPool:
     Examples
     --------
     >>> pool = BufferPool()
-    >>> first = pool.take(1000)
-    >>> address = first.data_ptr()
+    >>> first, _ = pool.take(1024)
+    >>> address = first.ctypes.data
     >>> del first
-    >>> pool.take(900).data_ptr() == address
+    >>> pool.take(960)[0].ctypes.data == address
     True
     """
 
@@ -45,12 +45,12 @@ class BufferPool:
         self._buffers: list[Bytes] = [np.empty(0, dtype=np.uint8)]
         self._unused = sys.getrefcount(self._buffers[0])
 
-    def take(self, nbytes: int) -> torch.Tensor:
-        """Buffer of `nbytes` (rounded up to a multiple of `ALIGNMENT`), uint8 on the CPU."""
-        rounded = -(-nbytes // ALIGNMENT) * ALIGNMENT
+    def take(self, nbytes: int) -> tuple[Bytes, torch.Tensor | None]:
+        """Array of `nbytes`, a multiple of `ALIGNMENT`; with the tensor if it is page-locked."""
         if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-            return torch.empty(rounded, dtype=torch.uint8, pin_memory=True)
-        return torch.from_numpy(self._free(rounded)[:rounded])
+            pinned = torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
+            return pinned.numpy(), pinned
+        return self._free(nbytes)[:nbytes], None
 
     def _free(self, nbytes: int) -> Bytes:
         with self._lock:

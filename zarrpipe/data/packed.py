@@ -105,7 +105,7 @@ def unpack(header: Header, buffer: Bytes) -> Batch:
         torch.from_numpy(_view(buffer, header.batch_ptr)),
         torch.from_numpy(_view(buffer, header.edge_ptr)),
         {place.name: torch.from_numpy(_view(buffer, place)) for place in header.present},
-        buffer=torch.from_numpy(buffer[: header.nbytes]),
+        buffer=buffer[: header.nbytes],
     )
 
 
@@ -117,7 +117,7 @@ def _laid_out(batch: Batch) -> tuple[Header, list[np.ndarray], Bytes | None]:
     listed = [
         (name, level, value.detach().numpy()) for name, level, value in (*fields, *masks, *pointers)
     ]
-    whole = None if batch._buffer is None else batch._buffer.numpy()
+    whole = None if batch._buffer is None else np.asarray(batch._buffer)
     offsets = None if whole is None else _offsets_in(whole, [array for _, _, array in listed])
     nbytes = 0 if whole is None else len(whole)
     if offsets is None:

@@ -67,6 +67,7 @@ class Snapshot:
         self.root = root
         self.extent = Extent()
         self.active: Int64Array | None = None
+        self.version = 0
         self._flat: dict[str, FlatArray] = {}
         self._seen: object = None
         self._load(None)
@@ -84,6 +85,7 @@ class Snapshot:
         StoreNotFoundError
             If the store is gone; what was read before can still be read.
         """
+        self.version += 1
         if self._stamp() == self._seen:
             self._look()
         if self._stamp() != self._seen:
@@ -103,8 +105,15 @@ class Snapshot:
             return flat.data
         flat = self._flat[path] = self._opened(path) if flat is None else flat
         flat.ensure(rows)
+        self.version += 1
         self._check_generation(path)
         return flat.data
+
+    def pointers(self, path: str) -> Int64Array:
+        """Pointer array [samples + 1] int64, which may be longer; none of it without samples."""
+        if self.extent.samples == 0:
+            return np.zeros(1, dtype=np.int64)
+        return np.asarray(self.rows(path, self.extent.samples + 1), dtype=np.int64)
 
     def has(self, path: str) -> bool:
         """Whether the store has an array at `path`."""
@@ -112,6 +121,7 @@ class Snapshot:
 
     def release(self) -> None:
         """Let go of the arrays."""
+        self.version += 1
         self._flat.clear()
 
     def moment(self) -> "Moment":
@@ -129,6 +139,7 @@ class Snapshot:
         same = self.attributes.generation == moment.attributes.generation
         if not same or self.extent.samples < moment.samples:
             raise StoreFormatError(f"{self.root} was rewritten since the reader was pickled")
+        self.version += 1
         self.attributes, self.active = moment.attributes, moment.active
         self.schema = read_schema(self._group, moment.attributes)
         self.extent = self._extent(moment.samples)

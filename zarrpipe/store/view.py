@@ -1,22 +1,17 @@
 """A store as a reader sees it: a committed prefix of samples, and one gather out of flat arrays."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
 from zarrpipe.data.batch import Batch
-from zarrpipe.data.csr import AnyArray, Int64Array, pointers, segment_rows
-from zarrpipe.data.fields import REQUIRED_FIELDS, Level
+from zarrpipe.data.csr import AnyArray, Int64Array
+from zarrpipe.data.fields import Level
 from zarrpipe.data.ids import UInt64Array
-from zarrpipe.data.schema import Field, Schema
-from zarrpipe.errors import (
-    FieldError,
-    StoreClosedError,
-    StoreFormatError,
-)
+from zarrpipe.data.schema import Schema
+from zarrpipe.errors import FieldError, StoreClosedError
+from zarrpipe.store.gather import Gathers, Part
 from zarrpipe.store.layout import (
     ATOMS_PTR,
     EDGES_PTR,
@@ -55,6 +50,7 @@ class StoreView:
         self._root = Root.of(store)
         self._closed = False
         self._snapshot = Snapshot(self._root)
+        self._gathers = Gathers([self._snapshot])
 
     def __getstate__(self) -> dict[str, Any]:
         return {"store": self.store, "moment": self._snapshot.moment()}
@@ -62,6 +58,11 @@ class StoreView:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["store"])  # type: ignore[misc]
         self._snapshot.return_to(state["moment"])
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """What is known of the store, for a gather from several."""
+        return self._snapshot
 
     @property
     def num_samples(self) -> int:
@@ -130,7 +131,8 @@ class StoreView:
         FieldError
             If the store has no such field.
         """
-        self._fields((name,))
+        if name not in self.schema:
+            raise FieldError(f"{self._root} has no field {name!r}; it has {list(self.schema)}")
         if name not in self._snapshot.attributes.partly:
             return np.ones(self.num_samples, dtype=bool)
         return self._rows_of(present_path(name), Level.SYSTEM, self._snapshot.physical())
@@ -154,34 +156,8 @@ class StoreView:
             If the store has no such field.
         """
         self._check_open()
-        chosen = self._fields(fields)
-        samples = self._snapshot.physical(np.asarray(index, dtype=np.int64))
-        atoms = self._segments(ATOMS_PTR, samples)
-        edges = _Segments(np.zeros_like(samples), np.zeros_like(atoms.ptr))
-        if any(item.level is Level.EDGE for item in chosen):
-            edges = self._segments(EDGES_PTR, samples)
-        rows = {Level.SYSTEM: as_slice(samples), Level.ATOM: atoms.rows(), Level.EDGE: edges.rows()}
-        values = {
-            item.name: self._rows_of(field_path(item), item.level, rows[item.level])
-            for item in chosen
-        }
-        if "neighbor_list" in values:
-            shift = np.repeat(atoms.ptr[:-1] - atoms.starts, np.diff(edges.ptr))
-            values["neighbor_list"] += shift[:, None]
-            if not self._snapshot.attributes.ours:
-                self._check_edges(values["neighbor_list"], atoms.ptr, edges.ptr)
-        present = {}
-        for name in self._snapshot.attributes.partly.intersection(values):
-            has = self._rows_of(present_path(name), Level.SYSTEM, rows[Level.SYSTEM])
-            if not has.all():
-                present[name] = torch.from_numpy(has)
-        return Batch._trusted(
-            {name: torch.from_numpy(value) for name, value in values.items()},
-            {item.name: item.level for item in chosen},
-            torch.from_numpy(atoms.ptr),
-            torch.from_numpy(edges.ptr),
-            present,
-        )
+        wanted = np.ascontiguousarray(index, dtype=np.int64)
+        return self._gathers.of(fields)(len(wanted), (Part(0, wanted),))
 
     def refresh(self) -> int:
         """Look at the store again; the number of samples that are new.
@@ -201,81 +177,20 @@ class StoreView:
     def close(self) -> None:
         """Let go of the store; a second call does nothing."""
         self._closed = True
+        self._gathers.clear()
         self._snapshot.release()
 
     def _check_open(self) -> None:
         if self._closed:
             raise StoreClosedError(f"the reader of {self._root} was closed: open a new one")
 
-    def _fields(self, names: Sequence[str] | None) -> list[Field]:
-        """Fields of a gather: those asked for, and the ones that a batch needs."""
-        if names is None:
-            return list(self.schema.values())
-        for name in names:
-            if name not in self.schema:
-                raise FieldError(f"{self._root} has no field {name!r}; it has {list(self.schema)}")
-        return [self.schema[name] for name in dict.fromkeys((*REQUIRED_FIELDS, *names))]
-
-    def _segments(self, path: str, samples: Int64Array) -> "_Segments":
-        """Where the rows of samples begin, and the pointers of the batch that they make."""
-        if len(samples) == 0:
-            return _Segments(samples, pointers(samples))
-        stored = self._snapshot.rows(path, self._snapshot.extent.samples + 1)
-        starts = stored[samples]
-        counts = stored[samples + 1] - starts
-        least = 1 if path == ATOMS_PTR else 0
-        if counts.min() < least or starts.min() < 0:
-            raise StoreFormatError(f"{self._root}: {path} falls or is negative: it is damaged")
-        return _Segments(starts, pointers(counts))
-
-    def _check_edges(self, edges: Int64Array, atom_ptr: Int64Array, edge_ptr: Int64Array) -> None:
-        """Refuse edges that leave their system, as those that nvalchemi 0.2 appends do."""
-        owner = np.repeat(np.arange(len(edge_ptr) - 1), np.diff(edge_ptr))[:, None]
-        if ((edges < atom_ptr[owner]) | (edges >= atom_ptr[owner + 1])).any():
-            raise StoreFormatError(
-                f"{self._root}: edges leave their system; nvalchemi 0.2 stores the neighbor_list "
-                "of every write but the first relative to that write: read the other fields and "
-                "find neighbours anew"
-            )
-
     def _counts(self, path: str) -> Int64Array:
-        return np.diff(self._segments(path, self._snapshot.physical()).ptr)
+        samples = self._snapshot.extent.samples
+        counts = np.diff(self._snapshot.pointers(path)[: samples + 1])
+        active = self._snapshot.active
+        return counts if active is None else counts[active]
 
     def _rows_of(self, path: str, level: Level, rows: Int64Array | slice) -> AnyArray:
         """Copy of rows of an array."""
         stored = self._snapshot.rows(path, self._snapshot.extent.rows(level))
         return stored[rows].copy() if isinstance(rows, slice) else stored.take(rows, axis=0)
-
-
-@dataclass(frozen=True)
-class _Segments:
-    """Rows that samples own: where each begins in the store, and the batch's pointers."""
-
-    starts: Int64Array
-    ptr: Int64Array
-
-    def rows(self) -> Int64Array | slice:
-        """Rows in the store, a slice where they follow each other."""
-        total = int(self.ptr[-1])
-        if total == 0:
-            return slice(0, 0)
-        first = int(self.starts[0])
-        if np.array_equal(self.starts, self.ptr[:-1] + first):
-            return slice(first, first + total)
-        return segment_rows(self.starts, self.ptr)
-
-
-def as_slice(rows: Int64Array) -> Int64Array | slice:
-    """The same rows, as a slice where they follow each other.
-
-    Examples
-    --------
-    >>> as_slice(np.array([4, 5, 6])), as_slice(np.array([4, 6]))
-    (slice(4, 7, None), array([4, 6]))
-    """
-    if len(rows) == 0:
-        return slice(0, 0)
-    first, last = int(rows[0]), int(rows[-1])
-    if last - first == len(rows) - 1 and bool((np.diff(rows) == 1).all()):
-        return slice(first, last + 1)
-    return rows

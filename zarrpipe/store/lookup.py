@@ -1,0 +1,173 @@
+"""One store's side of a gather: where its arrays are, and which rows samples have in them."""
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from zarrpipe.data.csr import AnyArray, Int64Array
+from zarrpipe.data.schema import Field
+from zarrpipe.errors import StoreFormatError
+from zarrpipe.store.kernels import DAMAGED, LEVELS, OUTSIDE, Kernels, Rows, segments
+from zarrpipe.store.layout import ATOMS_PTR, EDGES_PTR, field_path, present_path
+from zarrpipe.store.snapshot import Snapshot
+
+_NONE = np.zeros(0, dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class Column:
+    """One array of a batch: a field, or which samples have one.
+
+    Parameters
+    ----------
+    name
+        Of the field.
+    level
+        Number of the level; see `zarrpipe.store.kernels`.
+    dtype, shape
+        Of a row.
+    field
+        The field; None for an array that says which samples have it.
+    """
+
+    name: str
+    level: int
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    field: Field | None
+
+    @classmethod
+    def of(cls, item: Field) -> "Column":
+        """Column of a field."""
+        return cls(item.name, LEVELS[item.level], item.dtype, item.shape, item)
+
+    @classmethod
+    def of_presence(cls, name: str) -> "Column":
+        """Column that says which samples have a field."""
+        return cls(name, 0, np.dtype("bool"), (), None)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row."""
+        return self.dtype.itemsize * int(np.prod(self.shape, dtype=np.int64))
+
+    def array(self, snapshot: Snapshot) -> AnyArray | None:
+        """Array of a store; None if it has none."""
+        own = snapshot.schema.get(self.name)
+        if self.field is None:
+            if self.name not in snapshot.attributes.partly:
+                return None
+            return snapshot.rows(present_path(self.name), snapshot.extent.samples)
+        return (
+            None if own is None else snapshot.rows(field_path(own), snapshot.extent.rows(own.level))
+        )
+
+    def fill(self, snapshot: Snapshot) -> Any:
+        """What stands in the batch for samples of a store that has no such array."""
+        return self.name in snapshot.schema if self.field is None else self.field.fill
+
+
+class Lookup:
+    """What a gather needs of one store.
+
+    Parameters
+    ----------
+    snapshot
+        The store.
+    columns
+        What is read.
+    with_edges
+        Whether pointers to edges are needed.
+    """
+
+    def __init__(self, snapshot: Snapshot, columns: Sequence[Column], *, with_edges: bool) -> None:
+        self._root, self._columns = snapshot.root, columns
+        self._arrays = [column.array(snapshot) for column in columns]
+        addresses = [0 if array is None else array.ctypes.data for array in self._arrays]
+        self.addresses = np.array(addresses, dtype=np.int64)
+        """Where each column's array begins, 0 for none."""
+        self.lacking = [
+            (place, column.fill(snapshot))
+            for place, (column, array) in enumerate(zip(columns, self._arrays, strict=True))
+            if array is None
+        ]
+        """Columns that the store has not, with what stands there instead."""
+        self._active = _NONE if snapshot.active is None else snapshot.active
+        self._atoms_ptr = snapshot.pointers(ATOMS_PTR)
+        self._edges_ptr = snapshot.pointers(EDGES_PTR) if with_edges else _NONE
+        extent = snapshot.extent
+        self._limits = np.array([snapshot.count, extent.atoms, extent.edges])
+        self._tensors: list[torch.Tensor | None] | None = None
+
+    def locate(
+        self, kernels: Kernels, samples: Int64Array, places: Int64Array, table: Int64Array
+    ) -> None:
+        """Look samples up; see `Kernels.locate`."""
+        status = kernels.locate(
+            samples, places, self._active, self._limits, self._atoms_ptr, self._edges_ptr, table
+        )
+        if status == OUTSIDE:
+            raise self._outside(samples)
+        if status == DAMAGED:
+            raise self._damaged()
+
+    def take(
+        self, samples: Int64Array
+    ) -> tuple[list[torch.Tensor], Int64Array, Int64Array, Int64Array]:
+        """Columns of samples, the batch's pointers to atoms and edges, and where each begins."""
+        if len(samples) and samples.view(np.uint64).max() >= self._limits[0]:
+            raise self._outside(samples)
+        chosen = self._active[samples] if len(self._active) else samples
+        atoms = segments(chosen, self._atoms_ptr, 1, int(self._limits[1]))
+        if atoms is None:
+            raise self._damaged()
+        edges: tuple[Rows, Int64Array] | None = slice(0, 0), np.zeros_like(atoms[1])
+        if len(self._edges_ptr):
+            edges = segments(chosen, self._edges_ptr, 0, int(self._limits[2]))
+        if edges is None:
+            raise self._damaged()
+        if self._tensors is None:
+            self._tensors = [None if array is None else _tensor(array) for array in self._arrays]
+        rows = [_selector(chosen), _selector(atoms[0]), _selector(edges[0])]
+        totals = (len(samples), int(atoms[1][-1]), int(edges[1][-1]))
+        fills = dict(self.lacking)
+        values = []
+        for place, (column, tensor) in enumerate(zip(self._columns, self._tensors, strict=True)):
+            wanted = rows[column.level]
+            if tensor is None:
+                full = np.full((totals[column.level], *column.shape), fills[place], column.dtype)
+                values.append(torch.from_numpy(full))
+            elif isinstance(wanted, slice):
+                values.append(tensor[wanted].clone())
+            else:
+                values.append(tensor.index_select(0, wanted))
+        return values, atoms[1], edges[1], self._atoms_ptr[chosen]
+
+    def _outside(self, samples: Int64Array) -> IndexError:
+        return IndexError(
+            f"samples {samples.min()} to {samples.max()} of a store of {self._limits[0]}: "
+            f"{self._root}"
+        )
+
+    def _damaged(self) -> StoreFormatError:
+        return StoreFormatError(
+            f"{self._root}: {ATOMS_PTR} or {EDGES_PTR} falls, is negative or runs past the rows "
+            "that there are: it is damaged"
+        )
+
+
+def _selector(rows: Rows) -> torch.Tensor | slice:
+    return rows if isinstance(rows, slice) else torch.from_numpy(rows)
+
+
+def _tensor(array: AnyArray) -> torch.Tensor:
+    """Tensor over a read-only array, of which torch would warn; it is only read."""
+    if array.size == 0:
+        return torch.from_numpy(array.copy())
+    content = (ctypes.c_char * array.nbytes).from_address(array.ctypes.data)
+    writeable: AnyArray = np.frombuffer(content, np.uint8)  # type: ignore[call-overload]
+    return torch.from_numpy(writeable.view(array.dtype).reshape(array.shape))
