@@ -15,7 +15,19 @@ FLOORS = (
     {"adapters"},
     {"store"},
     {"sink"},
-    {"dataset", "samplers", "loader", "splits", "statistics", "_arrivals"},
+    {
+        "_arrivals",
+        "_blocks",
+        "_prefetch",
+        "_ring",
+        "_served",
+        "_workers",
+        "dataset",
+        "loader",
+        "samplers",
+        "splits",
+        "statistics",
+    },
     {"datamodule"},
     {"testing", "__init__"},
 )
@@ -37,7 +49,7 @@ OPTIONAL = {
     "tqdm",
     "vesin",
 }
-MAY = {("datamodule", "lightning")}
+MAY = {("datamodule", "lightning"), ("store._compiled", "numba")}
 MODULES = sorted(
     path
     for path in ROOT.rglob("*.py")
