@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zarrpipe import Batch
+from zarrpipe.data import ids as ids_module
 from zarrpipe.data.csr import pointers
 from zarrpipe.data.ids import structure_ids
 from zarrpipe.store.plan import batch_ids
@@ -63,8 +64,18 @@ def id_by_the_book(positions, numbers, cell, pbc) -> int:
     return mixed((mixed(system % 2**64) + box) % 2**64)
 
 
+@pytest.fixture(params=["numpy", "kernel"])
+def way(request, monkeypatch):
+    """Both ways to the same ids; the compiled one where numba is installed."""
+    if request.param == "kernel":
+        pytest.importorskip("numba")
+        assert ids_module._kernel() is not None
+    else:
+        monkeypatch.setattr(ids_module, "_kernel", lambda: None)
+
+
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-def test_ids_are_what_they_were(dtype):
+def test_ids_are_what_they_were(way, dtype):
     """Stored ids decide splits: they are those of the definition, and of any release before."""
     rng = np.random.default_rng(3)
     counts = rng.integers(1, 30, 40)
@@ -81,6 +92,34 @@ def test_ids_are_what_they_were(dtype):
     ]
     one = structure_ids(np.array([[0.5, -1.25, 3.0]]), np.array([8]), np.array([0, 1]))
     assert one.tolist() == [3760797777477036965]
+
+
+def test_ids_of_any_memory(way):
+    """Views, columns in any order, arrays that cannot be written, and what is not given."""
+    rng = np.random.default_rng(4)
+    ptr = np.array([0, 3, 4, 9])
+    positions, numbers = rng.normal(size=(9, 3)), rng.integers(1, 9, 9)
+    cell, pbc = rng.normal(size=(3, 3, 3)), rng.integers(0, 2, (3, 3)).astype(bool)
+    expected = structure_ids(positions, numbers, ptr, cell, pbc).tolist()
+    strange = [np.asfortranarray(positions), np.repeat(numbers, 2)[::2], ptr[::-1].copy()[::-1]]
+    strange += [np.moveaxis(np.moveaxis(cell, 2, 0).copy(), 0, 2), np.asfortranarray(pbc)]
+    for array in strange:
+        array.flags.writeable = False
+    assert structure_ids(*strange).tolist() == expected
+    bare = structure_ids(positions, numbers, ptr).tolist()
+    assert bare == structure_ids(positions, numbers, ptr, 0 * cell, pbc=np.zeros((3, 3))).tolist()
+    assert not set(bare) & set(expected)
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.nan, np.inf, -np.inf])
+def test_values_that_are_no_numbers(way, value):
+    """They count, and every NaN is the same."""
+    positions, numbers = np.array([[value, 1.0, 2.0]]), np.array([1])
+    one = structure_ids(positions, numbers, np.array([0, 1]))
+    assert one == structure_ids(positions.astype(np.float32), numbers, np.array([0, 1]))
+    book = [id_by_the_book(row, numbers, np.zeros(9), np.zeros(3, dtype=int)) for row in
+            (np.array([[abs(value) if np.isnan(value) else value, 1.0, 2.0]]),)]  # fmt: skip
+    assert one.tolist() == book
 
 
 def test_zero_is_zero():
@@ -136,10 +175,3 @@ def test_no_collisions():
 def test_nothing():
     empty = structure_ids(np.zeros((0, 3)), np.zeros(0, dtype=int), np.array([0]))
     assert empty.tolist() == []
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_values_that_are_no_numbers(value):
-    positions = np.full((1, 3), value)
-    one = structure_ids(positions, np.array([1]), np.array([0, 1]))
-    assert one == structure_ids(positions.astype(np.float32), np.array([1]), np.array([0, 1]))

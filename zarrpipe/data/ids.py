@@ -6,6 +6,10 @@ pbc that is zero or not given. It is no cryptographic hash: two of a billion str
 id with a chance of about three percent, which is harmless for splits.
 """
 
+import functools
+import sys
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 
@@ -65,9 +69,46 @@ def structure_ids(
     >>> bool(one[0] == other[0])
     False
     """
-    systems, atoms = len(ptr) - 1, len(positions)
-    if systems == 0:
+    if len(ptr) == 1:
         return np.zeros(0, dtype=np.uint64)
+    kernel = _kernel() if "numba" in sys.modules else None  # not worth the time of importing it
+    if kernel is None:
+        return _by_numpy(positions, atomic_numbers, ptr, cell, pbc)
+    systems = len(ptr) - 1
+    box = np.zeros((systems, 9)) if cell is None else cell.reshape(systems, 9)
+    flags = np.zeros((systems, 3), dtype=bool) if pbc is None else pbc.reshape(systems, 3)
+    ids = np.empty(systems, dtype=np.uint64)
+    kernel(
+        np.ascontiguousarray(positions, dtype=np.float64).view(np.uint64),
+        np.ascontiguousarray(atomic_numbers, dtype=np.int64),
+        np.ascontiguousarray(ptr, dtype=np.int64),
+        np.ascontiguousarray(box, dtype=np.float64).view(np.uint64),
+        np.ascontiguousarray(flags, dtype=bool).view(np.uint8),
+        ids,
+    )
+    return ids
+
+
+@functools.cache
+def _kernel() -> Callable[..., None] | None:
+    """The compiled loop; None where it cannot be had."""
+    try:
+        from zarrpipe.data._ids_kernel import compiled  # noqa: PLC0415
+
+        return compiled()
+    except (ImportError, RuntimeError):  # the latter where numba finds no place for its cache
+        return None
+
+
+def _by_numpy(
+    positions: AnyArray,
+    atomic_numbers: AnyArray,
+    ptr: Int64Array,
+    cell: AnyArray | None = None,
+    pbc: AnyArray | None = None,
+) -> UInt64Array:
+    """The ids that `structure_ids` documents, array by array."""
+    systems, atoms = len(ptr) - 1, len(positions)
     counts = ptr[1:] - ptr[:-1]
     buffer, scratch = np.empty((2, 4 * atoms + _BOX_WORDS * systems), dtype=np.uint64)
     words = buffer[: 4 * atoms].reshape(4, atoms)  # a row for each coordinate and the number:
