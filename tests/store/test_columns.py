@@ -58,7 +58,7 @@ def test_a_plain_column_is_an_array_of_rows(tmp_path_factory, writes):
     np.testing.assert_array_equal(column.read(0, stop), expected[:stop])
     stored = zarr.open_array(folder, mode="r")
     assert stored.shape[0] % 16 == 0
-    assert stop <= stored.shape[0] <= (stop + 15) * 5 // 4
+    assert stop <= stored.shape[0] <= (stop + 15) * 3 // 2
     np.testing.assert_array_equal(stored[:stop], expected[:stop])
     column.trim(stop)
     np.testing.assert_array_equal(zarr.open_array(folder, mode="r")[:], expected[:stop])
@@ -155,7 +155,8 @@ class TestMapped:
         mapped.ensure(3 * count)
         np.testing.assert_array_equal(mapped.data, np.full(3 * count, fill, dtype))
         column.reserve(3 * count)
-        np.testing.assert_array_equal(mapped.data, zarr.open_array(tmp_path / "a", mode="r")[:])
+        stored = zarr.open_array(tmp_path / "a", mode="r")[: 3 * count]
+        np.testing.assert_array_equal(mapped.data, stored)
         values = np.ones(count, dtype)
         column.write(count, values)
         mapped.ensure(4 * count)

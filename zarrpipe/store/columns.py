@@ -1,6 +1,6 @@
 """Writing the rows of one array: by position into plain local chunk files, or through Zarr.
 
-Both keep the array's shape ahead of its rows by whole chunks, so that an append touches no
+Both keep the array's shape ahead of its rows by whole chunks, so that hardly an append touches
 metadata, and `trim` makes the shape exact. Rows may be written again; nothing is ever moved.
 """
 
@@ -97,10 +97,17 @@ class PlainColumn:
     def write(self, start: int, values: AnyArray) -> None:
         """Write rows; see `Column.write`."""
         stop = start + len(values)
-        self.reserve(stop)
+        if stop > self._shape[0]:
+            self.reserve(stop)
         if not values.size:
             return
         values = np.ascontiguousarray(values)
+        if self._open is not None:  # most often all rows are in the chunk that is open
+            index, descriptor = self._open
+            first = start - index * self._chunk_rows
+            if first >= 0 and first + len(values) <= self._chunk_rows:
+                _write_all(descriptor, values.data, first * self._row_bytes)
+                return
         row = start
         while row < stop:
             index, first = divmod(row, self._chunk_rows)
@@ -110,10 +117,13 @@ class PlainColumn:
             row = end
 
     def reserve(self, rows: int) -> None:
-        """Let the shape run ahead; see `Column.reserve`."""
+        """Let the shape run ahead, by half of what is there; see `Column.reserve`.
+
+        To replace a metadata document costs as much as several appends.
+        """
         if rows > self._shape[0]:
             chunks = -(-rows // self._chunk_rows)
-            self._reshape((chunks + chunks // 4) * self._chunk_rows)
+            self._reshape((chunks + chunks // 2) * self._chunk_rows)
 
     def read(self, start: int, stop: int) -> AnyArray:
         """Rows as they are; see `Column.read`."""

@@ -28,11 +28,11 @@ class Extent:
         return self.edges if level is Level.EDGE else self.samples
 
     def after(self, batch: Batch) -> "Extent":
-        """Extent once `batch` is committed."""
+        """Extent once `batch`, which is on the CPU, is committed."""
         return Extent(
             self.samples + batch.num_graphs,
             self.atoms + batch.num_nodes,
-            self.edges + batch.rows(Level.EDGE),
+            self.edges + int(batch.edge_ptr.numpy()[-1]),
         )
 
 

@@ -7,6 +7,7 @@ import torch
 
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.csr import AnyArray
+from zarrpipe.data.fields import Level
 from zarrpipe.data.ids import structure_ids
 from zarrpipe.data.schema import Field, Schema
 from zarrpipe.store.commit import Extent
@@ -56,17 +57,18 @@ def plan_append(
         Systems that fit the schema, on the CPU and without gradients; at least one.
     """
     first, fields = extent.samples, batch.fields
-    atoms_ptr, edge_ptr = batch.batch_ptr.numpy(), batch.edge_ptr.numpy()
+    starts = {level: extent.rows(level) for level in Level}
     writes = []
     for item in schema.values():
         value = fields.get(item.name)
         rows = _fill(item, batch) if value is None else _rows(item, extent, value)
-        writes.append(RowWrite(field_path(item), extent.rows(item.level), rows))
+        writes.append(RowWrite(field_path(item), starts[item.level], rows))
     for name in sorted(partly):
         here = batch.present(name).numpy() if name in batch else np.zeros(batch.num_graphs, bool)
         writes.append(RowWrite(present_path(name), first, here))
     writes.append(RowWrite(IDS, first, batch_ids(batch)))
     writes.append(RowWrite(SAMPLES_MASK, first, np.ones(batch.num_graphs, dtype=bool)))
+    edge_ptr, atoms_ptr = batch.edge_ptr.numpy(), batch.batch_ptr.numpy()
     writes.append(RowWrite(EDGES_PTR, first + 1, edge_ptr[1:] + extent.edges))
     writes.append(RowWrite(ATOMS_PTR, first + 1, atoms_ptr[1:] + extent.atoms))
     return writes
@@ -121,7 +123,9 @@ def plan_fill(spec: ArraySpec, rows: int, chunk_rows: int) -> RowWrite | None:
 
 def _rows(item: Field, extent: Extent, value: torch.Tensor) -> AnyArray:
     """Rows of a field, with store-global atom indices."""
-    rows: AnyArray = value.numpy().astype(item.dtype, copy=False)
+    rows: AnyArray = value.numpy()
+    if rows.dtype is not item.dtype:
+        rows = rows.astype(item.dtype, copy=False)
     return rows + extent.atoms if item.name == "neighbor_list" else rows
 
 
