@@ -56,7 +56,7 @@ def workers(store: str, count: int, batch_size: int) -> dict[str, float]:
     for batch in loader:
         batch.num_nodes  # noqa: B018  a loop that looks at its batch
     children = psutil.Process().children(recursive=True)
-    private = sum(child.memory_full_info().uss for child in children) / 2**20
+    private = sum(_own(child.pid) for child in children)
     loader.close()
     return {"private": private, "processes": len(children)}
 
@@ -109,16 +109,35 @@ PROBES: Mapping[str, Callable[..., dict[str, float]]] = MappingProxyType(
 
 
 def _memory() -> tuple[float, float]:
-    """Resident and private MB of this process."""
+    """Resident MB of this process, and those of its own."""
     import psutil  # noqa: PLC0415  only where memory is asked for
 
-    found = psutil.Process().memory_full_info()
-    return found.rss / 2**20, found.uss / 2**20
+    return psutil.Process().memory_info().rss / 2**20, _own(os.getpid())
+
+
+def _own(process: int) -> float:
+    """MB that a process has written and shares with no other; pages of the store do not count."""
+    rollup = Path(f"/proc/{process}/smaps_rollup")
+    if rollup.exists():
+        return _field(rollup, "Private_Dirty")
+    import psutil  # noqa: PLC0415  only where memory is asked for
+
+    return float(psutil.Process(process).memory_full_info().uss / 2**20)
+
+
+def _field(path: Path, name: str) -> float:
+    """MB that a line of a file of /proc says."""
+    lines = (line.split() for line in path.read_text().splitlines())
+    return next(int(words[1]) / 2**10 for words in lines if words[0] == f"{name}:")
 
 
 def _peak() -> dict[str, float]:
     """Most resident MB so far, and private MB now."""
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage counts what the parent had when it started this process
+        most = _field(status, "VmHWM")
+    else:
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
     return {"peak": most, "private": _memory()[1]}
 
 

@@ -10,7 +10,7 @@ import torch
 import zarrpipe as zp
 from benchmarks.data import LEVELS, AnyArray, Int64Array, Samples
 from benchmarks.engines.base import Engine, ListReader, segment_rows
-from benchmarks.engines.without_numba import WITHOUT_NUMBA
+from benchmarks.engines.without_numba import without_numba
 
 BLOCK = 5_000
 STORE = "store.zarr"
@@ -62,10 +62,10 @@ class DatasetReader:
 class PlainReader(DatasetReader):
     """The same where numba is not installed."""
 
-    def read(self, request: Any) -> Any:
-        """See `Reader.read`."""
-        with WITHOUT_NUMBA:
-            return self._dataset.__getitems__(request)
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        with without_numba():
+            self.read(np.zeros(1, dtype=np.int64))
 
 
 class OindexReader(ListReader):

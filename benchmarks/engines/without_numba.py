@@ -1,5 +1,14 @@
 """zarrpipe as it is where numba is not installed, in a process where it is."""
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
+from unittest import mock
 
-WITHOUT_NUMBA: AbstractContextManager[None] = nullcontext()
+from zarrpipe.store import gather
+
+
+@contextmanager
+def without_numba() -> Iterator[None]:
+    """Stores that are first read in here are read without compiled kernels from then on."""
+    with mock.patch.object(gather, "compiled_kernels", return_value=None):
+        yield
