@@ -1,0 +1,153 @@
+"""A shuffled order that stays within a part of the data for a while.
+
+Where a store does not fit the cache that it is read through, random samples would fetch each unit
+many times over. So samples are cut into contiguous blocks, each epoch shuffles the blocks, takes a
+group of them at a time, and shuffles the samples of the group. While one group is read the next
+one is fetched.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from zarrpipe.data.csr import Int64Array, pointers, segment_rows
+
+_PURPOSE = 0xB10C
+
+
+@dataclass(frozen=True)
+class UnitLayout:
+    """How one array of a store is cut into the units that are fetched.
+
+    Parameters
+    ----------
+    unit_rows
+        Rows of a unit.
+    row_bytes
+        Bytes of a row.
+    ptr : array [N+1] int64, optional
+        Rows of each of N samples; None for an array that has one row for each.
+    """
+
+    unit_rows: int
+    row_bytes: int
+    ptr: Int64Array | None = None
+
+    def row(self, sample: Int64Array) -> Int64Array:
+        """First row of samples."""
+        return sample if self.ptr is None else self.ptr[sample]
+
+    def bytes_of(self, count: int) -> int:
+        """Bytes of the rows of the first `count` samples."""
+        return int(self.row(np.array([count]))[0]) * self.row_bytes
+
+
+def block_order(seed: int, epoch: int, bounds: Int64Array, group: int) -> Int64Array:
+    """Order [n] int64 of all samples, shuffled within groups of shuffled blocks.
+
+    Parameters
+    ----------
+    seed, epoch
+        Non-negative; with the other arguments they decide the order.
+    bounds : array [blocks + 1] int64
+        Block b is the samples from ``bounds[b]`` to ``bounds[b + 1] - 1``.
+    group
+        Blocks that are shuffled together, at least 1.
+
+    Examples
+    --------
+    >>> order = block_order(0, 0, np.array([0, 2, 4, 6]), group=1)
+    >>> sorted(sorted(pair) for pair in order.reshape(3, 2).tolist())
+    [[0, 1], [2, 3], [4, 5]]
+    """
+    if group < 1:
+        raise ValueError(f"a group of {group} blocks: expected at least 1")
+    if len(bounds) < 2:
+        return np.zeros(0, dtype=np.int64)
+    generator, blocks, ends = _shuffled(seed, epoch, bounds)
+    order = segment_rows(np.asarray(bounds, dtype=np.int64)[blocks], ends)
+    for first in range(0, len(blocks), group):
+        generator.shuffle(order[ends[first] : ends[min(first + group, len(blocks))]])
+    return order
+
+
+def group_bounds(seed: int, epoch: int, bounds: Int64Array, group: int) -> Int64Array:
+    """Positions [groups + 1] int64 in `block_order` at which its groups begin and end.
+
+    Examples
+    --------
+    >>> group_bounds(0, 0, np.array([0, 2, 4, 6]), group=2)
+    array([0, 4, 6])
+    """
+    if len(bounds) < 2:
+        return np.zeros(1, dtype=np.int64)
+    _, _, ends = _shuffled(seed, epoch, bounds)
+    return np.append(ends[:-1:group], ends[-1])
+
+
+def _shuffled(
+    seed: int, epoch: int, bounds: Int64Array
+) -> tuple[np.random.Generator, Int64Array, Int64Array]:
+    """Generator that has shuffled the blocks, their order, and where each ends in that order."""
+    seeds = np.random.SeedSequence([seed, epoch, _PURPOSE])
+    generator = np.random.Generator(np.random.PCG64(seeds))
+    blocks = generator.permutation(len(bounds) - 1)
+    return generator, blocks, pointers(np.diff(bounds)[blocks])
+
+
+def choose_blocks(
+    count: int, layouts: Sequence[UnitLayout], limit: int | None
+) -> tuple[Int64Array, int]:
+    """Bounds of the blocks of a store, and how many make a group, for `block_order`.
+
+    The rows of a block are about one unit of the array with the most bytes. Two groups fit the
+    limit, as one is read while the next is fetched; where even two blocks do not, a group is one
+    block.
+
+    Parameters
+    ----------
+    count
+        Number of samples.
+    layouts
+        The arrays that are read.
+    limit
+        Bytes that the cache may hold; None makes one group of everything.
+
+    Returns
+    -------
+    bounds : array [blocks + 1] int64
+    group : int
+
+    Examples
+    --------
+    >>> atoms = np.arange(0, 1010, 10)
+    >>> positions, energy = UnitLayout(200, 12, atoms), UnitLayout(1000, 8)
+    >>> bounds, group = choose_blocks(100, [positions, energy], limit=30_000)
+    >>> bounds.tolist(), group
+    ([0, 20, 40, 60, 80, 100], 2)
+    """
+    if count == 0 or not layouts:
+        return np.arange(min(count, 1) + 1) * count, 1
+    largest = max(layouts, key=lambda layout: layout.bytes_of(count))
+    rows = largest.row(np.arange(count + 1))
+    cuts = np.searchsorted(rows, np.arange(0, int(rows[-1]), largest.unit_rows))
+    bounds = np.unique(np.concatenate([[0], cuts, [count]])).astype(np.int64)
+    blocks = len(bounds) - 1
+    if limit is None:
+        return bounds, blocks
+    fitting = np.searchsorted(2 * _group_bytes(bounds, layouts), limit, side="right")
+    return bounds, max(int(fitting), 1)
+
+
+def _group_bytes(bounds: Int64Array, layouts: Sequence[UnitLayout]) -> Int64Array:
+    """Bytes [blocks] of the units that groups of 1, 2, ... blocks touch at most."""
+    total = np.zeros(len(bounds) - 1, dtype=np.int64)
+    for layout in layouts:
+        rows = layout.row(bounds)
+        touched = (rows[1:] - 1) // layout.unit_rows - rows[:-1] // layout.unit_rows + 1
+        touched[rows[1:] == rows[:-1]] = 0
+        units = -(-int(rows[-1]) // layout.unit_rows)
+        most = np.minimum(np.cumsum(np.sort(touched)[::-1]), units)
+        total += most * layout.unit_rows * layout.row_bytes
+    return total
