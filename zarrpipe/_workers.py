@@ -260,9 +260,14 @@ def _end(workers: list[_Worker], owner: int) -> None:
 def _received(kind: int, held: Bytes, pickled: Bytes, buffers: BufferPool) -> Batch | Exception:
     """The batch, copied out of the slot, or the exception that an answer stands for."""
     if kind == BATCH:
-        buffer = buffers.take(len(held)).numpy()
-        buffer[: len(held)] = held
-        return unpack(pickle.loads(pickled.tobytes()), buffer)  # noqa: S301  a worker's own
+        buffer, pinned = buffers.take(len(held))
+        buffer[:] = held
+        batch = unpack(pickle.loads(pickled.tobytes()), buffer)  # noqa: S301  a worker's own
+        if pinned is None:
+            return batch
+        # Views of the page-locked tensor itself, so that torch knows when it is free again.
+        batch._buffer = pinned
+        return batch._transfer(lambda tensor: tensor)
     text = held.tobytes().decode()
     error: Exception = RuntimeError("a worker process raised what cannot be pickled")
     if len(pickled):

@@ -1,6 +1,6 @@
 """Stores as a LightningDataModule: splits, loaders, growth between epochs and resume inside one."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -47,6 +47,10 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
         Stores used whole for validation and test.
     fields : sequence of str, optional
         Fields of the batches; by default all.
+    transform : callable, optional
+        What makes the `Batch` to use of each `Batch` that is read, on every side: a function or
+        an object. In a configuration file a dotted path, or ``class_path`` and ``init_args`` of a
+        class with ``__call__``. With workers it runs in them.
     seed : int
         Of the order of training samples. The split does not depend on it.
     num_workers : int
@@ -70,6 +74,7 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
         val_store: StoreLike | Sequence[StoreLike] | None = None,
         test_store: StoreLike | Sequence[StoreLike] | None = None,
         fields: Sequence[str] | None = None,
+        transform: Callable[..., Any] | None = None,
         seed: int = 0,
         num_workers: int = 0,
         device: str | torch.device | None = None,
@@ -81,6 +86,7 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
         self.split, self.split_by, self.fields = check_fractions(split), split_by, fields
         if len(self.split) != len(SIDES):
             raise ValueError(f"split is {self.split}, expected shares of {', '.join(SIDES)}")
+        self.transform = transform
         self.device = None if device is None else torch.device(device)
         self._stores = {"all": store, "val": val_store, "test": test_store}
         self._datasets: dict[str, ZarrDataset] = {}
@@ -216,7 +222,7 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
     def _open(self) -> dict[str, ZarrDataset]:
         if not self._datasets:
             self._datasets = {
-                name: ZarrDataset(store, self.fields)
+                name: ZarrDataset(store, self.fields, self.transform)
                 for name, store in self._stores.items()
                 if store is not None
             }

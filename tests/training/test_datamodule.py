@@ -358,6 +358,48 @@ def test_statistics_are_of_the_training_samples_and_follow_growth(store, data, m
     assert module.statistics.num_atoms == train.num_nodes
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_transform_is_applied_on_every_side(tmp_path, store, transforms, workers):
+    module = ZarrDataModule(
+        store[0],
+        batch_size=8,
+        split=(0.5, 0.3, 0.2),
+        transform=transforms.shifted,
+        num_workers=workers,
+    )
+    module.setup("fit")
+    plain = ZarrDataset(store[0]).__getitems__(range(40))
+    seen = 0
+    for loader in (module.train_dataloader(), module.val_dataloader(), module.test_dataloader()):
+        for batch in loader:
+            expected = plain.index_select(batch.serial.ravel())
+            assert torch.equal(batch.positions, expected.positions + 1)
+            seen += batch.num_graphs
+    assert seen == 40
+    module.teardown("fit")
+
+
+@pytest.mark.filterwarnings("ignore")  # jsonargparse's own deprecations, which LightningCLI uses
+@pytest.mark.parametrize(
+    ("text", "applied"),
+    [
+        ("transforms.shifted", lambda built, own: built is own.shifted),
+        (
+            "{class_path: transforms.Neighbours, init_args: {cutoff: 1.5}}",
+            lambda built, own: type(built) is own.Neighbours and built.cutoff == 1.5,
+        ),
+        ("null", lambda built, _: built is None),
+    ],
+)
+def test_a_configuration_file_says_the_transform(store, transforms, text, applied):
+    parser = pytest.importorskip("jsonargparse").ArgumentParser()
+    parser.add_class_arguments(ZarrDataModule, "data")
+    settings = f"data:\n  store: {store[0]}\n  num_workers: 1\n  transform: {text}\n"
+    module = parser.instantiate_classes(parser.parse_string(settings)).data
+    assert applied(module.transform, transforms)
+    assert len(module.dataset) == 40
+
+
 def test_batches_are_moved_where_they_are_to_go(store, data):
     batch = ZarrDataset(store[0]).__getitems__([1, 2])
     module = ZarrDataModule(store[0], device="meta")
