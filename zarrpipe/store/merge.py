@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import zarr
 
 from zarrpipe.errors import (
     FieldError,
@@ -45,7 +46,7 @@ def merge(
 
     A local target appears complete, by one rename; any other has no samples until its pointers
     are written, which is the last step. So a call that was killed leaves no shorter store, and can
-    be repeated. Memory is bounded: some 40 bytes a sample, and one block of one field (8 MiB, or
+    be repeated. Memory is bounded: about 100 bytes a sample, and one block of one field (8 MiB, or
     what is stored as one chunk or shard). What cannot be mapped is decoded once, a field at a
     time, into an unnamed file on the disk of the target.
 
@@ -145,9 +146,7 @@ def compact(
     chosen, root = ZarrWriteConfig.of(config), Root.of(store)
     _check_seed(shuffle)
     check_rewritable(root)
-    if root.directory is not None:
-        remove_leftovers(root.directory.resolve())
-    if root.open_group() is None:
+    if _group_at(root) is None:
         raise StoreNotFoundError(f"there is no Zarr store at {root}")
     appender = StoreAppender(root, chosen, _CAPACITY)
     try:
@@ -203,6 +202,15 @@ def _write(
         lock.release()
 
 
+def _group_at(root: Root) -> zarr.Group | None:
+    """Root group, once what writers that were killed left beside it is gone; None without one."""
+    if root.directory is not None:
+        remove_leftovers(root.directory.resolve())
+        if not root.directory.exists():
+            return None  # opening would make the directory
+    return root.open_group()
+
+
 def _check_vacant(root: Root) -> bool:
     """Refuse a target at which something stands; whether a store without samples does.
 
@@ -215,9 +223,7 @@ def _check_vacant(root: Root) -> bool:
     """
     if root.read_only:
         raise StoreReadOnlyError(f"{root} was opened read-only: open it for writing")
-    if root.directory is not None:
-        remove_leftovers(root.directory.resolve())
-    group = root.open_group()
+    group = _group_at(root)
     if group is None:
         if root.directory is not None and root.directory.is_dir() and any(root.directory.iterdir()):
             raise StoreExistsError(

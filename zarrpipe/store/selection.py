@@ -12,21 +12,30 @@ from zarrpipe.data.ids import UInt64Array
 from zarrpipe.data.schema import Field, Schema, field_from_array
 from zarrpipe.errors import SchemaError, StoreFormatError
 from zarrpipe.store.commit import Extent
+from zarrpipe.store.kernels import LEVELS, compiled_kernels
+from zarrpipe.store.layout import field_spec
 from zarrpipe.store.sources import Source
+
+_ALL = np.zeros(0, dtype=np.int64)
 
 
 @dataclass(frozen=True)
 class _Rows:
-    """Where the rows of samples begin in their sources [N], and the pointers of the new store."""
+    """Where the rows of samples begin in their sources [N], and their pointers [N+1]."""
 
     starts: Int64Array
     ptr: Int64Array
+
+    @property
+    def follow(self) -> bool:
+        """Whether they are one run of rows."""
+        return bool(np.array_equal(self.starts, self.ptr[:-1] + self.starts[0]))
 
 
 class Selection:
     """Every sample of the sources, in their order or shuffled.
 
-    It needs some 40 bytes of memory a sample, beside what is read at a time.
+    It needs about 100 bytes of memory a sample, beside what is read at a time.
 
     Parameters
     ----------
@@ -48,12 +57,12 @@ class Selection:
         self._order: Int64Array | None = None
         if shuffle is not None:
             self._order = np.random.default_rng(shuffle).permutation(sum(counts))
-        self._source = self._ordered(np.repeat(np.arange(len(counts), dtype=np.int32), counts))
-        self._rows = {level: self._joined(level) for level in Level}
+        self._owner = self._ordered(np.repeat(np.arange(len(counts), dtype=np.int32), counts))
+        self._samples = self._ordered(_joined([source.samples for source in self.sources]))
+        self._rows = {level: self._rows_at(level) for level in (Level.ATOM, Level.EDGE)}
         self.present = {name: has for name in self.schema if not (has := self._present(name)).all()}
-        self.extent = Extent(
-            sum(counts), *(int(self.ptr(at)[-1]) for at in (Level.ATOM, Level.EDGE))
-        )
+        atoms, edges = (int(self.ptr(level)[-1]) for level in self._rows)
+        self.extent = Extent(sum(counts), atoms, edges)
 
     @property
     def others(self) -> dict[str, Any]:
@@ -66,12 +75,12 @@ class Selection:
         }
 
     def ptr(self, level: Level) -> Int64Array:
-        """Pointers [N+1] of the new store."""
+        """Pointers [N+1] to atoms or edges of the new store."""
         return self._rows[level].ptr
 
     def ids(self) -> UInt64Array:
         """Id of each sample's structure, [N] uint64."""
-        return self._ordered(np.concatenate([source.ids() for source in self.sources]))
+        return self._ordered(_joined([source.ids() for source in self.sources]))
 
     def blocks(self, item: Field, step: int) -> Iterator[AnyArray]:
         """Rows of a field in their new order, `step` at a time; valid until the next are asked for.
@@ -85,33 +94,38 @@ class Selection:
             source.check_unchanged()
 
     def _block(self, item: Field, start: int, stop: int) -> AnyArray:
+        if item.level is Level.SYSTEM:
+            alone = _Rows(self._samples[start:stop], np.arange(stop - start + 1))
+            return self._taken(item, self._owner[start:stop], alone)
         rows = self._rows[item.level]
         first = int(np.searchsorted(rows.ptr, start, "right")) - 1
         last = int(np.searchsorted(rows.ptr, stop, "left"))
         starts = rows.starts[first:last].copy()
         starts[0] += start - rows.ptr[first]
         ptr = np.clip(rows.ptr[first : last + 1], start, stop) - start
-        owner = self._source[first:last]
         if item.name == "neighbor_list":
             return self._edges(item, slice(first, last), starts, ptr)
-        return self._taken(item, owner, _Rows(starts, ptr))
+        return self._taken(item, self._owner[first:last], _Rows(starts, ptr))
 
     def _taken(self, item: Field, owner: AnyArray, rows: _Rows) -> AnyArray:
         """Rows of samples, a view of their source where they follow each other in one."""
-        if owner[0] == owner[-1] and bool((owner == owner[0]).all()):
-            return _values(self.sources[owner[0]], item, rows)
-        values = np.empty((int(rows.ptr[-1]), *item.shape), item.dtype)
-        counts = np.diff(rows.ptr)
-        for number in np.unique(owner):
-            chosen = owner == number
-            inner = pointers(counts[chosen])
-            places = _run(rows.ptr[:-1][chosen], inner)
-            values[places] = _values(self.sources[number], item, _Rows(rows.starts[chosen], inner))
+        owners = np.unique(owner).tolist()
+        lacking = [number for number in owners if item.name not in self.sources[number].schema]
+        if len(owners) == 1 and not lacking and rows.follow:
+            first = int(rows.starts[0])
+            run: AnyArray = self.sources[owners[0]].field(item)[first : first + int(rows.ptr[-1])]
+            return run
+        values = _room(item, int(rows.ptr[-1]))
+        if lacking:
+            values.fill(item.fill)
+        for number in sorted({*owners} - {*lacking}):
+            places = np.flatnonzero(owner == number) if len(owners) > 1 else _ALL
+            _copy(self.sources[number].field(item), rows, places, values)
         return values
 
     def _edges(self, item: Field, samples: slice, starts: Int64Array, ptr: Int64Array) -> AnyArray:
         """Edges of samples, with the atom indices of the new store."""
-        owner, atoms = self._source[samples], self._rows[Level.ATOM]
+        owner, atoms = self._owner[samples], self._rows[Level.ATOM]
         values = self._taken(item, owner, _Rows(starts, ptr))
         begin, end = atoms.ptr[:-1][samples], atoms.ptr[1:][samples]
         lacks = np.array([item.name not in source.schema for source in self.sources])
@@ -128,16 +142,23 @@ class Selection:
                 _check_edges(self.sources[number], values[chosen], *limits)
         return values
 
-    def _joined(self, level: Level) -> _Rows:
+    def _rows_at(self, level: Level) -> _Rows:
         pairs = [source.segments(level) for source in self.sources]
-        starts, counts = (np.concatenate(parts) for parts in zip(*pairs, strict=True))
+        starts, counts = (_joined(parts) for parts in zip(*pairs, strict=True))
+        if not counts.any():
+            return _Rows(np.zeros_like(starts), np.zeros(len(starts) + 1, dtype=np.int64))
         return _Rows(self._ordered(starts), pointers(self._ordered(counts)))
 
     def _present(self, name: str) -> AnyArray:
-        return self._ordered(np.concatenate([source.present(name) for source in self.sources]))
+        return self._ordered(_joined([source.present(name) for source in self.sources]))
 
     def _ordered(self, values: AnyArray) -> AnyArray:
         return values if self._order is None else values[self._order]
+
+
+def _joined(parts: Sequence[AnyArray]) -> AnyArray:
+    """Parts as one array, without a copy of a single one."""
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def _common_schema(sources: Sequence[Source]) -> Schema:
@@ -172,19 +193,27 @@ def _check_edges(source: Source, edges: AnyArray, begin: Int64Array, end: Int64A
         )
 
 
-def _values(source: Source, item: Field, rows: _Rows) -> AnyArray:
-    """Rows of a field of one source."""
-    if item.name not in source.schema:
-        return np.full((int(rows.ptr[-1]), *item.shape), item.fill, item.dtype)
-    stored = source.field(source.schema[item.name])
-    taken = _run(rows.starts, rows.ptr)
-    values: AnyArray = stored[taken] if isinstance(taken, slice) else stored.take(taken, axis=0)
-    return values.astype(item.dtype, copy=False)
+def _room(item: Field, rows: int) -> AnyArray:
+    """Rows of a field that are to be written, in whole words of memory."""
+    size = rows * field_spec(item).row_bytes
+    buffer = np.empty(-(-size // 8), dtype=np.int64)
+    return np.ndarray((rows, *item.shape), item.dtype, buffer)
 
 
-def _run(starts: Int64Array, ptr: Int64Array) -> Int64Array | slice:
-    """Rows of segments, as a slice where they follow each other."""
-    total, first = int(ptr[-1]), int(starts[0])
-    if np.array_equal(starts, ptr[:-1] + first):
-        return slice(first, first + total)
-    return segment_rows(starts, ptr)
+def _copy(stored: AnyArray, rows: _Rows, places: Int64Array, values: AnyArray) -> None:
+    """Copy the rows of the samples at `places` (empty: of all) to where they are to stand."""
+    kernels = compiled_kernels()
+    if kernels is not None:
+        table = np.zeros((5, len(rows.ptr)), dtype=np.int64)
+        table[1, :-1], table[2] = rows.starts, rows.ptr
+        address, row_bytes = np.array([stored.ctypes.data]), np.array([stored[:1].nbytes])
+        level, offsets = np.array([LEVELS[Level.ATOM]]), np.zeros(4, dtype=np.int64)
+        kernels.copy(table, places, address, level, row_bytes, offsets, -1, 0, values.base)
+        return
+    chosen = places if len(places) else slice(None)
+    inner = pointers(np.diff(rows.ptr)[chosen])
+    taken = segment_rows(rows.starts[chosen], inner)
+    if len(places):
+        values[segment_rows(rows.ptr[:-1][chosen], inner)] = stored[taken]
+    else:
+        np.take(stored, taken, axis=0, out=values, mode="clip")

@@ -15,7 +15,7 @@ from zarrpipe.data.csr import AnyArray, Int64Array, pointers, segment_rows
 from zarrpipe.data.fields import Level
 from zarrpipe.data.ids import UInt64Array, structure_ids
 from zarrpipe.data.schema import Field
-from zarrpipe.errors import StoreFormatError
+from zarrpipe.errors import StoreFormatError, StoreNotFoundError
 from zarrpipe.store.flat import MappedArray
 from zarrpipe.store.layout import (
     ATOMS_PTR,
@@ -61,14 +61,13 @@ class Source:
         self.attributes = self._snapshot.attributes
         self.schema = self._snapshot.schema
         self.samples = self._snapshot.physical()
-        self._group = root.open_group()
-        self.others = {} if self._group is None else other_attributes(self._group)
-        self._last: tuple[str, AnyArray] | None = None
+        self._group = _opened(root)
+        self.others = other_attributes(self._group)
+        self._mapped: dict[str, AnyArray] = {}
+        self._decoded: dict[str, AnyArray] = {}
 
     def segments(self, level: Level) -> tuple[Int64Array, Int64Array]:
-        """First row and number of rows [N] of each sample at a level."""
-        if level is Level.SYSTEM:
-            return self.samples, np.ones_like(self.samples)
+        """First row and number of rows [N] of each sample at the level of atoms or edges."""
         if len(self.samples) == 0:
             return self.samples, self.samples
         path = ATOMS_PTR if level is Level.ATOM else EDGES_PTR
@@ -83,8 +82,8 @@ class Source:
         return starts, counts
 
     def field(self, item: Field) -> AnyArray:
-        """Every row of a field, those of deleted samples too."""
-        return self._flat(field_path(item), item.level)
+        """Every row of a field, those of deleted samples too, with the dtype of `item`."""
+        return self._flat(field_path(self.schema[item.name]), item.level, item.dtype)
 
     def present(self, name: str) -> AnyArray:
         """Which samples have a field, [N] bool."""
@@ -96,6 +95,8 @@ class Source:
 
     def ids(self) -> UInt64Array:
         """Id of each sample's structure, [N] uint64; computed if the store has none."""
+        if len(self.samples) == 0:
+            return np.zeros(0, dtype=np.uint64)
         if self._snapshot.has(IDS):
             stored: UInt64Array = self._flat(IDS, Level.SYSTEM)[self.samples]
             return stored
@@ -109,7 +110,7 @@ class Source:
             rows = segment_rows(starts[block], ptr)
             here = (None if values is None else values[block] for values in box)
             blocks.append(structure_ids(positions[rows], numbers[rows], ptr, *here))
-        return np.concatenate([np.zeros(0, dtype=np.uint64), *blocks])
+        return np.concatenate(blocks)
 
     def check_unchanged(self) -> None:
         """Refuse what was read if the store was emptied or rewritten meanwhile.
@@ -119,8 +120,7 @@ class Source:
         StoreFormatError
             If it was.
         """
-        group = self.root.open_group()
-        if group is None or Attributes.read(group).generation != self.attributes.generation:
+        if Attributes.read(_opened(self.root)).generation != self.attributes.generation:
             raise StoreFormatError(
                 f"{self.root} was emptied or rewritten while it was being copied: try again"
             )
@@ -133,21 +133,21 @@ class Source:
         values[~self.present(name)] = 0
         return values
 
-    def _flat(self, path: str, level: Level) -> AnyArray:
-        """Rows of an array as one NumPy array, which may be longer."""
-        if len(self.samples) == 0 or self._group is None:
-            raise StoreFormatError(f"{self.root} is empty: it has no rows of {path}")
-        array, directory = find_array(self._group, path), self.root.directory
-        rows = self._snapshot.extent.rows(level)
+    def _flat(self, path: str, level: Level, dtype: np.dtype[Any] | None = None) -> AnyArray:
+        """Rows of an array as one NumPy array in C order, which may be longer."""
+        for known in (self._mapped, self._decoded):
+            if path in known:
+                return known[path]
+        array, rows = find_array(self._group, path), self._snapshot.extent.rows(level)
         if array is None:
             raise StoreFormatError(f"{self.root} lacks the array {path}")
-        if directory is not None and is_plain(array) and MappedArray.fits(array):
-            return self._snapshot.rows(path, rows)
-        if self._last is None or self._last[0] != path:
-            self._last = None  # gives the file of the one before back
-            self._last = path, _decoded(array, rows, self._scratch)
-            self.check_unchanged()
-        return self._last[1]
+        maps = self.root.directory is not None and is_plain(array) and MappedArray.fits(array)
+        if maps and dtype in (None, array.dtype):
+            return self._mapped.setdefault(path, self._snapshot.rows(path, rows))
+        self._decoded = {}  # the file of the array before is given back first
+        self._decoded = {path: _decoded(array, rows, dtype or array.dtype, self._scratch)}
+        self.check_unchanged()
+        return self._decoded[path]
 
 
 def other_attributes(group: zarr.Group) -> dict[str, Any]:
@@ -156,14 +156,23 @@ def other_attributes(group: zarr.Group) -> dict[str, Any]:
     return {name: value for name, value in group.attrs.asdict().items() if name not in ours}
 
 
-def _decoded(array: zarr.Array[Any], rows: int, folder: Path | None) -> AnyArray:
+def _opened(root: Root) -> zarr.Group:
+    group = root.open_group()
+    if group is None:
+        raise StoreNotFoundError(f"there is no Zarr store at {root}")
+    return group
+
+
+def _decoded(
+    array: zarr.Array[Any], rows: int, dtype: np.dtype[Any], folder: Path | None
+) -> AnyArray:
     """First rows of an array, in memory where they are few and else in an unnamed file."""
     if rows > array.shape[0]:
         raise StoreFormatError(
             f"{array.store_path} has {array.shape[0]} rows, the pointers say {rows}: "
             "the array was cut or belongs to another store"
         )
-    shape, dtype = (rows, *array.shape[1:]), np.dtype(array.dtype)
+    shape = (rows, *array.shape[1:])
     row_bytes = max(1, dtype.itemsize * int(np.prod(shape[1:], dtype=np.int64)))
     unit = int((array.shards or array.chunks)[0])
     step = unit * max(1, _DECODED // (unit * row_bytes))
