@@ -155,12 +155,9 @@ def test_damaged_pointers_are_no_wild_reads(tmp_path, array, entry, value):
         StoreView(tmp_path / "store").gather(np.arange(40))
 
 
-def test_a_batch_is_one_buffer_where_it_is_compiled(tmp_path, which):
+def test_a_batch_is_one_buffer(tmp_path):
     written(tmp_path / "store")
     batch = StoreView(tmp_path / "store").gather(np.arange(7))
-    if which == "plain":
-        assert batch._buffer is None
-        return
     first, last = batch._buffer.ctypes.data, batch._buffer.ctypes.data + batch._buffer.nbytes
     for tensor in (*batch.fields.values(), batch.batch_ptr, batch.edge_ptr):
         assert first <= tensor.data_ptr() <= last - tensor.nbytes

@@ -1,8 +1,8 @@
 """The way from sample indices to a batch: rows are looked up once and copied once for each field.
 
-With numba, all fields of a batch, its pointers and what says which samples have a field go into one
-buffer, and samples of several stores go straight to their places in it. Without, torch takes the
-rows of each field, with equal results.
+All fields of a batch, its pointers and what says which samples have a field go into one buffer.
+With numba each segment is copied by memcpy, also from several stores straight to its place;
+without, NumPy takes the rows of each field, with equal results.
 """
 
 from collections.abc import Mapping, Sequence
@@ -74,6 +74,8 @@ class Gather:
         columns += [Column.of_presence(name) for name in self._partly]
         self._levels = np.array([column.level for column in columns], dtype=np.int64)
         self._row_bytes = np.array([column.row_bytes for column in columns], dtype=np.int64)
+        self._sizes = [(column.row_bytes, column.level) for column in columns]
+        self._sizes += [(_INT64.itemsize, _POINTERS)] * 2
         # Level, row shape and dtype of each column and of the pointers, ready for every batch.
         self._makings = [(column.level, column.shape, column.dtype) for column in columns]
         self._makings += [(_POINTERS, (), _INT64)] * 2
@@ -111,16 +113,26 @@ class Gather:
         return Batch.concatenate(batches).index_select(torch.from_numpy(back))
 
     def _taken(self, part: Part) -> Batch:
-        """Batch of the samples of one store, field by field."""
+        """Batch of the samples of one store, column by column."""
         lookup = self._lookups[part.store]
-        values, atoms_ptr, edges_ptr, starts = lookup.take(part.samples)
+        rows, atoms_ptr, edges_ptr = lookup.rows(part.samples)
+        totals = (len(part.samples), int(atoms_ptr[-1]), int(edges_ptr[-1]), len(atoms_ptr))
+        starts, end = [], 0
+        for size, level in self._sizes:
+            starts.append(end)
+            end += -(-size * totals[level] // ALIGNMENT) * ALIGNMENT
+        content, pinned = self._pool.take(end)
+        views = self._views(starts, totals, content)
+        for place, (view, (_, level)) in enumerate(zip(views[:-2], self._sizes, strict=False)):
+            lookup.take(place, rows[level], view)
+        views[-2][:], views[-1][:] = atoms_ptr, edges_ptr
         if self._edges >= 0:
-            shift = np.repeat(atoms_ptr[:-1] - starts, np.diff(edges_ptr))[:, None]
-            edges = values[self._edges].numpy()
-            edges += shift.astype(edges.dtype)
+            edges = views[self._edges]
+            shift = np.repeat(lookup.shift(part.samples, atoms_ptr), np.diff(edges_ptr))
+            edges += shift[:, None].astype(edges.dtype)
             if self._foreign:
                 self._check_edges(edges, atoms_ptr, edges_ptr)
-        return self._wrapped([*values, torch.from_numpy(atoms_ptr), torch.from_numpy(edges_ptr)])
+        return self._wrapped(views, content, pinned)
 
     def _compiled(self, kernels: Kernels, count: int, parts: Sequence[Part]) -> Batch:
         """Batch in one buffer."""
@@ -134,14 +146,14 @@ class Gather:
         content, pinned = self._pool.take(starts[-1])
         self._copy(kernels, parts, table, offsets, content)
         rows = (count, int(table[2, count]), int(table[4, count]), count + 1)
-        tensors = [
-            torch.from_numpy(np.ndarray((rows[level], *shape), dtype, content, start))
+        return self._wrapped(self._views(starts, rows, content), content, pinned)
+
+    def _views(self, starts: list[int], rows: Sequence[int], content: Bytes) -> list[AnyArray]:
+        """Arrays of the columns and the pointers in a buffer."""
+        return [
+            np.ndarray((rows[level], *shape), dtype, content, start)
             for (level, shape, dtype), start in zip(self._makings, starts, strict=False)
         ]
-        if pinned is None:
-            return self._wrapped(tensors, content)
-        # Views of the page-locked tensor itself, so that torch knows when it is free again.
-        return self._wrapped(tensors, pinned)._transfer(lambda tensor: tensor)
 
     def _copy(
         self,
@@ -186,18 +198,25 @@ class Gather:
         rows = table.shape[1] - 1 if level == 0 else int(table[2 * level, -1])
         return np.ndarray((rows, *shape), dtype, content, int(offsets[column]))
 
-    def _wrapped(
-        self, tensors: list[torch.Tensor], buffer: Bytes | torch.Tensor | None = None
-    ) -> Batch:
-        """Batch of the columns and the pointers."""
+    def _wrapped(self, views: list[AnyArray], content: Bytes, pinned: torch.Tensor | None) -> Batch:
+        """Batch of the columns and the pointers in a buffer."""
+        tensors = [torch.from_numpy(view) for view in views]
+        count = len(self._levels_of)
         present = {
-            name: has
-            for name, has in zip(self._partly, tensors[len(self._levels_of) : -2], strict=True)
-            if not has.all()
+            name: tensors[count + place]
+            for place, name in enumerate(self._partly)
+            if not views[count + place].all()
         }
         fields = dict(zip(self._levels_of, tensors, strict=False))
         atoms, edges = tensors[-2:]
-        return Batch._trusted(fields, self._levels_of.copy(), atoms, edges, present, buffer=buffer)
+        batch = Batch._trusted(
+            fields, self._levels_of.copy(), atoms, edges, present, buffer=content
+        )
+        if pinned is None:
+            return batch
+        # Views of the page-locked tensor itself, so that torch knows when it is free again.
+        batch._buffer = pinned
+        return batch._transfer(lambda tensor: tensor)
 
     def _check_edges(self, edges: AnyArray, atom_ptr: Int64Array, edge_ptr: Int64Array) -> None:
         """Refuse edges that leave their system, as those that nvalchemi 0.2 appends do."""

@@ -79,16 +79,18 @@ def segments(
     """
     starts, stops = ptr[samples], ptr[samples + 1]
     counts = stops - starts
-    inner = pointers(counts)
-    total = int(inner[-1])
+    inner = np.zeros(len(samples) + 1, dtype=np.int64)
+    counts.cumsum(out=inner[1:])
     if len(samples) == 0:
         return slice(0, 0), inner
-    if min(int((counts - least).min()), int(starts.min()), limit - int(stops.max())) < 0:
+    if ((counts - least) | starts | (limit - stops)).min() < 0:  # one of them has the sign bit
         return None
-    first = int(starts[0])
+    first, total = int(starts[0]), int(inner[-1])
     if int(stops[-1]) - first == total and np.array_equal(starts, inner[:-1] + first):
         return slice(first, first + total), inner
-    return segment_rows(starts, inner), inner
+    rows = np.repeat(starts - inner[:-1], counts)
+    rows += np.arange(total)
+    return rows, inner
 
 
 def target_rows(table: Int64Array, places: Int64Array, level: int) -> Rows:

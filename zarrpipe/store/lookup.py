@@ -1,12 +1,10 @@
 """One store's side of a gather: where its arrays are, and which rows samples have in them."""
 
-import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
 from zarrpipe.data.csr import AnyArray, Int64Array
 from zarrpipe.data.schema import Field
@@ -101,7 +99,6 @@ class Lookup:
         self._edges_ptr = snapshot.pointers(EDGES_PTR) if with_edges else _NONE
         extent = snapshot.extent
         self._limits = np.array([snapshot.count, extent.atoms, extent.edges])
-        self._tensors: list[torch.Tensor | None] | None = None
 
     def locate(
         self, kernels: Kernels, samples: Int64Array, places: Int64Array, table: Int64Array
@@ -115,37 +112,34 @@ class Lookup:
         if status == DAMAGED:
             raise self._damaged()
 
-    def take(
-        self, samples: Int64Array
-    ) -> tuple[list[torch.Tensor], Int64Array, Int64Array, Int64Array]:
-        """Columns of samples, the batch's pointers to atoms and edges, and where each begins."""
+    def rows(self, samples: Int64Array) -> tuple[tuple[Rows, Rows, Rows], Int64Array, Int64Array]:
+        """Rows of samples by level, and their pointers to atoms and edges."""
         if len(samples) and samples.view(np.uint64).max() >= self._limits[0]:
             raise self._outside(samples)
         chosen = self._active[samples] if len(self._active) else samples
         atoms = segments(chosen, self._atoms_ptr, 1, int(self._limits[1]))
-        if atoms is None:
-            raise self._damaged()
-        edges: tuple[Rows, Int64Array] | None = slice(0, 0), np.zeros_like(atoms[1])
+        edges: tuple[Rows, Int64Array] | None = _no_rows(samples)
         if len(self._edges_ptr):
             edges = segments(chosen, self._edges_ptr, 0, int(self._limits[2]))
-        if edges is None:
+        if atoms is None or edges is None:
             raise self._damaged()
-        if self._tensors is None:
-            self._tensors = [None if array is None else _tensor(array) for array in self._arrays]
-        rows = [_selector(chosen), _selector(atoms[0]), _selector(edges[0])]
-        totals = (len(samples), int(atoms[1][-1]), int(edges[1][-1]))
-        fills = dict(self.lacking)
-        values = []
-        for place, (column, tensor) in enumerate(zip(self._columns, self._tensors, strict=True)):
-            wanted = rows[column.level]
-            if tensor is None:
-                full = np.full((totals[column.level], *column.shape), fills[place], column.dtype)
-                values.append(torch.from_numpy(full))
-            elif isinstance(wanted, slice):
-                values.append(tensor[wanted].clone())
-            else:
-                values.append(tensor.index_select(0, wanted))
-        return values, atoms[1], edges[1], self._atoms_ptr[chosen]
+        return (_run(chosen), atoms[0], edges[0]), atoms[1], edges[1]
+
+    def take(self, place: int, rows: Rows, out: AnyArray) -> None:
+        """Copy rows of one column."""
+        array = self._arrays[place]
+        if array is None:
+            out[...] = dict(self.lacking)[place]
+        elif isinstance(rows, slice):
+            out[...] = array[rows]
+        else:
+            array.take(rows, axis=0, out=out, mode="clip")
+
+    def shift(self, samples: Int64Array, atoms_ptr: Int64Array) -> Int64Array:
+        """What is added to an atom's number in the store to have that in the batch, by sample."""
+        chosen = self._active[samples] if len(self._active) else samples
+        shift: Int64Array = atoms_ptr[:-1] - self._atoms_ptr[chosen]
+        return shift
 
     def _outside(self, samples: Int64Array) -> IndexError:
         return IndexError(
@@ -160,14 +154,13 @@ class Lookup:
         )
 
 
-def _selector(rows: Rows) -> torch.Tensor | slice:
-    return rows if isinstance(rows, slice) else torch.from_numpy(rows)
+def _run(rows: Int64Array) -> Rows:
+    """The same rows, as a slice where they follow each other."""
+    first, last = (int(rows[0]), int(rows[-1])) if len(rows) else (0, -1)
+    if last - first != len(rows) - 1 or not (np.diff(rows) == 1).all():
+        return rows
+    return slice(first, last + 1)
 
 
-def _tensor(array: AnyArray) -> torch.Tensor:
-    """Tensor over a read-only array, of which torch would warn; it is only read."""
-    if array.size == 0:
-        return torch.from_numpy(array.copy())
-    content = (ctypes.c_char * array.nbytes).from_address(array.ctypes.data)
-    writeable: AnyArray = np.frombuffer(content, np.uint8)  # type: ignore[call-overload]
-    return torch.from_numpy(writeable.view(array.dtype).reshape(array.shape))
+def _no_rows(samples: Int64Array) -> tuple[Rows, Int64Array]:
+    return slice(0, 0), np.zeros(len(samples) + 1, dtype=np.int64)
