@@ -138,4 +138,4 @@ def _resident(path: Path) -> tuple[int, int]:
         address = ctypes.c_void_p(ctypes.addressof(first))
         ctypes.CDLL(None, use_errno=True).mincore(address, ctypes.c_size_t(size), flags)
         del first
-    return int((np.frombuffer(flags, np.uint8) & 1).sum()), pages
+    return int((np.frombuffer(bytes(flags), np.uint8) & 1).sum()), pages

@@ -167,7 +167,8 @@ def blocks(kind: DataSet, nbytes: int, seed: int, block: int = 20_000) -> Iterat
 def shuffled_batches(count: int, batch_size: int, samples: int, seed: int) -> list[Int64Array]:
     """Batches of shuffled indices of epoch after epoch, of at least `samples` samples in all."""
     rng = np.random.default_rng([seed, batch_size])
-    size, batches = min(batch_size, count), []
+    size = min(batch_size, count)
+    batches: list[Int64Array] = []
     while size * len(batches) < samples:
         order = rng.permutation(count)
         batches += [order[i : i + size] for i in range(0, count - size + 1, size)]

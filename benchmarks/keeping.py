@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import zarrpipe
 from benchmarks import data
 from benchmarks.data import SETS, Samples, make
 from benchmarks.engines.base import Engine, keep_nothing
@@ -49,7 +48,7 @@ def kept_samples(settings: Settings, name: str, engine: Engine, samples: Samples
 
 def code() -> str:
     """The code on which what is kept depends."""
-    parts = (inspect.getsource(data), inspect.getsource(layout), zarrpipe.__name__)
+    parts = (inspect.getsource(data.make), repr(data.SETS), inspect.getsource(layout))
     return "\n".join(parts)
 
 

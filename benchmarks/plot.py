@@ -35,8 +35,8 @@ def plot_reads(rows: Sequence[Row], path: Path) -> None:
         figsize=(10, 0.36 * len(order) + 1.5),
     )
     for axis, name in zip(axes[0], panels, strict=True):
-        for size, marker in zip(sizes, "os", strict=False):
-            _panel(axis, order, speeds[name, size], size, marker)
+        for batch, marker in zip(sizes, "os", strict=False):
+            _panel(axis, order, speeds[name, batch], batch, marker)
         axis.set_title(name)
     axes[0][-1].legend(loc="lower right", frameon=False)
     for label in axes[0][0].get_yticklabels():

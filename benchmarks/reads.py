@@ -2,8 +2,8 @@
 
 from benchmarks.check import check_batch
 from benchmarks.data import Samples, shuffled_batches
-from benchmarks.engines import Engine, chosen
-from benchmarks.engines.base import Reader
+from benchmarks.engines import chosen
+from benchmarks.engines.base import Engine, Reader
 from benchmarks.keeping import kept_samples, samples_of
 from benchmarks.rows import Row
 from benchmarks.settings import Settings

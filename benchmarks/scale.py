@@ -2,12 +2,13 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import zarr
 
 import zarrpipe as zp
-from benchmarks.data import DataSet, make
+from benchmarks.data import AnyArray, DataSet, make
 from benchmarks.engines.ours import STORE, as_batch
 from benchmarks.keeping import code, kept
 from benchmarks.probe import ask
@@ -63,7 +64,7 @@ def write(store: Path, count: int) -> None:
     atoms[0] = LEAST_ATOMS
     ptr = np.zeros(count + 1, dtype=np.int64)
     np.cumsum(atoms, out=ptr[1:])
-    group = zarr.open_group(store, mode="r+")
+    group: Any = zarr.open_group(store, mode="r+")
     for part in ("core", "custom", "meta"):
         for name, array in group[part].arrays():
             per_atom = name in ("positions", "atomic_numbers", "forces", "atoms_mask")
@@ -81,7 +82,7 @@ def write(store: Path, count: int) -> None:
     group.attrs["num_samples"] = count
 
 
-def _write_chunks(array: Path, values: np.ndarray, rows: int) -> None:
+def _write_chunks(array: Path, values: AnyArray, rows: int) -> None:
     """Chunk files of a plain array of one dimension, each at its full size."""
     (array / "c").mkdir(parents=True, exist_ok=True)
     for chunk, start in enumerate(range(0, len(values), rows)):

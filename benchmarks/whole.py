@@ -6,6 +6,7 @@ import numpy as np
 
 import zarrpipe as zp
 from benchmarks.check import check_batch
+from benchmarks.data import AnyArray
 from benchmarks.engines.ours import STORE, write_store
 from benchmarks.keeping import code, kept, samples_of
 from benchmarks.rows import Row
@@ -48,6 +49,6 @@ def run(settings: Settings) -> list[Row]:
     return rows
 
 
-def _fresh(size: int) -> np.ndarray:
+def _fresh(size: int) -> AnyArray:
     """Bytes that no process has touched."""
     return np.frombuffer(mmap.mmap(-1, size), dtype=np.uint8)

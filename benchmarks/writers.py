@@ -106,7 +106,7 @@ class RawWriter:
                 os.posix_fallocate(descriptor, 0, self._nbytes)
                 self._files.append(descriptor)
                 self._offsets.append(0)
-        return [memoryview(np.ascontiguousarray(a).reshape(-1).view("u1")) for a in arrays.values()]
+        return [np.ascontiguousarray(a).reshape(-1).view("u1").data for a in arrays.values()]
 
     def write(self, request: Any) -> None:
         """See `Writer.write`."""

@@ -123,8 +123,13 @@ def atompack_molecule(record: Mapping[str, AnyArray]) -> Any:
         energy=float(record["energy"][0, 0]),
         forces=record["forces"],
         cell=record["cell"][0],
-        pbc=tuple(map(bool, record["pbc"][0])),
+        pbc=_three(record["pbc"][0]),
     )
+
+
+def _three(periodic: AnyArray) -> tuple[bool, bool, bool]:
+    a, b, c = periodic.tolist()
+    return a, b, c
 
 
 class AtompackReader(ListReader):

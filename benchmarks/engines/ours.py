@@ -74,7 +74,7 @@ class OindexReader(ListReader):
     def __init__(self, directory: Path) -> None:
         import zarr  # noqa: PLC0415  only this engine needs it
 
-        group = zarr.open_group(directory / STORE, mode="r")
+        group: Any = zarr.open_group(directory / STORE, mode="r")
         present = {name for part in ("core", "custom") for name in group[part]}
         self._fields = {name: group[f"core/{name}"] for name in LEVELS if name in present}
         self._ptr = {
