@@ -8,6 +8,7 @@ import zarr
 from zarrpipe import ZarrData, ZarrDataset
 from zarrpipe.errors import FieldError, StoreLockedError, StoreNotFoundError
 from zarrpipe.store.appender import StoreAppender
+from zarrpipe.store.arrays import Arrays
 from zarrpipe.store.columns import PlainColumn
 from zarrpipe.testing import assert_batches_equal, numbered_batch
 
@@ -32,8 +33,16 @@ def test_an_old_sink_leaves_a_new_store_alone(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["path", "dict"])
-@pytest.mark.parametrize("step", ["_publish", "_release_columns", "_open", "_open_column"])
-def test_a_clearing_that_was_interrupted(tmp_path, monkeypatch, kind, step):
+@pytest.mark.parametrize(
+    ("owner", "step"),
+    [
+        (StoreAppender, "_publish"),
+        (StoreAppender, "_open"),
+        (Arrays, "release"),
+        (Arrays, "open"),
+    ],
+)
+def test_a_clearing_that_was_interrupted(tmp_path, monkeypatch, kind, owner, step):
     """After Ctrl-C in zero the same sink goes on with a store that is empty."""
     store = tmp_path / "store" if kind == "path" else {}
     sink = ZarrData(store)
@@ -43,7 +52,7 @@ def test_a_clearing_that_was_interrupted(tmp_path, monkeypatch, kind, step):
         monkeypatch.undo()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(StoreAppender, step, interrupted)
+    monkeypatch.setattr(owner, step, interrupted)
     with pytest.raises(KeyboardInterrupt):
         sink.zero()
     assert len(sink) == 0
@@ -66,7 +75,8 @@ def test_an_interrupt_at_the_closing_of_a_file(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("zarrpipe.store.columns.os.close", close)
-    column = next(c for c in sink._appender._columns.values() if isinstance(c, PlainColumn))
+    column = sink._appender.column("core/positions")
+    assert isinstance(column, PlainColumn)
     with pytest.raises(KeyboardInterrupt):
         column.close()
     column.close()

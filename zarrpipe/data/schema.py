@@ -135,11 +135,9 @@ def make_of(batch: Batch) -> tuple[object, ...]:
     >>> make_of(Batch.from_data_list([one, two])) == make_of(Batch.from_data_list([two]))
     True
     """
-    levels = batch.levels
-    fields = (
-        (name, levels[name], value.dtype, value.shape[1:]) for name, value in batch.fields.items()
-    )
-    return (batch.partly_present, *fields)
+    fields = batch.fields
+    rows = [(value.dtype, value.shape[1:]) for value in fields.values()]
+    return (*fields, *batch.levels.items(), *rows, batch.partly_present)
 
 
 def field_from_array(

@@ -10,18 +10,15 @@ from zarrpipe.data.batch import Batch
 from zarrpipe.data.schema import Field, Schema, make_of
 from zarrpipe.errors import StoreClosedError, StoreLockedError, StoreNotFoundError
 from zarrpipe.store.admission import NewArray, plan_admission
-from zarrpipe.store.columns import Column, open_column
-from zarrpipe.store.commit import Extent, committed_samples
+from zarrpipe.store.arrays import Arrays
+from zarrpipe.store.columns import Column
 from zarrpipe.store.config import ZarrWriteConfig
 from zarrpipe.store.layout import (
     ATOMS_MASK,
     ATOMS_PTR,
     EDGES_MASK,
-    EDGES_PTR,
     SAMPLES_MASK,
-    ArraySpec,
     Attributes,
-    create_array,
     field_path,
     field_spec,
     find_array,
@@ -69,7 +66,7 @@ class StoreAppender:
     ) -> None:
         self.root, self.config, self.capacity = root, config, capacity
         self._closed = False
-        self._columns: dict[str, Column] = {}
+        self._arrays = Arrays(root, config, capacity)
         self._admitted: tuple[object, ...] | None = None
         check_writable(root)
         if lock is None and root.directory is not None:
@@ -88,8 +85,8 @@ class StoreAppender:
         specs = [*meta_specs(), *map(field_spec, self.schema.values())]
         specs += [present_spec(self.schema[name]) for name in attributes.partly]
         for spec in specs:
-            self._open_column(spec)
-        self.extent = self._committed()
+            self._arrays.open(group, spec)
+        self.extent = self._arrays.committed(group[ATOMS_PTR].shape[0])  # type: ignore[union-attr]
         self.column(ATOMS_PTR).clear_from(self.extent.samples + 1)
         self.column(SAMPLES_MASK).clear_from(self.extent.samples)
         self.count_deleted()
@@ -97,27 +94,10 @@ class StoreAppender:
             self.column(ATOMS_MASK).clear_all()
             self.column(EDGES_MASK).clear_all()
 
-    def _open_column(self, spec: ArraySpec, *, fresh: bool = False) -> Column:
-        array = None if fresh else find_array(self.group, spec.path)
-        if array is None:
-            array = create_array(self.group, spec, self.config, self.capacity)
-        directory = self.root.directory
-        column = open_column(array, None if directory is None else directory / spec.path)
-        self._columns[spec.path] = column
-        return column
-
-    def _committed(self) -> Extent:
-        pointers, entries = self.column(ATOMS_PTR), self.group[ATOMS_PTR].shape[0]  # type: ignore[union-attr]
-        samples = committed_samples(lambda i: int(pointers.read(i, i + 1)[0]), entries)
-        if samples == 0:
-            return Extent()
-        ends = [self.column(p).read(samples, samples + 1)[0] for p in (ATOMS_PTR, EDGES_PTR)]
-        return Extent(samples, int(ends[0]), int(ends[1]))
-
     def column(self, path: str) -> Column:
         """Column of an array of the store; see `check_usable` for the errors."""
         self.check_usable()
-        return self._columns[path]
+        return self._arrays[path]
 
     def check_usable(self) -> None:
         """Refuse to go on where nothing must be written any more.
@@ -151,7 +131,7 @@ class StoreAppender:
     @property
     def paths(self) -> frozenset[str]:
         """Places of the arrays that zarrpipe made."""
-        return frozenset(self._columns)
+        return self._arrays.paths
 
     def append(self, batch: Batch) -> None:
         """Append systems; they exist once their pointers are written, which is the last step.
@@ -172,10 +152,12 @@ class StoreAppender:
         batch = on_host(batch)
         self._admit(batch)
         after = self.extent.after(batch)
-        self._columns[ATOMS_MASK].reserve(after.atoms)
-        self._columns[EDGES_MASK].reserve(after.edges)
+        self._arrays[ATOMS_MASK].reserve(after.atoms)
+        self._arrays[EDGES_MASK].reserve(after.edges)
         try:
-            self._carry_out(plan_append(self.schema, self.attributes.partly, self.extent, batch))
+            self._arrays.carry_out(
+                plan_append(self.schema, self.attributes.partly, self.extent, batch)
+            )
         except BaseException:
             self._roll_back()
             raise
@@ -184,7 +166,7 @@ class StoreAppender:
     def _roll_back(self) -> None:
         """Take back pointers of an append that failed."""
         try:
-            self._columns[ATOMS_PTR].clear_from(self.extent.samples + 1)
+            self._arrays[ATOMS_PTR].clear_from(self.extent.samples + 1)
         except BaseException:
             self.abandon()
             raise
@@ -211,7 +193,7 @@ class StoreAppender:
         self.schema.check(batch)
         plan = plan_admission(self.schema, self.attributes.partly, self.extent, batch)
         if plan is not None:
-            columns = [self._open_column(new.spec, fresh=True) for new in plan.arrays]
+            columns = [self._arrays.open(self.group, new.spec, fresh=True) for new in plan.arrays]
             fills = map(NewArray.fill, plan.arrays, (column.chunk_rows for column in columns))
             self.run([fill for fill in fills if fill is not None])
             self._publish(plan.schema, partly=plan.partly)
@@ -220,11 +202,7 @@ class StoreAppender:
     def run(self, writes: Sequence[RowWrite]) -> None:
         """Carry out writes in order."""
         self.check_usable()
-        self._carry_out(writes)
-
-    def _carry_out(self, writes: Sequence[RowWrite]) -> None:
-        for path, start, values in writes:
-            self._columns[path].write(start, values)
+        self._arrays.carry_out(writes)
 
     def add_field(self, item: Field, values: Any) -> None:
         """Add a field with a row for everything that is stored.
@@ -236,7 +214,7 @@ class StoreAppender:
         values : array
             One row for each atom, edge or sample that is stored.
         """
-        self._open_column(field_spec(item), fresh=True)
+        self._arrays.open(self.group, field_spec(item), fresh=True)
         self.run([RowWrite(field_path(item), 0, values)])
         self._publish(self.schema.extended((item,)))
 
@@ -275,7 +253,7 @@ class StoreAppender:
             pointers.clear_all()
             self.attributes = Attributes(0, generation=new_generation())
             self._publish(Schema({}))
-            self._release_columns()
+            self._arrays.release()
             for path in paths:
                 if path in self.group:
                     del self.group[path]
@@ -297,11 +275,7 @@ class StoreAppender:
     def flush(self) -> None:
         """Make every shape exact and write the number of samples."""
         self.check_usable()
-        exact = {ATOMS_PTR: self.extent.samples + 1, EDGES_PTR: self.extent.samples + 1}
-        exact |= {ATOMS_MASK: self.extent.atoms, EDGES_MASK: self.extent.edges}
-        exact |= {field_path(item): self.extent.rows(item.level) for item in self.schema.values()}
-        for path, column in self._columns.items():
-            column.trim(exact.get(path, self.extent.samples))
+        self._arrays.trim(self.schema, self.extent)
         if self.attributes.num_samples != self.extent.samples:
             self._publish(self.schema, num_samples=self.extent.samples)
 
@@ -310,16 +284,11 @@ class StoreAppender:
         """Whether the lock stayed with the process that this one was forked from."""
         return self._lock is not None and not self._lock.held
 
-    def _release_columns(self) -> None:
-        for column in self._columns.values():
-            column.close()
-        self._columns.clear()
-
     def abandon(self) -> None:
         """Let go of files and lock without touching the store."""
         self._closed = True
         try:
-            self._release_columns()
+            self._arrays.release()
         finally:
             if self._lock is not None:
                 self._lock.release()

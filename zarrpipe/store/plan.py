@@ -1,13 +1,12 @@
 """An append as data: which rows go where, in the order that makes every kill leave a prefix."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.csr import AnyArray
-from zarrpipe.data.fields import Level
 from zarrpipe.data.ids import structure_ids
 from zarrpipe.data.schema import Field, Schema
 from zarrpipe.store.commit import Extent
@@ -20,6 +19,8 @@ from zarrpipe.store.layout import (
     field_path,
     present_path,
 )
+
+_STAGES = {SAMPLES_MASK: 1, EDGES_PTR: 1, ATOMS_PTR: 2}
 
 
 class RowWrite(NamedTuple):
@@ -56,22 +57,37 @@ def plan_append(
     batch
         Systems that fit the schema, on the CPU and without gradients; at least one.
     """
-    first, fields = extent.samples, batch.fields
-    starts = {level: extent.rows(level) for level in Level}
+    first, arrays, ptr = extent.samples, _arrays(batch), batch.batch_ptr.numpy()
     writes = []
     for item in schema.values():
-        value = fields.get(item.name)
-        rows = _fill(item, batch) if value is None else _rows(item, extent, value)
-        writes.append(RowWrite(field_path(item), starts[item.level], rows))
+        values = arrays.get(item.name)
+        rows = _fill(item, batch) if values is None else _rows(item, extent, values)
+        writes.append(RowWrite(field_path(item), extent.rows(item.level), rows))
     for name in sorted(partly):
-        here = batch.present(name).numpy() if name in batch else np.zeros(batch.num_graphs, bool)
+        here = batch.present(name).numpy() if name in arrays else np.zeros(batch.num_graphs, bool)
         writes.append(RowWrite(present_path(name), first, here))
-    writes.append(RowWrite(IDS, first, batch_ids(batch)))
+    writes.append(RowWrite(IDS, first, _ids(batch, arrays, ptr)))
     writes.append(RowWrite(SAMPLES_MASK, first, np.ones(batch.num_graphs, dtype=bool)))
-    edge_ptr, atoms_ptr = batch.edge_ptr.numpy(), batch.batch_ptr.numpy()
-    writes.append(RowWrite(EDGES_PTR, first + 1, edge_ptr[1:] + extent.edges))
-    writes.append(RowWrite(ATOMS_PTR, first + 1, atoms_ptr[1:] + extent.atoms))
+    writes.append(RowWrite(EDGES_PTR, first + 1, batch.edge_ptr.numpy()[1:] + extent.edges))
+    writes.append(RowWrite(ATOMS_PTR, first + 1, ptr[1:] + extent.atoms))
     return writes
+
+
+def in_stages(writes: Sequence[RowWrite]) -> list[list[RowWrite]]:
+    """Writes in groups that must follow each other, each of writes that may go on at once.
+
+    Examples
+    --------
+    >>> rows = np.zeros(1)
+    >>> paths = ["core/positions", IDS, SAMPLES_MASK, EDGES_PTR, ATOMS_PTR]
+    >>> stages = in_stages([RowWrite(path, 0, rows) for path in paths])
+    >>> [[write.path for write in stage] for stage in stages]
+    [['core/positions', 'meta/ids'], ['meta/samples_mask', 'meta/edges_ptr'], ['meta/atoms_ptr']]
+    """
+    stages: list[list[RowWrite]] = [[], [], []]
+    for write in writes:
+        stages[_STAGES.get(write.path, 0)].append(write)
+    return [stage for stage in stages if stage]
 
 
 def on_host(batch: Batch) -> Batch:
@@ -88,25 +104,23 @@ def batch_ids(batch: Batch) -> AnyArray:
     A cell or pbc that a system lacks counts as zero, so that the id does not depend on what else
     is in the batch.
     """
-    return structure_ids(
-        batch.fields["positions"].numpy(),
-        batch.fields["atomic_numbers"].numpy(),
-        batch.batch_ptr.numpy(),
-        _box(batch, "cell"),
-        _box(batch, "pbc"),
-    )
+    return _ids(batch, _arrays(batch), batch.batch_ptr.numpy())
 
 
-def _box(batch: Batch, name: str) -> AnyArray | None:
-    """Rows of cell or pbc, zero where a system lacks it; None if all do."""
-    value = batch.fields.get(name)
-    if value is None:
-        return None
-    rows: AnyArray = value.numpy()
-    if name not in batch.partly_present:
-        return rows
-    has = batch.present(name).numpy()
-    return np.where(has.reshape(-1, *(1,) * (rows.ndim - 1)), rows, 0)
+def _arrays(batch: Batch) -> dict[str, AnyArray]:
+    """Fields as arrays that share the tensors' memory."""
+    return {name: value.numpy() for name, value in batch.fields.items()}
+
+
+def _ids(batch: Batch, arrays: dict[str, AnyArray], ptr: AnyArray) -> AnyArray:
+    box = {}
+    for name in ("cell", "pbc"):
+        rows = arrays.get(name)
+        if rows is not None and name in batch.partly_present:
+            has = batch.present(name).numpy()
+            rows = np.where(has.reshape(-1, *(1,) * (rows.ndim - 1)), rows, 0)
+        box[name] = rows
+    return structure_ids(arrays["positions"], arrays["atomic_numbers"], ptr, **box)
 
 
 def plan_fill(spec: ArraySpec, rows: int, chunk_rows: int) -> RowWrite | None:
@@ -121,11 +135,9 @@ def plan_fill(spec: ArraySpec, rows: int, chunk_rows: int) -> RowWrite | None:
     return RowWrite(spec.path, start, np.full((rows - start, *spec.shape), spec.fill, spec.dtype))
 
 
-def _rows(item: Field, extent: Extent, value: torch.Tensor) -> AnyArray:
-    """Rows of a field, with store-global atom indices."""
-    rows: AnyArray = value.numpy()
-    if rows.dtype is not item.dtype:
-        rows = rows.astype(item.dtype, copy=False)
+def _rows(item: Field, extent: Extent, values: AnyArray) -> AnyArray:
+    """Rows of a field as they are stored, with store-global atom indices."""
+    rows = values if values.dtype is item.dtype else values.astype(item.dtype, copy=False)
     return rows + extent.atoms if item.name == "neighbor_list" else rows
 
 

@@ -1,0 +1,92 @@
+"""The arrays of a store as a writer has them open, by path."""
+
+from collections.abc import Sequence
+
+import zarr
+from zarr.storage import MemoryStore
+
+from zarrpipe.data.schema import Schema
+from zarrpipe.store.columns import Column, open_column
+from zarrpipe.store.commit import Extent, committed_samples
+from zarrpipe.store.config import ZarrWriteConfig
+from zarrpipe.store.layout import (
+    ATOMS_MASK,
+    ATOMS_PTR,
+    EDGES_MASK,
+    EDGES_PTR,
+    ArraySpec,
+    create_array,
+    field_path,
+    find_array,
+)
+from zarrpipe.store.plan import RowWrite
+from zarrpipe.store.root import Root
+from zarrpipe.store.together import write_in_stages
+
+
+class Arrays:
+    """Columns of the arrays of one store.
+
+    Parameters
+    ----------
+    root
+        Place of the store.
+    config
+        Chunks and codecs of the arrays that are created.
+    capacity
+        Samples that are expected at most, for the size of chunks.
+    """
+
+    def __init__(self, root: Root, config: ZarrWriteConfig, capacity: int) -> None:
+        self._root, self._config, self._capacity = root, config, capacity
+        self._far = root.directory is None and not isinstance(root.path.store, MemoryStore)
+        self._columns: dict[str, Column] = {}
+
+    @property
+    def paths(self) -> frozenset[str]:
+        """Places of the arrays that are open."""
+        return frozenset(self._columns)
+
+    def __getitem__(self, path: str) -> Column:
+        return self._columns[path]
+
+    def open(self, group: zarr.Group, spec: ArraySpec, *, fresh: bool = False) -> Column:
+        """Open an array, which is made if it is not there, or anew if it is to be `fresh`."""
+        array = None if fresh else find_array(group, spec.path)
+        if array is None:
+            array = create_array(group, spec, self._config, self._capacity)
+        directory = self._root.directory
+        column = open_column(array, None if directory is None else directory / spec.path)
+        self._columns[spec.path] = column
+        return column
+
+    def committed(self, entries: int) -> Extent:
+        """What is committed, according to pointers of which `entries` are allocated."""
+        pointers = self[ATOMS_PTR]
+        samples = committed_samples(lambda i: int(pointers.read(i, i + 1)[0]), entries)
+        if samples == 0:
+            return Extent()
+        ends = [self[path].read(samples, samples + 1)[0] for path in (ATOMS_PTR, EDGES_PTR)]
+        return Extent(samples, int(ends[0]), int(ends[1]))
+
+    def carry_out(self, writes: Sequence[RowWrite]) -> None:
+        """Carry out writes in commit order."""
+        if self._far:
+            write_in_stages(self._columns, writes)
+            return
+        for path, start, values in writes:
+            self._columns[path].write(start, values)
+
+    def trim(self, schema: Schema, extent: Extent) -> None:
+        """Make every shape that of what is committed."""
+        exact = {ATOMS_PTR: extent.samples + 1, EDGES_PTR: extent.samples + 1}
+        exact |= {ATOMS_MASK: extent.atoms, EDGES_MASK: extent.edges}
+        exact |= {field_path(item): extent.rows(item.level) for item in schema.values()}
+        for path, column in self._columns.items():
+            column.trim(exact.get(path, extent.samples))
+
+    def release(self) -> None:
+        """Close files and forget the arrays."""
+        for column in self._columns.values():
+            column.close()
+        self._columns.clear()
