@@ -28,7 +28,7 @@ from zarrpipe.errors import (
     StoreNotFoundError,
     StoreReadOnlyError,
 )
-from zarrpipe.store import rewrite, sources
+from zarrpipe.store import selection, sources
 from zarrpipe.store.view import StoreView
 from zarrpipe.testing import (
     assert_batches_equal,
@@ -91,7 +91,7 @@ def target(request, tmp_path):
 def _blocks(request, monkeypatch):
     """Blocks larger than a store, and of a few rows."""
     if request.param == "small":
-        monkeypatch.setattr(rewrite, "_BLOCK", 100)
+        monkeypatch.setattr(selection, "_BLOCK", 100)
         monkeypatch.setattr(sources, "_DECODED", 200)
         monkeypatch.setattr(sources, "_IDS_BLOCK", 3)
 
@@ -152,6 +152,28 @@ class TestValues:
         assert_batches_equal(everything(place), numbered_batch(np.array(kept)[order]))
         ids = np.concatenate([StoreView(store).ids for store in stores])
         np.testing.assert_array_equal(StoreView(place).ids, ids[order])
+
+    @pytest.mark.parametrize("compiled", [True, False])
+    def test_shuffled_beyond_memory(self, tmp_path, monkeypatch, compiled):
+        """What does not fit in memory is read in large blocks, in the order of the sources."""
+        stores = [
+            filled(tmp_path / f"{start}", numbered_batch(range(start, start + 30)), None, [1, 2])
+            for start in (0, 30)
+        ]
+        stores.append(filled({}, numbered_batch(range(60, 70)).without("neighbor_list")))
+        for name, value in (("_BLOCK", 50), ("_memory", lambda: 2000)):
+            monkeypatch.setattr(selection, name, value)
+        if not compiled:
+            monkeypatch.setattr(selection, "compiled_kernels", lambda: None)
+        merge(stores, tmp_path / "whole", shuffle=7)
+        order = np.random.default_rng(7).permutation(66)
+        found, dataset = everything(tmp_path / "whole"), ZarrDataset(stores)
+        expected = dataset.gather(order)
+        absent = ~expected.present("neighbor_list")
+        assert absent.sum() == 10
+        for batch in (found, expected):  # the rows of what is absent mean nothing
+            batch["neighbor_list"][absent.repeat_interleave(batch.num_edges_per_graph)] = 0
+        assert_batches_equal(found, expected)
 
     def test_a_seed_says_the_order(self, tmp_path):
         store = filled({}, numbered_batch(range(40)))

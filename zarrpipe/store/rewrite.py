@@ -37,7 +37,6 @@ from zarrpipe.store.layout import (
 from zarrpipe.store.root import Root
 from zarrpipe.store.selection import Selection
 
-_BLOCK = 1 << 23
 _LARGE, _ENCODED, _INNER = 1 << 26, 1 << 23, 1 << 20
 _MOST_CHUNKS = 4_096
 
@@ -172,14 +171,11 @@ def _create(
 def _fill(column: Column, selection: Selection, name: str, done: Callable[[int], object]) -> None:
     """Write every row of a field."""
     item, row = selection.schema[name], 0
-    row_bytes = max(1, field_spec(item).row_bytes)
-    step = max(1, _BLOCK // row_bytes)
-    if not isinstance(column, PlainColumn):  # whole objects, each encoded once
-        step = column.chunk_rows * max(1, step // column.chunk_rows)
-    for values in selection.blocks(item, step):
+    unit = 1 if isinstance(column, PlainColumn) else column.chunk_rows  # each is encoded once
+    for values in selection.blocks(item, unit):
         column.write(row, values)
         row += len(values)
-        done(len(values) * row_bytes)
+        done(values.nbytes)
     column.close()
 
 

@@ -1,5 +1,7 @@
 """The samples of several stores in the order that they are to have in a new one."""
 
+import mmap
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,6 +18,7 @@ from zarrpipe.store.kernels import LEVELS, compiled_kernels
 from zarrpipe.store.layout import field_spec
 from zarrpipe.store.sources import Source
 
+_BLOCK = 1 << 23
 _ALL = np.zeros(0, dtype=np.int64)
 
 
@@ -35,7 +38,9 @@ class _Rows:
 class Selection:
     """Every sample of the sources, in their order or shuffled.
 
-    It needs about 100 bytes of memory a sample, beside what is read at a time.
+    It needs about 100 bytes of memory a sample, beside what is read at a time: 8 MiB, or what is
+    encoded as one. Shuffled samples are read at random from what is in memory. A field of more
+    than a quarter of the memory is read through from its beginning for every eighth of the memory.
 
     Parameters
     ----------
@@ -82,16 +87,31 @@ class Selection:
         """Id of each sample's structure, [N] uint64."""
         return self._ordered(_joined([source.ids() for source in self.sources]))
 
-    def blocks(self, item: Field, step: int) -> Iterator[AnyArray]:
-        """Rows of a field in their new order, `step` at a time; valid until the next are asked for.
+    def blocks(self, item: Field, unit: int = 1) -> Iterator[AnyArray]:
+        """Rows of a field in their new order, several times `unit` of them at a time.
 
         Sources that lack it give its fill.
         """
-        rows = self.extent.rows(item.level)
+        rows, row_bytes = self.extent.rows(item.level), max(1, field_spec(item).row_bytes)
+        block_bytes = _BLOCK
+        if self._order is not None and rows * row_bytes > _memory() // 4:
+            block_bytes = _memory() // 8
+        elif self._order is not None:
+            self._touch(item)
+        step = unit * max(1, block_bytes // (unit * row_bytes))
         for start in range(0, rows, step):
             yield self._block(item, start, min(start + step, rows))
         for source in self.sources:
             source.check_unchanged()
+
+    def _touch(self, item: Field) -> None:
+        """Bring a field that fits in memory there from its beginning to its end.
+
+        What follows reads it at random, which is slow from a disk.
+        """
+        for source in self.sources:
+            if item.name in source.schema and len(source.samples):
+                source.field(item).reshape(-1).view(np.uint8)[:: mmap.PAGESIZE].max(initial=0)
 
     def _block(self, item: Field, start: int, stop: int) -> AnyArray:
         if item.level is Level.SYSTEM:
@@ -120,6 +140,10 @@ class Selection:
             values.fill(item.fill)
         for number in sorted({*owners} - {*lacking}):
             places = np.flatnonzero(owner == number) if len(owners) > 1 else _ALL
+            if values.nbytes > 2 * _BLOCK:  # in the order of the source, which is not in memory
+                starts = rows.starts[places] if len(places) else rows.starts
+                order = np.argsort(starts, kind="stable")
+                places = places[order] if len(places) else order
             _copy(self.sources[number].field(item), rows, places, values)
         return values
 
@@ -191,6 +215,11 @@ def _check_edges(source: Source, edges: AnyArray, begin: Int64Array, end: Int64A
             "every write but the first relative to that write: remove the field there and find "
             "neighbours anew"
         )
+
+
+def _memory() -> int:
+    """Bytes of memory of this machine."""
+    return os.sysconf("SC_PHYS_PAGES") * mmap.PAGESIZE if hasattr(os, "sysconf") else 1 << 33
 
 
 def _room(item: Field, rows: int) -> AnyArray:
