@@ -58,7 +58,7 @@ def test_a_plain_column_is_an_array_of_rows(tmp_path_factory, writes):
     np.testing.assert_array_equal(column.read(0, stop), expected[:stop])
     stored = zarr.open_array(folder, mode="r")
     assert stored.shape[0] % 16 == 0
-    assert stop <= stored.shape[0] <= (stop + 15) * 3 // 2
+    assert stop <= stored.shape[0] <= (stop + 15) * 2
     np.testing.assert_array_equal(stored[:stop], expected[:stop])
     column.trim(stop)
     np.testing.assert_array_equal(zarr.open_array(folder, mode="r")[:], expected[:stop])

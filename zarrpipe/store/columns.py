@@ -117,13 +117,12 @@ class PlainColumn:
             row = end
 
     def reserve(self, rows: int) -> None:
-        """Let the shape run ahead, by half of what is there; see `Column.reserve`.
+        """Let the shape run ahead, to twice what is needed; see `Column.reserve`.
 
-        To replace a metadata document costs as much as several appends.
+        To replace a metadata document costs more than several appends.
         """
         if rows > self._shape[0]:
-            chunks = -(-rows // self._chunk_rows)
-            self._reshape((chunks + chunks // 2) * self._chunk_rows)
+            self._reshape(2 * -(-rows // self._chunk_rows) * self._chunk_rows)
 
     def read(self, start: int, stop: int) -> AnyArray:
         """Rows as they are; see `Column.read`."""
