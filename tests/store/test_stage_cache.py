@@ -304,6 +304,25 @@ class TestLimit:
         assert rival.stage.cache.used <= 4 * UNIT_BYTES
         np.testing.assert_array_equal(one.all(), values)
 
+    def test_settled_rows_are_read_at_once(self, opened, values):
+        """It is known that all are there, until something is evicted while they are copied."""
+        one, found = opened(), []
+
+        def copy():
+            found.append(one.array.data.copy())
+
+        one.read(at(0), 5)
+        assert not one.stage.read_settled([one.array], copy)
+        assert not found
+        one.all()
+        assert one.stage.read_settled([one.array], copy)
+        np.testing.assert_array_equal(found.pop(), values)
+        rival = opened(4 * UNIT_BYTES)
+        rival.stage.open([rival.array])
+        assert not one.stage.read_settled([one.array], rival.stage.cache.trim)
+        assert rival.stage.cache.used <= 4 * UNIT_BYTES
+        np.testing.assert_array_equal(one.all(), values)
+
     @pytest.mark.filterwarnings("ignore:the cache")
     @pytest.mark.parametrize("units", [1, 4, 9])
     def test_readers_that_evict_each_other(self, opened, values, units):

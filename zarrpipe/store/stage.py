@@ -120,6 +120,29 @@ class Stage:
             self._begin()
         return self._cache  # type: ignore[return-value]
 
+    def open(self, arrays: Sequence[StagedArray]) -> None:
+        """Open arrays side by side, and those again that have grown."""
+        tasks = [Task(array.follow, 0) for array in arrays if array.behind]
+        for task in tasks[1:]:
+            self._fetcher.pool.submit(task, urgent=True)
+        for task in tasks[:1]:
+            task.work(task)
+        for task in tasks:
+            task.wait()
+
+    def read_settled(self, arrays: Sequence[StagedArray], copy: Callable[[], object]) -> bool:
+        """Call `copy` if all rows of some arrays are known to be there.
+
+        This costs next to nothing. False means that what was copied, if anything, is not to be
+        trusted, and that `read` has to be asked.
+        """
+        cache = self.cache
+        evictions = cache.evictions
+        if not all(array.settled(evictions) for array in arrays):
+            return False
+        copy()
+        return cache.evictions == evictions
+
     def read(self, wanted: Wanted, copy: Callable[[], Result]) -> Result:
         """Bring rows and give what `copy` makes of them, which is called again if it has to be."""
         attempt = 0
@@ -152,9 +175,10 @@ class Stage:
         evictions = cache.evictions
         if not keep and all(array.settled(evictions) for array, _, _ in wanted):
             return Ticket(cache, evictions)
-        self._open([array for array, _, _ in wanted])
-        needed = [(array, array.units(starts, stops)) for array, starts, stops in wanted]
+        self.open([array for array, _, _ in wanted])
+        needed = _units(wanted)
         with self._pinned(needed):
+            cache.trim()
             ticket = self._bring(cache, needed, attempt, keep=keep)
         self._warn(cache)
         return ticket
@@ -179,16 +203,6 @@ class Stage:
         self._fetcher = Fetcher(self._cache, self._check, self._threads)
         self._end = weakref.finalize(self, end, self._fetcher.pool, self._cache, 1.0)
 
-    def _open(self, arrays: Sequence[StagedArray]) -> None:
-        """Open arrays side by side, and those again that have grown."""
-        tasks = [Task(array.follow, 0) for array in arrays if array.behind]
-        for task in tasks[1:]:
-            self._fetcher.pool.submit(task, urgent=True)
-        for task in tasks[:1]:
-            task.work(task)
-        for task in tasks:
-            task.wait()
-
     def _bring(
         self,
         cache: StageCache,
@@ -201,13 +215,12 @@ class Stage:
         while True:
             evictions = cache.evictions
             stamp = KEPT if keep else _protected_until(attempt)
-            held = [(a.file, units, a.file.table[units, GENERATION]) for a, units in needed]
-            absent = [(array, array.absent(units)) for array, units in needed]
-            tasks = [
-                task
-                for array, units in absent
-                for task in self._fetcher.tasks(array, units, stamp, wait=again)
-            ]
+            held, tasks = [], []
+            for array, units in needed:
+                generations, absent = array.look(units)
+                held.append((array.file, units, generations))
+                if len(absent):
+                    tasks += self._fetcher.tasks(array, absent, stamp, wait=again)
             if not tasks and (not keep or cache.keep(held)):
                 break
             self._fetcher.pool.hurry(tasks)
@@ -215,8 +228,9 @@ class Stage:
                 task.wait()
             attempt, again = attempt + again, True
         for array, units in needed:
-            array.file.use(units, stamp)
-            array.settle(evictions)
+            if evictions or cache.limit is not None:
+                array.file.use(units, stamp)
+            array.settle(evictions, cache.commits)
         return Ticket(cache, evictions, held)
 
     @contextmanager
@@ -237,7 +251,7 @@ class Stage:
     def _advise(self, wanted: Wanted, task: Task) -> None:
         for array, starts, stops in wanted:
             array.follow()
-            units = array.absent(array.units(starts, stops))
+            _, units = array.look(array.units(starts, stops))
             room = max(0, _ADVICE - self._fetcher.pool.waiting)
             self._fetcher.tasks(array, units[:room], _protected_until(0), urgent=False)
         task.finish()
@@ -252,6 +266,18 @@ class Stage:
                 f"{cache.passed}; give a larger limit or smaller batches",
                 stacklevel=3,
             )
+
+
+def _units(wanted: Wanted) -> list[tuple[StagedArray, Int64Array]]:
+    """Units of each array that hold wanted rows; many arrays have the same rows and units."""
+    known: dict[tuple[int, ...], Int64Array] = {}
+    needed = []
+    for array, starts, stops in wanted:
+        key = (id(starts), id(stops), *array.division)
+        if key not in known:
+            known[key] = array.units(starts, stops)
+        needed.append((array, known[key]))
+    return needed
 
 
 def _protected_until(attempt: int) -> int:

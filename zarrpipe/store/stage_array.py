@@ -11,7 +11,7 @@ import zarr
 from zarrpipe.data.csr import AnyArray, Int64Array, pointers, segment_rows
 from zarrpipe.errors import StoreFormatError
 from zarrpipe.store.stage_pool import Task
-from zarrpipe.store.stage_units import ROWS, UnitFile
+from zarrpipe.store.stage_units import GENERATION, ROWS, UnitFile
 
 if TYPE_CHECKING:
     from zarrpipe.store.stage import Stage
@@ -38,6 +38,7 @@ class StagedArray:
         self._data: AnyArray | None = None
         self._dtype: np.dtype[Any] = np.dtype("V")
         self._complete, self._kept, self._settled = 0, 0, -1
+        self._settled_at: tuple[int, ...] = ()
 
     @property
     def data(self) -> AnyArray:
@@ -83,15 +84,28 @@ class StagedArray:
         """Whether all rows are there if the count of evictions is still this."""
         return self._settled == evictions and self._complete >= self._committed
 
-    def settle(self, evictions: int) -> None:
-        """See how many rows are there; `evictions` was counted before."""
-        file, limit = self.file, self._stage.cache.limit
-        if self.settled(evictions) or self._committed * file.row_bytes > (limit or math.inf):
+    @property
+    def division(self) -> tuple[int, int]:
+        """Rows of a unit, and rows that are committed."""
+        return self.file.unit_rows, self._committed
+
+    def settle(self, evictions: int, commits: int) -> None:
+        """See whether all rows are there, if that may have changed.
+
+        Parameters
+        ----------
+        evictions, commits
+            What the cache counted, the evictions before the rows were looked at.
+        """
+        moment = (evictions, commits, self._committed)
+        if moment == self._settled_at:
             return
-        count = -(-self._committed // file.unit_rows)
-        absent = self.absent(np.arange(count))
-        self._complete = int(absent[0]) * file.unit_rows if len(absent) else self._committed
-        self._settled = evictions
+        self._settled_at, self._settled = moment, -1
+        file, limit = self.file, self._stage.cache.limit
+        if self._committed * file.row_bytes <= (limit or math.inf):
+            _, absent = self.look(np.arange(-(-self._committed // file.unit_rows)))
+            if not len(absent):
+                self._settled, self._complete = evictions, self._committed
 
     def units(self, starts: Int64Array, stops: Int64Array) -> Int64Array:
         """Units that segments of rows touch, ascending."""
@@ -113,12 +127,11 @@ class StagedArray:
             touched[segment_rows(first, pointers(last - first + 1))] = True
         return np.flatnonzero(touched)
 
-    def absent(self, units: Int64Array) -> Int64Array:
-        """Those of `units` that lack committed rows."""
-        unit_rows = self.file.unit_rows
+    def look(self, units: Int64Array) -> tuple[Int64Array, Int64Array]:
+        """Generation of each of `units`, and those of them that lack committed rows."""
+        unit_rows, lines = self.file.unit_rows, self.file.table[units]
         wanted = np.minimum(unit_rows, self._committed - units * unit_rows)
-        lacking: Int64Array = units[self.file.table[units, ROWS] < wanted]
-        return lacking
+        return lines[:, GENERATION], units[lines[:, ROWS] < wanted]
 
     def committed_in(self, unit: int) -> int:
         """Number of rows of a unit that are committed."""
@@ -152,6 +165,7 @@ class StagedArray:
         self._opening = threading.RLock()
         self._array = self._file = self._data = None
         self._complete, self._kept, self._settled = 0, 0, -1
+        self._settled_at = ()
 
     def _reopened(self) -> zarr.Array[Any]:
         array = self._open()

@@ -21,7 +21,7 @@ from zarrpipe.store.stage_files import boot_id, write_all
 from zarrpipe.store.stage_place import Claim, remove_superseded
 from zarrpipe.store.stage_units import GENERATION, KEPT, ROWS, STAMP, SYNCED, Folder, UnitFile
 
-_BOOT, _BOOT_2, _USED, _EVICTIONS = range(4)
+_BOOT, _BOOT_2, _USED, _EVICTIONS, _COMMITS = range(5)
 _HEADER_BYTES = 4096
 _SLACK = 16
 """An eviction makes this part of the limit free, so that not every fetch has to evict."""
@@ -65,6 +65,11 @@ class StageCache:
         return self._header[_EVICTIONS]
 
     @property
+    def commits(self) -> int:
+        """Count of times that units were added by any process."""
+        return self._header[_COMMITS]
+
+    @property
     def used(self) -> int:
         """Bytes that are held."""
         return self._header[_USED]
@@ -99,6 +104,12 @@ class StageCache:
                 file.table[unit, ROWS] = -rows
             return before
 
+    def trim(self) -> None:
+        """Evict what is over the limit and not in use any more."""
+        if self.limit is not None and self.used > self.limit:
+            with self._lock.held():
+                self._evict(0)
+
     def abandon(self, file: UnitFile, unit: int, rows: int, before: int) -> None:
         """Take back what `reserve` did: the rows could not be written, or not be trusted."""
         with self._lock.held():
@@ -116,6 +127,7 @@ class StageCache:
                 line[STAMP] = max(int(line[STAMP]), stamp)
                 line[SYNCED] = 0
                 line[ROWS] = rows
+            self._header[_COMMITS] += 1
 
     def keep(self, units: Iterable[tuple[UnitFile, Int64Array, Int64Array]]) -> bool:
         """Let units stay for as long as the cache is open; False if one is not there any more.
@@ -228,7 +240,7 @@ class StageCache:
             for file, number in taken:
                 file.locks.give(number)
         self._count()
-        if freed < excess:
+        if need and freed < excess:
             self.passed = self.passed or "what is in use at once needs more"
 
     def _give_back(self, taken: Sequence[tuple[UnitFile, int]]) -> bool:

@@ -106,7 +106,7 @@ class Fetcher:
         with self._mutex:
             self._reading += 1
         try:
-            lacking = array.absent(np.array(run.units, dtype=np.int64)).tolist()
+            lacking = array.look(np.array(run.units, dtype=np.int64))[1].tolist()
             for part in _runs(lacking, len(lacking)):
                 self._write(run, part)
         except BaseException as error:  # noqa: BLE001  it is raised where the task is waited for
