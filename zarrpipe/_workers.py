@@ -17,7 +17,7 @@ import sys
 import time
 import weakref
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from multiprocessing import forkserver
 from multiprocessing.context import BaseContext
 from typing import Any
@@ -34,6 +34,9 @@ from zarrpipe.dataset import ZarrDataset
 
 SLOTS = 4
 """Batches that each worker is asked for ahead."""
+
+_GROUP = SLOTS // 2
+"""Requests go out together, since to wake a process takes longer than to read a small batch."""
 
 _GRACE = 2.0
 _SEEDS = 1 << 64
@@ -84,7 +87,7 @@ class Workers:
 
     def read(
         self, state: dict[str, Any], seed: int, batches: Iterator[Int64Array]
-    ) -> Iterator[Batch]:
+    ) -> Generator[Batch, None, None]:
         """Batches of the samples at given indices, in order; one iteration at a time.
 
         Parameters
@@ -113,6 +116,8 @@ class Workers:
             turns = itertools.cycle(self._workers)
             for request, worker in zip(itertools.islice(requests, ahead), turns, strict=False):
                 worker.ask(request)
+            for worker in self._workers:
+                worker.send()
         for worker in itertools.cycle(self._workers):
             if self.closed or self._iteration != mine:
                 raise RuntimeError(
@@ -149,6 +154,7 @@ class _Worker:
         self._free = list(range(SLOTS))
         self._asked: deque[tuple[int, int]] = deque()
         self._waiting: deque[Request] = deque()
+        self._received: deque[tuple[int, int, int]] = deque()
         self._iteration, self._state = 0, b""
         self._process = context.Process(  # type: ignore[attr-defined]  # each context has its own
             target=serve,
@@ -175,9 +181,8 @@ class _Worker:
         return bool(self._waiting or (self._asked and self._asked[-1][0] == self._iteration))
 
     def ask(self, request: Request) -> None:
-        """Have a batch read, as soon as a slot is free."""
+        """Have a batch read, once it is sent and a slot is free."""
         self._waiting.append(request)
-        self._pass_on()
 
     def take(self, buffers: BufferPool) -> Batch | Exception:
         """The batch that was asked for first, or what was raised in its place."""
@@ -188,12 +193,14 @@ class _Worker:
             if iteration == self._iteration:
                 got = _received(kind, *split(self._slots[place], *lengths), buffers)
             self._free.append(place)
-            self._pass_on()
+            if len(self._free) >= _GROUP:
+                self.send()
             if got is not None:
                 return got
 
-    def _pass_on(self) -> None:
+    def send(self) -> None:
         """Send the requests that there are slots for."""
+        message = b""
         while self._waiting and self._free:
             seed, index = self._waiting.popleft()
             place = self._free.pop()
@@ -202,21 +209,23 @@ class _Worker:
             first, second = split(self._slots[place], len(state), len(rows))
             first[:], second[:] = np.frombuffer(state, dtype=np.uint8), rows
             self._asked.append((self._iteration, place))
-            try:
-                request = REQUEST.pack(place, seed % _SEEDS, len(state), len(rows))
-                os.write(self._requests.fileno(), request)
-            except OSError:
-                raise self._died() from None
+            message += REQUEST.pack(place, seed % _SEEDS, len(state), len(rows))
+        try:
+            if message:
+                os.write(self._requests.fileno(), message)
+        except OSError:
+            raise self._died() from None
 
     def _receive(self) -> tuple[int, int, int]:
         """The next answer; its process may end, and its pipe stay open with a child of it."""
-        answer = b""
-        if any(source == self._answers.fileno() for source, _ in self._events.poll()):
-            answer = os.read(self._answers.fileno(), ANSWER.size)
-        if not answer:
+        if not self._received:
+            answers = b""
+            if any(source == self._answers.fileno() for source, _ in self._events.poll()):
+                answers = os.read(self._answers.fileno(), SLOTS * ANSWER.size)
+            self._received.extend(ANSWER.iter_unpack(answers))
+        if not self._received:
             raise self._died()
-        kind, first, second = ANSWER.unpack(answer)
-        return kind, first, second
+        return self._received.popleft()
 
     def _died(self) -> RuntimeError:
         self._process.join(_GRACE)

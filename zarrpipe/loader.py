@@ -6,11 +6,13 @@ than handing a batch over from another process, so worker processes are for tran
 compute (neighbour lists, augmentation).
 """
 
-from collections.abc import Iterator, Mapping
+import contextlib
+from collections.abc import Generator, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
+from zarrpipe._prefetch import advised, read_ahead
 from zarrpipe._workers import Workers
 from zarrpipe.data.batch import Batch
 from zarrpipe.dataset import ZarrDataset
@@ -27,27 +29,39 @@ class GraphLoader:
     sampler : GraphBatchSampler
         Which of them make each batch; Lightning calls its ``set_epoch``.
     num_workers : int
-        Worker processes; 0 reads in this one. They are started at the first batch, by forkserver
-        (spawn where there is none), so a script needs ``if __name__ == "__main__":``.
+        Worker processes, which run the dataset's transform; 0 reads in this one. They are started
+        at the first batch, by forkserver (spawn where there is none), so a script needs
+        ``if __name__ == "__main__":``, and live until `close`. There the global generators of
+        torch, NumPy and Python are seeded for each batch, by the sampler's seed, the epoch, the
+        rank and the step: a transform draws the same numbers with any number of workers.
+    prefetch : int
+        Batches that a thread reads ahead where there are no workers. It helps a loop that waits
+        outside of Python (for a GPU), and costs one that does not.
 
     Raises
     ------
     ValueError
-        If `num_workers` is negative.
+        If `num_workers` or `prefetch` is negative.
     """
 
     batch_sampler = None
     """Lightning asks for it in what has a sampler; None says that `sampler` decides."""
 
     def __init__(
-        self, dataset: ZarrDataset, sampler: GraphBatchSampler, *, num_workers: int = 0
+        self,
+        dataset: ZarrDataset,
+        sampler: GraphBatchSampler,
+        *,
+        num_workers: int = 0,
+        prefetch: int = 0,
     ) -> None:
-        if isinstance(num_workers, bool) or not isinstance(num_workers, int):
-            raise TypeError(f"num_workers is {num_workers!r}, expected an integer of 0 or more")
-        if num_workers < 0:
-            raise ValueError(f"num_workers is {num_workers}, expected 0 or more")
+        for name, number in (("num_workers", num_workers), ("prefetch", prefetch)):
+            if isinstance(number, bool) or not isinstance(number, int):
+                raise TypeError(f"{name} is {number!r}, expected an integer of 0 or more")
+            if number < 0:
+                raise ValueError(f"{name} is {number}, expected 0 or more")
         # Not named `dataset`: Lightning would rebuild whatever has that attribute to overfit.
-        self._dataset, self._num_workers = dataset, num_workers
+        self._dataset, self._num_workers, self._prefetch = dataset, num_workers, prefetch
         self.sampler = sampler
         self._workers: Workers | None = None
 
@@ -58,18 +72,21 @@ class GraphLoader:
     def __iter__(self) -> Iterator[Batch]:
         # A generator: Lightning calls iter() before it has said which epoch comes.
         plan = self.sampler.start()
-        for batch in self._read(plan):
-            self.sampler.advance()
-            yield batch
+        with contextlib.closing(self._read(plan)) as batches:
+            for batch in batches:
+                self.sampler.advance()
+                yield batch
 
-    def _read(self, plan: Plan) -> Iterator[Batch]:
-        if self._num_workers == 0:
-            return map(self._dataset.__getitems__, plan.batches(self.sampler.rank))
-        if self._workers is None or self._workers.closed:
-            self._workers = Workers(self._dataset, self._num_workers)
-        return self._workers.read(
-            self._dataset.state_dict(), self._seed(), plan.batches(self.sampler.rank)
-        )
+    def _read(self, plan: Plan) -> Generator[Batch, None, None]:
+        batches, advise = plan.batches(self.sampler.rank), getattr(self._dataset, "advise", None)
+        if advise is not None:
+            batches = advised(batches, advise)
+        if self._num_workers:
+            if self._workers is None or self._workers.closed:
+                self._workers = Workers(self._dataset, self._num_workers)
+            return self._workers.read(self._dataset.state_dict(), self._seed(), batches)
+        read = map(self._dataset.__getitems__, batches)
+        return read_ahead(read, self._prefetch) if self._prefetch else (batch for batch in read)
 
     def _seed(self) -> int:
         """Seed of the next batch: a function of the settings, the epoch, the step and the rank."""
