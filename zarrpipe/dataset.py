@@ -3,6 +3,7 @@
 import copy
 import operator
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import numpy as np
@@ -20,6 +21,7 @@ from zarrpipe.data.schema import Field
 from zarrpipe.errors import SchemaError, StoreFormatError
 from zarrpipe.store.gather import Gathers, Part
 from zarrpipe.store.root import StoreLike
+from zarrpipe.store.snapshot import Caching
 from zarrpipe.store.view import StoreView
 
 Transform = Callable[[Batch], Batch]
@@ -43,6 +45,13 @@ class ZarrDataset(Dataset[AtomicData]):
     transform : callable, optional
         Called with each `Batch` that is read (with a batch of one for ``dataset[i]``) and gives
         the `Batch` to use. It has to be picklable where worker processes are used.
+    cache_dir : str or Path, optional
+        Directory on a local disk for the rows of stores that are compressed or not local. Each is
+        fetched and decoded once, and found again by other processes and later runs. By default
+        they are held in memory.
+    cache_bytes : int, optional
+        Most bytes that are held of each such store; by default all that was read. What was used
+        longest ago makes room.
 
     Raises
     ------
@@ -58,6 +67,9 @@ class ZarrDataset(Dataset[AtomicData]):
         store_or_stores: StoreLike | Sequence[StoreLike],
         fields: Sequence[str] | None = None,
         transform: Transform | None = None,
+        *,
+        cache_dir: str | Path | None = None,
+        cache_bytes: int | None = None,
     ) -> None:
         if isinstance(fields, str):
             raise TypeError(f"fields is {fields!r}, expected a list of names such as [{fields!r}]")
@@ -65,7 +77,9 @@ class ZarrDataset(Dataset[AtomicData]):
         stores: Sequence[Any] = store_or_stores if many else [store_or_stores]  # type: ignore[assignment]
         if not stores:
             raise ValueError("an empty list of stores makes no dataset: expected at least one")
-        self._views = [StoreView(store) for store in stores]
+        directory = None if cache_dir is None else Path(cache_dir).expanduser().absolute()
+        caching = Caching(directory, cache_bytes)
+        self._views = [StoreView(store, caching) for store in stores]
         self._gathers = Gathers([view.snapshot for view in self._views])
         self._arrivals = Arrivals((i, view.num_samples) for i, view in enumerate(self._views))
         self._chosen: Int64Array | None = None

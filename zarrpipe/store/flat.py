@@ -43,12 +43,9 @@ class FlatArray(Protocol):
         ...
 
 
-def open_flat(open_array: Callable[[], zarr.Array[Any]], directory: Path | None) -> FlatArray:
-    """Flat array of a Zarr array; `directory` is the array's own where it is a local one."""
-    array = open_array()
-    if directory is not None and is_plain(array) and MappedArray.fits(array):
-        return MappedArray(array, directory)
-    return LoadedArray(open_array, array)
+def can_be_mapped(array: zarr.Array[Any], directory: Path | None) -> bool:
+    """Whether the chunk files of an array are its rows; `directory` is its own if it is local."""
+    return directory is not None and is_plain(array) and MappedArray.fits(array)
 
 
 class _Range:

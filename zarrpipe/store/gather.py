@@ -6,6 +6,7 @@ without, NumPy takes the rows of each field, with equal results.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +18,7 @@ from zarrpipe.data.csr import AnyArray, Int64Array
 from zarrpipe.data.fields import REQUIRED_FIELDS, Level
 from zarrpipe.data.schema import Field
 from zarrpipe.errors import FieldError, StoreFormatError
-from zarrpipe.store.kernels import Kernels, compiled_kernels, target_rows
+from zarrpipe.store.kernels import Kernels, compiled_kernels, source_segments, target_rows
 from zarrpipe.store.lookup import Column, Lookup
 from zarrpipe.store.snapshot import Snapshot
 
@@ -123,8 +124,12 @@ class Gather:
             end += -(-size * totals[level] // ALIGNMENT) * ALIGNMENT
         content, pinned = self._pool.take(end)
         views = self._views(starts, totals, content)
-        for place, (view, (_, level)) in enumerate(zip(views[:-2], self._sizes, strict=False)):
-            lookup.take(place, rows[level], view)
+
+        def copy() -> None:
+            for place, (view, (_, level)) in enumerate(zip(views[:-2], self._sizes, strict=False)):
+                lookup.take(place, rows[level], view)
+
+        lookup.read(partial(lookup.segments, part.samples), copy)
         views[-2][:], views[-1][:] = atoms_ptr, edges_ptr
         if self._edges >= 0:
             edges = views[self._edges]
@@ -167,7 +172,7 @@ class Gather:
         words = content.view(np.int64)
         for part in parts:
             lookup, where = self._lookups[part.store], _NONE if part.places is None else part.places
-            kernels.copy(
+            arguments = (
                 table,
                 where,
                 lookup.addresses,
@@ -178,6 +183,7 @@ class Gather:
                 part is parts[-1],
                 words,
             )
+            lookup.read(partial(source_segments, table, where), partial(kernels.copy, *arguments))
             for column, fill in lookup.lacking:
                 level = int(self._levels[column])
                 view = self._view(column, table, offsets, content)

@@ -93,6 +93,17 @@ def segments(
     return rows, inner
 
 
+def source_segments(
+    table: Int64Array, places: Int64Array, level: int
+) -> tuple[Int64Array, Int64Array]:
+    """Where in their store the rows of the samples at `places` (empty: all) start and stop."""
+    chosen = places if len(places) else slice(0, table.shape[1] - 1)
+    if level == 0:
+        return table[0, chosen], table[0, chosen] + 1
+    starts = table[2 * level - 1, chosen]
+    return starts, starts + np.diff(table[2 * level])[chosen]
+
+
 def target_rows(table: Int64Array, places: Int64Array, level: int) -> Rows:
     """Rows in the batch of the samples at `places` (empty: all)."""
     count = table.shape[1] - 1

@@ -1,6 +1,6 @@
 """One store's side of a gather: where its arrays are, and which rows samples have in them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,9 +9,13 @@ import numpy as np
 from zarrpipe.data.csr import AnyArray, Int64Array
 from zarrpipe.data.schema import Field
 from zarrpipe.errors import StoreFormatError
+from zarrpipe.store.flat import FlatArray
 from zarrpipe.store.kernels import DAMAGED, LEVELS, OUTSIDE, Kernels, Rows, segments
 from zarrpipe.store.layout import ATOMS_PTR, EDGES_PTR, field_path, present_path
 from zarrpipe.store.snapshot import Snapshot
+from zarrpipe.store.stage_array import StagedArray
+
+Segments = tuple[Int64Array, Int64Array]
 
 _NONE = np.zeros(0, dtype=np.int64)
 
@@ -53,16 +57,16 @@ class Column:
         """Bytes of a row."""
         return self.dtype.itemsize * int(np.prod(self.shape, dtype=np.int64))
 
-    def array(self, snapshot: Snapshot) -> AnyArray | None:
+    def array(self, snapshot: Snapshot) -> FlatArray | None:
         """Array of a store; None if it has none."""
         own = snapshot.schema.get(self.name)
         if self.field is None:
             if self.name not in snapshot.attributes.partly:
                 return None
-            return snapshot.rows(present_path(self.name), snapshot.extent.samples)
-        return (
-            None if own is None else snapshot.rows(field_path(own), snapshot.extent.rows(own.level))
-        )
+            return snapshot.array(present_path(self.name), snapshot.extent.samples)
+        if own is None:
+            return None
+        return snapshot.array(field_path(own), snapshot.extent.rows(own.level))
 
     def fill(self, snapshot: Snapshot) -> Any:
         """What stands in the batch for samples of a store that has no such array."""
@@ -84,7 +88,17 @@ class Lookup:
 
     def __init__(self, snapshot: Snapshot, columns: Sequence[Column], *, with_edges: bool) -> None:
         self._root, self._columns = snapshot.root, columns
-        self._arrays = [column.array(snapshot) for column in columns]
+        flats = [column.array(snapshot) for column in columns]
+        staged = [flat for flat in flats if isinstance(flat, StagedArray)]
+        self._stage = snapshot.stage if staged else None
+        if self._stage is not None:
+            self._stage.open(staged)
+        self._staged = [
+            (flat, column.level)
+            for flat, column in zip(flats, columns, strict=True)
+            if isinstance(flat, StagedArray)
+        ]
+        self._arrays = [None if flat is None else flat.data for flat in flats]
         addresses = [0 if array is None else array.ctypes.data for array in self._arrays]
         self.addresses = np.array(addresses, dtype=np.int64)
         """Where each column's array begins, 0 for none."""
@@ -135,11 +149,33 @@ class Lookup:
         else:
             array.take(rows, axis=0, out=out, mode="clip")
 
+    def segments(self, samples: Int64Array, level: int) -> Segments:
+        """Where the rows of samples start and stop."""
+        chosen = self._active[samples] if len(self._active) else samples
+        ptr = (np.arange(0), self._atoms_ptr, self._edges_ptr)[level]
+        return (ptr[chosen], ptr[chosen + 1]) if level else (chosen, chosen + 1)
+
     def shift(self, samples: Int64Array, atoms_ptr: Int64Array) -> Int64Array:
         """What is added to an atom's number in the store to have that in the batch, by sample."""
         chosen = self._active[samples] if len(self._active) else samples
         shift: Int64Array = atoms_ptr[:-1] - self._atoms_ptr[chosen]
         return shift
+
+    def read(self, segments: Callable[[int], Segments], copy: Callable[[], None]) -> None:
+        """Have `copy` done when the rows that it needs are at hand.
+
+        Parameters
+        ----------
+        segments
+            Gives the starts [J] and stops [J] of the rows of a level.
+        copy
+            Copies them; called again if they were taken away meanwhile.
+        """
+        if self._stage is None:
+            copy()
+            return
+        by_level = {level: segments(level) for level in {level for _, level in self._staged}}
+        self._stage.read([(array, *by_level[level]) for array, level in self._staged], copy)
 
     def _outside(self, samples: Int64Array) -> IndexError:
         return IndexError(

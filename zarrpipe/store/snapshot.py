@@ -1,6 +1,8 @@
 """What of a store a reader knows: its attributes, its committed samples, its flat arrays."""
 
+import weakref
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,7 @@ from zarrpipe.data.csr import AnyArray, Int64Array
 from zarrpipe.data.schema import Schema
 from zarrpipe.errors import StoreFormatError, StoreNotFoundError
 from zarrpipe.store.commit import Extent, committed_samples
-from zarrpipe.store.flat import FlatArray, open_flat
+from zarrpipe.store.flat import FlatArray, LoadedArray, MappedArray, can_be_mapped
 from zarrpipe.store.layout import (
     ATOMS_PTR,
     EDGES_PTR,
@@ -21,8 +23,27 @@ from zarrpipe.store.layout import (
     read_schema,
 )
 from zarrpipe.store.root import Root
+from zarrpipe.store.stage import Stage
+from zarrpipe.store.stage_array import StagedArray
+from zarrpipe.store.stage_place import stage_identity
 
 _ATTEMPTS = 100
+
+
+@dataclass(frozen=True)
+class Caching:
+    """Where rows go that cannot be mapped where they are.
+
+    Parameters
+    ----------
+    directory : Path, optional
+        On a local disk, shared by the processes of this machine; None for memory.
+    limit : int, optional
+        Most bytes that are held; None for no limit.
+    """
+
+    directory: Path | None = None
+    limit: int | None = None
 
 
 @dataclass(frozen=True)
@@ -51,6 +72,8 @@ class Snapshot:
     ----------
     root
         Place of the store.
+    caching
+        Where rows go that cannot be mapped where they are.
 
     Raises
     ------
@@ -63,8 +86,9 @@ class Snapshot:
     attributes: Attributes
     schema: Schema
 
-    def __init__(self, root: Root) -> None:
-        self.root = root
+    def __init__(self, root: Root, caching: Caching | None = None) -> None:
+        self.root, self._caching = root, caching or Caching()
+        self._stage: Stage | None = None
         self.extent = Extent()
         self.active: Int64Array | None = None
         self.version = 0
@@ -100,14 +124,33 @@ class Snapshot:
             If the store was emptied or rewritten since it was looked at, and these rows were not
             at hand before.
         """
-        flat = self._flat.get(path)
-        if flat is not None and len(flat.data) >= rows:
-            return flat.data
-        flat = self._flat[path] = self._opened(path) if flat is None else flat
-        flat.ensure(rows)
-        self.version += 1
-        self._check_generation(path)
+        flat = self.array(path, rows)
+        if isinstance(flat, StagedArray):
+            flat.ensure(rows)
         return flat.data
+
+    def array(self, path: str, rows: int) -> FlatArray:
+        """Array of which the first `rows` are committed; those of a staged one are yet to bring.
+
+        Raises
+        ------
+        StoreFormatError
+            As `rows`.
+        """
+        flat = self._flat.get(path)
+        if flat is None:
+            flat = self._flat[path] = self._opened(path)
+        if isinstance(flat, StagedArray):
+            flat.commit(rows)
+        elif len(flat.data) < rows:
+            flat.ensure(rows)
+            self.version += 1
+            try:
+                self._check_generation()
+            except StoreFormatError:
+                del self._flat[path]
+                raise
+        return flat
 
     def pointers(self, path: str) -> Int64Array:
         """Pointer array [samples + 1] int64, which may be longer; none of it without samples."""
@@ -122,7 +165,13 @@ class Snapshot:
     def release(self) -> None:
         """Let go of the arrays."""
         self.version += 1
-        self._flat.clear()
+        self._forget()
+
+    def _forget(self) -> None:
+        self._flat = {}
+        if self._stage is not None:
+            self._stage.close()
+            self._stage = None
 
     def moment(self) -> "Moment":
         """What is known now, for a snapshot in another process to know the same."""
@@ -158,17 +207,31 @@ class Snapshot:
 
     def _opened(self, path: str) -> FlatArray:
         directory, group = self.root.directory, self._group
-        return open_flat(
-            lambda: _required(group, path), None if directory is None else directory / path
-        )
+        array = _required(group, path)
+        own = None if directory is None else directory / path
+        if own is not None and can_be_mapped(array, own):
+            return MappedArray(array, own)
+        if path.startswith("meta/"):
+            return LoadedArray(lambda: _required(group, path), array)
+        return self.stage.array(path, lambda: _required(group, path))
 
-    def _check_generation(self, path: str) -> None:
-        """Refuse rows of an array that were brought to hand after the store was rewritten."""
+    @property
+    def stage(self) -> Stage:
+        """What fetches the rows of fields that cannot be mapped."""
+        if self._stage is None:
+            identity = stage_identity(self.root.path, self._group, self.attributes)
+            caching, this = self._caching, weakref.ref(self)
+            self._stage = Stage(
+                identity, caching.directory, caching.limit, check=lambda: _still_current(this)
+            )
+        return self._stage
+
+    def _check_generation(self) -> None:
+        """Refuse rows that were brought to hand after the store was rewritten."""
         if self._stamp() == self._seen:
             return
         group = self.root.open_group()
         if group is None or Attributes.read(group).generation != self.attributes.generation:
-            del self._flat[path]
             raise StoreFormatError(
                 f"{self.root} was emptied or rewritten since it was opened: refresh to read "
                 "what it has now"
@@ -218,7 +281,8 @@ class Snapshot:
                 "zarrpipe or nvalchemi wrote"
             )
         if known is None or attributes.generation != known.generation:
-            self._flat, self.extent, self.active = {}, Extent(), None
+            self._forget()
+            self.extent, self.active = Extent(), None
             known = None
         self._group, self.attributes, self.schema = group, attributes, schema
         self._look()
@@ -265,6 +329,12 @@ class Snapshot:
         mask.ensure(samples)
         kept = mask.data[:samples]
         return None if kept.all() else np.flatnonzero(kept)
+
+
+def _still_current(this: "weakref.ref[Snapshot]") -> None:
+    snapshot = this()
+    if snapshot is not None:
+        snapshot._check_generation()
 
 
 def _required(group: zarr.Group, path: str) -> zarr.Array[Any]:

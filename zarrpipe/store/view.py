@@ -21,7 +21,7 @@ from zarrpipe.store.layout import (
 )
 from zarrpipe.store.plan import batch_ids
 from zarrpipe.store.root import Root, StoreLike
-from zarrpipe.store.snapshot import Snapshot
+from zarrpipe.store.snapshot import Caching, Snapshot
 
 _IDS_BLOCK = 4096
 
@@ -36,6 +36,8 @@ class StoreView:
     ----------
     store : StoreLike
         The store to read.
+    caching : Caching, optional
+        Where rows go that cannot be mapped where they are; by default into memory.
 
     Raises
     ------
@@ -45,18 +47,19 @@ class StoreView:
         If it is not a store of atomic systems, damaged, or of a newer format.
     """
 
-    def __init__(self, store: StoreLike) -> None:
-        self.store = store
+    def __init__(self, store: StoreLike, caching: Caching | None = None) -> None:
+        self.store, self._caching = store, caching
         self._root = Root.of(store)
         self._closed = False
-        self._snapshot = Snapshot(self._root)
+        self._snapshot = Snapshot(self._root, caching)
         self._gathers = Gathers([self._snapshot])
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"store": self.store, "moment": self._snapshot.moment()}
+        moment = self._snapshot.moment()
+        return {"store": self.store, "caching": self._caching, "moment": moment}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["store"])  # type: ignore[misc]
+        self.__init__(state["store"], state["caching"])  # type: ignore[misc]
         self._snapshot.return_to(state["moment"])
 
     @property
