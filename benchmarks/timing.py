@@ -105,8 +105,7 @@ def in_turn(
         most = max(2.0, task_seconds / (count * once))
         strides.append(max(1, int(rounds / min(most, rounds))))
     seconds = np.full((len(tasks), rounds), np.nan)
-    gc.collect()
-    gc.freeze()
+    gc.freeze()  # what there is now is not searched for garbage while somebody is timed
     try:
         for turn in range(rounds):
             for place in range(len(tasks)):

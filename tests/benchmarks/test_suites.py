@@ -8,7 +8,7 @@ import zarr
 
 import zarrpipe as zp
 from benchmarks import __main__ as command
-from benchmarks import memory, probe, report, scale
+from benchmarks import loop, memory, probe, report, scale
 from benchmarks.engines import ENGINES
 from benchmarks.machine import facts
 from benchmarks.rows import read_rows
@@ -99,7 +99,8 @@ def test_whole(run):
     }
 
 
-def test_loop(run):
+def test_loop(run, monkeypatch):
+    monkeypatch.setattr(loop, "WORKERS", 1)
     rows = run("loop", "--data", "molecules", "--batch-sizes", "32")
     names = [name for _, name in rows]
     assert names[:2] == ["bare gather", "train loader, no workers"]
@@ -113,7 +114,8 @@ def test_cold(run):
 
 @pytest.mark.usefixtures("here")
 def test_memory(run, monkeypatch):
-    monkeypatch.setattr(memory, "MANY", 2)
+    monkeypatch.setattr(memory, "FEW", 0)
+    monkeypatch.setattr(memory, "MANY", 1)
     rows = run("memory")
     names = [name for _, name in rows]
     assert names[:2] == ["resident", "private"]
