@@ -87,17 +87,16 @@ def target(request, tmp_path):
     return ({} if request.param == "dict" else tmp_path / "whole"), config
 
 
-@pytest.fixture(params=["large", "small"])
-def _blocks(request, monkeypatch):
-    """Blocks larger than a store, and of a few rows."""
-    if request.param == "small":
-        monkeypatch.setattr(selection, "_BLOCK", 100)
-        monkeypatch.setattr(sources, "_DECODED", 200)
-        monkeypatch.setattr(sources, "_IDS_BLOCK", 3)
+@pytest.fixture
+def _small_blocks(monkeypatch):
+    """Blocks of a few rows; without it each store is smaller than one."""
+    monkeypatch.setattr(selection, "_BLOCK", 100)
+    monkeypatch.setattr(sources, "_DECODED", 200)
+    monkeypatch.setattr(sources, "_IDS_BLOCK", 3)
 
 
 class TestValues:
-    @pytest.mark.usefixtures("_blocks")
+    @pytest.mark.usefixtures("_small_blocks")
     def test_many_stores(self, make, target):
         """Deleted samples, absent and new fields, edges, an empty store, all in one."""
         rng = np.random.default_rng(0)
@@ -139,7 +138,7 @@ class TestValues:
         assert_batches_equal(everything(place), numbered_batch(range(45)))
         assert_plain_zarr(place, numbered_batch(range(45)), exact=True)
 
-    @pytest.mark.usefixtures("_blocks")
+    @pytest.mark.usefixtures("_small_blocks")
     def test_shuffled(self, make, target):
         place, config = target
         stores = [
@@ -272,7 +271,7 @@ class TestForeign:
         del group["meta/ids"]
         return batch, ids
 
-    @pytest.mark.usefixtures("_blocks")
+    @pytest.mark.usefixtures("_small_blocks")
     @pytest.mark.parametrize("kind", ["local", "memory"])
     def test_ids_are_found_anew(self, tmp_path, kind):
         store = tmp_path / "foreign" if kind == "local" else {}

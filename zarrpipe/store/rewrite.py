@@ -79,6 +79,8 @@ def write_store(
             columns[present_path(name)].write(0, has)
         columns[IDS].write(0, selection.ids())
         columns[SAMPLES_MASK].write(0, np.ones(selection.extent.samples, dtype=bool))
+        for source in selection.sources:
+            source.check_unchanged()
         _write_backwards(columns[EDGES_PTR], selection.ptr(Level.EDGE))
         _write_backwards(columns[ATOMS_PTR], selection.ptr(Level.ATOM))
     for column in columns.values():

@@ -1,5 +1,6 @@
 """The samples of several stores in the order that they are to have in a new one."""
 
+import itertools
 import mmap
 import os
 from collections.abc import Iterator, Sequence
@@ -99,10 +100,17 @@ class Selection:
         elif self._order is not None:
             self._touch(item)
         step = unit * max(1, block_bytes // (unit * row_bytes))
-        for start in range(0, rows, step):
-            yield self._block(item, start, min(start + step, rows))
-        for source in self.sources:
-            source.check_unchanged()
+        starts = {*range(0, rows, step)}
+        if unit == 1 and self._order is None:  # what is of one source needs no copy in memory
+            starts |= set(self._borders(item.level))
+        for start, stop in itertools.pairwise([*sorted(starts), rows]):
+            yield self._block(item, start, stop)
+
+    def _borders(self, level: Level) -> list[int]:
+        """First row of each source that has rows, where they are not shuffled."""
+        first = pointers(np.array([len(source.samples) for source in self.sources]))
+        rows = first if level is Level.SYSTEM else self.ptr(level)[first]
+        return [start for start in rows.tolist() if start < rows[-1]]
 
     def _touch(self, item: Field) -> None:
         """Bring a field that fits in memory there from its beginning to its end.

@@ -113,7 +113,7 @@ class Source:
         return np.concatenate(blocks)
 
     def check_unchanged(self) -> None:
-        """Refuse what was read if the store was emptied or rewritten meanwhile.
+        """Refuse what was read if the store was emptied or rewritten before all was at hand.
 
         Raises
         ------
@@ -141,12 +141,13 @@ class Source:
         array, rows = find_array(self._group, path), self._snapshot.extent.rows(level)
         if array is None:
             raise StoreFormatError(f"{self.root} lacks the array {path}")
-        maps = self.root.directory is not None and is_plain(array) and MappedArray.fits(array)
-        if maps and dtype in (None, array.dtype):
-            return self._mapped.setdefault(path, self._snapshot.rows(path, rows))
+        directory, wanted = self.root.directory, dtype in (None, array.dtype)
+        if directory is not None and wanted and is_plain(array) and MappedArray.fits(array):
+            mapped = MappedArray(array, directory / path)
+            mapped.ensure(rows)
+            return self._mapped.setdefault(path, mapped.data)
         self._decoded = {}  # the file of the array before is given back first
         self._decoded = {path: _decoded(array, rows, dtype or array.dtype, self._scratch)}
-        self.check_unchanged()
         return self._decoded[path]
 
 
