@@ -84,8 +84,7 @@ class StoreAppender:
         self.schema = read_schema(group, attributes)
         specs = [*meta_specs(), *map(field_spec, self.schema.values())]
         specs += [present_spec(self.schema[name]) for name in attributes.partly]
-        for spec in specs:
-            self._arrays.open(group, spec)
+        self._arrays.open_all(group, specs)
         self.extent = self._arrays.committed(group[ATOMS_PTR].shape[0])  # type: ignore[union-attr]
         self.column(ATOMS_PTR).clear_from(self.extent.samples + 1)
         self.column(SAMPLES_MASK).clear_from(self.extent.samples)
@@ -193,7 +192,8 @@ class StoreAppender:
         self.schema.check(batch)
         plan = plan_admission(self.schema, self.attributes.partly, self.extent, batch)
         if plan is not None:
-            columns = [self._arrays.open(self.group, new.spec, fresh=True) for new in plan.arrays]
+            specs = [new.spec for new in plan.arrays]
+            columns = self._arrays.open_all(self.group, specs, fresh=True)
             fills = map(NewArray.fill, plan.arrays, (column.chunk_rows for column in columns))
             self.run([fill for fill in fills if fill is not None])
             self._publish(plan.schema, partly=plan.partly)

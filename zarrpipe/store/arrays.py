@@ -1,6 +1,7 @@
 """The arrays of a store as a writer has them open, by path."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial
 
 import zarr
 from zarr.storage import MemoryStore
@@ -21,7 +22,7 @@ from zarrpipe.store.layout import (
 )
 from zarrpipe.store.plan import RowWrite
 from zarrpipe.store.root import Root
-from zarrpipe.store.together import write_in_stages
+from zarrpipe.store.together import at_once, write_in_stages
 
 
 class Arrays:
@@ -59,6 +60,13 @@ class Arrays:
         column = open_column(array, None if directory is None else directory / spec.path)
         self._columns[spec.path] = column
         return column
+
+    def open_all(
+        self, group: zarr.Group, specs: Iterable[ArraySpec], *, fresh: bool = False
+    ) -> list[Column]:
+        """Open arrays as `open` does."""
+        tasks = [partial(self.open, group, spec, fresh=fresh) for spec in specs]
+        return at_once(tasks) if self._far else [task() for task in tasks]
 
     def committed(self, entries: int) -> Extent:
         """What is committed, according to pointers of which `entries` are allocated."""

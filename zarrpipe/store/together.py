@@ -1,16 +1,34 @@
-"""Writes of an append at once where each of them waits for its store, in the order of commits."""
+"""Work on a far store at once where each piece waits for it, and writes in the order of commits."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from functools import partial
+from typing import TypeVar
 
 from zarrpipe.store.columns import Column
 from zarrpipe.store.plan import RowWrite, in_stages
 
 _THREADS = 16
 
+Result = TypeVar("Result")
+
+
+def at_once(tasks: Iterable[Callable[[], Result]]) -> list[Result]:
+    """Results of independent tasks, in order; none of them is still going on at return.
+
+    Raises
+    ------
+    BaseException
+        The first of those that the tasks raised.
+    """
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="zarrpipe-write") as pool:
+        futures = [pool.submit(task) for task in tasks]
+        wait(futures)
+        return [future.result() for future in futures]
+
 
 def write_in_stages(columns: Mapping[str, Column], writes: Sequence[RowWrite]) -> None:
-    """Carry out writes, those of a stage at once; nothing is still being written on return.
+    """Carry out writes, those of a stage at once; nothing is still being written at return.
 
     Parameters
     ----------
@@ -24,9 +42,5 @@ def write_in_stages(columns: Mapping[str, Column], writes: Sequence[RowWrite]) -
     BaseException
         The first of those that the writes of a stage raised; no later stage was begun.
     """
-    with ThreadPoolExecutor(_THREADS, thread_name_prefix="zarrpipe-write") as pool:
-        for stage in in_stages(writes):
-            futures = [pool.submit(columns[path].write, start, rows) for path, start, rows in stage]
-            wait(futures)
-            for future in futures:
-                future.result()
+    for stage in in_stages(writes):
+        at_once(partial(columns[path].write, start, rows) for path, start, rows in stage)
