@@ -119,10 +119,24 @@ class ZarrDataset(Dataset[AtomicData]):
         rows = self._rows(index)
         if len(self._views) == 1:
             return self._views[0].gather(rows, fields)
+        return self._gathers.of(fields)(len(rows), self._parts(rows) or [Part(0, rows)])
+
+    def advise(self, index: npt.ArrayLike | torch.Tensor) -> None:
+        """Say that the samples at integers [K] will be read soon.
+
+        What is on a disk or far away is brought nearer in the background meanwhile.
+        """
+        rows = self._rows(index)
+        if len(self._views) == 1:
+            self._views[0].advise(rows, self._fields)
+        else:
+            self._gathers.of(self._fields).advise(self._parts(rows))
+
+    def _parts(self, rows: Int64Array) -> list[Part]:
+        """Samples by store, and where they stand among `rows`."""
         store, row = self._arrivals.locate(rows)
         places = [np.flatnonzero(store == one) for one in range(len(self._views))]
-        parts = [Part(one, row[here], here) for one, here in enumerate(places) if len(here)]
-        return self._gathers.of(fields)(len(rows), parts or [Part(0, rows)])
+        return [Part(one, row[here], here) for one, here in enumerate(places) if len(here)]
 
     def _rows(self, index: npt.ArrayLike | torch.Tensor) -> Int64Array:
         """Positions [K] in the order of arrival, none negative."""

@@ -93,6 +93,11 @@ class Gather:
         """Whether a store has changed since."""
         return any(one.version != version for one, version in self._versions)
 
+    def advise(self, parts: Sequence[Part]) -> None:
+        """Say that samples will be read soon."""
+        for part in parts:
+            self._lookups[part.store].advise(part.samples)
+
     def __call__(self, count: int, parts: Sequence[Part]) -> Batch:
         """Batch of `count` samples, which are those of the parts; at least one part.
 

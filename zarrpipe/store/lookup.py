@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,8 @@ import numpy as np
 from zarrpipe.data.csr import AnyArray, Int64Array
 from zarrpipe.data.schema import Field
 from zarrpipe.errors import StoreFormatError
-from zarrpipe.store.flat import FlatArray
+from zarrpipe.store.ahead import ReadAhead
+from zarrpipe.store.flat import FlatArray, MappedArray
 from zarrpipe.store.kernels import DAMAGED, LEVELS, OUTSIDE, Kernels, Rows, segments
 from zarrpipe.store.layout import ATOMS_PTR, EDGES_PTR, field_path, present_path
 from zarrpipe.store.snapshot import Snapshot
@@ -88,7 +90,9 @@ class Lookup:
 
     def __init__(self, snapshot: Snapshot, columns: Sequence[Column], *, with_edges: bool) -> None:
         self._root, self._columns = snapshot.root, columns
-        flats = [column.array(snapshot) for column in columns]
+        self._ahead: ReadAhead | None = None
+        self._stored = snapshot.extent.samples
+        self._flats = flats = [column.array(snapshot) for column in columns]
         staged = [flat for flat in flats if isinstance(flat, StagedArray)]
         self._stage = snapshot.stage if staged else None
         if self._stage is not None:
@@ -174,8 +178,26 @@ class Lookup:
         if self._stage is None:
             copy()
             return
+        if self._stage.read_settled([array for array, _ in self._staged], copy):
+            return
         by_level = {level: segments(level) for level in {level for _, level in self._staged}}
         self._stage.read([(array, *by_level[level]) for array, level in self._staged], copy)
+
+    def advise(self, samples: Int64Array) -> None:
+        """Say that samples will be read soon; those that do not exist are passed over."""
+        known = samples[(samples >= 0) & (samples < self._limits[0])]
+        if self._ahead is None:
+            limits = (self._stored, *self._limits[1:].tolist())
+            mapped = [
+                (flat.data[: limits[column.level]], column.level)
+                for flat, column in zip(self._flats, self._columns, strict=True)
+                if isinstance(flat, MappedArray)
+            ]
+            self._ahead = ReadAhead([rows for rows, _ in mapped], [level for _, level in mapped])
+        self._ahead.advise(partial(self.segments, known))
+        if self._stage is not None and len(known):
+            wanted = [(array, *self.segments(known, level)) for array, level in self._staged]
+            self._stage.advise(wanted)
 
     def _outside(self, samples: Int64Array) -> IndexError:
         return IndexError(

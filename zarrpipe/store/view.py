@@ -162,6 +162,16 @@ class StoreView:
         wanted = np.ascontiguousarray(index, dtype=np.int64)
         return self._gathers.of(fields)(len(wanted), (Part(0, wanted),))
 
+    def advise(self, index: AnyArray, fields: Sequence[str] | None = None) -> None:
+        """Say that the samples at `index` will be read soon; see `gather` for the arguments.
+
+        Rows that are on a disk or far away are brought nearer in the background. It costs little
+        where they are at hand.
+        """
+        self._check_open()
+        wanted = np.ascontiguousarray(index, dtype=np.int64)
+        self._gathers.of(fields).advise((Part(0, wanted),))
+
     def refresh(self) -> int:
         """Look at the store again; the number of samples that are new.
 
