@@ -19,6 +19,7 @@ FLOORS = (
         "_arrivals",
         "_blocks",
         "_prefetch",
+        "_resident",
         "_ring",
         "_served",
         "_workers",

@@ -42,6 +42,18 @@ class Arrivals:
     def __len__(self) -> int:
         return int(self._ptr[-1])
 
+    def continues(self, other: "Arrivals") -> bool:
+        """Whether every position of another order means the same here."""
+        if not other.runs:
+            return True
+        before, (store, count) = other.runs[:-1], other.runs[-1]
+        here = self.runs[len(before) : len(before) + 1]
+        return (
+            self.runs[: len(before)] == before
+            and bool(here)
+            and (here[0][0] == store and here[0][1] >= count)
+        )
+
     def held(self, store: int) -> int:
         """Number of samples of a store."""
         return self._held.get(store, 0)

@@ -13,10 +13,11 @@ from torch.utils.data import Dataset
 from torch.utils.data._utils.collate import default_collate_fn_map
 
 from zarrpipe._arrivals import Arrivals
+from zarrpipe._resident import Resident
 from zarrpipe.data.atomic import AtomicData
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.csr import AnyArray, Int64Array
-from zarrpipe.data.fields import REQUIRED_FIELDS
+from zarrpipe.data.fields import REQUIRED_FIELDS, Level
 from zarrpipe.data.schema import Field
 from zarrpipe.errors import SchemaError, StoreFormatError
 from zarrpipe.store.gather import Gathers, Part
@@ -53,6 +54,10 @@ class ZarrDataset(Dataset[AtomicData]):
         Most bytes that are held of each such store; by default all that was read. What was used
         longest ago makes room.
 
+    resident : str or torch.device, optional
+        Device ("cpu", "cuda") on which all samples are held from the first batch on, and on which
+        batches are. It needs the memory for them all, and one process that reads.
+
     Raises
     ------
     StoreNotFoundError
@@ -70,6 +75,7 @@ class ZarrDataset(Dataset[AtomicData]):
         *,
         cache_dir: str | Path | None = None,
         cache_bytes: int | None = None,
+        resident: str | torch.device | None = None,
     ) -> None:
         if isinstance(fields, str):
             raise TypeError(f"fields is {fields!r}, expected a list of names such as [{fields!r}]")
@@ -85,6 +91,7 @@ class ZarrDataset(Dataset[AtomicData]):
         self._chosen: Int64Array | None = None
         self._fields = None if fields is None else tuple(dict.fromkeys((*REQUIRED_FIELDS, *fields)))
         self._transform = transform
+        self._resident = None if resident is None else Resident(torch.device(resident))
         self.schema: Mapping[str, Field] = _common_schema([view.schema for view in self._views])
         _check_fields(self._fields, self.schema)
 
@@ -109,8 +116,29 @@ class ZarrDataset(Dataset[AtomicData]):
         IndexError
             If an index is outside of the dataset.
         """
-        batch = self.gather(index, self._fields)
+        if self._resident is None:
+            batch = self.gather(index, self._fields)
+        else:
+            batch = self._followed(self._resident).gather(self._rows(index))
         return batch if self._transform is None else self._transform(batch)
+
+    @property
+    def resident(self) -> torch.device | None:
+        """Device on which all samples are held, if they are."""
+        return None if self._resident is None else self._resident.device
+
+    def _followed(self, resident: Resident) -> Resident:
+        """All samples on their device, those that are new included."""
+        if len(resident) < len(self._arrivals):
+            every = copy.copy(self)
+            every._chosen = None
+            totals = {
+                Level.SYSTEM: len(every),
+                Level.ATOM: int(every.num_atoms.sum()),
+                Level.EDGE: int(every.num_edges.sum()),
+            }
+            resident.follow(totals, lambda index: every.gather(index, self._fields))
+        return resident
 
     def gather(
         self, index: npt.ArrayLike | torch.Tensor, fields: Sequence[str] | None = None
@@ -255,6 +283,8 @@ class ZarrDataset(Dataset[AtomicData]):
                     f"{generation!r}, the store is {view.generation!r}): give the stores that it "
                     "was saved with, in the same order and as they were"
                 )
+        if self._resident is not None and not arrivals.continues(self._arrivals):
+            self._resident.clear()
         self._arrivals = arrivals
         self.schema = _common_schema([view.schema for view in self._views])
 

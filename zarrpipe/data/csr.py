@@ -81,7 +81,9 @@ def tensor_pointers(counts: torch.Tensor) -> torch.Tensor:
     return ptr
 
 
-def tensor_segment_rows(starts: torch.Tensor, ptr: torch.Tensor) -> torch.Tensor:
-    """`segment_rows` for torch tensors, on their device."""
-    rows = torch.repeat_interleave(starts - ptr[:-1], ptr.diff())
+def tensor_segment_rows(
+    starts: torch.Tensor, ptr: torch.Tensor, total: int | None = None
+) -> torch.Tensor:
+    """`segment_rows` for torch tensors, on their device, which `total` rows save a wait for."""
+    rows = torch.repeat_interleave(starts - ptr[:-1], ptr.diff(), output_size=total)
     return rows + torch.arange(rows.shape[0], device=rows.device)
