@@ -197,9 +197,11 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
     def transfer_batch_to_device(
         self, batch: Batch, device: torch.device, dataloader_idx: int
     ) -> Batch:
-        """Batch on the device, with one copy of each field that is elsewhere."""
+        """Batch on the device: itself if it is there, otherwise a copy."""
         where = self.device or device
-        return batch.to(where, non_blocking=where.type == "cuda")
+        return (
+            batch if batch.device == where else batch.to(where, non_blocking=where.type == "cuda")
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Position in the training epoch and the samples that it has, as plain types.
