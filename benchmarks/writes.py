@@ -15,7 +15,7 @@ from benchmarks.keeping import code, kept, samples_of
 from benchmarks.rows import Row
 from benchmarks.settings import Settings
 from benchmarks.timing import Task, Timing, in_turn, time_ratio
-from benchmarks.writers import RAW, WRITERS, SinkWriter, Writer, WriterKind
+from benchmarks.writers import RAW, WRITERS, RawWriter, SinkWriter, Writer, WriterKind
 
 SUITE = "writes"
 REFERENCES = ("zarrpipe", RAW)
@@ -53,9 +53,8 @@ def _compare(settings: Settings, size: int) -> list[Row]:
             if kind.name == WARMED:
                 for turn in range(settings.size.warm_writes):
                     writer.write(requests[turn % number])
-            tasks.append(
-                Task(kind.name, writer.write, requests, number if kind.name in REFERENCES else 1)
-            )
+            least = number if isinstance(writer, SinkWriter | RawWriter) else 1
+            tasks.append(Task(kind.name, writer.write, requests, least))
         timings = _timed(settings, tasks)
         for kind, writer in opened:
             writer.close()
