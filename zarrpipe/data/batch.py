@@ -102,9 +102,14 @@ class Batch(FieldTensors):
         `buffer` is what most of them are views of, for copies in one piece.
         """
         batch = cls.__new__(cls)
-        batch._fields, batch._levels = fields, levels
-        batch._batch_ptr, batch._edge_ptr = batch_ptr, edge_ptr
-        batch._present, batch._batch_idx, batch._buffer = present, None, buffer
+        put = object.__setattr__  # the class's own looks for fields, which costs more than all this
+        put(batch, "_fields", fields)
+        put(batch, "_levels", levels)
+        put(batch, "_batch_ptr", batch_ptr)
+        put(batch, "_edge_ptr", edge_ptr)
+        put(batch, "_present", present)
+        put(batch, "_batch_idx", None)
+        put(batch, "_buffer", buffer)
         return batch
 
     @classmethod
