@@ -14,6 +14,8 @@ import numpy as np
 from zarrpipe.data.csr import Int64Array, pointers, segment_rows
 
 _PURPOSE = 0xB10C
+_BLOCK_BYTES = 1 << 20
+_LEAST_BLOCKS = 16
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,11 @@ class UnitLayout:
     unit_rows: int
     row_bytes: int
     ptr: Int64Array | None = None
+
+    @property
+    def unit_bytes(self) -> int:
+        """Bytes of a unit."""
+        return max(1, self.unit_rows * self.row_bytes)
 
     def row(self, sample: Int64Array) -> Int64Array:
         """First row of samples."""
@@ -101,9 +108,9 @@ def choose_blocks(
 ) -> tuple[Int64Array, int]:
     """Bounds of the blocks of a store, and how many make a group, for `block_order`.
 
-    The rows of a block are about one unit of the array with the most bytes. Two groups fit the
-    limit, as one is read while the next is fetched; where even two blocks do not, a group is one
-    block.
+    The rows of a block are about one unit of the array with the most bytes, or as many small ones
+    as make a megabyte, as neighbours are fetched together. Two groups fit the limit, as one is
+    read while the next is fetched; where even two blocks do not, a group is one block.
 
     Parameters
     ----------
@@ -131,7 +138,9 @@ def choose_blocks(
         return np.arange(min(count, 1) + 1) * count, 1
     largest = max(layouts, key=lambda layout: layout.bytes_of(count))
     rows = largest.row(np.arange(count + 1))
-    cuts = np.searchsorted(rows, np.arange(0, int(rows[-1]), largest.unit_rows))
+    units = -(-int(rows[-1]) // largest.unit_rows)
+    together = max(1, min(_BLOCK_BYTES // largest.unit_bytes, units // _LEAST_BLOCKS))
+    cuts = np.searchsorted(rows, np.arange(0, int(rows[-1]), together * largest.unit_rows))
     bounds = np.unique(np.concatenate([[0], cuts, [count]])).astype(np.int64)
     blocks = len(bounds) - 1
     if limit is None:
@@ -149,5 +158,5 @@ def _group_bytes(bounds: Int64Array, layouts: Sequence[UnitLayout]) -> Int64Arra
         touched[rows[1:] == rows[:-1]] = 0
         units = -(-int(rows[-1]) // layout.unit_rows)
         most = np.minimum(np.cumsum(np.sort(touched)[::-1]), units)
-        total += most * layout.unit_rows * layout.row_bytes
+        total += most * layout.unit_bytes
     return total
