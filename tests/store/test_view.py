@@ -722,7 +722,7 @@ class TestForeign:
         either.fill(8)
         group = zarr.open_group(either.store, mode="r+")
         group["meta/atoms_ptr"][3] = 1
-        with pytest.raises(StoreFormatError, match="meta/atoms_ptr or meta/edges_ptr falls, is negative"):
+        with pytest.raises(StoreFormatError, match="meta/atoms_ptr or meta/edges_ptr falls, is"):
             StoreView(either.store).gather(np.arange(8))
 
     @pytest.mark.parametrize("path", ["core/energy", "meta/edges_ptr", "meta/ids"])

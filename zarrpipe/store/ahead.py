@@ -5,7 +5,6 @@ come one by one. What fits into memory is read through once, in the order of the
 training has begun. Of what does not, the pages of the samples that come next are asked for at once.
 """
 
-import ctypes
 import mmap
 import os
 import threading
@@ -15,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from zarrpipe.data.csr import AnyArray, Int64Array
+from zarrpipe.store.libc import libc
 
 _STEP = 1 << 19  # a system may ask its disk for no more than this at once
 _WARM = 0.98
@@ -81,17 +81,17 @@ def will_need(address: int, nbytes: int) -> None:
     if nbytes <= 0 or not hasattr(mmap, "MADV_WILLNEED"):
         return
     start = address - address % PAGE
-    _libc().madvise(start, address + nbytes - start, mmap.MADV_WILLNEED)
+    libc().madvise(start, address + nbytes - start, mmap.MADV_WILLNEED)
 
 
 def cold_bytes(array: AnyArray) -> int:
     """Bytes of a mapping that are not in the page cache; 0 where the system does not say."""
-    if array.nbytes == 0 or not hasattr(_libc(), "mincore"):
+    if array.nbytes == 0 or not hasattr(libc(), "mincore"):
         return 0
     start = array.ctypes.data - array.ctypes.data % PAGE
     size = array.ctypes.data + array.nbytes - start
     resident = np.zeros(-(-size // PAGE), dtype=np.uint8)
-    if _libc().mincore(start, size, resident.ctypes.data) != 0:
+    if libc().mincore(start, size, resident.ctypes.data) != 0:
         return 0
     return int(np.count_nonzero((resident & 1) == 0)) * PAGE
 
@@ -110,12 +110,3 @@ def _lines(path: Path) -> list[str]:
         return path.read_text().splitlines()
     except OSError:
         return []
-
-
-def _libc() -> ctypes.CDLL:
-    libc = ctypes.CDLL(None)
-    pointer, size = ctypes.c_void_p, ctypes.c_size_t
-    libc.madvise.argtypes = [pointer, size, ctypes.c_int]
-    if hasattr(libc, "mincore"):
-        libc.mincore.argtypes = [pointer, size, pointer]
-    return libc

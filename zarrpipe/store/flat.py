@@ -19,6 +19,7 @@ import zarr
 from zarrpipe.data.csr import AnyArray
 from zarrpipe.errors import StoreFormatError
 from zarrpipe.store.layout import chunk_file, is_plain
+from zarrpipe.store.libc import libc
 
 _MAP_FIXED = 0x10
 _PROT_NONE = 0
@@ -54,7 +55,7 @@ class _Range:
     def __init__(self, size: int) -> None:
         self.size = size
         self.address = _mmap(None, size, _PROT_NONE, _reserve_flags(), -1)
-        self._finalizer = weakref.finalize(self, _libc().munmap, self.address, size)
+        self._finalizer = weakref.finalize(self, libc().munmap, self.address, size)
         self._finalizer.atexit = False  # a thread may still be reading
         self.__array_interface__ = {
             "version": 3,
@@ -236,18 +237,9 @@ class LoadedArray:
         self._rows = stop
 
 
-def _libc() -> ctypes.CDLL:
-    libc = ctypes.CDLL(None, use_errno=True)
-    pointer, size, integer = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
-    libc.mmap.restype = pointer
-    libc.mmap.argtypes = [pointer, size, integer, integer, integer, ctypes.c_int64]
-    libc.munmap.argtypes = [pointer, size]
-    return libc
-
-
 def _mmap(address: int | None, size: int, protection: int, flags: int, descriptor: int) -> int:
     """Call mmap, which Python's own module cannot place at an address."""
-    result = _libc().mmap(address, size, protection, flags, descriptor, 0)
+    result = libc().mmap(address, size, protection, flags, descriptor, 0)
     if result is None or result == ctypes.c_void_p(-1).value:
         error = ctypes.get_errno()
         raise OSError(error, f"cannot map {size} bytes: {os.strerror(error)}")
