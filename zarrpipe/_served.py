@@ -4,6 +4,7 @@ Requests and answers are a few bytes in a pipe each way. What they are about, in
 exceptions, passes through a `Slot`.
 """
 
+import contextlib
 import gc
 import os
 import pickle
@@ -19,8 +20,8 @@ import torch
 
 from zarrpipe._ring import Slot
 from zarrpipe.data.batch import Batch
-from zarrpipe.data.buffers import Bytes
-from zarrpipe.data.packed import pack, packed_bytes
+from zarrpipe.data.buffers import BufferPool, Bytes
+from zarrpipe.data.packed import pack, packed_bytes, unpack
 from zarrpipe.dataset import ZarrDataset
 
 BATCH, RAISED = 0, 1
@@ -47,13 +48,16 @@ def serve(requests: Connection, answers: Connection, slots: list[Slot], pickled:
     asked, said = requests.fileno(), answers.fileno()
     # A pipe passes what is shorter than a page whole: these are requests to the last byte.
     while messages := os.read(asked, _MOST * REQUEST.size):
-        for place, seed, of_state, of_index in REQUEST.iter_unpack(messages):
-            state, index = split(slots[place], of_state, of_index)
-            answer = reader.answer(slots[place], seed, state.tobytes(), index.tobytes())
+        group = list(REQUEST.iter_unpack(messages))
+        for number, (place, seed, *lengths) in enumerate(group):
+            state, index = (part.tobytes() for part in split(slots[place], *lengths))
+            answer = reader.answer(slots[place], seed, state, index)
             try:
                 os.write(said, answer)
             except BrokenPipeError:
                 return
+            if number == 0 and len(group) > 1:
+                reader.advise([split(slots[place], *rest)[1] for place, _, *rest in group[1:]])
 
 
 def split(slot: Slot, first: int, second: int) -> tuple[Bytes, Bytes]:
@@ -82,6 +86,11 @@ class _Reader:
             return _put(slot, self._ready().__getitems__(np.frombuffer(index, dtype=np.int64)))
         except Exception as error:  # noqa: BLE001  goes to the main process
             return _put_raised(slot, error)
+
+    def advise(self, indices: list[Bytes]) -> None:
+        """Say which samples the next requests of a group want."""
+        with contextlib.suppress(Exception):  # to read them will say what is wrong
+            self._ready().advise(np.concatenate([index.view(np.int64) for index in indices]))
 
     def _follow(self, state: dict[str, Any]) -> None:
         """Let indices mean what they do in the main process."""
@@ -134,3 +143,22 @@ def _said(slot: Slot, kind: int, nbytes: int, pickled: bytes) -> bytes:
         slot.room(stop)
     slot.room()[nbytes:stop] = np.frombuffer(pickled, dtype=np.uint8)
     return ANSWER.pack(kind, nbytes, len(pickled))
+
+
+def received(kind: int, held: Bytes, pickled: Bytes, buffers: BufferPool) -> Batch | Exception:
+    """The batch, copied out of the slot, or the exception that an answer stands for."""
+    if kind == BATCH:
+        buffer, pinned = buffers.take(len(held))
+        buffer[:] = held
+        batch = unpack(pickle.loads(pickled.tobytes()), buffer)  # noqa: S301  a worker's own
+        if pinned is None:
+            return batch
+        # Views of the page-locked tensor itself, so that torch knows when it is free again.
+        batch._buffer = pinned
+        return batch._transfer(lambda tensor: tensor)
+    text = held.tobytes().decode()
+    error: Exception = RuntimeError("a worker process raised what cannot be pickled")
+    if len(pickled):
+        error = pickle.loads(pickled.tobytes())  # noqa: S301  a worker's own
+    error.add_note(f"In a worker process:\n{text}")
+    return error

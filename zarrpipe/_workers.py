@@ -25,11 +25,10 @@ from typing import Any
 import numpy as np
 
 from zarrpipe._ring import Slot
-from zarrpipe._served import ANSWER, BATCH, REQUEST, serve, split
+from zarrpipe._served import ANSWER, REQUEST, received, serve, split
 from zarrpipe.data.batch import Batch
-from zarrpipe.data.buffers import BufferPool, Bytes
+from zarrpipe.data.buffers import BufferPool
 from zarrpipe.data.csr import Int64Array
-from zarrpipe.data.packed import unpack
 from zarrpipe.dataset import ZarrDataset
 
 SLOTS = 4
@@ -130,6 +129,7 @@ class Workers:
                 answer = worker.take(self._buffers)
                 for request in itertools.islice(requests, 1):
                     worker.ask(request)
+                worker.pass_on()
             if isinstance(answer, Exception):
                 raise answer
             yield answer
@@ -191,12 +191,16 @@ class _Worker:
             iteration, place = self._asked.popleft()
             got = None
             if iteration == self._iteration:
-                got = _received(kind, *split(self._slots[place], *lengths), buffers)
+                got = received(kind, *split(self._slots[place], *lengths), buffers)
             self._free.append(place)
-            if len(self._free) >= _GROUP:
-                self.send()
             if got is not None:
                 return got
+            self.pass_on()
+
+    def pass_on(self) -> None:
+        """Send what waits, once there are slots for a group of requests."""
+        if len(self._free) >= _GROUP:
+            self.send()
 
     def send(self) -> None:
         """Send the requests that there are slots for."""
@@ -264,25 +268,6 @@ def _end(workers: list[_Worker], owner: int) -> None:
     deadline = time.monotonic() + _GRACE
     for worker in workers:
         worker.end(max(0.0, deadline - time.monotonic()))
-
-
-def _received(kind: int, held: Bytes, pickled: Bytes, buffers: BufferPool) -> Batch | Exception:
-    """The batch, copied out of the slot, or the exception that an answer stands for."""
-    if kind == BATCH:
-        buffer, pinned = buffers.take(len(held))
-        buffer[:] = held
-        batch = unpack(pickle.loads(pickled.tobytes()), buffer)  # noqa: S301  a worker's own
-        if pinned is None:
-            return batch
-        # Views of the page-locked tensor itself, so that torch knows when it is free again.
-        batch._buffer = pinned
-        return batch._transfer(lambda tensor: tensor)
-    text = held.tobytes().decode()
-    error: Exception = RuntimeError("a worker process raised what cannot be pickled")
-    if len(pickled):
-        error = pickle.loads(pickled.tobytes())  # noqa: S301  a worker's own
-    error.add_note(f"In a worker process:\n{text}")
-    return error
 
 
 def _pickled(dataset: ZarrDataset) -> bytes:

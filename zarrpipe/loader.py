@@ -78,14 +78,12 @@ class GraphLoader:
                 yield batch
 
     def _read(self, plan: Plan) -> Generator[Batch, None, None]:
-        batches, advise = plan.batches(self.sampler.rank), getattr(self._dataset, "advise", None)
-        if advise is not None:
-            batches = advised(batches, advise)
+        batches = plan.batches(self.sampler.rank)
         if self._num_workers:
             if self._workers is None or self._workers.closed:
                 self._workers = Workers(self._dataset, self._num_workers)
             return self._workers.read(self._dataset.state_dict(), self._seed(), batches)
-        read = map(self._dataset.__getitems__, batches)
+        read = map(self._dataset.__getitems__, advised(batches, self._dataset.advise))
         return read_ahead(read, self._prefetch) if self._prefetch else (batch for batch in read)
 
     def _seed(self) -> int:
