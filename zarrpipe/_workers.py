@@ -31,7 +31,7 @@ from zarrpipe.data.buffers import BufferPool
 from zarrpipe.data.csr import Int64Array
 from zarrpipe.dataset import ZarrDataset
 
-SLOTS = 4
+SLOTS = 8
 """Batches that each worker is asked for ahead."""
 
 _GROUP = SLOTS // 2
