@@ -1,4 +1,4 @@
-"""zarrpipe itself, with and without its compiled copy, and zarr-python on the same store."""
+"""zarrpipe itself, with and without its compiled copy, and zarr-python on a store that it wrote."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,11 +29,16 @@ def as_batch(samples: Samples) -> zp.Batch:
     )
 
 
-def write_store(samples: Samples, directory: Path) -> None:
+def write_store(samples: Samples, directory: Path, config: Mapping[str, Any] | None = None) -> None:
     """Keep samples in a store."""
-    with zp.ZarrData(directory / STORE) as sink:
+    with zp.ZarrData(directory / STORE, config=config) as sink:
         for part in samples.parts(BLOCK):
             sink.write(as_batch(part))
+
+
+def write_small_chunks(samples: Samples, directory: Path) -> None:
+    """Keep samples in a store that is better for who reads whole chunks."""
+    write_store(samples, directory, {"core": {"chunk_size": 16_384}})
 
 
 class DatasetReader:
@@ -112,9 +117,8 @@ ENGINES = (
     ),
     Engine(
         "zarr-python oindex",
-        write_store,
+        write_small_chunks,
         lambda _, place: OindexReader(place),
-        shares="zarrpipe",
-        note="on the store that zarrpipe wrote: chunks of 16,384 rows, not compressed",
+        note="chunks of 16,384 rows, not compressed",
     ),
 )

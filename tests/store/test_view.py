@@ -849,6 +849,6 @@ class TestConfig:
         assert (group["core/forces"].chunks, group["core/forces"].shards) == ((6, 3), (12, 3))
         assert len(group["core/forces"].compressors) == 1
         assert group["custom/serial"].chunks == (5,)
-        assert group["core/energy"].chunks == (16_384, 1)
+        assert group["core/energy"].chunks == (65_536, 1)
         assert not group["core/energy"].compressors
         assert_batches_equal(local.all(), numbered_batch(range(8)))

@@ -25,8 +25,8 @@ class ZarrArrayConfig:
     serializer : optional
         Zarr's array-to-bytes codec in the same forms; None is Zarr's own for the dtype.
     chunk_size : int, optional
-        Rows of a chunk; by default a power of two of at least 16,384 that grows with the
-        capacity of the sink.
+        Rows of a chunk; by default a power of two that grows with the capacity of the sink, of at
+        least 65,536 where rows are written in place and 16,384 elsewhere.
     shard_size : int, optional
         Rows of a shard, a multiple of `chunk_size`.
     sharded : bool

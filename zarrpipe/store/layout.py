@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import zarr
 from zarr.codecs import BytesCodec
+from zarr.storage import LocalStore
 
 from zarrpipe.data.fields import CORE_FIELDS, Level
 from zarrpipe.data.schema import Field, Schema, field_from_array
@@ -27,7 +28,7 @@ ATOMS_PTR, EDGES_PTR = "meta/atoms_ptr", "meta/edges_ptr"
 SAMPLES_MASK, ATOMS_MASK, EDGES_MASK = "meta/samples_mask", "meta/atoms_mask", "meta/edges_mask"
 IDS = "meta/ids"
 
-_LEAST_ROWS = 16_384
+_LEAST_ROWS, _LEAST_ROWS_IN_PLACE = 16_384, 65_536
 _LARGEST_PAGE = 65_536
 _MOST_CHUNKS = 4_096
 _ATOMS_PER_SYSTEM, _EDGES_PER_ATOM = 64, 32
@@ -96,8 +97,11 @@ def present_path(name: str) -> str:
     return f"present/{name}"
 
 
-def chunk_rows(spec: ArraySpec, capacity: int) -> int:
+def chunk_rows(spec: ArraySpec, capacity: int, *, in_place: bool = False) -> int:
     """Rows of a chunk: a power of two, whole pages of any platform, few chunks at capacity.
+
+    Where rows are written in place, a chunk costs when it is made; elsewhere it is written anew by
+    each append, and smaller.
 
     Examples
     --------
@@ -111,7 +115,8 @@ def chunk_rows(spec: ArraySpec, capacity: int) -> int:
     if spec.level is Level.EDGE:
         rows_at_capacity *= _EDGES_PER_ATOM
     odd_power = spec.row_bytes & -spec.row_bytes
-    rows = max(_LEAST_ROWS, _LARGEST_PAGE // max(odd_power, 1))
+    least = _LEAST_ROWS_IN_PLACE if in_place else _LEAST_ROWS
+    rows = max(least, _LARGEST_PAGE // max(odd_power, 1))
     while rows * _MOST_CHUNKS < rows_at_capacity:
         rows *= 2
     return rows
@@ -123,7 +128,8 @@ def create_array(
     """Create an array without rows, replacing what a killed writer may have left of it."""
     parent, name = spec.path.split("/")
     chosen = config.for_array(parent, name)
-    rows = chosen.chunk_size or chunk_rows(spec, capacity)
+    in_place = chosen.is_plain and isinstance(group.store, LocalStore)
+    rows = chosen.chunk_size or chunk_rows(spec, capacity, in_place=in_place)
     options: dict[str, Any] = {} if chosen.serializer is None else {"serializer": chosen.serializer}
     if chosen.shard_size is not None:
         options["shards"] = (chosen.shard_size, *spec.shape)
