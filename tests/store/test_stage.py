@@ -213,6 +213,31 @@ class TestFetches:
             np.testing.assert_array_equal(array.data[:500], rows[:500])
 
 
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_long_bring_shows_its_progress(stage, monkeypatch, capsys, terminal):
+    """On a terminal, and only then."""
+    tqdm = pytest.importorskip("tqdm")
+    shown = []
+
+    class Bar(tqdm.tqdm):
+        def __init__(self, tasks, **options) -> None:
+            shown.append((len(tasks), options.pop("delay")))
+            super().__init__(tasks, **options)
+
+    monkeypatch.setattr(tqdm, "tqdm", Bar)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: terminal)
+    values = random_rows((40 * 64, 128), "float64")
+    array = staged(stage, MemoryStore(), values, chunks=64)
+    few = segments([0], [64])
+    stage.bring([(array, *few)])
+    assert not shown
+    scattered = np.arange(0, 40, 1) * 64
+    monkeypatch.setattr("zarrpipe.store.stage_fetch._RUN_UNITS", 1)
+    stage.bring([(array, scattered, scattered + 1)])
+    assert shown == ([(39, 1.0)] if terminal else [])
+    np.testing.assert_array_equal(array.data, values)
+
+
 class TestGrowth:
     @pytest.mark.parametrize("kind", ["zstd", "sharded"])
     def test_a_unit_that_was_half_full(self, stage, kind):

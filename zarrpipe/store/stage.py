@@ -238,15 +238,13 @@ class Stage:
         if self._place[2] is None:
             yield
             return
-        self._pin(needed, 1)
+        for array, units in needed:
+            array.file.pin(units, 1)
         try:
             yield
         finally:
-            self._pin(needed, -1)
-
-    def _pin(self, needed: Sequence[tuple[StagedArray, Int64Array]], by: int) -> None:
-        for array, units in needed:
-            array.file.pin(units, by)
+            for array, units in needed:
+                array.file.pin(units, -1)
 
     def _advise(self, wanted: Wanted, task: Task) -> None:
         for array, starts, stops in wanted:
