@@ -22,7 +22,7 @@ from zarrpipe.store.root import Root
 from zarrpipe.store.stage import Stage
 from zarrpipe.store.stage_files import UnitLocks
 from zarrpipe.store.stage_place import stage_identity
-from zarrpipe.store.stage_units import ROWS
+from zarrpipe.store.stage_units import GENERATION, ROWS, UnitFile
 from zarrpipe.testing import numbered_batch
 
 NAME = "place-generation"
@@ -355,6 +355,49 @@ class TestLimit:
             one.read(at(2), 5)
         assert one.held() == [0, 1, 2]
         np.testing.assert_array_equal(one.all(), values)
+
+
+class Recorded:
+    """A table of units that remembers in which order its columns are read and written."""
+
+    def __init__(self, table) -> None:
+        self.table, self.read, self.written = table, [], []
+
+    def __getitem__(self, key):
+        if isinstance(key, tuple):
+            self.read.append(key[1])
+            return self.table[key]
+        self.line = self.table[key]
+        return RecordedLine(self)
+
+
+class RecordedLine:
+    def __init__(self, owner) -> None:
+        self.owner = owner
+
+    def __getitem__(self, column):
+        return self.owner.line[column]
+
+    def __setitem__(self, column, value) -> None:
+        self.owner.written.append(column)
+        self.owner.line[column] = value
+
+
+def test_a_reader_between_two_steps_of_an_eviction(opened, monkeypatch):
+    """Rows leave the table before the generation changes, and are read after it.
+
+    The other way round, a reader in between would hold the new generation of a unit that is being
+    evicted, and take holes for rows.
+    """
+    one = opened()
+    one.read(at(0), 5)
+    file = one.array.file
+    recorded = Recorded(file.table)
+    monkeypatch.setattr(UnitFile, "table", recorded)
+    one.array.look(np.array([0]))
+    assert recorded.read == [GENERATION, ROWS]
+    file.clear(0)
+    assert recorded.written[:2] == [ROWS, GENERATION]
 
 
 class TestFailures:

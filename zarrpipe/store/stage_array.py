@@ -129,9 +129,10 @@ class StagedArray:
 
     def look(self, units: Int64Array) -> tuple[Int64Array, Int64Array]:
         """Generation of each of `units`, and those of them that lack committed rows."""
-        unit_rows, lines = self.file.unit_rows, self.file.table[units]
+        unit_rows, table = self.file.unit_rows, self.file.table
+        generations = table[units, GENERATION]  # before the rows; see UnitFile.clear
         wanted = np.minimum(unit_rows, self._committed - units * unit_rows)
-        return lines[:, GENERATION], units[lines[:, ROWS] < wanted]
+        return generations, units[table[units, ROWS] < wanted]
 
     def committed_in(self, unit: int) -> int:
         """Number of rows of a unit that are committed."""

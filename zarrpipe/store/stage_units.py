@@ -143,10 +143,16 @@ class UnitFile:
         self.table[units, STAMP] = np.maximum(self.table[units, STAMP], stamp)
 
     def clear(self, unit: int) -> None:
-        """Take a unit out of the table."""
+        """Take a unit out of the table.
+
+        A reader looks at the generation first and at the rows second. So the rows go first: who
+        sees the new generation does not see the old rows.
+        """
         line = self.table[unit]
+        line[ROWS] = 0
         line[GENERATION] += 1
-        line[ROWS] = line[STAMP] = line[SYNCED] = 0
+        line[STAMP] = 0
+        line[SYNCED] = 0
 
     def punch(self, unit: int) -> bool:
         """Give the storage of a unit back; False if the file system cannot."""
