@@ -1,6 +1,6 @@
 """Which sample an index means while several stores grow."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -52,6 +52,13 @@ class Arrivals:
             self.runs[: len(before)] == before
             and bool(here)
             and (here[0][0] == store and here[0][1] >= count)
+        )
+
+    def placed(self) -> Iterator[tuple[int, int, int]]:
+        """Store, number of samples, and row of the first of each run."""
+        firsts = self._first.tolist()
+        return (
+            (store, count, first) for (store, count), first in zip(self.runs, firsts, strict=True)
         )
 
     def held(self, store: int) -> int:

@@ -8,6 +8,7 @@ one is fetched.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,6 +17,19 @@ from zarrpipe.data.csr import Int64Array, pointers, segment_rows
 _PURPOSE = 0xB10C
 _BLOCK_BYTES = 1 << 20
 _LEAST_BLOCKS = 16
+
+
+class Blocks(NamedTuple):
+    """How samples are shuffled together; the arguments of `block_order`."""
+
+    bounds: Int64Array
+    group: int
+
+    @property
+    def samples(self) -> int:
+        """Most samples that a group may have."""
+        largest = np.sort(np.diff(self.bounds))[-self.group :]
+        return int(largest.sum())
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ _SAMPLES = 1024
 
 
 def advised(
-    batches: Iterator[Int64Array], advise: Callable[[Int64Array], object]
+    batches: Iterator[Int64Array], advise: Callable[[Int64Array], object], ahead: int = 0
 ) -> Iterator[Int64Array]:
-    """The same batches, with word ahead of them: of at least 1,024 samples, in one call for many.
+    """The same batches, with word ahead of them, in one call for many.
 
     Parameters
     ----------
@@ -25,18 +25,21 @@ def advised(
         Indices of the samples of each batch.
     advise
         Told the indices of the batches that come next, once for each sample.
+    ahead
+        Samples of which it is told at once, at least 1,024.
     """
-    coming = _group(batches, advise)
+    count = max(ahead, _SAMPLES)
+    coming = _group(batches, advise, count)
     while coming:
-        now, coming = coming, _group(batches, advise)
+        now, coming = coming, _group(batches, advise, count)
         yield from now
 
 
 def _group(
-    batches: Iterator[Int64Array], advise: Callable[[Int64Array], object]
+    batches: Iterator[Int64Array], advise: Callable[[Int64Array], object], least: int
 ) -> list[Int64Array]:
     group, count = [], 0
-    while count < _SAMPLES and (batch := next(batches, None)) is not None:
+    while count < least and (batch := next(batches, None)) is not None:
         group.append(batch)
         count += len(batch)
     if count:

@@ -1,9 +1,11 @@
 """Stores as a LightningDataModule: splits, loaders, growth between epochs and resume inside one."""
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from lightning.pytorch import LightningDataModule
@@ -13,12 +15,13 @@ from zarrpipe.data.csr import Int64Array
 from zarrpipe.dataset import ZarrDataset
 from zarrpipe.errors import StoreEmptyError
 from zarrpipe.loader import GraphLoader
-from zarrpipe.samplers import GraphBatchSampler
+from zarrpipe.samplers import GraphBatchSampler, IndexArray, compact_index
 from zarrpipe.splits import check_fractions, group_keys, hash_split
 from zarrpipe.statistics import Statistics, StatisticsSums, measure
 from zarrpipe.store.root import StoreLike
 
 SIDES = ("train", "val", "test")
+_BLOCK = 1 << 20
 
 
 class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is not followed
@@ -53,10 +56,18 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
         class with ``__call__``. With workers it runs in them.
     seed : int
         Of the order of training samples. The split does not depend on it.
-    num_workers : int
-        Worker processes of each loader; see `GraphLoader`.
+    shuffle : str, optional
+        "samples" shuffles all training samples among each other; "blocks" shuffles them near each
+        other, so that each chunk of a store is fetched once an epoch. By default "blocks" where
+        `cache_bytes` does not hold what is read, and else "samples".
+    num_workers, prefetch : int
+        Worker processes of each loader, or batches that a thread reads ahead; see `GraphLoader`.
     device : str or torch.device, optional
         Where batches are moved to; by default where Lightning has the model.
+    resident : bool
+        Whether all samples are held on `device` (by default in memory); see `ZarrDataset`.
+    cache_dir, cache_bytes : optional
+        Where rows of compressed or remote stores are kept, and how much; see `ZarrDataset`.
 
     Raises
     ------
@@ -76,21 +87,37 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
         fields: Sequence[str] | None = None,
         transform: Callable[..., Any] | None = None,
         seed: int = 0,
+        shuffle: str | None = None,
         num_workers: int = 0,
+        prefetch: int = 0,
         device: str | torch.device | None = None,
+        resident: bool = False,
+        cache_dir: str | Path | None = None,
+        cache_bytes: int | None = None,
     ) -> None:
         super().__init__()
+        self.num_workers, self.prefetch = num_workers, prefetch
         # Arguments are checked here, not when Lightning has begun to set up.
-        GraphLoader(None, GraphBatchSampler((), batch_size, seed=seed), num_workers=num_workers)  # type: ignore[arg-type]
-        self.batch_size, self.seed, self.num_workers = batch_size, seed, num_workers
+        self._loader_of(None, GraphBatchSampler((), batch_size, seed=seed))  # type: ignore[arg-type]
+        if shuffle not in ("samples", "blocks", None):
+            raise ValueError(f"shuffle is {shuffle!r}, expected 'samples', 'blocks' or None")
+        if resident and num_workers:
+            raise ValueError(f"num_workers is {num_workers}, expected 0 with resident=True")
+        self.batch_size, self.seed, self.shuffle = batch_size, seed, shuffle
         self.split, self.split_by, self.fields = check_fractions(split), split_by, fields
         if len(self.split) != len(SIDES):
             raise ValueError(f"split is {self.split}, expected shares of {', '.join(SIDES)}")
         self.transform = transform
         self.device = None if device is None else torch.device(device)
+        self._reading: dict[str, Any] = {
+            "cache_dir": cache_dir,
+            "cache_bytes": cache_bytes,
+            "resident": (self.device or "cpu") if resident else None,
+        }
         self._stores = {"all": store, "val": val_store, "test": test_store}
         self._datasets: dict[str, ZarrDataset] = {}
-        self._rows: dict[str, Int64Array] = {}
+        self._rows: dict[str, IndexArray] = {}
+        self._sides = np.zeros(0, dtype=np.int8)
         self._loaders: dict[str, GraphLoader] = {}
         self._sums, self._counted = StatisticsSums(), 0
         self._state: Mapping[str, Any] | None = None
@@ -219,33 +246,47 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
         self._state = state_dict["train"]
         self.dataset.load_state_dict(self._state)
         self._rows, self._loaders = {}, {}
+        self._sides = np.zeros(0, dtype=np.int8)
         self._sums, self._counted = StatisticsSums(), 0
 
     def _open(self) -> dict[str, ZarrDataset]:
         if not self._datasets:
             self._datasets = {
-                name: ZarrDataset(store, self.fields, self.transform)
+                name: ZarrDataset(store, self.fields, self.transform, **self._reading)
                 for name, store in self._stores.items()
                 if store is not None
             }
         return self._datasets
 
-    def _split(self) -> dict[str, Int64Array]:
-        """Rows of `dataset` on each side."""
+    def _split(self) -> dict[str, IndexArray]:
+        """Rows of `dataset` on each side; of samples that are known, the side is too."""
         if not self._rows:
-            dataset = self.dataset
-            train, val, test = self.split
-            if "val" in self._datasets:
-                train, val = train + val, 0.0
-            if "test" in self._datasets:
-                train, test = train + test, 0.0
-            by_id = self.split_by == "id"
-            keys = dataset.ids if by_id else group_keys(dataset.system_field(self.split_by))
-            side = hash_split(keys, (train, val, test))
-            self._rows = {name: np.flatnonzero(side == i) for i, name in enumerate(SIDES)}
+            known, count = len(self._sides), len(self.dataset)
+            new = [
+                self._sides_of(np.arange(start, min(start + _BLOCK, count)))
+                for start in range(known, count, _BLOCK)
+            ]
+            self._sides = np.concatenate([self._sides[:count], *new])
+            self._rows = {
+                name: compact_index(np.flatnonzero(self._sides == side))
+                for side, name in enumerate(SIDES)
+            }
         return self._rows
 
-    def _source(self, name: str) -> tuple[ZarrDataset, Int64Array | None]:
+    def _sides_of(self, samples: Int64Array) -> npt.NDArray[np.int8]:
+        """Side of each of some samples."""
+        train, val, test = self.split
+        if "val" in self._datasets:
+            train, val = train + val, 0.0
+        if "test" in self._datasets:
+            train, test = train + test, 0.0
+        if self.split_by == "id":
+            keys = self.dataset.ids_of(samples)
+        else:
+            keys = group_keys(self.dataset.system_field(self.split_by, samples))
+        return hash_split(keys, (train, val, test))
+
+    def _source(self, name: str) -> tuple[ZarrDataset, IndexArray | None]:
         """Dataset of a side, and its rows there where they are not all."""
         dataset = self._open().get(name)
         return (self.dataset, self._split()[name]) if dataset is None else (dataset, None)
@@ -259,14 +300,22 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
         dataset, rows = self._source(name)
         loader = self._loaders.get(name)
         if loader is None:
+            in_blocks = self.shuffle == "blocks" or (self.shuffle is None and dataset.exceeds_cache)
             sampler = GraphBatchSampler(
-                dataset, self.batch_size, shuffle=shuffle, seed=self.seed, index=rows
+                dataset,
+                self.batch_size,
+                shuffle=shuffle,
+                seed=self.seed,
+                index=rows,
+                blocks=dataset.blocks if in_blocks else None,
             )
-            loader = GraphLoader(dataset, sampler, num_workers=self.num_workers)
-            self._loaders[name] = loader
+            self._loaders[name] = loader = self._loader_of(dataset, sampler)
         elif rows is not None:
             loader.sampler.resample(rows)
         return loader
+
+    def _loader_of(self, dataset: ZarrDataset, sampler: GraphBatchSampler) -> GraphLoader:
+        return GraphLoader(dataset, sampler, num_workers=self.num_workers, prefetch=self.prefetch)
 
 
 def _rank() -> int:

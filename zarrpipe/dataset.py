@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from torch.utils.data._utils.collate import default_collate_fn_map
 
 from zarrpipe._arrivals import Arrivals
+from zarrpipe._blocks import Blocks, UnitLayout, choose_blocks
 from zarrpipe._resident import Resident
 from zarrpipe.data.atomic import AtomicData
 from zarrpipe.data.batch import Batch
@@ -149,6 +150,39 @@ class ZarrDataset(Dataset[AtomicData]):
             return self._views[0].gather(rows, fields)
         return self._gathers.of(fields)(len(rows), self._parts(rows) or [Part(0, rows)])
 
+    def blocks(self, count: int | None = None) -> Blocks:
+        """How the first `count` samples, by default all, are shuffled near each other.
+
+        Groups of them fit the caches of their stores, so that each chunk is fetched once an epoch.
+        """
+        count = len(self._arrivals) if count is None else count
+        chosen = [self._blocks_of(view) for view in self._views]
+        bounds, end = [np.zeros(1, dtype=np.int64)], 0
+        for store, length, first in self._arrivals.placed():
+            here = np.clip(chosen[store].bounds, first, first + length) - first + end
+            bounds.append(here)
+            end += length
+        cut = np.unique(np.minimum(np.concatenate(bounds), count))
+        return Blocks(cut, min(blocks.group for blocks in chosen))
+
+    def _blocks_of(self, view: StoreView) -> Blocks:
+        layouts = [
+            UnitLayout(unit.rows, unit.row_bytes, view.row_starts(unit.level))
+            for unit in view.units(self._fields)
+        ]
+        return Blocks(*choose_blocks(view.num_samples, layouts, view.snapshot.limit))
+
+    @property
+    def exceeds_cache(self) -> bool:
+        """Whether a cache cannot hold all that is read of its store."""
+        for view in self._views:
+            extent, limit = view.snapshot.extent, view.snapshot.limit
+            counts = (extent.samples, extent.atoms, extent.edges)
+            staged = [unit for unit in view.units(self._fields) if unit.staged]
+            if limit and sum(counts[unit.level] * unit.row_bytes for unit in staged) > limit:
+                return True
+        return False
+
     def advise(self, index: npt.ArrayLike | torch.Tensor) -> None:
         """Say that the samples at integers [K] will be read soon.
 
@@ -204,10 +238,16 @@ class ZarrDataset(Dataset[AtomicData]):
     @property
     def ids(self) -> npt.NDArray[np.uint64]:
         """64-bit name of each structure, [N] uint64."""
-        return self._of_samples([view.ids for view in self._views])
+        return self.ids_of(np.arange(len(self)))
 
-    def system_field(self, name: str) -> AnyArray:
-        """Field at system level of every sample, [N, ...].
+    def ids_of(self, index: npt.ArrayLike | torch.Tensor) -> npt.NDArray[np.uint64]:
+        """64-bit name of the structures of the samples at integers [K], uint64."""
+        return self._collected(self._rows(index), StoreView.ids_of)
+
+    def system_field(
+        self, name: str, index: npt.ArrayLike | torch.Tensor | None = None
+    ) -> AnyArray:
+        """Field at system level of every sample, [N, ...], or of those at integers [K].
 
         Raises
         ------
@@ -219,7 +259,25 @@ class ZarrDataset(Dataset[AtomicData]):
                 raise SchemaError(
                     f"store {place} has no field {name!r}, it has {sorted(view.schema)}"
                 )
-        return self._of_samples([view.system_field(name) for view in self._views])
+        rows = self._rows(np.arange(len(self)) if index is None else index)
+        return self._collected(rows, lambda view, samples: view.system_field(name, samples))
+
+    def _collected(
+        self, rows: Int64Array, values_of: Callable[[StoreView, Int64Array], npt.NDArray[Scalar]]
+    ) -> npt.NDArray[Scalar]:
+        """Values of samples, from whichever stores they are in."""
+        if len(self._views) == 1:
+            return values_of(self._views[0], rows)
+        parts = [
+            (part, values_of(self._views[part.store], part.samples)) for part in self._parts(rows)
+        ]
+        if not parts:
+            return values_of(self._views[0], rows)
+        first = parts[0][1]
+        values = np.empty((len(rows), *first.shape[1:]), first.dtype)
+        for part, own in parts:
+            values[part.places] = own
+        return values
 
     def _of_samples(self, by_store: list[npt.NDArray[Scalar]]) -> npt.NDArray[Scalar]:
         values = self._arrivals.collect(by_store)

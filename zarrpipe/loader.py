@@ -41,7 +41,8 @@ class GraphLoader:
     Raises
     ------
     ValueError
-        If `num_workers` or `prefetch` is negative.
+        If `num_workers` or `prefetch` is negative, or workers are asked for to read what is
+        resident in this process.
     """
 
     batch_sampler = None
@@ -60,6 +61,11 @@ class GraphLoader:
                 raise TypeError(f"{name} is {number!r}, expected an integer of 0 or more")
             if number < 0:
                 raise ValueError(f"{name} is {number}, expected 0 or more")
+        if num_workers and dataset is not None and dataset.resident is not None:
+            raise ValueError(
+                f"num_workers is {num_workers}, but the dataset is held on {dataset.resident} by "
+                "this process alone: expected num_workers=0, or a dataset that is not resident"
+            )
         # Not named `dataset`: Lightning would rebuild whatever has that attribute to overfit.
         self._dataset, self._num_workers, self._prefetch = dataset, num_workers, prefetch
         self.sampler = sampler
@@ -83,7 +89,8 @@ class GraphLoader:
             if self._workers is None or self._workers.closed:
                 self._workers = Workers(self._dataset, self._num_workers)
             return self._workers.read(self._dataset.state_dict(), self._seed(), batches)
-        read = map(self._dataset.__getitems__, advised(batches, self._dataset.advise))
+        ahead = plan.ahead // plan.world_size
+        read = map(self._dataset.__getitems__, advised(batches, self._dataset.advise, ahead))
         return read_ahead(read, self._prefetch) if self._prefetch else (batch for batch in read)
 
     def _seed(self) -> int:

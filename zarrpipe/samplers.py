@@ -6,14 +6,21 @@ what was consumed is always a prefix of the order, whatever the number of ranks,
 position in it says all that another run, on more ranks or fewer, needs to go on.
 """
 
-from collections.abc import Iterator, Mapping, Sized
+from collections.abc import Callable, Iterator, Mapping, Sized
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch.distributed as dist
 
+from zarrpipe._blocks import Blocks, block_order
 from zarrpipe.data.csr import Int64Array, pointers
+
+_MOST_OF_32_BITS = 1 << 31
+
+IndexArray = npt.NDArray[np.signedinteger[Any]]
+"""Indices, in 32 bits where they fit."""
 
 
 @dataclass(frozen=True)
@@ -22,27 +29,33 @@ class Plan:
 
     Parameters
     ----------
-    order : array [n] int64
+    order : array [n] int32 or int64
         Indices of the samples, in the order in which they are consumed.
     bounds : array [steps * world_size + 1] int64
         Batch b is ``order[bounds[b]:bounds[b + 1]]``; rank r has every world_size-th from r on.
     world_size : int
         Number of ranks.
+    ahead : int
+        Samples, over all ranks, that are worth fetching before they are needed.
     """
 
-    order: Int64Array
+    order: IndexArray
     bounds: Int64Array
     world_size: int
+    ahead: int = 0
 
     def __len__(self) -> int:
         """Number of steps, which is the number of batches of each rank."""
         return (len(self.bounds) - 1) // self.world_size
 
     def batches(self, rank: int) -> Iterator[Int64Array]:
-        """Indices of the samples of each batch of one rank."""
+        """Indices [K] int64 of the samples of each batch of one rank."""
         starts = self.bounds[rank : -1 : self.world_size].tolist()
         stops = self.bounds[rank + 1 :: self.world_size].tolist()
-        return (self.order[start:stop] for start, stop in zip(starts, stops, strict=True))
+        return (
+            self.order[start:stop].astype(np.int64)
+            for start, stop in zip(starts, stops, strict=True)
+        )
 
     def consumed(self, steps: int) -> int:
         """Number of samples in the first `steps` steps, over all ranks."""
@@ -93,10 +106,30 @@ def _steps(count: int, batch_size: int, world_size: int) -> tuple[int, int, int]
     return whole - 1, tail + batch_size * world_size, 2 if batch_size > 1 else 1
 
 
-def epoch_order(seed: int, epoch: int, count: int) -> Int64Array:
-    """Permutation [count] int64 that belongs to a seed and an epoch."""
+def epoch_order(seed: int, epoch: int, index: int | IndexArray) -> IndexArray:
+    """Order of indices [n], or of the first n integers, that belongs to a seed and an epoch.
+
+    Examples
+    --------
+    >>> epoch_order(0, 0, 5).tolist(), epoch_order(0, 0, np.array([7, 8, 9, 5, 6])).tolist()
+    ([2, 4, 3, 0, 1], [9, 6, 5, 7, 8])
+    """
     generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, epoch])))
-    return generator.permutation(count)
+    order = first_indices(index) if isinstance(index, int) else index.copy()
+    generator.shuffle(order)
+    return order
+
+
+def first_indices(count: int) -> IndexArray:
+    """Integers from 0 to count - 1, in 32 bits if they fit, since an epoch may be long."""
+    return np.arange(count, dtype=np.int32 if count <= _MOST_OF_32_BITS else np.int64)
+
+
+def compact_index(index: npt.NDArray[Any]) -> IndexArray:
+    """The same indices in 32 bits if they fit."""
+    fits = not len(index) or index.max() < _MOST_OF_32_BITS
+    compact: IndexArray = index.astype(np.int32 if fits else np.int64, copy=False)
+    return compact
 
 
 class GraphBatchSampler:
@@ -118,6 +151,10 @@ class GraphBatchSampler:
         Non-negative; with the epoch it decides the order.
     index : array [n] of int, optional
         Indices to sample from, for example a split; by default all of `data`.
+    blocks : callable, optional
+        Gives how the first n samples are shuffled near each other, for data that are read through
+        a cache, as `ZarrDataset.blocks` does; `index` is ascending then. By default every order of
+        all samples is as likely.
     rank, world_size : int, optional
         By default torch.distributed is asked, once batches are needed.
 
@@ -141,6 +178,7 @@ class GraphBatchSampler:
         shuffle: bool = True,
         seed: int = 0,
         index: Any = None,
+        blocks: Callable[[int], Blocks] | None = None,
         rank: int | None = None,
         world_size: int | None = None,
     ) -> None:
@@ -156,9 +194,11 @@ class GraphBatchSampler:
             raise ValueError(f"rank is {rank}, expected 0 to {world_size - 1}")
         self.batch_size, self.shuffle, self.seed = int(batch_size), bool(shuffle), int(seed)
         self._data, self._rank, self._world_size = data, rank, world_size
-        self._next_index = None if index is None else np.asarray(index, dtype=np.int64)
+        self._blocks = blocks
+        self._next_index = None if index is None else compact_index(np.asarray(index))
         self._epoch, self._resuming = 0, False
         self._plan: Plan | None = None
+        self._known_blocks: Blocks | None = None
         self._origin = (0, 0)
         self._reset()
 
@@ -191,7 +231,7 @@ class GraphBatchSampler:
 
         An index that only grows at its end keeps every state that was saved before valid.
         """
-        self._next_index = np.asarray(index, dtype=np.int64)
+        self._next_index = compact_index(np.asarray(index))
 
     def set_epoch(self, epoch: int) -> None:
         """Go to the start of an epoch; a position that was loaded for that epoch is kept."""
@@ -203,11 +243,28 @@ class GraphBatchSampler:
     def plan(self) -> Plan:
         """The batches of all ranks from the position on."""
         count = self._num_samples
-        order = epoch_order(self.seed, self._epoch, count) if self.shuffle else np.arange(count)
+        order = first_indices(count) if self._index is None else self._index[:count]
+        blocks, ahead = self._block_plan(), 0
+        if blocks is not None:
+            order = order[block_order(self.seed, self._epoch, *blocks)]
+            ahead = blocks.samples
+        elif self.shuffle:
+            order = epoch_order(self.seed, self._epoch, order)
         order = order[self._position :]
-        if self._index is not None:
-            order = self._index[order]
-        return Plan(order, cut(len(order), self.batch_size, self.world_size), self.world_size)
+        bounds = cut(len(order), self.batch_size, self.world_size)
+        return Plan(order, bounds, self.world_size, ahead)
+
+    def _block_plan(self) -> Blocks | None:
+        """Blocks of the positions in the epoch's samples; None where there are none."""
+        if self._blocks is None or not self.shuffle or not self._num_samples:
+            return None
+        if self._known_blocks is None and self._index is None:
+            self._known_blocks = self._blocks(self._num_samples)
+        elif self._known_blocks is None and self._index is not None:
+            index = self._index[: self._num_samples]
+            bounds, group = self._blocks(int(index[-1]) + 1)
+            self._known_blocks = Blocks(np.searchsorted(index, bounds).astype(np.int64), group)
+        return self._known_blocks
 
     def start(self) -> Plan:
         """Begin to iterate, and give the plan of what comes.
@@ -241,7 +298,13 @@ class GraphBatchSampler:
             "step": self._step,
             "position": self._position,
             "num_samples": self._num_samples,
+            "group": self._group(),
         }
+
+    def _group(self) -> int:
+        """Blocks that are shuffled together; 0 where samples are not shuffled in blocks."""
+        blocks = self._block_plan()
+        return 0 if blocks is None else blocks.group
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Go on where `state_dict` was taken: the next iteration gives the rest of the epoch.
@@ -266,16 +329,23 @@ class GraphBatchSampler:
                 f"the state has shuffle={bool(state['shuffle'])}, the sampler {self.shuffle}: "
                 "the position in one order says nothing about the other"
             )
+        self._num_samples, self._known_blocks = count, None
+        if self._group() != state.get("group", 0):
+            raise ValueError(
+                f"the state is of an order shuffled in groups of {state.get('group', 0)} blocks, "
+                f"here they have {self._group()} (0 is none): give the cache_bytes, the fields and "
+                "the stores that it was saved with"
+            )
         self.seed, self._epoch = int(state["seed"]), int(state["epoch"])
         self._step, self._position = int(state["step"]), int(state["position"])
-        self._num_samples, self._resuming, self._plan = count, True, None
+        self._resuming, self._plan = True, None
 
     def _reset(self) -> None:
         """Stand at the start of the epoch, with the samples that there are now."""
         self._index = self._next_index
         self._num_samples = len(self._data if self._index is None else self._index)
         self._position = self._step = 0
-        self._plan = None
+        self._plan = self._known_blocks = None
 
     def __len__(self) -> int:
         """Number of steps of the epoch, those already consumed (on any ranks) included."""

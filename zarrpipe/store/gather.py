@@ -19,7 +19,7 @@ from zarrpipe.data.fields import REQUIRED_FIELDS, Level
 from zarrpipe.data.schema import Field
 from zarrpipe.errors import FieldError, StoreFormatError
 from zarrpipe.store.kernels import Kernels, compiled_kernels, source_segments, target_rows
-from zarrpipe.store.lookup import Column, Lookup
+from zarrpipe.store.lookup import Column, Lookup, Unit
 from zarrpipe.store.snapshot import Snapshot
 
 _POINTERS = 3  # the "level" of a row of pointers, of which there is one more than samples
@@ -73,6 +73,7 @@ class Gather:
         self._partly = [name for name in fields if any(_may_lack(one, name) for one in snapshots)]
         columns = [Column.of(item) for item in fields.values()]
         columns += [Column.of_presence(name) for name in self._partly]
+        self._columns = columns
         self._levels = np.array([column.level for column in columns], dtype=np.int64)
         self._row_bytes = np.array([column.row_bytes for column in columns], dtype=np.int64)
         self._sizes = [(column.row_bytes, column.level) for column in columns]
@@ -92,6 +93,11 @@ class Gather:
     def stale(self) -> bool:
         """Whether a store has changed since."""
         return any(one.version != version for one, version in self._versions)
+
+    def units(self, snapshot: Snapshot) -> list[Unit]:
+        """How the arrays of one of the stores are cut."""
+        found = [column.unit(snapshot) for column in self._columns]
+        return [unit for unit in found if unit is not None]
 
     def advise(self, parts: Sequence[Part]) -> None:
         """Say that samples will be read soon."""

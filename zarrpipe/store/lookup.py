@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,6 +20,25 @@ from zarrpipe.store.stage_array import StagedArray
 Segments = tuple[Int64Array, Int64Array]
 
 _NONE = np.zeros(0, dtype=np.int64)
+
+
+class Unit(NamedTuple):
+    """A shard of an array, or a chunk where there are no shards.
+
+    Parameters
+    ----------
+    level
+        Number of the array's level; see `zarrpipe.store.kernels`.
+    rows, row_bytes
+        Rows of a unit, and bytes of one.
+    staged
+        Whether rows are fetched into a cache.
+    """
+
+    level: int
+    rows: int
+    row_bytes: int
+    staged: bool
 
 
 @dataclass(frozen=True)
@@ -59,16 +78,26 @@ class Column:
         """Bytes of a row."""
         return self.dtype.itemsize * int(np.prod(self.shape, dtype=np.int64))
 
+    def path(self, snapshot: Snapshot) -> str | None:
+        """Place of the array in a store; None if it has none."""
+        if self.field is None:
+            return present_path(self.name) if self.name in snapshot.attributes.partly else None
+        own = snapshot.schema.get(self.name)
+        return None if own is None else field_path(own)
+
     def array(self, snapshot: Snapshot) -> FlatArray | None:
         """Array of a store; None if it has none."""
-        own = snapshot.schema.get(self.name)
-        if self.field is None:
-            if self.name not in snapshot.attributes.partly:
-                return None
-            return snapshot.array(present_path(self.name), snapshot.extent.samples)
-        if own is None:
+        path, extent = self.path(snapshot), snapshot.extent
+        rows = (extent.samples, extent.atoms, extent.edges)[self.level]
+        return None if path is None else snapshot.array(path, rows)
+
+    def unit(self, snapshot: Snapshot) -> Unit | None:
+        """How the array of a store is cut; None if it has none."""
+        path, flat = self.path(snapshot), self.array(snapshot)
+        if path is None or flat is None:
             return None
-        return snapshot.array(field_path(own), snapshot.extent.rows(own.level))
+        rows = snapshot.unit_rows(path)
+        return Unit(self.level, rows, self.row_bytes, isinstance(flat, StagedArray))
 
     def fill(self, snapshot: Snapshot) -> Any:
         """What stands in the batch for samples of a store that has no such array."""

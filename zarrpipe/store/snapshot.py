@@ -158,6 +158,16 @@ class Snapshot:
             return np.zeros(1, dtype=np.int64)
         return np.asarray(self.rows(path, self.extent.samples + 1), dtype=np.int64)
 
+    def unit_rows(self, path: str) -> int:
+        """Rows of a shard of an array, or of a chunk where there are no shards."""
+        array = _required(self._group, path)
+        return int((array.shards or array.chunks)[0])
+
+    @property
+    def limit(self) -> int | None:
+        """Most bytes of rows that the cache may hold."""
+        return self._caching.limit
+
     def has(self, path: str) -> bool:
         """Whether the store has an array at `path`."""
         return find_array(self._group, path) is not None

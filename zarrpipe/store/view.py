@@ -12,6 +12,7 @@ from zarrpipe.data.ids import UInt64Array
 from zarrpipe.data.schema import Schema
 from zarrpipe.errors import FieldError, StoreClosedError
 from zarrpipe.store.gather import Gathers, Part
+from zarrpipe.store.kernels import LEVELS
 from zarrpipe.store.layout import (
     ATOMS_PTR,
     EDGES_PTR,
@@ -19,6 +20,7 @@ from zarrpipe.store.layout import (
     field_path,
     present_path,
 )
+from zarrpipe.store.lookup import Unit
 from zarrpipe.store.plan import batch_ids
 from zarrpipe.store.root import Root, StoreLike
 from zarrpipe.store.snapshot import Caching, Snapshot
@@ -96,15 +98,17 @@ class StoreView:
     @property
     def ids(self) -> UInt64Array:
         """Id of each sample's structure, [N] uint64; computed if the store has none."""
+        return self.ids_of(np.arange(self.num_samples))
+
+    def ids_of(self, samples: Int64Array) -> UInt64Array:
+        """As `ids`, of the samples [K] int64 alone."""
         if self._snapshot.has(IDS):
-            stored: UInt64Array = self._rows_of(IDS, Level.SYSTEM, self._snapshot.physical())
+            stored: UInt64Array = self._of_samples(IDS, samples)
             return stored
         wanted = [name for name in ("cell", "pbc") if name in self._snapshot.schema]
         blocks = [
-            batch_ids(
-                self.gather(np.arange(start, min(start + _IDS_BLOCK, self.num_samples)), wanted)
-            )
-            for start in range(0, self.num_samples, _IDS_BLOCK)
+            batch_ids(self.gather(samples[start : start + _IDS_BLOCK], wanted))
+            for start in range(0, len(samples), _IDS_BLOCK)
         ]
         return np.concatenate([np.zeros(0, dtype=np.uint64), *blocks])
 
@@ -112,8 +116,10 @@ class StoreView:
         """Rows of samples in the store, where the deleted count too, [K] int64."""
         return self._snapshot.physical(np.asarray(index, dtype=np.int64))
 
-    def system_field(self, name: str) -> AnyArray:
+    def system_field(self, name: str, samples: Int64Array | None = None) -> AnyArray:
         """Rows of a field at system level, ``[N, ...]``; fill where a sample lacks it.
+
+        Of the samples [K] int64 alone where they are given.
 
         Raises
         ------
@@ -124,7 +130,7 @@ class StoreView:
         if item is None or item.level is not Level.SYSTEM:
             have = [item.name for item in self.schema.at(Level.SYSTEM)]
             raise FieldError(f"{self._root} has no field {name!r} at system level; it has {have}")
-        return self._rows_of(field_path(item), item.level, self._snapshot.physical())
+        return self._of_samples(field_path(item), samples)
 
     def present(self, name: str) -> AnyArray:
         """Which samples have a field, [N] bool.
@@ -138,7 +144,7 @@ class StoreView:
             raise FieldError(f"{self._root} has no field {name!r}; it has {list(self.schema)}")
         if name not in self._snapshot.attributes.partly:
             return np.ones(self.num_samples, dtype=bool)
-        return self._rows_of(present_path(name), Level.SYSTEM, self._snapshot.physical())
+        return self._of_samples(present_path(name))
 
     def gather(self, index: AnyArray, fields: Sequence[str] | None = None) -> Batch:
         """Batch of the samples at `index`, copied out of the store.
@@ -161,6 +167,20 @@ class StoreView:
         self._check_open()
         wanted = np.ascontiguousarray(index, dtype=np.int64)
         return self._gathers.of(fields)(len(wanted), (Part(0, wanted),))
+
+    def row_starts(self, level: int) -> Int64Array | None:
+        """First row of each sample and the end [N+1] of a numbered level; None for systems."""
+        if level == LEVELS[Level.SYSTEM]:
+            return None
+        samples, active = self._snapshot.extent.samples, self._snapshot.active
+        path = ATOMS_PTR if level == LEVELS[Level.ATOM] else EDGES_PTR
+        ptr = self._snapshot.pointers(path)[: samples + 1]
+        return ptr if active is None else np.append(ptr[active], ptr[-1])
+
+    def units(self, fields: Sequence[str] | None = None) -> list[Unit]:
+        """How the arrays of a gather are cut into what is fetched at once; see `gather`."""
+        self._check_open()
+        return self._gathers.of(fields).units(self._snapshot)
 
     def advise(self, index: AnyArray, fields: Sequence[str] | None = None) -> None:
         """Say that the samples at `index` will be read soon; see `gather` for the arguments.
@@ -203,7 +223,9 @@ class StoreView:
         active = self._snapshot.active
         return counts if active is None else counts[active]
 
-    def _rows_of(self, path: str, level: Level, rows: Int64Array | slice) -> AnyArray:
-        """Copy of rows of an array."""
-        stored = self._snapshot.rows(path, self._snapshot.extent.rows(level))
-        return stored[rows].copy() if isinstance(rows, slice) else stored.take(rows, axis=0)
+    def _of_samples(self, path: str, samples: Int64Array | None = None) -> AnyArray:
+        """Copy of the rows that samples, by default all, have in an array at system level."""
+        stored = self._snapshot.rows(path, self._snapshot.extent.samples)
+        if samples is None and self._snapshot.active is None:
+            return stored[: self._snapshot.extent.samples].copy()
+        return stored.take(self._snapshot.physical(samples), axis=0)
