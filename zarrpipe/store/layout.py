@@ -5,7 +5,8 @@ The only module that knows how a store's parts are called.
 
 import json
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import zarr
 from zarr.codecs import BytesCodec
-from zarr.storage import LocalStore
+from zarr.storage import LocalStore, MemoryStore
 
 from zarrpipe.data.fields import CORE_FIELDS, Level
 from zarrpipe.data.schema import Field, Schema, field_from_array
@@ -264,9 +265,12 @@ def read_schema(group: zarr.Group, attributes: Attributes) -> Schema:
         If a field that the attributes name has no array, or a level is none.
     """
     fields = {}
+    usual_of = {name: "core" if name in CORE_FIELDS else "custom" for name in attributes.levels}
+    found = find_arrays(group, [f"{part}/{name}" for name, part in usual_of.items()])
     for name, level in attributes.levels.items():
-        usual, other = ("core", "custom") if name in CORE_FIELDS else ("custom", "core")
-        part, array = usual, find_array(group, f"{usual}/{name}")
+        usual = usual_of[name]
+        other = "custom" if usual == "core" else "core"
+        part, array = usual, found[f"{usual}/{name}"]
         if array is None:
             part, array = other, find_array(group, f"{other}/{name}")
         if array is None:
@@ -284,6 +288,14 @@ def read_schema(group: zarr.Group, attributes: Attributes) -> Schema:
 def is_empty(group: zarr.Group) -> bool:
     """Whether a group has neither attributes nor members, as one that was only just made."""
     return not group.attrs.asdict() and next(iter(group.keys()), None) is None
+
+
+def find_arrays(group: zarr.Group, paths: Sequence[str]) -> dict[str, zarr.Array[Any] | None]:
+    """Arrays at paths, or None, all asked for at once where an answer takes time."""
+    if isinstance(group.store, LocalStore | MemoryStore):
+        return {path: find_array(group, path) for path in paths}
+    with ThreadPoolExecutor(max(1, min(32, len(paths)))) as pool:
+        return dict(zip(paths, pool.map(lambda path: find_array(group, path), paths), strict=True))
 
 
 def find_array(group: zarr.Group, path: str) -> zarr.Array[Any] | None:

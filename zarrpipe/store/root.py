@@ -65,7 +65,10 @@ class Root:
         """Root group, without consolidated metadata (which shows the past); None without one."""
         try:
             return zarr.open_group(
-                self.path, mode="r" if self.read_only else "r+", use_consolidated=False
+                self.path,
+                mode="r" if self.read_only else "r+",
+                zarr_format=3,
+                use_consolidated=False,
             )
         except (GroupNotFoundError, FileNotFoundError):
             return None

@@ -217,6 +217,8 @@ class Snapshot:
 
     def _opened(self, path: str) -> FlatArray:
         directory, group = self.root.directory, self._group
+        if directory is None and not path.startswith("meta/"):
+            return self.stage.array(path, lambda: _required(group, path))
         array = _required(group, path)
         own = None if directory is None else directory / path
         if own is not None and can_be_mapped(array, own):
@@ -303,8 +305,8 @@ class Snapshot:
     def _look(self) -> None:
         """Find the samples that are committed now."""
         if ATOMS_PTR not in self._flat:
-            if not self.has(ATOMS_PTR):
-                return
+            if self.attributes.ours and not self.has(ATOMS_PTR):
+                return  # a foreign store was asked for it before
             self._flat[ATOMS_PTR] = self._opened(ATOMS_PTR)
         pointers = self._flat[ATOMS_PTR]
         pointers.grow()

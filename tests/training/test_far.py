@@ -1,0 +1,178 @@
+"""Training from stores that are read through a cache, and from samples held on a device."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+import zarrpipe as zp
+from zarrpipe._blocks import Blocks
+from zarrpipe.samplers import GraphBatchSampler, Plan, compact_index, first_indices
+from zarrpipe.testing import assert_batches_equal, numbered_batch
+
+SMALL = {
+    group: {"compressors": ("zstd",), "chunk_size": 4096} for group in ("core", "custom", "meta")
+}
+COUNT, LIMIT = 24_000, 2_200_000
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    place = tmp_path_factory.mktemp("far") / "store"
+    with zp.ZarrData(place, config=SMALL) as sink:
+        sink.write(numbered_batch(np.arange(COUNT) % 9000))
+    return place
+
+
+def indices(plan: Plan, world_size: int = 1) -> np.ndarray:
+    per_rank = [list(plan.batches(rank)) for rank in range(world_size)]
+    return np.concatenate(list(itertools.chain(*zip(*per_rank, strict=True))))
+
+
+def test_a_cache_that_is_too_small_is_known(store):
+    assert zp.ZarrDataset(store, cache_bytes=LIMIT).exceeds_cache
+    assert not zp.ZarrDataset(store, cache_bytes=10_000_000).exceeds_cache
+    assert not zp.ZarrDataset(store).exceeds_cache
+
+
+def test_groups_fit_the_cache_and_blocks_follow_chunks(store):
+    dataset = zp.ZarrDataset(store, cache_bytes=LIMIT)
+    bounds, group = dataset.blocks()
+    assert bounds[0] == 0
+    assert bounds[-1] == COUNT
+    assert 1 <= group < len(bounds) - 1
+    assert dataset.blocks(5000).bounds[-1] == 5000
+
+
+@pytest.mark.parametrize("index", [None, np.flatnonzero(np.arange(COUNT) % 3)])
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_each_sample_once_and_near_each_other(store, index, world_size):
+    dataset = zp.ZarrDataset(store, cache_bytes=LIMIT)
+    sampler = GraphBatchSampler(
+        dataset, 64, seed=3, index=index, blocks=dataset.blocks, rank=0, world_size=world_size
+    )
+    plan = sampler.plan()
+    order = indices(plan, world_size)
+    everything = np.arange(COUNT) if index is None else index
+    assert not np.array_equal(order, everything)
+    assert np.array_equal(np.sort(order), everything)
+    near = order[: plan.ahead // 2]
+    block_of = np.searchsorted(dataset.blocks().bounds, near, side="right")
+    assert len(np.unique(block_of)) <= dataset.blocks().group
+    sampler.set_epoch(1)
+    assert not np.array_equal(indices(sampler.plan(), world_size), order)
+
+
+def test_it_resumes_at_another_world_size(store):
+    dataset = zp.ZarrDataset(store, cache_bytes=LIMIT)
+
+    def sampler(rank=0, world_size=1):
+        return GraphBatchSampler(
+            dataset, 64, seed=3, blocks=dataset.blocks, rank=rank, world_size=world_size
+        )
+
+    first = sampler()
+    begun = iter(first)
+    consumed = np.concatenate([next(begun) for _ in range(10)])
+    rest = []
+    for rank in (0, 1):
+        second = sampler(rank, 2)
+        second.load_state_dict(first.state_dict())
+        rest += list(second)
+    assert np.array_equal(np.sort(np.concatenate([consumed, *rest])), np.arange(COUNT))
+
+
+def test_another_cache_is_refused_at_a_resume(store):
+    dataset = zp.ZarrDataset(store, cache_bytes=LIMIT)
+    state = GraphBatchSampler(dataset, 64, blocks=dataset.blocks).state_dict()
+    with pytest.raises(ValueError, match=r"groups of \d+ blocks, here they have 0"):
+        GraphBatchSampler(dataset, 16).load_state_dict(state)
+
+
+def test_no_samples_have_no_blocks():
+    sampler = GraphBatchSampler((), 4, blocks=lambda _: pytest.fail("asked"))
+    assert len(sampler.plan()) == 0
+
+
+def test_growth_waits_for_the_next_epoch():
+    samples = list(range(8))
+    sampler = GraphBatchSampler(
+        samples, 4, blocks=lambda count: Blocks(np.arange(0, count + 1, 2), 2)
+    )
+    plan = sampler.start()
+    samples += range(8, 12)
+    assert sorted(indices(plan)) == list(range(8))
+    sampler.set_epoch(1)
+    assert sorted(indices(sampler.start())) == list(range(12))
+
+
+@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize("limit", [None, LIMIT])
+def test_a_data_module_over_a_compressed_store(store, tmp_path, cached, limit):
+    cache_dir = tmp_path / "cache" if cached else None
+    options = {"cache_dir": cache_dir, "cache_bytes": limit, "batch_size": 128, "seed": 1}
+    module = zp.ZarrDataModule(store, **options)
+    module.setup("fit")
+    for epoch in range(2):
+        loader = module.train_dataloader()
+        loader.sampler.set_epoch(epoch)
+        seen = zp.Batch.concatenate(list(loader))
+        serial = np.sort(seen.serial.flatten().numpy())
+        train = module.train_dataset
+        assert np.array_equal(serial, np.sort(train.system_field("serial").ravel()))
+        first = seen.index_select([0, 5])
+        assert_batches_equal(first, numbered_batch(first.serial.tolist()))
+    in_blocks = loader.sampler.state_dict()["group"] > 0
+    assert in_blocks == (limit is not None)
+    assert (cache_dir is not None and cache_dir.exists()) == cached
+
+
+def test_shuffling_in_blocks_can_be_asked_for(store):
+    module = zp.ZarrDataModule(store, shuffle="blocks")
+    module.setup("fit")
+    assert module.train_dataloader().sampler.state_dict()["group"] > 0
+    with pytest.raises(ValueError, match="shuffle is 'all', expected 'samples', 'blocks' or None"):
+        zp.ZarrDataModule(store, shuffle="all")
+
+
+def test_a_resident_data_module(store):
+    module = zp.ZarrDataModule(store, resident=True, batch_size=64)
+    plain = zp.ZarrDataModule(store, batch_size=64)
+    for one in (module, plain):
+        one.setup("fit")
+    pairs = zip(module.train_dataloader(), plain.train_dataloader(), strict=True)
+    for ours, theirs in pairs:
+        assert_batches_equal(ours, theirs)
+    assert module.dataset.resident == torch.device("cpu")
+
+
+def test_resident_samples_are_not_for_workers(store):
+    with pytest.raises(ValueError, match="num_workers is 2, expected 0 with resident=True"):
+        zp.ZarrDataModule(store, resident=True, num_workers=2)
+    dataset = zp.ZarrDataset(store, resident="cpu")
+    with pytest.raises(ValueError, match="held on cpu by this process alone"):
+        zp.loader.GraphLoader(dataset, GraphBatchSampler(dataset, 4), num_workers=1)
+
+
+def test_a_split_goes_on_where_it_was(tmp_path):
+    with zp.ZarrData(tmp_path / "store") as sink:
+        sink.write(numbered_batch(range(300)))
+        module = zp.ZarrDataModule(tmp_path / "store", split=(0.5, 0.25, 0.25))
+        module.setup("fit")
+        before = module.train_dataset.system_field("serial").ravel()
+        sink.write(numbered_batch(range(300, 600)))
+        module.refresh()
+    fresh = zp.ZarrDataModule(tmp_path / "store", split=(0.5, 0.25, 0.25))
+    for side in ("train_dataset", "val_dataset", "test_dataset"):
+        now = getattr(module, side).system_field("serial")
+        np.testing.assert_array_equal(now, getattr(fresh, side).system_field("serial"))
+    np.testing.assert_array_equal(
+        module.train_dataset.system_field("serial").ravel()[: len(before)], before
+    )
+
+
+def test_indices_take_32_bits_where_they_fit():
+    assert compact_index(np.array([0, 2**31 - 1])).dtype == np.int32
+    assert compact_index(np.array([0, 2**31])).tolist() == [0, 2**31]
+    assert first_indices(3).dtype == np.int32
