@@ -5,7 +5,6 @@ writer that is killed leaves that directory, or the old store in it; whoever wri
 removes it, since the lock is then nobody's.
 """
 
-import ctypes
 import os
 import re
 import shutil
@@ -17,6 +16,7 @@ from pathlib import Path
 
 from zarrpipe.errors import StoreExistsError, StoreLockedError
 from zarrpipe.store.layout import GROUPS
+from zarrpipe.store.libc import libc
 from zarrpipe.store.lock import WriterLock
 
 _AT_FDCWD = -100
@@ -102,13 +102,12 @@ def swap_in(room: Path, place: Path, ours: frozenset[str]) -> None:
 
 def _swap(first: Path, second: Path) -> None:
     """Swap two directories, at once where the system can."""
-    libc = ctypes.CDLL(None, use_errno=True)
     names = os.fsencode(first), os.fsencode(second)
     if sys.platform == "darwin":
-        if libc.renamex_np(*names, _RENAME_SWAP) == 0:
+        if libc().renamex_np(*names, _RENAME_SWAP) == 0:
             return
-    elif hasattr(libc, "renameat2"):
-        if libc.renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0:
+    elif hasattr(libc(), "renameat2"):
+        if libc().renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0:
             return
     aside = second.with_name(f"{second.name}.old")
     first.rename(aside)

@@ -5,7 +5,6 @@ so that the page cache is the array. Any other array is loaded through zarr-pyth
 does with either is the same gather.
 """
 
-import ctypes
 import mmap
 import os
 import weakref
@@ -18,11 +17,9 @@ import zarr
 
 from zarrpipe.data.csr import AnyArray
 from zarrpipe.errors import StoreFormatError
+from zarrpipe.store.addresses import AddressRange
 from zarrpipe.store.layout import chunk_file, is_plain
-from zarrpipe.store.libc import libc
 
-_MAP_FIXED = 0x10
-_PROT_NONE = 0
 _RESERVE_FACTOR = 4
 _LEAST_RESERVE = 1 << 26
 
@@ -49,22 +46,6 @@ def can_be_mapped(array: zarr.Array[Any], directory: Path | None) -> bool:
     return directory is not None and is_plain(array) and MappedArray.fits(array)
 
 
-class _Range:
-    """Reserved addresses, given back when nothing refers to them any more."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self.address = _mmap(None, size, _PROT_NONE, _reserve_flags(), -1)
-        self._finalizer = weakref.finalize(self, libc().munmap, self.address, size)
-        self._finalizer.atexit = False  # a thread may still be reading
-        self.__array_interface__ = {
-            "version": 3,
-            "shape": (size,),
-            "typestr": "|u1",
-            "data": (self.address, True),
-        }
-
-
 class MappedArray:
     """Chunk files of a plain local array, mapped back to back and read only.
 
@@ -79,7 +60,7 @@ class MappedArray:
         self._row_bytes = self._dtype.itemsize * int(np.prod(self._row_shape, dtype=np.int64))
         self._chunk_bytes = self._chunk_rows * self._row_bytes
         self._fill = array.fill_value
-        self._range = _Range(self._reserve(1))
+        self._range = AddressRange(self._reserve(1))
         self._chunks = 0
         self._holes: set[int] = set()
         self._filled: int | None = None
@@ -137,7 +118,7 @@ class MappedArray:
         """Move to a larger range when the one that is reserved would be outgrown."""
         if chunks * self._chunk_bytes <= self._range.size:
             return
-        self._range = _Range(self._reserve(chunks))
+        self._range = AddressRange(self._reserve(chunks))
         for index in range(self._chunks):
             if not self._map(index):
                 self._map_fill(index)
@@ -156,26 +137,25 @@ class MappedArray:
                     f"{path} has {size} bytes, expected {self._chunk_bytes}: the file was "
                     "truncated or belongs to another array"
                 )
-            self._place(index, mmap.MAP_SHARED, descriptor)
+            self._place(index, descriptor)
         finally:
             os.close(descriptor)
         return True
 
-    def _place(self, index: int, flags: int, descriptor: int) -> None:
-        address = self._range.address + index * self._chunk_bytes
-        _mmap(address, self._chunk_bytes, mmap.PROT_READ, flags | _MAP_FIXED, descriptor)
+    def _place(self, index: int, descriptor: int) -> None:
+        self._range.map(index * self._chunk_bytes, self._chunk_bytes, descriptor)
 
     def _map_fill(self, index: int) -> None:
         """Let a chunk that is not there read as the fill value."""
         self._holes.add(index)
         fill = np.full(1, self._fill, dtype=self._dtype)
         if not fill.view(np.uint8).any():
-            self._place(index, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1)
+            self._place(index, -1)
             return
         if self._filled is None:
             self._filled = self._filled_chunk()
             weakref.finalize(self, os.close, self._filled)
-        self._place(index, mmap.MAP_SHARED, self._filled)
+        self._place(index, self._filled)
 
     def _filled_chunk(self) -> int:
         """Descriptor of an unnamed file with a chunk of fill, which all holes share."""
@@ -235,19 +215,6 @@ class LoadedArray:
         if stop > start:
             self._buffer[start:stop] = array[start:stop]
         self._rows = stop
-
-
-def _mmap(address: int | None, size: int, protection: int, flags: int, descriptor: int) -> int:
-    """Call mmap, which Python's own module cannot place at an address."""
-    result = libc().mmap(address, size, protection, flags, descriptor, 0)
-    if result is None or result == ctypes.c_void_p(-1).value:
-        error = ctypes.get_errno()
-        raise OSError(error, f"cannot map {size} bytes: {os.strerror(error)}")
-    return int(result)
-
-
-def _reserve_flags() -> int:
-    return mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
 
 
 def _unnamed() -> int:

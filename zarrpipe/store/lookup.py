@@ -15,7 +15,7 @@ from zarrpipe.store.flat import FlatArray, MappedArray
 from zarrpipe.store.kernels import DAMAGED, LEVELS, OUTSIDE, Kernels, Rows, segments
 from zarrpipe.store.layout import ATOMS_PTR, EDGES_PTR, field_path, present_path
 from zarrpipe.store.snapshot import Snapshot
-from zarrpipe.store.stage_array import StagedArray
+from zarrpipe.store.staging.array import StagedArray
 
 Segments = tuple[Int64Array, Int64Array]
 

@@ -23,9 +23,9 @@ from zarrpipe.store.layout import (
     read_schema,
 )
 from zarrpipe.store.root import Root
-from zarrpipe.store.stage import Stage
-from zarrpipe.store.stage_array import StagedArray
-from zarrpipe.store.stage_place import stage_identity
+from zarrpipe.store.staging.array import StagedArray
+from zarrpipe.store.staging.place import stage_identity
+from zarrpipe.store.staging.stage import Stage
 
 _ATTEMPTS = 100
 

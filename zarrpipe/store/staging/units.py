@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from zarrpipe.data.csr import AnyArray, Int64Array
 from zarrpipe.errors import StoreFormatError
-from zarrpipe.store.stage_files import (
+from zarrpipe.store.staging.files import (
     SharedRows,
     UnitLocks,
     memory_file,

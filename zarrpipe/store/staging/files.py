@@ -1,7 +1,5 @@
 """What the files of a cache need of the operating system: locks, holes, whole writes."""
 
-import ctypes
-import mmap
 import os
 import struct
 import threading
@@ -15,9 +13,9 @@ from typing import Any, Literal
 import numpy as np
 
 from zarrpipe.data.csr import AnyArray
-from zarrpipe.store.flat import _mmap, _Range
+from zarrpipe.store.addresses import AddressRange
+from zarrpipe.store.libc import libc
 
-_MAP_FIXED = 0x10
 _KEEP_SIZE, _PUNCH_HOLE = 1, 2
 _PAUSE = 0.005
 
@@ -135,9 +133,9 @@ class SharedRows:
     """
 
     def __init__(self, descriptor: int, size: int) -> None:
-        self._range = _Range(size)
+        self._range = AddressRange(size)
         self.size = size
-        _mmap(self._range.address, size, mmap.PROT_READ, mmap.MAP_SHARED | _MAP_FIXED, descriptor)
+        self._range.map(0, size, descriptor)
 
     def rows(self, count: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> AnyArray:
         """First `count` rows."""
@@ -197,12 +195,10 @@ def write_all(descriptor: int, data: memoryview, offset: int) -> None:
 
 def punch(descriptor: int, offset: int, size: int) -> bool:
     """Give the storage of a range of a file back; False where the file system cannot."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    fallocate = getattr(libc, "fallocate64", None) or getattr(libc, "fallocate", None)
-    if fallocate is None:
+    if not hasattr(libc(), "fallocate64"):
         return False
-    fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
-    return bool(fallocate(descriptor, _KEEP_SIZE | _PUNCH_HOLE, offset, size) == 0)
+    mode = _KEEP_SIZE | _PUNCH_HOLE
+    return bool(libc().fallocate64(descriptor, mode, offset, size) == 0)
 
 
 def boot_id() -> str:

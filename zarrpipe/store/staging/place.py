@@ -20,7 +20,7 @@ from zarrpipe.store.layout import (
     Attributes,
     find_array,
 )
-from zarrpipe.store.stage_files import FileLock, flock
+from zarrpipe.store.staging.files import FileLock, flock
 
 FORMAT = 1
 _NOTE, _LOCK, _USERS, _GONE = "cache.json", "lock", "users", ".gone"

@@ -10,7 +10,7 @@ import zarr
 from zarr.storage import MemoryStore
 
 from zarrpipe.errors import StoreClosedError, StoreFormatError
-from zarrpipe.store.stage import Stage
+from zarrpipe.store.staging.stage import Stage
 
 ZSTD = (zarr.codecs.ZstdCodec(level=1),)
 SEGMENTS = {
@@ -232,7 +232,7 @@ def test_a_long_bring_shows_its_progress(stage, monkeypatch, capsys, terminal):
     stage.bring([(array, *few)])
     assert not shown
     scattered = np.arange(0, 40, 1) * 64
-    monkeypatch.setattr("zarrpipe.store.stage_fetch._RUN_UNITS", 1)
+    monkeypatch.setattr("zarrpipe.store.staging.fetch._RUN_UNITS", 1)
     stage.bring([(array, scattered, scattered + 1)])
     assert shown == ([(39, 1.0)] if terminal else [])
     np.testing.assert_array_equal(array.data, values)
@@ -263,7 +263,7 @@ class TestGrowth:
         assert array.data.ctypes.data == first.ctypes.data
 
     def test_beyond_the_reserved_range(self, stage, monkeypatch):
-        monkeypatch.setattr("zarrpipe.store.stage_units._LEAST_RESERVE", 4096)
+        monkeypatch.setattr("zarrpipe.store.staging.units._LEAST_RESERVE", 4096)
         store, values = MemoryStore(), random_rows((9000, 64), "float64")
         zarray = create(store, values[:500], chunks=256)
         zarray[:] = values[:500]

@@ -19,11 +19,11 @@ import zarr
 
 from zarrpipe.data.csr import Int64Array
 from zarrpipe.errors import StoreClosedError
-from zarrpipe.store.stage_array import StagedArray
-from zarrpipe.store.stage_cache import StageCache
-from zarrpipe.store.stage_fetch import Fetcher, end
-from zarrpipe.store.stage_pool import Task, waited_for
-from zarrpipe.store.stage_units import GENERATION, KEPT, UnitFile
+from zarrpipe.store.staging.array import StagedArray
+from zarrpipe.store.staging.cache import StageCache
+from zarrpipe.store.staging.fetch import Fetcher, end
+from zarrpipe.store.staging.pool import Task, waited_for
+from zarrpipe.store.staging.units import GENERATION, KEPT, UnitFile
 
 Wanted = Sequence[tuple[StagedArray, Int64Array, Int64Array]]
 """Rows of several arrays: of each the starts [K] and the stops [K] of its segments."""

@@ -10,11 +10,11 @@ import zarr
 
 from zarrpipe.data.csr import AnyArray, Int64Array, pointers, segment_rows
 from zarrpipe.errors import StoreFormatError
-from zarrpipe.store.stage_pool import Task
-from zarrpipe.store.stage_units import GENERATION, ROWS, UnitFile
+from zarrpipe.store.staging.pool import Task
+from zarrpipe.store.staging.units import GENERATION, ROWS, UnitFile
 
 if TYPE_CHECKING:
-    from zarrpipe.store.stage import Stage
+    from zarrpipe.store.staging.stage import Stage
 
 _LEAST_UNIT_BYTES = 1 << 16
 

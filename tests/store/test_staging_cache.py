@@ -16,13 +16,14 @@ from zarr.storage import LocalStore, MemoryStore
 
 from zarrpipe import AtomicDataZarrWriter
 from zarrpipe.errors import StoreFormatError
-from zarrpipe.store import stage_cache, stage_files
 from zarrpipe.store.layout import Attributes
 from zarrpipe.store.root import Root
-from zarrpipe.store.stage import Stage
-from zarrpipe.store.stage_files import UnitLocks
-from zarrpipe.store.stage_place import stage_identity
-from zarrpipe.store.stage_units import GENERATION, ROWS, UnitFile
+from zarrpipe.store.staging import cache as stage_cache
+from zarrpipe.store.staging import files as stage_files
+from zarrpipe.store.staging.files import UnitLocks
+from zarrpipe.store.staging.place import stage_identity
+from zarrpipe.store.staging.stage import Stage
+from zarrpipe.store.staging.units import GENERATION, ROWS, UnitFile
 from zarrpipe.testing import numbered_batch
 
 NAME = "place-generation"
@@ -35,7 +36,7 @@ import asyncio, os, sys, time
 import numpy as np
 import zarr
 from zarr.storage import LocalStore
-from zarrpipe.store.stage import Stage
+from zarrpipe.store.staging.stage import Stage
 
 place, cache, log, stop_at = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
 
@@ -347,7 +348,7 @@ class TestLimit:
         assert not wrong
 
     def test_where_no_holes_can_be_made(self, opened, values, monkeypatch):
-        monkeypatch.setattr("zarrpipe.store.stage_units.punch", lambda *_: False)
+        monkeypatch.setattr("zarrpipe.store.staging.units.punch", lambda *_: False)
         one = opened(2 * UNIT_BYTES)
         one.read(at(0), 5)
         one.read(at(1), 5)

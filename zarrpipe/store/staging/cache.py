@@ -17,9 +17,9 @@ import numpy as np
 
 from zarrpipe.data.csr import Int64Array
 from zarrpipe.errors import StoreFormatError
-from zarrpipe.store.stage_files import boot_id, write_all
-from zarrpipe.store.stage_place import Claim, remove_superseded
-from zarrpipe.store.stage_units import GENERATION, KEPT, ROWS, STAMP, SYNCED, Folder, UnitFile
+from zarrpipe.store.staging.files import boot_id, write_all
+from zarrpipe.store.staging.place import Claim, remove_superseded
+from zarrpipe.store.staging.units import GENERATION, KEPT, ROWS, STAMP, SYNCED, Folder, UnitFile
 
 _BOOT, _BOOT_2, _USED, _EVICTIONS, _COMMITS = range(5)
 _HEADER_BYTES = 4096

@@ -9,10 +9,10 @@ import numpy as np
 
 from zarrpipe.data.csr import Int64Array
 from zarrpipe.errors import ZarrPipeError
-from zarrpipe.store.stage_array import StagedArray
-from zarrpipe.store.stage_cache import StageCache
-from zarrpipe.store.stage_pool import FetchPool, Task
-from zarrpipe.store.stage_units import UnitFile
+from zarrpipe.store.staging.array import StagedArray
+from zarrpipe.store.staging.cache import StageCache
+from zarrpipe.store.staging.pool import FetchPool, Task
+from zarrpipe.store.staging.units import UnitFile
 
 _BYTES_AT_ONCE = 1 << 28
 _RUN_UNITS, _RUN_BYTES = 4, 1 << 20
