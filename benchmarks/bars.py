@@ -73,7 +73,7 @@ BARS = (
     _reads("without numba against NumPy from RAM", 0.8, "gather from RAM", 512, name=_PLAIN),
     _reads("without numba against atompack", None, "atompack", 64, name=_PLAIN),
     _reads("without numba against atompack", None, "atompack", 512, name=_PLAIN),
-    _against("LMDB, pickled NumPy", 20),
+    _against("LMDB of pickled NumPy", 20),
     _against("HDF5 CSR", 30),
     _against("zarr-python oindex", 300),
     Bar(

@@ -281,7 +281,7 @@ WRITERS = (
     WriterKind(RAW, RawWriter, note="the floor: bytes that are ready, no format, no ids to find"),
     WriterKind("zarr-python append", ZarrWriter),
     WriterKind("HDF5 CSR", HdfWriter, ("h5py",)),
-    WriterKind("LMDB, pickled NumPy", LmdbWriter, ("lmdb",), "sync=False"),
+    WriterKind("LMDB of pickled NumPy", LmdbWriter, ("lmdb",), "sync=False"),
     WriterKind("atompack", AtompackWriter, ("atompack",)),
     WriterKind("nvalchemi", NvalchemiWriter, ("nvalchemi",)),
 )

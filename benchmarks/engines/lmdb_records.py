@@ -68,6 +68,6 @@ def _engine(name: str, pack: Callable[..., bytes], join: Callable[[list[Any]], A
 
 
 ENGINES = (
-    _engine("LMDB, pickled NumPy", numpy_record, collate),
-    _engine("LMDB, pickled torch", torch_record, collate_tensors),
+    _engine("LMDB of pickled NumPy", numpy_record, collate),
+    _engine("LMDB of pickled torch", torch_record, collate_tensors),
 )
