@@ -9,7 +9,9 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-_AHEAD = 8
+_AHEAD = 1 << 14
+"""Bytes that are asked for before they are copied: what a second-level cache has room for."""
+
 _LINE = 64
 _ADDRESS = types.intp
 _READ = types.Array(types.int64, 1, "C", readonly=True)
@@ -32,7 +34,7 @@ def _memcpy(typingctx, target, source, nbytes):  # type: ignore[no-untyped-def]
 
 @intrinsic
 def _prefetch(typingctx, address):  # type: ignore[no-untyped-def]
-    """Ask for a cache line that will be read soon; any address is allowed."""
+    """Ask for a cache line at the second level; any address is allowed."""
 
     def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
         pointer, number = cgutils.voidptr_t, ir.IntType(32)
@@ -41,8 +43,8 @@ def _prefetch(typingctx, address):  # type: ignore[no-untyped-def]
             [pointer],
             ir.FunctionType(ir.VoidType(), [pointer, number, number, number]),
         )
-        read, keep, data = number(0), number(3), number(1)
-        builder.call(function, [builder.inttoptr(args[0], pointer), read, keep, data])
+        read, second_level, data = number(0), number(2), number(1)
+        builder.call(function, [builder.inttoptr(args[0], pointer), read, second_level, data])
         return context.get_dummy_value()
 
     return types.void(_ADDRESS), codegen
@@ -105,18 +107,23 @@ def copy(table, places, addresses, levels, row_bytes, offsets, edges, last, word
         if address == 0:
             continue
         begin = target + offsets[column]
+        asked = ahead = 0
         for j in range(count):
-            if j + _AHEAD < count:  # waiting for memory is most of the time, so ask early
-                k = places[j + _AHEAD] if len(places) else j + _AHEAD
+            while asked < count and ahead < _AHEAD:  # waiting for memory is most of the time
+                k = places[asked] if len(places) else asked
                 start = table[0, k] if level == 0 else table[2 * level - 1, k]
                 rows = 1 if level == 0 else table[2 * level, k + 1] - table[2 * level, k]
-                for line in range(address + start * size, address + (start + rows) * size, _LINE):
+                begins, ends = address + start * size, address + (start + rows) * size
+                for line in range(begins & -_LINE, ends, _LINE):
                     _prefetch(line)
+                ahead += rows * size + _LINE
+                asked += 1
             k = places[j] if len(places) else j
             start = table[0, k] if level == 0 else table[2 * level - 1, k]
             first = k if level == 0 else table[2 * level, k]
             rows = 1 if level == 0 else table[2 * level, k + 1] - first
             _memcpy(begin + first * size, address + start * size, rows * size)
+            ahead -= rows * size + _LINE
     if edges >= 0:
         word = offsets[edges] // 8
         for j in range(count):
