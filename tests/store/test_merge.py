@@ -28,6 +28,7 @@ from zarrpipe.errors import (
     StoreNotFoundError,
     StoreReadOnlyError,
 )
+from zarrpipe.store import merge as merge_module
 from zarrpipe.store import selection, sources
 from zarrpipe.store.view import StoreView
 from zarrpipe.testing import (
@@ -409,6 +410,33 @@ class TestTarget:
             merge(part, place)
         assert_batches_equal(everything(place), numbered_batch([9]))
         assert [path.name for path in tmp_path.iterdir()] == ["whole"]
+
+    @pytest.mark.parametrize(
+        ("kind", "moment"),
+        [
+            ("nothing", "Selection"),
+            ("local", "Selection"),
+            ("memory", "Selection"),
+            ("local", "StoreAppender"),
+            ("memory", "StoreAppender"),
+        ],
+    )
+    def test_another_writes_into_it_meanwhile(self, tmp_path, part, monkeypatch, kind, moment):
+        """While the sources are looked at, or just before the target is locked."""
+        place = {} if kind == "memory" else tmp_path / "whole"
+        if kind != "nothing":
+            filled(place, numbered_batch([9]), delete=[0])
+        original = getattr(merge_module, moment)
+
+        def late(*arguments):
+            with ZarrData(place) as sink:
+                sink.write(numbered_batch([7, 8]))
+            return original(*arguments)
+
+        monkeypatch.setattr(merge_module, moment, late)
+        with pytest.raises(StoreExistsError, match=r"holds 2 samples.*use compact"):
+            merge(part, place)
+        assert_batches_equal(everything(place), numbered_batch([7, 8]))
 
     def test_two_at_a_time(self, tmp_path, part):
         """One comes first, the other is refused, and nobody's work is removed under him."""

@@ -97,11 +97,11 @@ def merge(
     """
     chosen, root = ZarrWriteConfig.of(config), Root.of(target)
     _check_seed(shuffle)
-    exists = _check_vacant(root)
+    _check_vacant(_tidied(root))
     scratch = scratch_of(root)
     selection = Selection([Source(one, scratch) for one in _listed(stores)], shuffle)
     with progress_bar(progress, f"merge into {root}", field_bytes(selection)) as done:
-        _write(selection, root, chosen, exists=exists, done=done)
+        _write(selection, root, chosen, done)
     return selection.extent.samples
 
 
@@ -146,7 +146,7 @@ def compact(
     chosen, root = ZarrWriteConfig.of(config), Root.of(store)
     _check_seed(shuffle)
     check_rewritable(root)
-    if _group_at(root) is None:
+    if _group_at(_tidied(root)) is None:
         raise StoreNotFoundError(f"there is no Zarr store at {root}")
     appender = StoreAppender(root, chosen, _CAPACITY)
     try:
@@ -174,15 +174,15 @@ def _write(
     selection: Selection,
     root: Root,
     config: ZarrWriteConfig,
-    *,
-    exists: bool,
     done: Callable[[int], object],
 ) -> None:
     """Write a selection where nothing is, or where there is a store without samples."""
     lock: WriterLock | None = None
-    if exists:
+    if _check_vacant(root):  # again: to look at the sources took its time
         appender = StoreAppender(root, config, _CAPACITY)
         try:
+            if appender.num_samples:
+                raise _holds(root, f"{appender.num_samples} samples")
             if root.directory is None:
                 appender.zero()
                 appender.close()
@@ -202,12 +202,17 @@ def _write(
         lock.release()
 
 
-def _group_at(root: Root) -> zarr.Group | None:
-    """Root group, once what writers that were killed left beside it is gone; None without one."""
+def _tidied(root: Root) -> Root:
+    """The same place, once what writers that were killed left beside it is gone."""
     if root.directory is not None:
         remove_leftovers(root.directory.resolve())
-        if not root.directory.exists():
-            return None  # opening would make the directory
+    return root
+
+
+def _group_at(root: Root) -> zarr.Group | None:
+    """Root group; None without one."""
+    if root.directory is not None and not root.directory.exists():
+        return None  # opening would make the directory
     return root.open_group()
 
 
@@ -234,11 +239,15 @@ def _check_vacant(root: Root) -> bool:
         samples = Snapshot(root).count if Attributes.read(group).ours else None
         if samples != 0:
             what = "what zarrpipe did not write" if samples is None else f"{samples} samples"
-            raise StoreExistsError(
-                f"{root} holds {what}: merge into a place where nothing is; to write a store "
-                "anew in its place, use compact"
-            )
+            raise _holds(root, what)
     return True
+
+
+def _holds(root: Root, what: str) -> StoreExistsError:
+    return StoreExistsError(
+        f"{root} holds {what}: merge into a place where nothing is; to write a store anew in its "
+        "place, use compact"
+    )
 
 
 def _check_seed(shuffle: int | None) -> None:
