@@ -5,6 +5,7 @@ NumPy, so that a GPU is never waited for: one small copy of row numbers goes the
 comes back.
 """
 
+import threading
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -30,10 +31,7 @@ class Resident:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.clear()
-
-    def clear(self) -> None:
-        """Give all samples up."""
+        self._lock = threading.Lock()
         self._ptr = {level: np.zeros(1, dtype=np.int64) for level in (Level.ATOM, Level.EDGE)}
         self._tensors: dict[str, torch.Tensor] = {}
         self._levels: dict[str, Level] = {}
@@ -56,8 +54,9 @@ class Resident:
             Gives the samples at indices.
         """
         count = totals[Level.SYSTEM]
-        for start in range(len(self), count, _BLOCK):
-            self._add(read(np.arange(start, min(start + _BLOCK, count))), totals)
+        with self._lock:
+            for start in range(len(self), count, _BLOCK):
+                self._add(read(np.arange(start, min(start + _BLOCK, count))), totals)
 
     def gather(self, samples: Int64Array) -> Batch:
         """Batch of samples [K] on the device.
@@ -67,21 +66,20 @@ class Resident:
         IndexError
             If there is no such sample.
         """
-        if len(samples) and not 0 <= samples.min() <= samples.max() < len(self):
-            raise IndexError(f"samples {samples.min()} to {samples.max()} of {len(self)}")
-        starts = {level: ptr[samples] for level, ptr in self._ptr.items()}
-        ptr = {
-            level: pointers(self._ptr[level][samples + 1] - start)
-            for level, start in starts.items()
-        }
+        with self._lock:
+            held, tensors, has_field = self._ptr, dict(self._tensors), self._present
+        count = len(held[Level.ATOM]) - 1
+        if len(samples) and not 0 <= samples.min() <= samples.max() < count:
+            raise IndexError(f"samples {samples.min()} to {samples.max()} of {count}")
+        starts = {level: ptr[samples] for level, ptr in held.items()}
+        ptr = {level: pointers(held[level][samples + 1] - start) for level, start in starts.items()}
         there = self._sent(samples, *starts.values(), *ptr.values())
         chosen, atoms, edges, atoms_ptr, edges_ptr = there
         rows = {Level.SYSTEM: chosen}
         for level, begin, out in ((Level.ATOM, atoms, atoms_ptr), (Level.EDGE, edges, edges_ptr)):
             rows[level] = tensor_segment_rows(begin, out, int(ptr[level][-1]))
         fields = {
-            name: value.index_select(0, rows[self._levels[name]])
-            for name, value in self._tensors.items()
+            name: value.index_select(0, rows[self._levels[name]]) for name, value in tensors.items()
         }
         if "neighbor_list" in fields:
             shift = torch.repeat_interleave(
@@ -90,7 +88,7 @@ class Resident:
             fields["neighbor_list"] += shift[:, None]
         present = {
             name: self._sent(has[samples])[0]
-            for name, has in self._present.items()
+            for name, has in has_field.items()
             if not has[samples].all()
         }
         return Batch._trusted(fields, self._levels.copy(), atoms_ptr, edges_ptr, present)
@@ -106,14 +104,20 @@ class Resident:
         """Put a batch behind what is there, with room for as many rows as are expected."""
         held, first = len(self), {level: int(ptr[-1]) for level, ptr in self._ptr.items()}
         first[Level.SYSTEM] = held
-        for level, ptr in ((Level.ATOM, batch.batch_ptr), (Level.EDGE, batch.edge_ptr)):
-            self._ptr[level] = np.concatenate([self._ptr[level], ptr[1:].numpy() + first[level]])
+        ends = {Level.ATOM: batch.batch_ptr, Level.EDGE: batch.edge_ptr}
+        present = {}
         for name, value in batch.to(self.device).fields.items():
             level = self._levels[name] = batch.levels[name]
             rows = value + first[Level.ATOM] if name == "neighbor_list" else value
             self._put(name, rows, first[level], totals[level])
             known = self._present.get(name, np.zeros(held, dtype=bool))
-            self._present[name] = np.concatenate([known, batch.present(name).numpy()])
+            present[name] = np.concatenate([known, batch.present(name).numpy()])
+        # Last, so that samples whose fields are not all there do not count as held.
+        self._present = present
+        self._ptr = {
+            level: np.concatenate([ptr, ends[level][1:].numpy() + first[level]])
+            for level, ptr in self._ptr.items()
+        }
 
     def _put(self, name: str, rows: torch.Tensor, start: int, total: int) -> None:
         stop, tensor = start + len(rows), self._tensors.get(name)

@@ -87,7 +87,7 @@ class ZarrDataset(Dataset[AtomicData]):
         directory = None if cache_dir is None else Path(cache_dir).expanduser().absolute()
         caching = Caching(directory, cache_bytes)
         self._views = [StoreView(store, caching) for store in stores]
-        self._gathers = Gathers([view.snapshot for view in self._views])
+        self._gathers = Gathers([view.snapshot for view in self._views], fixed=True)
         self._arrivals = Arrivals((i, view.num_samples) for i, view in enumerate(self._views))
         self._chosen: Int64Array | None = None
         self._fields = None if fields is None else tuple(dict.fromkeys((*REQUIRED_FIELDS, *fields)))
@@ -101,7 +101,7 @@ class ZarrDataset(Dataset[AtomicData]):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._gathers = Gathers([view.snapshot for view in self._views])
+        self._gathers = Gathers([view.snapshot for view in self._views], fixed=True)
 
     def __len__(self) -> int:
         return len(self._arrivals) if self._chosen is None else len(self._chosen)
@@ -146,8 +146,6 @@ class ZarrDataset(Dataset[AtomicData]):
     ) -> Batch:
         """As ``__getitems__``, but the fields that are given (all for None) and no transform."""
         rows = self._rows(index)
-        if len(self._views) == 1:
-            return self._views[0].gather(rows, fields)
         return self._gathers.of(fields)(len(rows), self._parts(rows) or [Part(0, rows)])
 
     def blocks(self, count: int | None = None) -> Blocks:
@@ -189,13 +187,12 @@ class ZarrDataset(Dataset[AtomicData]):
         What is on a disk or far away is brought nearer in the background meanwhile.
         """
         rows = self._rows(index)
-        if len(self._views) == 1:
-            self._views[0].advise(rows, self._fields)
-        else:
-            self._gathers.of(self._fields).advise(self._parts(rows))
+        self._gathers.of(self._fields).advise(self._parts(rows))
 
     def _parts(self, rows: Int64Array) -> list[Part]:
         """Samples by store, and where they stand among `rows`."""
+        if len(self._views) == 1:
+            return [Part(0, np.ascontiguousarray(rows))]
         store, row = self._arrivals.locate(rows)
         places = [np.flatnonzero(store == one) for one in range(len(self._views))]
         return [Part(one, row[here], here) for one, here in enumerate(places) if len(here)]
@@ -342,7 +339,7 @@ class ZarrDataset(Dataset[AtomicData]):
                     "was saved with, in the same order and as they were"
                 )
         if self._resident is not None and not arrivals.continues(self._arrivals):
-            self._resident.clear()
+            self._resident = Resident(self._resident.device)  # selections keep theirs
         self._arrivals = arrivals
         self.schema = _common_schema([view.schema for view in self._views])
 

@@ -149,3 +149,29 @@ def test_one_copy_to_the_gpu():
     names = ("positions", "forces", "cell")
     assert len({there[name].untyped_storage().data_ptr() for name in names}) == 1
     assert_batches_equal(there.cpu(), batch)
+
+
+def test_a_change_in_place_of_one_field_lets_another_be_differentiated():
+    batch = one_buffer(some_batch(absent=0.0)).clone()
+    weight = torch.ones(3, requires_grad=True)
+    energy = (batch.positions * weight).square().sum()
+    batch.energy.sub_(1.0)
+    energy.backward()
+    assert torch.isfinite(weight.grad).all()
+
+
+def test_a_clone_is_pickled_once():
+    batch = one_buffer(some_batch(num_graphs=300))
+    assert len(pickle.dumps(batch.clone())) < 1.2 * len(pickle.dumps(some_batch(num_graphs=300)))
+
+
+def test_a_dtype_that_numpy_lacks_is_named():
+    batch = some_batch(absent=0.0).to(dtype=torch.bfloat16)
+    with pytest.raises(TypeError, match=r"has dtype torch\.bfloat16, which NumPy"):
+        pack(batch)
+
+
+def test_a_pool_that_another_thread_has_locked_is_not_waited_for():
+    pool = BufferPool()
+    with pool._lock:
+        assert len(pool.take(640)[0]) == 640

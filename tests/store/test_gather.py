@@ -3,6 +3,7 @@
 import itertools
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -206,3 +207,90 @@ def test_a_pool_keeps_few_buffers():
     held = [pool.take(1024) for _ in range(50)]
     del held
     assert len(pool._buffers) <= 4
+
+
+def test_absent_edges_are_zero(tmp_path):
+    with_edges = written(tmp_path / "a", edges=(2, 4), fields=("energy",), absent=0.0)
+    own = FieldSpec("lengths", Level.EDGE, Kind.FLOAT, (), "")
+    lacking = random_batch(np.random.default_rng(1), 5, edges=(1, 3), fields=("energy", own))
+    with zp.ZarrData(tmp_path / "b") as sink:
+        sink.write(lacking.without("neighbor_list", "neighbor_list_shifts"))
+    batch = zp.ZarrDataset([tmp_path / "a", tmp_path / "b"]).__getitems__([0, 42, 3])
+    first, second = batch.edge_ptr[1], batch.edge_ptr[2]
+    assert not batch.neighbor_list[first:second].any()
+    expected = with_edges.index_select([0, 3]).neighbor_list[:first]
+    assert torch.equal(batch.neighbor_list[:first], expected)
+
+
+@pytest.mark.parametrize("dtypes", [("float32", "float64"), ("float64", "float32")])
+def test_a_store_that_was_rewritten_is_refused(tmp_path, dtypes):
+    for place in "ab":
+        written(tmp_path / place, dtype=getattr(torch, dtypes[0]), edges=None)
+    dataset = zp.ZarrDataset([tmp_path / "a", tmp_path / "b"])
+    with zp.ZarrData(tmp_path / "b") as sink:
+        sink.zero()
+        other = random_batch(np.random.default_rng(5), 40, dtype=getattr(torch, dtypes[1]))
+        sink.write(other)
+    with pytest.raises(StoreFormatError, match="was rewritten"):
+        dataset.refresh()
+    with pytest.raises(StoreFormatError, match="was rewritten"):
+        dataset.__getitems__([0, 70])
+
+
+def test_an_array_of_another_make_is_refused(tmp_path):
+    written(tmp_path / "store", edges=None)
+    view = StoreView(tmp_path / "store")
+    group = zarr.open_group(tmp_path / "store")
+    shape = group["core/energy"].shape
+    del group["core/energy"]
+    group.create_array("core/energy", shape=shape, dtype="float32", chunks=(65536, 1))
+    group["core/energy"][:] = 1
+    assert view.schema["energy"].dtype == np.float32
+    object.__setattr__(view.schema["energy"], "dtype", np.dtype("float64"))
+    with pytest.raises(StoreFormatError, match="'energy' has dtype float32"):
+        view.gather(np.arange(3))
+
+
+def test_a_refresh_beside_a_gather(tmp_path):
+    whole = random_batch(np.random.default_rng(0), 2000, fields=("energy",))
+    tiny = {group: {"chunk_size": 512} for group in ("core", "meta")}
+    done, errors = threading.Event(), []
+    with zp.ZarrData(tmp_path / "store", 4000, tiny) as sink:
+        sink.write(whole.index_select(slice(0, 1)))
+        dataset = zp.ZarrDataset(tmp_path / "store")
+
+        def read() -> None:
+            rng = np.random.default_rng(1)
+            try:
+                while not done.is_set():
+                    index = rng.integers(0, len(dataset), 8)
+                    got = dataset.__getitems__(index).energy
+                    assert torch.equal(got, whole.energy[torch.from_numpy(index)])
+            except BaseException as error:  # noqa: BLE001  looked at in the main thread
+                errors.append(error)
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        for start in range(1, 2000, 20):
+            sink.write(whole.index_select(slice(start, start + 20)))
+            dataset.refresh()
+        done.set()
+        reader.join()
+    assert errors == []
+
+
+def test_numba_without_a_place_for_its_cache(tmp_path):
+    written(tmp_path / "store")
+    code = (
+        "import numba, sys\n"
+        "njit = numba.njit\n"
+        "def refuse(*signature, cache=False, **options):\n"
+        "    if cache: raise RuntimeError('no locator available')\n"
+        "    return njit(*signature, **options)\n"
+        "numba.njit = refuse\n"
+        "import zarrpipe\n"
+        "from zarrpipe.store.kernels import compiled_kernels\n"
+        "assert zarrpipe.ZarrDataset(sys.argv[1])[3].num_nodes > 0\n"
+        "assert compiled_kernels() is not None\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "store")], check=True)

@@ -1,6 +1,7 @@
 """A dataset held on a device: the same batches as from the store, through growth and resume."""
 
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -125,3 +126,47 @@ def test_a_gather_does_not_wait_for_the_device(tmp_path, device):
         dataset.__getitems__([3, 1, 2])
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_what_was_interrupted_is_read_again(tmp_path, device, monkeypatch):
+    whole = batch_of(0)
+    write(tmp_path / "store", whole)
+    dataset = zp.ZarrDataset(tmp_path / "store", resident=device)
+    put, left = dataset._resident._put, [2]
+
+    def interrupted(*arguments):
+        if left[0] == 0:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        put(*arguments)
+
+    monkeypatch.setattr(dataset._resident, "_put", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        dataset.__getitems__([1])
+    left[0] = 1000
+    assert_batches_equal(dataset.__getitems__([1, 8]).cpu(), whole.index_select([1, 8]))
+
+
+def test_two_threads_bring_the_samples_once(tmp_path, device):
+    whole = batch_of(0)
+    write(tmp_path / "store", whole)
+    dataset = zp.ZarrDataset(tmp_path / "store", resident=device)
+    with ThreadPoolExecutor(4) as threads:
+        batches = list(threads.map(dataset.__getitems__, [[number] for number in range(8)]))
+    assert len(dataset._resident) == 30
+    for number, batch in enumerate(batches):
+        assert_batches_equal(batch.cpu(), whole.index_select([number]))
+
+
+def test_a_selection_keeps_its_samples_when_another_order_is_loaded(tmp_path, device):
+    write(tmp_path / "a", batch_of(0, 4))
+    write(tmp_path / "b", batch_of(1, 4))
+    early = zp.ZarrDataset([tmp_path / "a", tmp_path / "b"])
+    write(tmp_path / "a", batch_of(2, 3))
+    early.refresh()
+    dataset = zp.ZarrDataset([tmp_path / "a", tmp_path / "b"], resident=device)
+    some = dataset.index_select([3, 4, 8])
+    before = some.__getitems__([0, 1, 2])
+    dataset.load_state_dict(early.state_dict())
+    dataset.__getitems__([0])
+    assert_batches_equal(some.__getitems__([0, 1, 2]).cpu(), before.cpu())

@@ -415,8 +415,9 @@ class Batch(FieldTensors):
         )
 
     def __getstate__(self) -> tuple[None, dict[str, Any]]:
-        state = {name: getattr(self, name) for name in (*FieldTensors.__slots__, *self.__slots__)}
-        return None, {**state, "_buffer": None}
+        own = self._map(_alone)
+        state = {name: getattr(own, name) for name in (*FieldTensors.__slots__, *self.__slots__)}
+        return None, state
 
     def __len__(self) -> int:
         return self.num_graphs
@@ -429,6 +430,11 @@ class Batch(FieldTensors):
     def __repr__(self) -> str:
         sizes = f"num_graphs={self.num_graphs}, num_nodes={self.num_nodes}"
         return f"Batch({sizes}, num_edges={self.num_edges}, {', '.join(self._fields)})"
+
+
+def _alone(tensor: torch.Tensor) -> torch.Tensor:
+    """Tensor whose memory is its own; that of a whole batch would be pickled for each field."""
+    return tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor
 
 
 def _checked_pointers(name: str, ptr: torch.Tensor, at_least: int) -> torch.Tensor:

@@ -53,7 +53,9 @@ class BufferPool:
         return self._free(nbytes)[:nbytes], None
 
     def _free(self, nbytes: int) -> Bytes:
-        with self._lock:
+        if not self._lock.acquire(blocking=False):  # or a fork might wait for a thread it has not
+            return np.empty(nbytes, dtype=np.uint8)
+        try:
             for place in range(len(self._buffers)):
                 if sys.getrefcount(self._buffers[place]) == self._unused:
                     if nbytes <= len(self._buffers[place]):
@@ -69,6 +71,8 @@ class BufferPool:
                 elif len(self._buffers) < _MOST_BUFFERS:
                     self._buffers.append(fresh)
             return fresh
+        finally:
+            self._lock.release()
 
     def __reduce__(self) -> tuple[type["BufferPool"], tuple[()]]:
         return BufferPool, ()
@@ -79,27 +83,25 @@ def moved(
     tensors: dict[Key, torch.Tensor],
     copy: Callable[[torch.Tensor], torch.Tensor],
 ) -> tuple[torch.Tensor, dict[Key, torch.Tensor]]:
-    """Copy a buffer as one piece, and view in the copy what the tensors are in the original.
+    """Copy a buffer as one piece, and find in the copy what the tensors are in the original.
 
     A tensor that is no contiguous part of the buffer or needs a gradient is copied by itself.
     """
     whole = copy(buffer)
-    typed: dict[torch.dtype, torch.Tensor] = {}
-    first = buffer.data_ptr()
-    result = {}
+    storage, first, result = whole.untyped_storage(), buffer.data_ptr(), {}
+    base = whole.storage_offset()
     for key, tensor in tensors.items():
-        dtype, item = tensor.dtype, tensor.element_size()
-        offset = tensor.data_ptr() - first
+        item, offset = tensor.element_size(), tensor.data_ptr() - first
         if (
             not 0 <= offset <= buffer.nbytes - tensor.nbytes
-            or offset % item
+            or (base + offset) % item
             or not tensor.is_contiguous()
             or tensor.device != buffer.device
             or tensor.requires_grad
         ):
             result[key] = copy(tensor)
             continue
-        if dtype not in typed:
-            typed[dtype] = whole.view(dtype)
-        result[key] = typed[dtype].as_strided(tensor.shape, tensor.stride(), offset // item)
+        # No view: those of one tensor share the count of changes in place that backward looks at.
+        made = torch.empty(0, dtype=tensor.dtype, device=whole.device)
+        result[key] = made.set_(storage, (base + offset) // item, tensor.shape, tensor.stride())
     return whole, result

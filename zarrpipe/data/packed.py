@@ -137,12 +137,21 @@ def _laid_out(batch: Batch) -> tuple[Header, list[torch.Tensor], Bytes | None]:
             offsets.append(nbytes)
             nbytes += -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT
     places = [
-        Place(name, level, _DTYPES[tensor.dtype], tuple(tensor.shape), offset)
+        Place(name, level, _dtype_of(name, tensor), tuple(tensor.shape), offset)
         for (name, level), tensor, offset in zip((*names, *unnamed), tensors, offsets, strict=True)
     ]
     count = len(names)
     header = Header(tuple(places[:count]), tuple(places[count:-2]), places[-2], places[-1], nbytes)
     return header, tensors, whole
+
+
+def _dtype_of(name: str, tensor: torch.Tensor) -> str:
+    if tensor.dtype not in _DTYPES:
+        raise TypeError(
+            f"field {name!r} has dtype {tensor.dtype}, which NumPy and so the way between "
+            "processes does not have: cast it after the loader, or read with num_workers=0"
+        )
+    return _DTYPES[tensor.dtype]
 
 
 def _offsets_in(whole: Bytes, tensors: list[torch.Tensor]) -> list[int] | None:

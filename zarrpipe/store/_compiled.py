@@ -4,6 +4,8 @@ Imported only by `zarrpipe.store.kernels`, and only where numba is installed. Wh
 is said there; the NumPy versions beside them give equal results.
 """
 
+from typing import Any
+
 from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
@@ -50,7 +52,19 @@ def _prefetch(typingctx, address):  # type: ignore[no-untyped-def]
     return types.void(_ADDRESS), codegen
 
 
-@njit(types.int64(_READ, _READ, _READ, _READ, _READ, _READ, _TABLE), nogil=True, cache=True)
+def _compiled(signature: Any) -> Any:
+    """Compile at once, from the cache on disk where one can be had."""
+
+    def compiled(function: Any) -> Any:
+        try:
+            return njit(signature, nogil=True, cache=True)(function)
+        except RuntimeError:  # neither the package nor a home directory can be written
+            return njit(signature, nogil=True)(function)
+
+    return compiled
+
+
+@_compiled(types.int64(_READ, _READ, _READ, _READ, _READ, _READ, _TABLE))
 def locate(index, places, active, limits, atoms_ptr, edges_ptr, table):  # type: ignore[no-untyped-def]
     """See `zarrpipe.store.kernels.Kernels`."""
     for j in range(len(index)):
@@ -73,7 +87,7 @@ def locate(index, places, active, limits, atoms_ptr, edges_ptr, table):  # type:
     return 0
 
 
-@njit(types.void(_TABLE, _READ, _READ, types.int64, _INT64), nogil=True, cache=True)
+@_compiled(types.void(_TABLE, _READ, _READ, types.int64, _INT64))
 def lay_out(table, levels, row_bytes, alignment, offsets):  # type: ignore[no-untyped-def]
     """See `zarrpipe.store.kernels.Kernels`."""
     count = table.shape[1] - 1
@@ -92,11 +106,7 @@ def lay_out(table, levels, row_bytes, alignment, offsets):  # type: ignore[no-un
     offsets[len(levels) + 2] = end
 
 
-@njit(
-    types.void(_TABLE, _READ, _READ, _READ, _READ, _READ, types.int64, types.int64, _INT64),
-    nogil=True,
-    cache=True,
-)
+@_compiled(types.void(_TABLE, _READ, _READ, _READ, _READ, _READ, types.int64, types.int64, _INT64))
 def copy(table, places, addresses, levels, row_bytes, offsets, edges, last, words):  # type: ignore[no-untyped-def]
     """See `zarrpipe.store.kernels.Kernels`."""
     total = table.shape[1] - 1

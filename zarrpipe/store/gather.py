@@ -5,6 +5,7 @@ With numba each segment is copied by memcpy, also from several stores straight t
 without, NumPy takes the rows of each field, with equal results.
 """
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -122,7 +123,7 @@ class Gather:
         back = np.argsort(
             np.concatenate([part.places for part in parts if part.places is not None])
         )
-        return Batch.concatenate(batches).index_select(torch.from_numpy(back))
+        return _without_absent(Batch.concatenate(batches).index_select(torch.from_numpy(back)))
 
     def _taken(self, part: Part) -> Batch:
         """Batch of the samples of one store, column by column."""
@@ -229,6 +230,8 @@ class Gather:
         batch = Batch._trusted(
             fields, self._levels_of.copy(), atoms, edges, present, buffer=content
         )
+        if "neighbor_list" in present:
+            _without_absent(batch)
         if pinned is None:
             return batch
         # Views of the page-locked tensor itself, so that torch knows when it is free again.
@@ -254,10 +257,14 @@ class Gathers:
     ----------
     snapshots : sequence of Snapshot
         The stores.
+    fixed : bool
+        Whether samples are to be those that the stores have now: once one was rewritten, nothing
+        is read of it any more.
     """
 
-    def __init__(self, snapshots: Sequence[Snapshot]) -> None:
+    def __init__(self, snapshots: Sequence[Snapshot], *, fixed: bool = False) -> None:
         self._snapshots = snapshots
+        self._generations = [one.generation for one in snapshots] if fixed else None
         self._pool = BufferPool()
         self._known: dict[tuple[str, ...] | None, Gather] = {}
 
@@ -272,9 +279,22 @@ class Gathers:
         key = None if names is None else tuple(names)
         known = self._known.get(key)
         if known is None or known.stale:
-            known = Gather(self._snapshots, self._chosen(key), self._pool, compiled_kernels())
+            kernels = compiled_kernels()
+            with contextlib.ExitStack() as locks:  # else a refresh comes in between
+                for snapshot in self._snapshots:
+                    locks.enter_context(snapshot.lock)
+                self._check_generations()
+                known = Gather(self._snapshots, self._chosen(key), self._pool, kernels)
             self._known[key] = known
         return known
+
+    def _check_generations(self) -> None:
+        for snapshot, generation in zip(self._snapshots, self._generations or (), strict=False):
+            if snapshot.generation != generation:
+                raise StoreFormatError(
+                    f"{snapshot.root} was rewritten: samples were deleted or moved, so indices "
+                    "mean others than before; open a new dataset"
+                )
 
     def _chosen(self, names: tuple[str, ...] | None) -> dict[str, Field]:
         have: dict[str, Field] = {}
@@ -291,6 +311,14 @@ class Gathers:
     def clear(self) -> None:
         """Let go of the arrays."""
         self._known.clear()
+
+
+def _without_absent(batch: Batch) -> Batch:
+    """The batch, with zeros for the edges of systems that have none to tell."""
+    if "neighbor_list" in batch.partly_present:
+        has = torch.repeat_interleave(batch.present("neighbor_list"), batch.num_edges_per_graph)
+        batch.neighbor_list[~has] = 0
+    return batch
 
 
 def _may_lack(snapshot: Snapshot, name: str) -> bool:

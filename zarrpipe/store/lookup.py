@@ -11,6 +11,7 @@ from zarrpipe.data.csr import AnyArray, Int64Array
 from zarrpipe.data.schema import Field
 from zarrpipe.errors import StoreFormatError
 from zarrpipe.store.ahead import ReadAhead
+from zarrpipe.store.commit import Extent
 from zarrpipe.store.flat import FlatArray, MappedArray
 from zarrpipe.store.kernels import DAMAGED, LEVELS, OUTSIDE, Kernels, Rows, segments
 from zarrpipe.store.layout import ATOMS_PTR, EDGES_PTR, field_path, present_path
@@ -132,6 +133,7 @@ class Lookup:
             if isinstance(flat, StagedArray)
         ]
         self._arrays = [None if flat is None else flat.data for flat in flats]
+        self._check_arrays(snapshot.extent)
         addresses = [0 if array is None else array.ctypes.data for array in self._arrays]
         self.addresses = np.array(addresses, dtype=np.int64)
         """Where each column's array begins, 0 for none."""
@@ -146,6 +148,21 @@ class Lookup:
         self._edges_ptr = snapshot.pointers(EDGES_PTR) if with_edges else _NONE
         extent = snapshot.extent
         self._limits = np.array([snapshot.count, extent.atoms, extent.edges])
+
+    def _check_arrays(self, extent: Extent) -> None:
+        """Refuse arrays that are not what the columns say, of which rows would be read wrongly."""
+        counts = (extent.samples, extent.atoms, extent.edges)
+        for column, array in zip(self._columns, self._arrays, strict=True):
+            wanted = (column.dtype, column.shape)
+            if array is None or (
+                len(array) >= counts[column.level] and (array.dtype, array.shape[1:]) == wanted
+            ):
+                continue
+            raise StoreFormatError(
+                f"{self._root}: the array of {column.name!r} has dtype {array.dtype} and shape "
+                f"{array.shape}, expected {column.dtype} and at least {counts[column.level]} rows "
+                f"of shape {column.shape}: it was rewritten, or is damaged"
+            )
 
     def locate(
         self, kernels: Kernels, samples: Int64Array, places: Int64Array, table: Int64Array

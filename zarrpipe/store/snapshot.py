@@ -1,5 +1,6 @@
 """What of a store a reader knows: its attributes, its committed samples, its flat arrays."""
 
+import threading
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +69,8 @@ class Moment:
 class Snapshot:
     """The state of a store at one moment, brought up to date by `refresh`.
 
+    Who takes several things of it that have to be of one moment holds its `lock`.
+
     Parameters
     ----------
     root
@@ -92,9 +95,15 @@ class Snapshot:
         self.extent = Extent()
         self.active: Int64Array | None = None
         self.version = 0
+        self.lock = threading.RLock()
         self._flat: dict[str, FlatArray] = {}
         self._seen: object = None
         self._load(None)
+
+    @property
+    def generation(self) -> str:
+        """Name that changes when samples were deleted, removed or moved."""
+        return f"{self.attributes.generation}-{self.attributes.deleted}"
 
     @property
     def count(self) -> int:
@@ -109,11 +118,12 @@ class Snapshot:
         StoreNotFoundError
             If the store is gone; what was read before can still be read.
         """
-        self.version += 1
-        if self._stamp() == self._seen:
-            self._look()
-        if self._stamp() != self._seen:
-            self._load(self.attributes)
+        with self.lock:
+            self.version += 1
+            if self._stamp() == self._seen:
+                self._look()
+            if self._stamp() != self._seen:
+                self._load(self.attributes)
 
     def rows(self, path: str, rows: int) -> AnyArray:
         """First `rows` of an array as one NumPy array, which may be longer.
@@ -174,8 +184,9 @@ class Snapshot:
 
     def release(self) -> None:
         """Let go of the arrays."""
-        self.version += 1
-        self._forget()
+        with self.lock:
+            self.version += 1
+            self._forget()
 
     def _forget(self) -> None:
         self._flat = {}
@@ -198,11 +209,12 @@ class Snapshot:
         same = self.attributes.generation == moment.attributes.generation
         if not same or self.extent.samples < moment.samples:
             raise StoreFormatError(f"{self.root} was rewritten since the reader was pickled")
-        self.version += 1
-        self.attributes, self.active = moment.attributes, moment.active
-        self.schema = read_schema(self._group, moment.attributes)
-        self.extent = self._extent(moment.samples)
-        self._seen = None
+        with self.lock:
+            self.version += 1
+            self.attributes, self.active = moment.attributes, moment.active
+            self.schema = read_schema(self._group, moment.attributes)
+            self.extent = self._extent(moment.samples)
+            self._seen = None
 
     def physical(self, index: Int64Array | None = None) -> Int64Array:
         """Rows of samples in the store; all of them by default."""

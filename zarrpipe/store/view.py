@@ -82,8 +82,7 @@ class StoreView:
     @property
     def generation(self) -> str:
         """Name that changes when samples were deleted, removed or moved."""
-        attributes = self._snapshot.attributes
-        return f"{attributes.generation}-{attributes.deleted}"
+        return self._snapshot.generation
 
     @property
     def num_atoms(self) -> Int64Array:
