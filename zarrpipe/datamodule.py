@@ -15,7 +15,7 @@ from zarrpipe.data.csr import Int64Array
 from zarrpipe.dataset import ZarrDataset
 from zarrpipe.errors import StoreEmptyError
 from zarrpipe.loader import GraphLoader
-from zarrpipe.samplers import GraphBatchSampler, IndexArray, compact_index
+from zarrpipe.samplers import GraphBatchSampler, IndexArray, index_dtype
 from zarrpipe.splits import check_fractions, group_keys, hash_split
 from zarrpipe.statistics import Statistics, StatisticsSums, measure
 from zarrpipe.store.root import StoreLike
@@ -267,10 +267,7 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
                 for start in range(known, count, _BLOCK)
             ]
             self._sides = np.concatenate([self._sides[:count], *new])
-            self._rows = {
-                name: compact_index(np.flatnonzero(self._sides == side))
-                for side, name in enumerate(SIDES)
-            }
+            self._rows = {name: _places(self._sides == side) for side, name in enumerate(SIDES)}
         return self._rows
 
     def _sides_of(self, samples: Int64Array) -> npt.NDArray[np.int8]:
@@ -316,6 +313,17 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
 
     def _loader_of(self, dataset: ZarrDataset, sampler: GraphBatchSampler) -> GraphLoader:
         return GraphLoader(dataset, sampler, num_workers=self.num_workers, prefetch=self.prefetch)
+
+
+def _places(mask: npt.NDArray[np.bool_]) -> IndexArray:
+    """Where a mask is True, in as few bits as do; by blocks, as it may be long."""
+    places = np.empty(np.count_nonzero(mask), dtype=index_dtype(len(mask)))
+    end = 0
+    for start in range(0, len(mask), _BLOCK):
+        here = np.flatnonzero(mask[start : start + _BLOCK])
+        places[end : end + len(here)] = here + start
+        end += len(here)
+    return places
 
 
 def _rank() -> int:

@@ -122,13 +122,18 @@ def epoch_order(seed: int, epoch: int, index: int | IndexArray) -> IndexArray:
 
 def first_indices(count: int) -> IndexArray:
     """Integers from 0 to count - 1, in 32 bits if they fit, since an epoch may be long."""
-    return np.arange(count, dtype=np.int32 if count <= _MOST_OF_32_BITS else np.int64)
+    return np.arange(count, dtype=index_dtype(count))
+
+
+def index_dtype(count: int) -> np.dtype[Any]:
+    """The smaller of two dtypes that holds integers from 0 to count - 1."""
+    return np.dtype(np.int32 if count <= _MOST_OF_32_BITS else np.int64)
 
 
 def compact_index(index: npt.NDArray[Any]) -> IndexArray:
     """The same indices in 32 bits if they fit."""
-    fits = not len(index) or index.max() < _MOST_OF_32_BITS
-    compact: IndexArray = index.astype(np.int32 if fits else np.int64, copy=False)
+    count = int(index.max()) + 1 if len(index) else 0
+    compact: IndexArray = index.astype(index_dtype(count), copy=False)
     return compact
 
 

@@ -41,6 +41,10 @@ class AddressRange:
         kind = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS if descriptor < 0 else mmap.MAP_SHARED
         _mmap(self.address + start, size, mmap.PROT_READ, kind | _MAP_FIXED, descriptor)
 
+    def leave(self, size: int) -> None:
+        """Let go of the memory of what is mapped in the first bytes; it is read again if needed."""
+        libc().madvise(self.address, size, mmap.MADV_DONTNEED)
+
 
 def _mmap(address: int | None, size: int, protection: int, flags: int, descriptor: int) -> int:
     """Call mmap, which Python's own module cannot place at an address."""

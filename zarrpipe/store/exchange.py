@@ -11,7 +11,7 @@ import shutil
 import sys
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from zarrpipe.errors import StoreExistsError, StoreLockedError
@@ -22,6 +22,8 @@ from zarrpipe.store.lock import WriterLock
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 _RENAME_SWAP = 2
+_TRIALS = 8
+_TAKEN = (FileExistsError, FileNotFoundError, StoreLockedError)  # another removes it, or writes it
 
 
 @contextmanager
@@ -29,17 +31,25 @@ def room_beside(place: Path) -> Iterator[tuple[Path, WriterLock]]:
     """Locked empty directory beside a place; on an error it is removed and its lock released."""
     remove_leftovers(place)
     place.parent.mkdir(parents=True, exist_ok=True)
-    room = place.with_name(f".{place.name}.rewrite-{uuid.uuid4().hex[:8]}")
-    lock = WriterLock(room)
-    if not lock.guards(room):
-        lock.release()
-        raise StoreLockedError(f"{room} was removed by another writer of {place}: try again")
+    room, lock = _locked_room(place)
     try:
         yield room, lock
     except BaseException:
         lock.release()
         shutil.rmtree(room, ignore_errors=True)
         raise
+
+
+def _locked_room(place: Path) -> tuple[Path, WriterLock]:
+    """New locked directory; another if a writer that tidies up takes it before it is locked."""
+    for _ in range(_TRIALS):
+        room = place.with_name(f".{place.name}.rewrite-{uuid.uuid4().hex[:8]}")
+        with suppress(*_TAKEN):
+            lock = WriterLock(room)
+            if lock.guards(room):
+                return room, lock
+            lock.release()
+    raise StoreLockedError(f"{room} was removed by another writer of {place}: try again")
 
 
 def remove_leftovers(place: Path) -> None:
@@ -55,7 +65,7 @@ def remove_leftovers(place: Path) -> None:
     for left in sorted(found, reverse=True):  # what was put aside is looked at first
         try:
             lock = WriterLock(left)
-        except StoreLockedError:
+        except _TAKEN:
             continue
         try:
             if left.suffix == ".old" and not place.exists():

@@ -78,6 +78,10 @@ class MappedArray:
         """Rows of the mapped chunks; see `FlatArray.data`."""
         return self._data
 
+    def leave(self) -> None:
+        """Take pages out of this process that it has touched; the page cache keeps them."""
+        self._range.leave(self._chunks * self._chunk_bytes)
+
     def ensure(self, rows: int) -> None:
         """Map the chunks of the first `rows`; see `FlatArray.ensure`."""
         chunks = -(-rows // self._chunk_rows)

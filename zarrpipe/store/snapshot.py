@@ -168,6 +168,12 @@ class Snapshot:
             return np.zeros(1, dtype=np.int64)
         return np.asarray(self.rows(path, self.extent.samples + 1), dtype=np.int64)
 
+    def leave(self, path: str) -> None:
+        """Let memory go that rows of a mapped array took in this process; they stay cached."""
+        flat = self._flat.get(path)
+        if isinstance(flat, MappedArray):
+            flat.leave()
+
     def unit_rows(self, path: str) -> int:
         """Rows of a shard of an array, or of a chunk where there are no shards."""
         array = _required(self._group, path)

@@ -227,4 +227,7 @@ class StoreView:
         stored = self._snapshot.rows(path, self._snapshot.extent.samples)
         if samples is None and self._snapshot.active is None:
             return stored[: self._snapshot.extent.samples].copy()
-        return stored.take(self._snapshot.physical(samples), axis=0)
+        values = stored.take(self._snapshot.physical(samples), axis=0)
+        if samples is not None:  # who asks for some goes through them all, once
+            self._snapshot.leave(path)
+        return values
