@@ -201,6 +201,24 @@ class TestLeftovers:
         compact(store)
         assert not room.exists()
 
+    @pytest.mark.parametrize("held", [True, False], ids=["locked", "gone"])
+    def test_one_that_another_takes_for_left(self, tmp_path, monkeypatch, held):
+        """A writer that tidies up comes between the making of a room and its lock."""
+        store, original, taken = filled(tmp_path / "store"), exchange.WriterLock, []
+
+        def lock(room):
+            if not taken:
+                taken.append(original(room))
+                if held:
+                    return original(room)
+                shutil.rmtree(room)
+                return taken[0]
+            return original(room)
+
+        monkeypatch.setattr(exchange, "WriterLock", lock)
+        assert compact(store) == len(KEPT)
+        assert_batches_equal(everything(store), numbered_batch(KEPT))
+
     def test_a_store_that_was_put_aside_is_put_back(self, tmp_path):
         """A kill between two renames, where directories cannot be exchanged at once."""
         store = filled(tmp_path / "store")
