@@ -242,6 +242,29 @@ class TestValues:
         assert_batches_equal(everything(tmp_path / "whole"), numbered_batch(range(10)))
         assert len(sink) == 10 + len(calls)
 
+    @pytest.mark.parametrize("config", [None, COMPRESSED], ids=["plain", "compressed"])
+    def test_a_source_that_is_rewritten_with_longer_rows_meanwhile(
+        self, tmp_path, monkeypatch, config
+    ):
+        """Its arrays are opened late; rows that are longer have no room where they are copied."""
+        batch = numbered_batch(range(5))
+        batch.add_field("own", torch.zeros(5, 2), "system")
+        filled(tmp_path / "part", batch, config)
+        write_store = merge_module.write_store
+
+        def late(*arguments, **options):
+            with ZarrData(tmp_path / "part", config=config) as sink:
+                sink.zero()
+                batch.add_field("own", torch.zeros(5, 64), "system")
+                sink.write(batch)
+            write_store(*arguments, **options)
+
+        monkeypatch.setattr(merge_module, "write_store", late)
+        monkeypatch.setattr(selection, "compiled_kernels", lambda: None)
+        with pytest.raises(StoreFormatError, match="emptied or rewritten while it was being"):
+            merge(tmp_path / "part", tmp_path / "whole", shuffle=0)
+        assert [path.name for path in tmp_path.iterdir()] == ["part"]
+
     def test_a_source_that_is_emptied_meanwhile(self, tmp_path):
         sink = ZarrData(MemoryStore())
         sink.write(numbered_batch(range(10)))

@@ -82,8 +82,17 @@ class Source:
         return starts, counts
 
     def field(self, item: Field) -> AnyArray:
-        """Every row of a field, those of deleted samples too, with the dtype of `item`."""
-        return self._flat(field_path(self.schema[item.name]), item.level, item.dtype)
+        """Every row of a field, those of deleted samples too, with the dtype of `item`.
+
+        Raises
+        ------
+        StoreFormatError
+            If the store was rewritten with another row shape.
+        """
+        rows = self._flat(field_path(self.schema[item.name]), item.level, item.dtype)
+        if rows.shape[1:] != item.shape:  # compiled kernels would copy past the room for a row
+            raise self._changed()
+        return rows
 
     def present(self, name: str) -> AnyArray:
         """Which samples have a field, [N] bool."""
@@ -121,9 +130,12 @@ class Source:
             If it was.
         """
         if Attributes.read(_opened(self.root)).generation != self.attributes.generation:
-            raise StoreFormatError(
-                f"{self.root} was emptied or rewritten while it was being copied: try again"
-            )
+            raise self._changed()
+
+    def _changed(self) -> StoreFormatError:
+        return StoreFormatError(
+            f"{self.root} was emptied or rewritten while it was being copied: try again"
+        )
 
     def _box(self, name: str) -> AnyArray | None:
         """Rows [N, ...] of cell or pbc, zero where a sample has none."""
