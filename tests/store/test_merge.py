@@ -242,6 +242,25 @@ class TestValues:
         assert_batches_equal(everything(tmp_path / "whole"), numbered_batch(range(10)))
         assert len(sink) == 10 + len(calls)
 
+    @pytest.mark.usefixtures("_small_blocks")
+    def test_what_is_decoded_is_on_the_disk_before_it_is_mapped(self, tmp_path, monkeypatch):
+        """To write through a map ends the process where the disk is full."""
+        part = filled(tmp_path / "part", numbered_batch(range(40)), COMPRESSED)
+        mapped, memmap = [], np.memmap
+
+        def written(file, dtype, mode, shape):
+            size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+            assert os.fstat(file.fileno()).st_size == size
+            os.fsync(file.fileno())
+            assert os.fstat(file.fileno()).st_blocks * 512 >= size
+            mapped.append(mode)
+            return memmap(file, dtype, mode, shape=shape)
+
+        monkeypatch.setattr(np, "memmap", written)
+        merge(part, tmp_path / "whole", shuffle=0)
+        assert set(mapped) == {"r"}
+        assert sorted(everything(tmp_path / "whole")["serial"].tolist()) == [*range(40)]
+
     @pytest.mark.parametrize("config", [None, COMPRESSED], ids=["plain", "compressed"])
     def test_a_source_that_is_rewritten_with_longer_rows_meanwhile(
         self, tmp_path, monkeypatch, config

@@ -189,12 +189,12 @@ def _decoded(
     row_bytes = max(1, dtype.itemsize * int(np.prod(shape[1:], dtype=np.int64)))
     unit = int((array.shards or array.chunks)[0])
     step = unit * max(1, _DECODED // (unit * row_bytes))
-    values: AnyArray
     if rows <= step:
-        values = np.empty(shape, dtype)
-    else:
-        with tempfile.TemporaryFile(dir=folder) as file:
-            values = np.memmap(file, dtype, "w+", shape=shape)
-    for start in range(0, rows, step):
-        values[start : start + step] = array[start : min(start + step, rows)]
-    return values
+        return np.ascontiguousarray(array[:rows], dtype)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        for start in range(0, rows, step):  # not through a map: a full disk would be a SIGBUS
+            block = np.ascontiguousarray(array[start : min(start + step, rows)], dtype)
+            file.write(block.reshape(-1).view(np.uint8).data)
+        file.flush()
+        values: AnyArray = np.memmap(file, dtype, "r", shape=shape)
+        return values
