@@ -12,10 +12,10 @@ from zarr.storage import MemoryStore
 
 from zarrpipe import Batch, ZarrData
 from zarrpipe.errors import StoreFormatError
-from zarrpipe.store import flat, layout
+from zarrpipe.store import columns, flat, layout
 from zarrpipe.store.columns import PlainColumn, ZarrColumn, open_column
 from zarrpipe.store.config import ZarrWriteConfig
-from zarrpipe.store.flat import LoadedArray, MappedArray, open_flat
+from zarrpipe.store.flat import LoadedArray, MappedArray, can_be_mapped
 from zarrpipe.store.layout import ArraySpec, Level, chunk_file, create_array, is_plain
 from zarrpipe.store.view import StoreView
 from zarrpipe.testing import assert_batches_equal, numbered_batch
@@ -79,6 +79,47 @@ def test_a_chunk_file_always_has_its_size(tmp_path):
     assert column.chunk_rows == 512
     assert column.fill == 0
     column.close()
+
+
+def test_what_is_cleared_stays_where_readers_have_mapped_it(tmp_path, monkeypatch):
+    """Rows written later appear to a reader that met the chunk before it was cleared."""
+    monkeypatch.setattr(columns, "_BLOCK", 1000)
+    array = new_array(tmp_path / "a")
+    column, mapped = open_column(array, tmp_path / "a"), MappedArray(array, tmp_path / "a")
+    column.write(0, rows(0, 1300))
+    mapped.grow()
+    assert len(mapped.data) == 1536
+    column.clear_from(200)
+    expected = rows(0, 1536)
+    expected[200:] = 0
+    np.testing.assert_array_equal(mapped.data, expected)
+    column.write(200, rows(200, 1100))
+    expected[200:1100] = rows(200, 1100)
+    np.testing.assert_array_equal(mapped.data, expected)
+    column.close()
+
+
+def test_clearing_ends_with_the_first_row(tmp_path, monkeypatch):
+    """At each moment what is not yet zero are the first rows; holes are not filled."""
+    monkeypatch.setattr(columns, "_BLOCK", 1000)
+    column = open_column(new_array(tmp_path / "a"), tmp_path / "a")
+    column.write(0, rows(0, 800))
+    left, write = [800 * 2], columns._write_all
+
+    def observed(descriptor, data, offset):
+        write(descriptor, data, offset)
+        values = column.read(0, 1024).reshape(-1)
+        left.append(int(np.count_nonzero(values)))
+        assert not values[left[-1] :].any()
+
+    monkeypatch.setattr(columns, "_write_all", observed)
+    column.clear_from(100)
+    assert left == sorted(left, reverse=True)
+    assert len(left) > 4
+    assert left[-1] == 200
+    number = len(left)
+    column.clear_from(100)
+    assert len(left) == number
 
 
 def test_a_column_without_rows(tmp_path):
@@ -250,12 +291,9 @@ def test_what_is_mapped_and_what_is_loaded(tmp_path):
     }
     plain = {name for name, array in arrays.items() if is_plain(array)}
     assert plain == {"plain", "odd"}
-    kinds = {
-        name: type(open_flat(lambda array=array: array, tmp_path / name))
-        for name, array in arrays.items()
-    }
-    assert {name for name, kind in kinds.items() if kind is MappedArray} == {"plain"}
-    assert isinstance(open_flat(lambda: arrays["plain"], None), LoadedArray)
+    mapped = {name for name, array in arrays.items() if can_be_mapped(array, tmp_path / name)}
+    assert mapped == {"plain"}
+    assert not can_be_mapped(arrays["plain"], None)
 
 
 class TestLoaded:

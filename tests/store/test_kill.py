@@ -435,6 +435,30 @@ def test_a_failed_append_can_be_repeated(tmp_path, monkeypatch, kind):
     assert_plain_zarr(store, numbered_batch(range(count + 8)), exact=True)
 
 
+def test_a_reader_beside_an_append_that_failed(tmp_path, monkeypatch):
+    """It met a new chunk of pointers that was taken back, and goes on seeing what is appended."""
+    sink = ZarrData(tmp_path / "store", config={"meta": {"chunk_size": 512}})
+    sink.write(numbered_batch(range(511)))  # the pointers fill a chunk
+    view, write = StoreView(tmp_path / "store"), columns._write_all
+
+    def full(descriptor, data, offset):
+        if sorted((tmp_path / "store" / "meta" / "atoms_ptr" / "c").glob("1")):
+            view.refresh()
+            raise OSError(28, "No space left on device")
+        write(descriptor, data, offset)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(columns, "_write_all", full)
+        with pytest.raises(OSError, match="No space left"):
+            sink.write(numbered_batch(range(511, 520)))
+    for stop in (515, 530):
+        sink.write(numbered_batch(range(len(sink), stop)))
+        view.refresh()
+        assert view.num_samples == stop
+    assert_batches_equal(view.gather(np.arange(530)), numbered_batch(range(530)))
+    sink.close()
+
+
 WRITER = """
 import os, sys
 import zarrpipe

@@ -17,6 +17,8 @@ from zarrpipe.data.csr import AnyArray
 from zarrpipe.errors import StoreFormatError
 from zarrpipe.store.layout import chunk_file, is_plain, write_json
 
+_BLOCK = 1 << 20
+
 
 class Column(Protocol):
     """Rows of one array, as a writer sees them."""
@@ -44,7 +46,7 @@ class Column(Protocol):
         ...
 
     def clear_from(self, row: int) -> None:
-        """Make rows from `row` on read as zeros, and drop whole chunks of them."""
+        """Make rows from `row` on read as zeros, the last of them first."""
         ...
 
     def clear_all(self) -> None:
@@ -151,20 +153,10 @@ class PlainColumn:
         """Make rows from `row` on read as zeros; see `Column.clear_from`."""
         self.close()
         index, first = divmod(row, self._chunk_rows)
-        path = chunk_file(self._directory, index, len(self._shape))
-        if first and path.exists():
-            descriptor = os.open(path, os.O_RDWR)
-            try:
-                size = os.fstat(descriptor).st_size
-                zeros = bytes(1 << 20)
-                for offset in range(first * self._row_bytes, size, len(zeros)):
-                    _write_all(descriptor, memoryview(zeros)[: size - offset], offset)
-            finally:
-                os.close(descriptor)
-        beyond = index + bool(first)
         for number in sorted(self._chunk_numbers(), reverse=True):
-            if number >= beyond:
-                chunk_file(self._directory, number, len(self._shape)).unlink()
+            if number >= index:
+                start = first * self._row_bytes if number == index else 0
+                _clear(chunk_file(self._directory, number, len(self._shape)), start)
 
     def clear_all(self) -> None:
         """Drop every row, the first chunk first."""
@@ -224,6 +216,24 @@ def _create_sized(path: Path, size: int) -> int:
         os.close(descriptor)
         raise
     return descriptor
+
+
+def _clear(path: Path, start: int) -> None:
+    """Write zeros over what is not zero from an offset on, the last block first.
+
+    The file stays, since a reader that has mapped it does not look for another of its name.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        size = os.fstat(descriptor).st_size
+        for offset in reversed(range(start, size, _BLOCK)):
+            block = os.pread(descriptor, min(_BLOCK, size - offset), offset)
+            found = np.flatnonzero(np.frombuffer(block, np.uint8))
+            if len(found):  # holes stay holes: there may be no room to fill them
+                first, last = int(found[0]), int(found[-1])
+                _write_all(descriptor, memoryview(bytes(last + 1 - first)), offset + first)
+    finally:
+        os.close(descriptor)
 
 
 def _write_all(descriptor: int, data: memoryview, offset: int) -> None:
