@@ -19,6 +19,7 @@ from zarrpipe.samplers import GraphBatchSampler, IndexArray, index_dtype
 from zarrpipe.splits import check_fractions, group_keys, hash_split
 from zarrpipe.statistics import Statistics, StatisticsSums, measure
 from zarrpipe.store.root import StoreLike
+from zarrpipe.store.snapshot import Caching
 
 SIDES = ("train", "val", "test")
 _BLOCK = 1 << 20
@@ -99,6 +100,7 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
         self.num_workers, self.prefetch = num_workers, prefetch
         # Arguments are checked here, not when Lightning has begun to set up.
         self._loader_of(None, GraphBatchSampler((), batch_size, seed=seed))  # type: ignore[arg-type]
+        Caching.of(cache_dir, cache_bytes)
         if shuffle not in ("samples", "blocks", None):
             raise ValueError(f"shuffle is {shuffle!r}, expected 'samples', 'blocks' or None")
         if resident and num_workers:

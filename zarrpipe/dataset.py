@@ -84,15 +84,14 @@ class ZarrDataset(Dataset[AtomicData]):
         stores: Sequence[Any] = store_or_stores if many else [store_or_stores]  # type: ignore[assignment]
         if not stores:
             raise ValueError("an empty list of stores makes no dataset: expected at least one")
-        directory = None if cache_dir is None else Path(cache_dir).expanduser().absolute()
-        caching = Caching(directory, cache_bytes)
+        caching = Caching.of(cache_dir, cache_bytes)
         self._views = [StoreView(store, caching) for store in stores]
         self._gathers = Gathers([view.snapshot for view in self._views], fixed=True)
         self._arrivals = Arrivals((i, view.num_samples) for i, view in enumerate(self._views))
         self._chosen: Int64Array | None = None
         self._fields = None if fields is None else tuple(dict.fromkeys((*REQUIRED_FIELDS, *fields)))
         self._transform = transform
-        self._resident = None if resident is None else Resident(torch.device(resident))
+        self._resident = None if resident is None else Resident(_device(resident))
         self.schema: Mapping[str, Field] = _common_schema([view.schema for view in self._views])
         _check_fields(self._fields, self.schema)
 
@@ -342,6 +341,23 @@ class ZarrDataset(Dataset[AtomicData]):
             self._resident = Resident(self._resident.device)  # selections keep theirs
         self._arrivals = arrivals
         self.schema = _common_schema([view.schema for view in self._views])
+
+
+def _device(name: str | torch.device) -> torch.device:
+    """Device that is there.
+
+    Raises
+    ------
+    ValueError
+        If torch knows no such device, or has none.
+    """
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"resident={name!r} is no device that torch has here, expected 'cpu', 'cuda' or "
+            f"another that it can use ({str(error).splitlines()[0]})"
+        ) from error
 
 
 def collate(samples: Sequence[AtomicData | Batch] | Batch, **_: Any) -> Batch:

@@ -176,3 +176,23 @@ def test_indices_take_32_bits_where_they_fit():
     assert compact_index(np.array([0, 2**31 - 1])).dtype == np.int32
     assert compact_index(np.array([0, 2**31])).tolist() == [0, 2**31]
     assert first_indices(3).dtype == np.int32
+
+
+@pytest.mark.parametrize("amount", [0, -1, "1GB", True, 1.5])
+def test_a_cache_of_no_size(store, amount):
+    for make in (zp.ZarrDataset, zp.ZarrDataModule):
+        with pytest.raises(ValueError, match=f"cache_bytes={amount!r}, expected a positive"):
+            make(store, cache_bytes=amount)
+
+
+def test_a_cache_where_a_file_is(store, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for make in (zp.ZarrDataset, zp.ZarrDataModule):
+        with pytest.raises(NotADirectoryError, match="is a file, expected a directory"):
+            make(store, cache_dir=tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_device_that_is_not_there(store):
+    with pytest.raises(ValueError, match="resident='gpu' is no device that torch has here"):
+        zp.ZarrDataset(store, resident="gpu")

@@ -11,7 +11,7 @@ import zarr
 
 from zarrpipe.data.csr import AnyArray, Int64Array
 from zarrpipe.data.schema import Schema
-from zarrpipe.errors import StoreFormatError, StoreNotFoundError
+from zarrpipe.errors import FieldError, StoreFormatError, StoreNotFoundError
 from zarrpipe.store.commit import Extent, committed_samples
 from zarrpipe.store.flat import FlatArray, LoadedArray, MappedArray, can_be_mapped
 from zarrpipe.store.layout import (
@@ -45,6 +45,27 @@ class Caching:
 
     directory: Path | None = None
     limit: int | None = None
+
+    @classmethod
+    def of(cls, cache_dir: str | Path | None, cache_bytes: int | None) -> "Caching":
+        """Caching as a user asks for it.
+
+        Raises
+        ------
+        ValueError
+            If the number of bytes is not a positive integer.
+        NotADirectoryError
+            If something else than a directory stands at the place.
+        """
+        whole = isinstance(cache_bytes, int) and not isinstance(cache_bytes, bool)
+        if cache_bytes is not None and not (whole and cache_bytes > 0):
+            raise FieldError(
+                f"cache_bytes={cache_bytes!r}, expected a positive integer of bytes, or None"
+            )
+        directory = None if cache_dir is None else Path(cache_dir).expanduser().absolute()
+        if directory is not None and directory.exists() and not directory.is_dir():
+            raise NotADirectoryError(f"cache_dir {directory} is a file, expected a directory")
+        return cls(directory, cache_bytes)
 
 
 @dataclass(frozen=True)
