@@ -112,6 +112,15 @@ def test_cold(run):
     assert [name for _, name in rows] == ["files read in order", "first epoch, train loader"]
 
 
+def test_far(run):
+    rows = run("far")
+    assert len({case for case, _ in rows}) == 2
+    for case in {case for case, _ in rows}:
+        names = [name for other, name in rows if other == case]
+        assert names[0] == "local store"
+        assert {"first epoch", "opening and first epoch", "second epoch"} <= set(names)
+
+
 @pytest.mark.usefixtures("here")
 def test_memory(run, monkeypatch):
     monkeypatch.setattr(memory, "FEW", 0)
