@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 import zarr
-from zarr.storage import MemoryStore
+from zarr.storage import MemoryStore, StorePath
 
 from zarrpipe import AtomicDataZarrWriter, ZarrData, ZarrDataset, compact, merge
 from zarrpipe.errors import StoreFormatError, StoreLockedError
@@ -421,6 +421,27 @@ class MortalMemory(MemoryStore):
     def delete_sync(self, key):
         self._spend()
         super().delete_sync(key)
+
+
+@pytest.mark.parametrize("prefix", ["", "deep/store"])
+def test_interrupted_compactions_of_a_store_in_memory(prefix):
+    """Whenever it is interrupted, every object of the old store is put back."""
+    memory = {}
+    filled(StorePath(MemoryStore(memory), prefix), 6, [1])
+    zarr.create_group(memory, path="other", attributes={"title": "mine"})
+    whole = MortalMemory(dict(memory), 10**9)
+    compact(StorePath(whole, prefix))
+    spent = 10**9 - whole.left
+    points = {*range(0, spent, 17), spent - 1}
+    for last in sorted({*range(spent)} if os.environ.get("ZARRPIPE_EXHAUSTIVE") else points):
+        content = dict(memory)
+        with pytest.raises(Killed):
+            compact(StorePath(MortalMemory(content, last), prefix))
+        store = StorePath(MemoryStore(content), prefix)
+        assert_batches_equal(everything(store), numbered_batch([0, 2, 3, 4, 5]))
+        assert content.keys() == memory.keys()
+    assert compact(store) == 5
+    assert_batches_equal(everything(store), numbered_batch([0, 2, 3, 4, 5]))
 
 
 @pytest.mark.parametrize("config", [None, ZSTD], ids=["large", "compressed"])

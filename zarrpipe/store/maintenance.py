@@ -1,8 +1,9 @@
 """Upkeep of a store: taking samples out of sight, and writing a store anew without them."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from zarr.storage import MemoryStore
@@ -150,9 +151,36 @@ def _rewrite_in_memory(
     capacity: int | None,
     done: Callable[[int], object],
 ) -> None:
-    """Write the new store elsewhere in memory, empty the old one and copy the new one there."""
-    aside = Root.of(MemoryStore())
+    """Write the new store elsewhere in memory, empty the old one and copy the new one there.
+
+    If that is interrupted the old one is put back, whose objects are kept until then.
+    """
+    aside, root = Root.of(MemoryStore()), appender.root
     write_store(selection, aside, config, capacity=capacity, done=done)
-    appender.zero()
-    appender.close()
-    write_store(Selection([Source(aside)]), appender.root, config, capacity=capacity)
+    before = _objects(root)
+    try:
+        appender.zero()
+        appender.close()
+        write_store(Selection([Source(aside)]), root, config, capacity=capacity)
+    except BaseException:
+        _put_back(root, before)
+        raise
+
+
+def _objects(root: Root) -> dict[str, Any]:
+    """What a store in memory holds, by key."""
+    content, prefix = _content(root), root.path.path
+    return {key: content[key] for key in [*content] if not prefix or key.startswith(f"{prefix}/")}
+
+
+def _put_back(root: Root, before: dict[str, Any]) -> None:
+    """Let a store in memory hold again what it held."""
+    content, extra = _content(root), _objects(root).keys() - before.keys()
+    content.update(before)
+    for key in extra:
+        del content[key]
+
+
+def _content(root: Root) -> MutableMapping[str, Any]:
+    content: MutableMapping[str, Any] = root.path.store._store_dict  # type: ignore[attr-defined]
+    return content
