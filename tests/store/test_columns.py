@@ -12,7 +12,7 @@ from zarr.storage import MemoryStore
 
 from zarrpipe import Batch, ZarrData
 from zarrpipe.errors import StoreFormatError
-from zarrpipe.store import columns, flat, layout
+from zarrpipe.store import addresses, columns, flat, layout
 from zarrpipe.store.columns import PlainColumn, ZarrColumn, open_column
 from zarrpipe.store.config import ZarrWriteConfig
 from zarrpipe.store.flat import LoadedArray, MappedArray, can_be_mapped
@@ -273,7 +273,7 @@ class TestMapped:
 
     def test_a_refused_mapping_says_so(self, tmp_path):
         with pytest.raises(OSError, match="cannot map 0 bytes"):
-            flat._mmap(None, 0, 0, flat._reserve_flags(), -1)
+            addresses.AddressRange(0)
 
 
 def test_what_is_mapped_and_what_is_loaded(tmp_path):
