@@ -227,6 +227,18 @@ class TestLeftovers:
         assert compact(store) == len(KEPT)
         assert [path.name for path in tmp_path.iterdir()] == ["store"]
 
+    def test_a_store_that_was_put_aside_is_left_where_another_was_made(self, tmp_path):
+        store, aside = filled(tmp_path / "store"), tmp_path / ".store.rewrite-0123abcd.old"
+        shutil.copytree(store, self.room(tmp_path))
+        store.rename(aside)
+        filled(store, 3, ())
+        for _ in range(2):
+            assert compact(store) == 3
+            assert_batches_equal(everything(aside), numbered_batch(KEPT))
+        shutil.rmtree(self.room(tmp_path))  # the room had moved in: nobody needs the old store
+        compact(store)
+        assert [path.name for path in tmp_path.iterdir()] == ["store"]
+
     def test_a_failed_rename_puts_it_back_at_once(self, tmp_path, monkeypatch):
         monkeypatch.setattr(exchange, "_RENAME_EXCHANGE", 1 << 20)
         with pytest.raises(FileNotFoundError):

@@ -56,7 +56,7 @@ def remove_leftovers(place: Path) -> None:
     """Remove what writers that were killed left beside a place.
 
     Where directories cannot be swapped at once, a kill can leave the store itself aside; it is
-    put back.
+    put back. Where another was made at the place by then, both are left.
     """
     name = re.compile(rf"\.{re.escape(place.name)}\.rewrite-[0-9a-f]{{8}}(\.old)?")
     if not place.parent.is_dir():
@@ -70,10 +70,16 @@ def remove_leftovers(place: Path) -> None:
         try:
             if left.suffix == ".old" and not place.exists():
                 left.rename(place)
-            else:
+            elif not _half_swapped(left):
                 shutil.rmtree(left, ignore_errors=True)
         finally:
             lock.release()
+
+
+def _half_swapped(left: Path) -> bool:
+    """Whether a room, or the store that was put aside for it, was left before the room moved in."""
+    room = left.with_suffix("") if left.suffix == ".old" else left
+    return room.exists() and room.with_name(f"{room.name}.old").exists()
 
 
 def move_in(room: Path, place: Path) -> None:
