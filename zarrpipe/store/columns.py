@@ -223,17 +223,14 @@ def _clear(path: Path, start: int) -> None:
 
     The file stays, since a reader that has mapped it does not look for another of its name.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    try:
-        size = os.fstat(descriptor).st_size
+    with path.open("r+b", buffering=0) as file:
+        descriptor, size = file.fileno(), os.fstat(file.fileno()).st_size
         for offset in reversed(range(start, size, _BLOCK)):
             block = os.pread(descriptor, min(_BLOCK, size - offset), offset)
             found = np.flatnonzero(np.frombuffer(block, np.uint8))
             if len(found):  # holes stay holes: there may be no room to fill them
                 first, last = int(found[0]), int(found[-1])
                 _write_all(descriptor, memoryview(bytes(last + 1 - first)), offset + first)
-    finally:
-        os.close(descriptor)
 
 
 def _write_all(descriptor: int, data: memoryview, offset: int) -> None:
