@@ -478,3 +478,14 @@ def test_killed_merges_into_memory(tmp_path, config):
         assert_batches_equal(everything(memory), numbered_batch(KEPT))
     assert found == sorted(found)
     assert found[-1] == len(KEPT)
+
+
+def test_a_store_that_was_left_aside_is_put_back_by_its_next_writer(tmp_path):
+    place = tmp_path / "store"
+    with ZarrData(place) as sink:
+        sink.write(numbered_batch(range(5)))
+    (tmp_path / ".store.rewrite-0123abcd").mkdir()
+    place.rename(tmp_path / ".store.rewrite-0123abcd.old")
+    with ZarrData(place) as sink:
+        sink.write(numbered_batch([5]))
+    assert_batches_equal(everything(place), numbered_batch(range(6)))

@@ -13,6 +13,7 @@ from zarrpipe.store.admission import NewArray, plan_admission
 from zarrpipe.store.arrays import Arrays
 from zarrpipe.store.columns import Column
 from zarrpipe.store.config import ZarrWriteConfig
+from zarrpipe.store.exchange import remove_leftovers
 from zarrpipe.store.layout import (
     ATOMS_MASK,
     ATOMS_PTR,
@@ -70,6 +71,8 @@ class StoreAppender:
         self._admitted: tuple[object, ...] | None = None
         check_writable(root)
         if lock is None and root.directory is not None:
+            if not root.directory.exists():
+                remove_leftovers(root.directory.resolve())  # puts back what a kill left aside
             lock = WriterLock(root.directory)
         self._lock = lock
         try:
