@@ -13,7 +13,7 @@ from zarrpipe.store.admission import NewArray, plan_admission
 from zarrpipe.store.arrays import Arrays
 from zarrpipe.store.columns import Column
 from zarrpipe.store.config import ZarrWriteConfig
-from zarrpipe.store.exchange import remove_leftovers
+from zarrpipe.store.exchange import is_vacant, remove_leftovers
 from zarrpipe.store.layout import (
     ATOMS_MASK,
     ATOMS_PTR,
@@ -71,7 +71,7 @@ class StoreAppender:
         self._admitted: tuple[object, ...] | None = None
         check_writable(root)
         if lock is None and root.directory is not None:
-            if not root.directory.exists():
+            if is_vacant(root.directory):
                 remove_leftovers(root.directory.resolve())  # puts back what a kill left aside
             lock = WriterLock(root.directory)
         self._lock = lock

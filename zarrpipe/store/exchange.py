@@ -68,12 +68,17 @@ def remove_leftovers(place: Path) -> None:
         except _TAKEN:
             continue
         try:
-            if left.suffix == ".old" and not place.exists():
+            if left.suffix == ".old" and is_vacant(place):
                 left.rename(place)
             elif not _half_swapped(left):
                 shutil.rmtree(left, ignore_errors=True)
         finally:
             lock.release()
+
+
+def is_vacant(place: Path) -> bool:
+    """Whether nothing or an empty directory, which a rename replaces, is at a place."""
+    return not place.exists() or (place.is_dir() and next(place.iterdir(), None) is None)
 
 
 def _half_swapped(left: Path) -> bool:
