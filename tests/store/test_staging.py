@@ -3,14 +3,17 @@
 import gc
 import threading
 import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
 import zarr
 from zarr.storage import MemoryStore
 
+import zarrpipe
 from zarrpipe.errors import StoreClosedError, StoreFormatError
 from zarrpipe.store.staging.stage import Stage
+from zarrpipe.testing import numbered_batch
 
 ZSTD = (zarr.codecs.ZstdCodec(level=1),)
 SEGMENTS = {
@@ -368,3 +371,18 @@ def test_a_dropped_stage_is_collected(tmp_path):
     assert seen() is None
     assert pool.join(timeout=5)
     np.testing.assert_array_equal(data, values)
+
+
+def test_a_dropped_reader_leaves_no_file_open():
+    """At once, as a process may have only a thousand files open."""
+    store: dict = {}
+    with zarrpipe.ZarrData(store) as sink:
+        sink.write(numbered_batch(range(20)))
+    opened = len(list(Path("/proc/self/fd").iterdir()))
+    gc.disable()
+    try:
+        for _ in range(3):
+            zarrpipe.ZarrDataset(store).__getitems__([1, 2])
+        assert len(list(Path("/proc/self/fd").iterdir())) == opened
+    finally:
+        gc.enable()

@@ -2,6 +2,7 @@
 
 import math
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import zarr
 
 from zarrpipe.data.csr import AnyArray, Int64Array, pointers, segment_rows
-from zarrpipe.errors import StoreFormatError
+from zarrpipe.errors import StoreClosedError, StoreFormatError
 from zarrpipe.store.staging.pool import Task
 from zarrpipe.store.staging.units import GENERATION, ROWS, UnitFile
 
@@ -30,7 +31,8 @@ class StagedArray:
         self, stage: "Stage", path: str, open_array: Callable[[], zarr.Array[Any]]
     ) -> None:
         self.path = path
-        self._stage, self._open = stage, open_array
+        # Not both ways: files and threads go with the last use, not with a collection.
+        self._stage_of, self._open = weakref.ref(stage), open_array
         self._committed = 0
         self._opening = threading.RLock()
         self._array: zarr.Array[Any] | None = None
@@ -39,6 +41,13 @@ class StagedArray:
         self._dtype: np.dtype[Any] = np.dtype("V")
         self._complete, self._kept, self._settled = 0, 0, -1
         self._settled_at: tuple[int, ...] = ()
+
+    @property
+    def _stage(self) -> "Stage":
+        stage = self._stage_of()
+        if stage is None:
+            raise StoreClosedError(f"the stage of {self.path} was dropped: open the store again")
+        return stage
 
     @property
     def data(self) -> AnyArray:
