@@ -19,7 +19,7 @@ from zarrpipe.samplers import GraphBatchSampler, IndexArray, index_dtype
 from zarrpipe.splits import check_fractions, group_keys, hash_split
 from zarrpipe.statistics import Statistics, StatisticsSums, measure
 from zarrpipe.store.root import StoreLike
-from zarrpipe.store.snapshot import Caching
+from zarrpipe.store.staging.caching import Caching
 
 SIDES = ("train", "val", "test")
 _BLOCK = 1 << 20

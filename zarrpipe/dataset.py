@@ -23,7 +23,7 @@ from zarrpipe.data.schema import Field
 from zarrpipe.errors import SchemaError, StoreFormatError
 from zarrpipe.store.gather import Gathers, Part
 from zarrpipe.store.root import StoreLike
-from zarrpipe.store.snapshot import Caching
+from zarrpipe.store.staging.caching import Caching
 from zarrpipe.store.view import StoreView
 
 Transform = Callable[[Batch], Batch]

@@ -1,8 +1,8 @@
 """Reading: every array of a store as one flat NumPy array that grows in place.
 
 A plain local array is mapped: its chunk files stand back to back in one reserved address range,
-so that the page cache is the array. Any other array is loaded through zarr-python. What a reader
-does with either is the same gather.
+so that the page cache is the array. Pointers, masks and ids of other stores are loaded through
+zarr-python; their fields are staged. What a reader does with any of them is the same gather.
 """
 
 import mmap

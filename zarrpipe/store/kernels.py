@@ -24,7 +24,7 @@ from zarrpipe.data.csr import Int64Array, pointers, segment_rows
 from zarrpipe.data.fields import Level
 
 LEVELS = {Level.SYSTEM: 0, Level.ATOM: 1, Level.EDGE: 2}
-FINE, OUTSIDE, DAMAGED = 0, 1, 2
+OUTSIDE, DAMAGED = 1, 2
 
 Rows = Int64Array | slice
 

@@ -23,7 +23,8 @@ from zarrpipe.store.layout import (
 from zarrpipe.store.lookup import Unit
 from zarrpipe.store.plan import batch_ids
 from zarrpipe.store.root import Root, StoreLike
-from zarrpipe.store.snapshot import Caching, Snapshot
+from zarrpipe.store.snapshot import Snapshot
+from zarrpipe.store.staging.caching import Caching
 
 _IDS_BLOCK = 4096
 

@@ -1,0 +1,43 @@
+"""Where a user wants staged rows to be kept."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from zarrpipe.errors import FieldError
+
+
+@dataclass(frozen=True)
+class Caching:
+    """Where rows go that cannot be mapped where they are.
+
+    Parameters
+    ----------
+    directory : Path, optional
+        On a local disk, shared by the processes of this machine; None for memory.
+    limit : int, optional
+        Most bytes that are held; None for no limit.
+    """
+
+    directory: Path | None = None
+    limit: int | None = None
+
+    @classmethod
+    def of(cls, cache_dir: str | Path | None, cache_bytes: int | None) -> "Caching":
+        """Caching as a user asks for it.
+
+        Raises
+        ------
+        ValueError
+            If the number of bytes is not a positive integer.
+        NotADirectoryError
+            If something else than a directory stands at the place.
+        """
+        whole = isinstance(cache_bytes, int) and not isinstance(cache_bytes, bool)
+        if cache_bytes is not None and not (whole and cache_bytes > 0):
+            raise FieldError(
+                f"cache_bytes={cache_bytes!r}, expected a positive integer of bytes, or None"
+            )
+        directory = None if cache_dir is None else Path(cache_dir).expanduser().absolute()
+        if directory is not None and directory.exists() and not directory.is_dir():
+            raise NotADirectoryError(f"cache_dir {directory} is a file, expected a directory")
+        return cls(directory, cache_bytes)
