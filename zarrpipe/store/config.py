@@ -119,7 +119,7 @@ class ZarrWriteConfig:
         return value if isinstance(value, cls) else _from_mapping(cls, value)
 
     @classmethod
-    def published(cls, level: int = 3) -> Self:
+    def published(cls, level: int = 3, *, checksum: bool = False) -> Self:
         """Config of a data set that is to be kept or sent: zstd, in shards of up to 64 MiB.
 
         For `zarrpipe.merge` and `zarrpipe.compact`, which choose the rows of chunks and shards by
@@ -129,15 +129,23 @@ class ZarrWriteConfig:
         ----------
         level
             Of zstd, from 1 (fast) to 22 (small).
+        checksum
+            Whether each chunk ends with a crc32c of what is stored, four bytes that every read
+            verifies (Zarr's own codec ``crc32c``), so that a damaged chunk raises and
+            `zarrpipe.check` finds it. Without it, damage shows where zstd cannot decode it.
 
         Examples
         --------
         >>> config = ZarrWriteConfig.published()
         >>> config.core.sharded, config.core == config.meta == config.custom
         (True, True)
+        >>> config = ZarrWriteConfig.published(checksum=True)
+        >>> [codec.to_dict()["name"] for codec in config.core.compressors or ()]
+        ['zstd', 'crc32c']
         """
         codec = {"name": "zstd", "configuration": {"level": level, "checksum": False}}
-        array = ZarrArrayConfig(compressors=(codec,), sharded=True)
+        codecs = (codec, "crc32c") if checksum else (codec,)
+        array = ZarrArrayConfig(compressors=codecs, sharded=True)
         return cls(meta=array, core=array, custom=array)
 
     def for_array(self, group: str, name: str) -> ZarrArrayConfig:
