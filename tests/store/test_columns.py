@@ -12,7 +12,7 @@ from zarr.storage import MemoryStore
 
 from zarrpipe import Batch, ZarrData
 from zarrpipe.errors import StoreFormatError
-from zarrpipe.store import addresses, columns, flat, layout
+from zarrpipe.store import addresses, columns, files, flat, layout
 from zarrpipe.store.columns import PlainColumn, ZarrColumn, open_column
 from zarrpipe.store.config import ZarrWriteConfig
 from zarrpipe.store.flat import LoadedArray, MappedArray, can_be_mapped
@@ -104,7 +104,7 @@ def test_clearing_ends_with_the_first_row(tmp_path, monkeypatch):
     monkeypatch.setattr(columns, "_BLOCK", 1000)
     column = open_column(new_array(tmp_path / "a"), tmp_path / "a")
     column.write(0, rows(0, 800))
-    left, write = [800 * 2], columns._write_all
+    left, write = [800 * 2], files.write_at
 
     def observed(descriptor, data, offset):
         write(descriptor, data, offset)
@@ -112,7 +112,7 @@ def test_clearing_ends_with_the_first_row(tmp_path, monkeypatch):
         left.append(int(np.count_nonzero(values)))
         assert not values[left[-1] :].any()
 
-    monkeypatch.setattr(columns, "_write_all", observed)
+    monkeypatch.setattr(files, "write_at", observed)
     column.clear_from(100)
     assert left == sorted(left, reverse=True)
     assert len(left) > 4

@@ -249,7 +249,7 @@ class TestLeftovers:
 HOST = """
 import os, signal, sys
 import zarrpipe
-from zarrpipe.store import columns, exchange
+from zarrpipe.store import exchange, files
 from zarrpipe.store.kernels import compiled_kernels
 
 compiled_kernels()
@@ -274,7 +274,7 @@ def work(call, folder, last, swap):
             spend()
         return call
     exchange_swap = exchange._swap
-    columns._write_all, exchange._swap = counted(columns._write_all), counted(exchange_swap)
+    files.write_at, exchange._swap = counted(files.write_at), counted(exchange_swap)
     if swap == "renames":
         exchange._RENAME_EXCHANGE = 1 << 20
     if call == "merge":

@@ -18,11 +18,11 @@ import numpy as np
 import pytest
 import torch
 import zarr
-from zarr.storage import LocalStore, MemoryStore
+from zarr.storage import MemoryStore
 
 from zarrpipe import AtomicDataZarrWriter, Batch, ZarrData
 from zarrpipe.data.schema import Schema
-from zarrpipe.store import columns
+from zarrpipe.store import columns, files
 from zarrpipe.store.appender import StoreAppender
 from zarrpipe.store.commit import Extent, committed_samples
 from zarrpipe.store.config import ZarrWriteConfig
@@ -34,6 +34,10 @@ from zarrpipe.testing import assert_batches_equal, assert_plain_zarr, numbered_b
 
 STORED, MORE = 10, 9
 GROUPS = ("meta", "core", "custom")
+CHANGES = (
+    *("write_at", "resize", "create", "rename", "link", "unlink"),
+    *("make_folder", "remove_folder"),
+)
 SMALL = {group: {"chunk_size": 6} for group in GROUPS}
 ZSTD = {
     group: {"chunk_size": 6, "compressors": (zarr.codecs.ZstdCodec(level=1),)} for group in GROUPS
@@ -123,11 +127,8 @@ class Local:
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.store, self._kept = folder / "store", folder / "kept"
         self._budget = Budget()
-        for name in ("_write_all", "_create_sized", "write_json"):
-            monkeypatch.setattr(columns, name, self._mortal(getattr(columns, name)))
-        monkeypatch.setattr(Path, "unlink", self._mortal(Path.unlink))
-        for name in ("set", "delete", "delete_dir"):
-            monkeypatch.setattr(LocalStore, name, self._mortal_async(getattr(LocalStore, name)))
+        for name in CHANGES:
+            monkeypatch.setattr(files, name, self._mortal(getattr(files, name)))
 
     def _mortal(self, operation):
         def change(*arguments, **options):
@@ -137,14 +138,6 @@ class Local:
                     operation(first, data[: len(data) // 16 * 8], offset)
                 raise Killed
             return operation(*arguments, **options)
-
-        return change
-
-    def _mortal_async(self, operation):
-        async def change(*arguments, **options):
-            if self._budget.spend():
-                raise Killed
-            return await operation(*arguments, **options)
 
         return change
 
@@ -439,7 +432,7 @@ def test_a_reader_beside_an_append_that_failed(tmp_path, monkeypatch):
     """It met a new chunk of pointers that was taken back, and goes on seeing what is appended."""
     sink = ZarrData(tmp_path / "store", config={"meta": {"chunk_size": 512}})
     sink.write(numbered_batch(range(511)))  # the pointers fill a chunk
-    view, write = StoreView(tmp_path / "store"), columns._write_all
+    view, write = StoreView(tmp_path / "store"), files.write_at
 
     def full(descriptor, data, offset):
         if sorted((tmp_path / "store" / "meta" / "atoms_ptr" / "c").glob("1")):
@@ -448,7 +441,7 @@ def test_a_reader_beside_an_append_that_failed(tmp_path, monkeypatch):
         write(descriptor, data, offset)
 
     with monkeypatch.context() as patch:
-        patch.setattr(columns, "_write_all", full)
+        patch.setattr(files, "write_at", full)
         with pytest.raises(OSError, match="No space left"):
             sink.write(numbered_batch(range(511, 520)))
     for stop in (515, 530):

@@ -28,6 +28,7 @@ from zarrpipe.store.layout import (
     present_spec,
     read_schema,
 )
+from zarrpipe.store.local import for_writing
 from zarrpipe.store.lock import WriterLock
 from zarrpipe.store.opening import check_writable, open_root
 from zarrpipe.store.plan import RowWrite, on_host, plan_append
@@ -47,6 +48,8 @@ class StoreAppender:
         Samples that are expected at most, for the size of chunks.
     lock
         The lock of a store that the caller has locked already.
+    durable
+        Whether what was written outlasts a loss of power once a call has returned.
 
     Raises
     ------
@@ -64,10 +67,13 @@ class StoreAppender:
         config: ZarrWriteConfig,
         capacity: int,
         lock: WriterLock | None = None,
+        *,
+        durable: bool = False,
     ) -> None:
-        self.root, self.config, self.capacity = root, config, capacity
+        self.root = root = for_writing(root, durable=durable)
+        self.config, self.capacity, self.durable = config, capacity, durable
         self._closed = False
-        self._arrays = Arrays(root, config, capacity)
+        self._arrays = Arrays(root, config, capacity, durable=durable)
         self._admitted: tuple[object, ...] | None = None
         check_writable(root)
         if lock is None and root.directory is not None:

@@ -36,10 +36,15 @@ class Arrays:
         Chunks and codecs of the arrays that are created.
     capacity
         Samples that are expected at most, for the size of chunks.
+    durable
+        Whether writes are on the disk when they are carried out, pointers after all others.
     """
 
-    def __init__(self, root: Root, config: ZarrWriteConfig, capacity: int) -> None:
+    def __init__(
+        self, root: Root, config: ZarrWriteConfig, capacity: int, *, durable: bool = False
+    ) -> None:
         self._root, self._config, self._capacity = root, config, capacity
+        self._durable = durable
         self._far = root.directory is None and not isinstance(root.path.store, MemoryStore)
         self._columns: dict[str, Column] = {}
 
@@ -57,7 +62,8 @@ class Arrays:
         if array is None:
             array = create_array(group, spec, self._config, self._capacity)
         directory = self._root.directory
-        column = open_column(array, None if directory is None else directory / spec.path)
+        own = None if directory is None else directory / spec.path
+        column = open_column(array, own, durable=self._durable)
         self._columns[spec.path] = column
         return column
 
@@ -82,8 +88,20 @@ class Arrays:
         if self._far:
             write_in_stages(self._columns, writes)
             return
+        if self._durable:
+            last = [write for write in writes if write.path == ATOMS_PTR]
+            self._write([write for write in writes if write.path != ATOMS_PTR])
+            self._write(last)
+            return
         for path, start, values in writes:
             self._columns[path].write(start, values)
+
+    def _write(self, writes: Sequence[RowWrite]) -> None:
+        """Carry out writes and bring them to the disk."""
+        for path, start, values in writes:
+            self._columns[path].write(start, values)
+        for path in dict.fromkeys(write.path for write in writes):
+            self._columns[path].sync()
 
     def trim(self, schema: Schema, extent: Extent) -> None:
         """Make every shape that of what is committed."""
