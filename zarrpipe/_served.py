@@ -23,6 +23,7 @@ from zarrpipe.data.batch import Batch
 from zarrpipe.data.buffers import BufferPool, Bytes
 from zarrpipe.data.packed import pack, packed_bytes, unpack
 from zarrpipe.dataset import ZarrDataset
+from zarrpipe.errors import ArgumentTypeError
 
 BATCH, RAISED = 0, 1
 """Answers: the bytes of a batch and its pickled header, or a traceback and a pickled exception."""
@@ -117,7 +118,7 @@ def _seed(seed: int) -> None:
 
 def _put(slot: Slot, batch: Batch) -> bytes:
     if not isinstance(batch, Batch):
-        raise TypeError(f"the transform gave a {type(batch).__name__}, expected a Batch")
+        raise ArgumentTypeError(f"the transform gave a {type(batch).__name__}, expected a Batch")
     try:
         header, _ = pack(batch, slot.room())
     except ValueError:

@@ -13,7 +13,7 @@ from lightning.pytorch import LightningDataModule
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.csr import Int64Array
 from zarrpipe.dataset import ZarrDataset
-from zarrpipe.errors import StoreEmptyError
+from zarrpipe.errors import ArgumentError, StoreEmptyError
 from zarrpipe.loader import GraphLoader
 from zarrpipe.samplers import GraphBatchSampler, IndexArray, index_dtype
 from zarrpipe.splits import check_fractions, group_keys, hash_split
@@ -102,13 +102,13 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
         self._loader_of(None, GraphBatchSampler((), batch_size, seed=seed))  # type: ignore[arg-type]
         Caching.of(cache_dir, cache_bytes)
         if shuffle not in ("samples", "blocks", None):
-            raise ValueError(f"shuffle is {shuffle!r}, expected 'samples', 'blocks' or None")
+            raise ArgumentError(f"shuffle is {shuffle!r}, expected 'samples', 'blocks' or None")
         if resident and num_workers:
-            raise ValueError(f"num_workers is {num_workers}, expected 0 with resident=True")
+            raise ArgumentError(f"num_workers is {num_workers}, expected 0 with resident=True")
         self.batch_size, self.seed, self.shuffle = batch_size, seed, shuffle
         self.split, self.split_by, self.fields = check_fractions(split), split_by, fields
         if len(self.split) != len(SIDES):
-            raise ValueError(f"split is {self.split}, expected shares of {', '.join(SIDES)}")
+            raise ArgumentError(f"split is {self.split}, expected shares of {', '.join(SIDES)}")
         self.transform = transform
         self.device = None if device is None else torch.device(device)
         self._reading: dict[str, Any] = {

@@ -1,7 +1,6 @@
 """The stores as one map-style torch Dataset, read a batch at a time."""
 
 import copy
-import operator
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -17,15 +16,16 @@ from zarrpipe._blocks import Blocks, UnitLayout, choose_blocks
 from zarrpipe._resident import Resident
 from zarrpipe.data.atomic import AtomicData
 from zarrpipe.data.batch import Batch
-from zarrpipe.data.csr import AnyArray, Int64Array
+from zarrpipe.data.csr import AnyArray, Int64Array, position_of, positions_of
 from zarrpipe.data.fields import REQUIRED_FIELDS, Level
 from zarrpipe.data.schema import Field
-from zarrpipe.errors import SchemaError, StoreFormatError
+from zarrpipe.errors import ArgumentError, ArgumentTypeError, SchemaError, StoreFormatError
 from zarrpipe.store.gather import Gathers, Part
 from zarrpipe.store.root import StoreLike
 from zarrpipe.store.staging.caching import Caching
 from zarrpipe.store.view import StoreView
 
+Index = npt.ArrayLike | torch.Tensor | slice
 Transform = Callable[[Batch], Batch]
 Scalar = TypeVar("Scalar", bound=np.generic)
 
@@ -79,11 +79,15 @@ class ZarrDataset(Dataset[AtomicData]):
         resident: str | torch.device | None = None,
     ) -> None:
         if isinstance(fields, str):
-            raise TypeError(f"fields is {fields!r}, expected a list of names such as [{fields!r}]")
-        many = isinstance(store_or_stores, Sequence) and not isinstance(store_or_stores, str)
+            raise ArgumentTypeError(
+                f"fields is {fields!r}, expected a list of names such as [{fields!r}]"
+            )
+        many = isinstance(store_or_stores, Sequence) and not isinstance(
+            store_or_stores, str | bytes
+        )
         stores: Sequence[Any] = store_or_stores if many else [store_or_stores]  # type: ignore[assignment]
         if not stores:
-            raise ValueError("an empty list of stores makes no dataset: expected at least one")
+            raise ArgumentError("an empty list of stores makes no dataset: expected at least one")
         caching = Caching.of(cache_dir, cache_bytes)
         self._views = [StoreView(store, caching) for store in stores]
         self._gathers = Gathers([view.snapshot for view in self._views], fixed=True)
@@ -106,15 +110,19 @@ class ZarrDataset(Dataset[AtomicData]):
         return len(self._arrivals) if self._chosen is None else len(self._chosen)
 
     def __getitem__(self, index: int) -> AtomicData:
-        return self.__getitems__([operator.index(index)]).get_data(0)
+        row = position_of(index, len(self), "sample", "a dataset")
+        return self.__getitems__([row]).get_data(0)
 
-    def __getitems__(self, index: npt.ArrayLike | torch.Tensor) -> Batch:
+    def __getitems__(self, index: Index) -> Batch:
         """Batch of the samples at integers [K], in that order; repeats are allowed.
+
+        A bool mask of all samples or a slice chooses too. `Batch.present` says which samples have
+        a field that some lack.
 
         Raises
         ------
-        IndexError
-            If an index is outside of the dataset.
+        SampleIndexError
+            If an index is outside of the dataset, or is none.
         """
         if self._resident is None:
             batch = self.gather(index, self._fields)
@@ -140,9 +148,7 @@ class ZarrDataset(Dataset[AtomicData]):
             resident.follow(totals, lambda index: every.gather(index, self._fields))
         return resident
 
-    def gather(
-        self, index: npt.ArrayLike | torch.Tensor, fields: Sequence[str] | None = None
-    ) -> Batch:
+    def gather(self, index: Index, fields: Sequence[str] | None = None) -> Batch:
         """As ``__getitems__``, but the fields that are given (all for None) and no transform."""
         rows = self._rows(index)
         return self._gathers.of(fields)(len(rows), self._parts(rows) or [Part(0, rows)])
@@ -180,7 +186,7 @@ class ZarrDataset(Dataset[AtomicData]):
                 return True
         return False
 
-    def advise(self, index: npt.ArrayLike | torch.Tensor) -> None:
+    def advise(self, index: Index) -> None:
         """Say that the samples at integers [K] will be read soon.
 
         What is on a disk or far away is brought nearer in the background meanwhile.
@@ -196,29 +202,15 @@ class ZarrDataset(Dataset[AtomicData]):
         places = [np.flatnonzero(store == one) for one in range(len(self._views))]
         return [Part(one, row[here], here) for one, here in enumerate(places) if len(here)]
 
-    def _rows(self, index: npt.ArrayLike | torch.Tensor) -> Int64Array:
+    def _rows(self, index: Index) -> Int64Array:
         """Positions [K] in the order of arrival, none negative."""
-        wanted = np.asarray(index)
-        if wanted.size == 0:
-            wanted = wanted.astype(np.int64)
-        if wanted.ndim != 1 or wanted.dtype.kind not in "iu":
-            raise TypeError(
-                f"indices have shape {wanted.shape} and dtype {wanted.dtype}, expected integers [K]"
-            )
-        rows, count = wanted.astype(np.int64, copy=False), len(self)
-        # A negative number is a large one without its sign: one look finds both kinds of misfit.
-        if rows.size and rows.view(np.uint64).max() >= count:
-            low, high = rows.min(), rows.max()
-            if low < -count or high >= count:
-                beyond = high if high >= count else low
-                raise IndexError(f"sample {beyond} of a dataset of {count}")
-            rows = np.where(rows < 0, rows + count, rows)
+        rows = positions_of(index, len(self), "sample", "a dataset")
         return rows if self._chosen is None else self._chosen[rows]
 
-    def index_select(self, index: npt.ArrayLike | torch.Tensor) -> Self:
+    def index_select(self, index: Index) -> Self:
         """Dataset of the samples at integers [K], over the same open stores; it never grows."""
         selected = copy.copy(self)
-        selected._chosen = self._rows(index)
+        selected._chosen = self._rows(index).copy()
         return selected
 
     @property
@@ -236,13 +228,11 @@ class ZarrDataset(Dataset[AtomicData]):
         """64-bit name of each structure, [N] uint64."""
         return self.ids_of(np.arange(len(self)))
 
-    def ids_of(self, index: npt.ArrayLike | torch.Tensor) -> npt.NDArray[np.uint64]:
+    def ids_of(self, index: Index) -> npt.NDArray[np.uint64]:
         """64-bit name of the structures of the samples at integers [K], uint64."""
         return self._collected(self._rows(index), StoreView.ids_of)
 
-    def system_field(
-        self, name: str, index: npt.ArrayLike | torch.Tensor | None = None
-    ) -> AnyArray:
+    def system_field(self, name: str, index: Index | None = None) -> AnyArray:
         """Field at system level of every sample, [N, ...], or of those at integers [K].
 
         Raises
@@ -353,8 +343,8 @@ def _device(name: str | torch.device) -> torch.device:
     """
     try:
         return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise ArgumentError(
             f"resident={name!r} is no device that torch has here, expected 'cpu', 'cuda' or "
             f"another that it can use ({str(error).splitlines()[0]})"
         ) from error

@@ -3,16 +3,23 @@
 Each is also the builtin that a caller would catch without knowing this package::
 
     ZarrPipeError
-      FieldError (ValueError)             a field does not fit its system, batch or registry entry
+      ArgumentError (ValueError)          an argument has a value that it cannot have
+        FieldError                        a field does not fit its system, batch or registry entry
+          UnknownFieldError (KeyError)    there is no field of that name
+      ArgumentTypeError (TypeError)       an argument is of a kind that it cannot be
+      SampleIndexError (IndexError)       there is no such sample or system
+        SampleIndexTypeError (TypeError)  an index is neither integers, a slice nor a mask
+      MissingLibraryError (ImportError)   an optional library is needed and not installed
       SchemaError (ValueError)            a batch does not fit the fields that a store has fixed
       StoreFormatError (ValueError)       a store is damaged, foreign or of a newer format
       StoreFullError (RuntimeError)       a write would pass the capacity of the sink
       StoreEmptyError (RuntimeError)      there is nothing to read
       StoreLockedError (RuntimeError)     another writer has the store open
       StoreClosedError (RuntimeError)     the sink, writer or reader was closed
-      StoreExistsError (FileExistsError)  a new store was asked for where one is
+      StoreExistsError (FileExistsError)  something is where a new store was asked for
       StoreNotFoundError (FileNotFoundError)
-      StoreReadOnlyError (PermissionError) a store that was opened for reading is to be written
+      StoreNotADirectoryError (NotADirectoryError) a file is where a store's directory should be
+      StoreReadOnlyError (PermissionError) a store that may only be read is to be written
 """
 
 
@@ -20,8 +27,34 @@ class ZarrPipeError(Exception):
     """Base class of every error that zarrpipe raises on purpose."""
 
 
-class FieldError(ZarrPipeError, ValueError):
+class ArgumentError(ZarrPipeError, ValueError):
+    """An argument has a value that it cannot have."""
+
+
+class FieldError(ArgumentError):
     """A field's level, shape, dtype or values do not fit."""
+
+
+class UnknownFieldError(FieldError, KeyError):
+    """There is no field of that name."""
+
+    __str__ = Exception.__str__  # KeyError shows its message in quotes
+
+
+class ArgumentTypeError(ZarrPipeError, TypeError):
+    """An argument is of a kind that it cannot be."""
+
+
+class SampleIndexError(ZarrPipeError, IndexError):
+    """There is no such sample or system."""
+
+
+class SampleIndexTypeError(SampleIndexError, TypeError):
+    """An index is neither integers, a slice nor a mask."""
+
+
+class MissingLibraryError(ZarrPipeError, ImportError):
+    """An optional library is needed and not installed."""
 
 
 class SchemaError(ZarrPipeError, ValueError):
@@ -49,12 +82,16 @@ class StoreClosedError(ZarrPipeError, RuntimeError):
 
 
 class StoreExistsError(ZarrPipeError, FileExistsError):
-    """A new store was asked for where one already is."""
+    """Something is where a new store was asked for."""
 
 
 class StoreNotFoundError(ZarrPipeError, FileNotFoundError):
     """There is no store at the given place."""
 
 
+class StoreNotADirectoryError(ZarrPipeError, NotADirectoryError):
+    """A file is where the directory of a store should be."""
+
+
 class StoreReadOnlyError(ZarrPipeError, PermissionError):
-    """A store that was opened for reading alone is to be written."""
+    """A store that may only be read is to be written."""

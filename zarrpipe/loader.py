@@ -16,6 +16,7 @@ from zarrpipe._prefetch import advised, read_ahead
 from zarrpipe._workers import Workers
 from zarrpipe.data.batch import Batch
 from zarrpipe.dataset import ZarrDataset
+from zarrpipe.errors import ArgumentError, ArgumentTypeError
 from zarrpipe.samplers import GraphBatchSampler, Plan
 
 
@@ -58,11 +59,11 @@ class GraphLoader:
     ) -> None:
         for name, number in (("num_workers", num_workers), ("prefetch", prefetch)):
             if isinstance(number, bool) or not isinstance(number, int):
-                raise TypeError(f"{name} is {number!r}, expected an integer of 0 or more")
+                raise ArgumentTypeError(f"{name} is {number!r}, expected an integer of 0 or more")
             if number < 0:
-                raise ValueError(f"{name} is {number}, expected 0 or more")
+                raise ArgumentError(f"{name} is {number}, expected 0 or more")
         if num_workers and dataset is not None and dataset.resident is not None:
-            raise ValueError(
+            raise ArgumentError(
                 f"num_workers is {num_workers}, but the dataset is held on {dataset.resident} by "
                 "this process alone: expected num_workers=0, or a dataset that is not resident"
             )

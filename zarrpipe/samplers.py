@@ -16,6 +16,7 @@ import torch.distributed as dist
 
 from zarrpipe._blocks import Blocks, block_order
 from zarrpipe.data.csr import Int64Array, pointers
+from zarrpipe.errors import ArgumentError, ArgumentTypeError
 
 _MOST_OF_32_BITS = 1 << 31
 
@@ -99,7 +100,7 @@ def _steps(count: int, batch_size: int, world_size: int) -> tuple[int, int, int]
     if tail >= world_size:
         return whole, tail, 1
     if whole == 0:
-        raise ValueError(
+        raise ArgumentError(
             f"{count} samples cannot give each of {world_size} ranks a batch without repeats: "
             "use at most as many ranks as samples, or add samples"
         )
@@ -188,15 +189,17 @@ class GraphBatchSampler:
         world_size: int | None = None,
     ) -> None:
         if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer):
-            raise TypeError(f"batch_size is {batch_size!r}, expected an integer of at least 1")
+            raise ArgumentTypeError(
+                f"batch_size is {batch_size!r}, expected an integer of at least 1"
+            )
         if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}, expected at least 1")
+            raise ArgumentError(f"batch_size is {batch_size}, expected at least 1")
         if seed < 0:
-            raise ValueError(f"seed is {seed}, expected a non-negative integer")
+            raise ArgumentError(f"seed is {seed}, expected a non-negative integer")
         if (rank is None) != (world_size is None):
-            raise ValueError(f"rank is {rank} and world_size {world_size}: give both or neither")
+            raise ArgumentError(f"rank is {rank} and world_size {world_size}: give both or neither")
         if rank is not None and world_size is not None and not 0 <= rank < world_size:
-            raise ValueError(f"rank is {rank}, expected 0 to {world_size - 1}")
+            raise ArgumentError(f"rank is {rank}, expected 0 to {world_size - 1}")
         self.batch_size, self.shuffle, self.seed = int(batch_size), bool(shuffle), int(seed)
         self._data, self._rank, self._world_size = data, rank, world_size
         self._blocks = blocks
@@ -325,18 +328,18 @@ class GraphBatchSampler:
         self._index = self._next_index
         available = len(self._data if self._index is None else self._index)
         if count > available:
-            raise ValueError(
+            raise ArgumentError(
                 f"the state is of an epoch of {count} samples, here are {available}: give the "
                 "data and the split that it was saved with"
             )
         if bool(state["shuffle"]) is not self.shuffle:
-            raise ValueError(
+            raise ArgumentError(
                 f"the state has shuffle={bool(state['shuffle'])}, the sampler {self.shuffle}: "
                 "the position in one order says nothing about the other"
             )
         self._num_samples, self._known_blocks = count, None
         if self._group() != state.get("group", 0):
-            raise ValueError(
+            raise ArgumentError(
                 f"the state is of an order shuffled in groups of {state.get('group', 0)} blocks, "
                 f"here they have {self._group()} (0 is none): give the cache_bytes, the fields and "
                 "the stores that it was saved with"

@@ -7,6 +7,7 @@ import numpy.typing as npt
 
 from zarrpipe.data.csr import AnyArray
 from zarrpipe.data.ids import UInt64Array, mix
+from zarrpipe.errors import ArgumentError
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
@@ -26,7 +27,9 @@ def check_fractions(fractions: Sequence[float]) -> tuple[float, ...]:
     """
     parts = tuple(float(part) for part in fractions)
     if not parts or not min(parts) >= 0 or not abs(sum(parts) - 1.0) <= 1e-9:  # NaN too
-        raise ValueError(f"split fractions are {parts}, expected parts of 0 or more that sum to 1")
+        raise ArgumentError(
+            f"split fractions are {parts}, expected parts of 0 or more that sum to 1"
+        )
     return parts
 
 

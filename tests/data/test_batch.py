@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from zarrpipe import AtomicData, Batch
 from zarrpipe.data.csr import (
     pointers,
+    position_of,
     positions_of,
     segment_rows,
     tensor_pointers,
@@ -19,7 +20,7 @@ from zarrpipe.data.csr import (
 )
 from zarrpipe.data.fields import FieldSpec, Kind, Level
 from zarrpipe.data.schema import Schema
-from zarrpipe.errors import FieldError, SchemaError
+from zarrpipe.errors import FieldError, SampleIndexError, SampleIndexTypeError, SchemaError
 from zarrpipe.testing import assert_batches_equal, numbered_batch, random_batch
 
 OWN = (
@@ -260,9 +261,9 @@ def test_refused_edges_and_names_change_nothing():
 @pytest.mark.parametrize(
     ("index", "match"),
     [
-        ([4], "systems 4 to 4 of a batch of 4"),
-        ([0, -5], "systems -5 to 0 of a batch of 4"),
-        ([0.5], "an index of dtype torch.float32: expected integers or bool"),
+        ([4], "system 4 of a batch of 4, expected -4 to 3"),
+        ([0, -5], "system -5 of a batch of 4"),
+        ([0.5], r"an index of dtype float64 and shape \(1,\): expected integers or bool"),
         (torch.ones(3, dtype=torch.bool), r"a mask of shape \(3,\) for a batch of 4"),
     ],
 )
@@ -353,16 +354,59 @@ def test_csr(counts, data):
 @pytest.mark.parametrize(
     ("index", "match"),
     [
-        ([3], "rows 3 to 3 of 3"),
-        ([-4], "rows -4 to -4 of 3"),
-        ([True], r"a mask of shape \(1,\) for 3 rows"),
+        ([3], "row 3 of an array of 3, expected -3 to 2"),
+        ([0, -4], "row -4 of an array of 3"),
+        (np.array([2**64 - 1], dtype=np.uint64), f"row {2**64 - 1} of an array of 3"),
+        ([1, 10**30], f"row {10**30} of an array of 3"),
+        ([True], r"a mask of shape \(1,\) for an array of 3: expected one bool for each row"),
         ([0.5], "dtype float64"),
+        ([[0, 1]], r"shape \(1, 2\)"),
+        ([[0], [1, 2]], r"\[\[0\], \[1, 2\]\] is no index"),
+        ("all", "of kind str: expected integers or bool"),
+        (None, "of kind NoneType"),
+        ((i for i in range(2)), "of kind generator"),
+        (slice(0.5, 2), "no slice of samples"),
+        (torch.zeros(2, device="meta"), "is no index"),
     ],
 )
 def test_positions_outside(index, match):
     with pytest.raises(IndexError, match=match):
-        positions_of(index, 3, "rows")
-    assert positions_of([], 3, "rows").tolist() == []
+        positions_of(index, 3, "row", "an array")
+
+
+@pytest.mark.parametrize(
+    ("index", "expected"),
+    [
+        ([], []),
+        ([2, -1, 0, 0], [2, 2, 0, 0]),
+        (1, [1]),
+        (np.int8(-3), [0]),
+        (range(2), [0, 1]),
+        (slice(None, None, -1), [2, 1, 0]),
+        (slice(5, 9), []),
+        (torch.tensor([1, -2], dtype=torch.int16), [1, 1]),
+        ([True, False, True], [0, 2]),
+        (torch.tensor([False, False, True]), [2]),
+        (np.array([0, 2], dtype=np.uint64), [0, 2]),
+    ],
+)
+def test_positions(index, expected):
+    found = positions_of(index, 3, "row", "an array")
+    assert (found.dtype, found.tolist()) == (np.int64, expected)
+
+
+@pytest.mark.parametrize(
+    "index", [1.0, "1", None, True, np.bool_(True), slice(0, 1), [0, 1], np.array([0, 1])]
+)
+def test_one_position_is_one_integer(index):
+    with pytest.raises(SampleIndexTypeError, match="expected one integer: the row of an array"):
+        position_of(index, 3, "row", "an array")
+
+
+def test_one_position():
+    assert [position_of(i, 3, "row", "an array") for i in (0, -1, torch.tensor(1))] == [0, 2, 1]
+    with pytest.raises(SampleIndexError, match="row 0 of an array of 0, which is empty"):
+        position_of(0, 0, "row", "an array")
 
 
 class TestSchema:

@@ -117,7 +117,10 @@ class TestDelete:
     @pytest.mark.parametrize("wrong", [[10], [-11], [0, 99]])
     def test_what_is_not_there(self, place, wrong):
         place.fill(10)
-        with place.writer() as writer, pytest.raises(IndexError, match=r"samples of .* of 10"):
+        with (
+            place.writer() as writer,
+            pytest.raises(IndexError, match=r"sample .* of the store .* of 10"),
+        ):
             writer.delete(wrong)
         assert place.serials() == [*range(10)]
 
@@ -125,7 +128,7 @@ class TestDelete:
         """A bool mask chooses samples, and never counts as the numbers 0 and 1."""
         local.fill(4)
         with local.writer() as writer:
-            with pytest.raises(IndexError, match=r"a mask of shape \(2,\) for 4 samples"):
+            with pytest.raises(IndexError, match=r"a mask of shape \(2,\) for the store .* of 4"):
                 writer.delete(torch.tensor([True, False]))
             with pytest.raises(IndexError, match=r"dtype float64.*expected integers or bool"):
                 writer.delete([1.5])

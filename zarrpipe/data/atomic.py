@@ -7,7 +7,7 @@ import torch
 
 from zarrpipe.data.container import FieldTensors
 from zarrpipe.data.fields import CORE_FIELDS, Level, level_of
-from zarrpipe.errors import FieldError
+from zarrpipe.errors import ArgumentTypeError, FieldError
 
 
 class AtomicData(FieldTensors):
@@ -73,6 +73,12 @@ class AtomicData(FieldTensors):
         self._fields["positions"] = coordinates
         self.add_field("positions", coordinates)
         self.add_field("atomic_numbers", atomic_numbers)
+        for level, group in ((Level.ATOM, atom), (Level.EDGE, edge), (Level.SYSTEM, system)):
+            if group is not None and not isinstance(group, Mapping):
+                raise ArgumentTypeError(
+                    f"{level.value} is a {type(group).__name__}, expected a mapping of the names "
+                    "of your own fields to their values"
+                )
         groups = ((None, fields), (Level.ATOM, atom), (Level.EDGE, edge), (Level.SYSTEM, system))
         given = [
             (name, value, level_of(name, level))
@@ -156,7 +162,7 @@ class AtomicData(FieldTensors):
         return self._trusted(fields, dict(self._levels), self._num_edges)
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        return self._fields[name]
+        return self._field(name)
 
     def __repr__(self) -> str:
         names = ", ".join(self._fields)

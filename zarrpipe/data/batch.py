@@ -9,9 +9,9 @@ from zarrpipe.data.atomic import AtomicData
 from zarrpipe.data.buffers import Bytes, moved
 from zarrpipe.data.concatenate import concatenated
 from zarrpipe.data.container import FieldTensors
-from zarrpipe.data.csr import tensor_pointers, tensor_segment_rows
+from zarrpipe.data.csr import position_of, positions_of, tensor_pointers, tensor_segment_rows
 from zarrpipe.data.fields import REQUIRED_FIELDS, Level
-from zarrpipe.errors import FieldError
+from zarrpipe.errors import ArgumentTypeError, FieldError, UnknownFieldError
 
 Index = torch.Tensor | Sequence[int] | slice
 
@@ -66,6 +66,15 @@ class Batch(FieldTensors):
         levels: Mapping[str, Level | str] | None = None,
         present: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
+        for what, given in (
+            ("fields", fields),
+            ("levels", levels or {}),
+            ("present", present or {}),
+        ):
+            if not isinstance(given, Mapping):
+                raise ArgumentTypeError(
+                    f"{what} is a {type(given).__name__}, expected a mapping of field names"
+                )
         for name in REQUIRED_FIELDS:
             if name not in fields:
                 raise FieldError(f"a batch needs the field {name!r}; it has {sorted(fields)}")
@@ -223,7 +232,9 @@ class Batch(FieldTensors):
             If no system of the batch has the field.
         """
         if name not in self._fields:
-            raise FieldError(f"no system of the batch has field {name!r}: {sorted(self._fields)}")
+            raise UnknownFieldError(
+                f"no system of the batch has field {name!r}; it has {', '.join(self._fields)}"
+            )
         return self.has(name)
 
     def has(self, name: str) -> torch.Tensor:
@@ -283,13 +294,10 @@ class Batch(FieldTensors):
 
         Raises
         ------
-        IndexError
+        SampleIndexError
             If there is no such system.
         """
-        count = self.num_graphs
-        if not -count <= index < count:
-            raise IndexError(f"system {index} of a batch of {count}")
-        index %= count
+        index = position_of(index, self.num_graphs, "system", "a batch")
         atoms = slice(int(self._batch_ptr[index]), int(self._batch_ptr[index + 1]))
         edges = slice(int(self._edge_ptr[index]), int(self._edge_ptr[index + 1]))
         rows = {Level.ATOM: atoms, Level.EDGE: edges, Level.SYSTEM: slice(index, index + 1)}
@@ -317,8 +325,8 @@ class Batch(FieldTensors):
 
         Raises
         ------
-        IndexError
-            If an index is outside of the batch or a mask has another length.
+        SampleIndexError
+            If an index is outside of the batch, a mask has another length, or it is neither.
         """
         chosen = self._normalise(index)
         batch_ptr = tensor_pointers(self.num_nodes_per_graph[chosen])
@@ -341,28 +349,15 @@ class Batch(FieldTensors):
 
     def _normalise(self, index: Index) -> torch.Tensor:
         """Non-negative positions [K] int64 on the batch's device."""
-        count, where = self.num_graphs, self._batch_ptr.device
-        if isinstance(index, slice):
-            return torch.arange(count, device=where)[index]
-        chosen = torch.as_tensor(index, device=where)
-        if chosen.dtype is torch.bool:
-            if chosen.shape != (count,):
-                raise IndexError(f"a mask of shape {tuple(chosen.shape)} for a batch of {count}")
-            return chosen.nonzero().squeeze(1)
-        if chosen.numel() and chosen.is_floating_point():
-            raise IndexError(f"an index of dtype {chosen.dtype}: expected integers or bool")
-        chosen = chosen.reshape(-1).to(torch.int64)
-        if chosen.numel() and not -count <= int(chosen.min()) <= int(chosen.max()) < count:
-            raise IndexError(
-                f"systems {int(chosen.min())} to {int(chosen.max())} of a batch of {count}"
-            )
-        return torch.where(chosen < 0, chosen + count, chosen)
+        rows = positions_of(index, self.num_graphs, "system", "a batch")
+        return torch.from_numpy(rows).to(self._batch_ptr.device)
 
     def _set_present(self, name: str, mask: torch.Tensor) -> None:
         if name not in self._fields or name in REQUIRED_FIELDS:
             raise FieldError(
                 f"presence is given for {name!r}; the fields are {sorted(self._fields)}"
             )
+        _check_tensor(f"presence of {name!r}", mask)
         if mask.dtype is not torch.bool or mask.shape != (self.num_graphs,):
             raise FieldError(
                 f"presence of {name!r} has dtype {mask.dtype} and shape {tuple(mask.shape)}, "
@@ -424,7 +419,7 @@ class Batch(FieldTensors):
 
     def __getitem__(self, key: str | int | Index) -> Any:
         if isinstance(key, str):
-            return self._fields[key]
+            return self._field(key)
         return self.get_data(key) if isinstance(key, int) else self.index_select(key)
 
     def __repr__(self) -> str:
@@ -437,7 +432,13 @@ def _alone(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor
 
 
+def _check_tensor(what: str, value: object) -> None:
+    if not isinstance(value, torch.Tensor):
+        raise FieldError(f"{what} is a {type(value).__name__}, expected a torch.Tensor")
+
+
 def _checked_pointers(name: str, ptr: torch.Tensor, at_least: int) -> torch.Tensor:
+    _check_tensor(name, ptr)
     if ptr.ndim != 1 or ptr.dtype is not torch.int64 or ptr.shape[0] < 1 or int(ptr[0]) != 0:
         raise FieldError(
             f"{name} has shape {tuple(ptr.shape)} and dtype {ptr.dtype}, expected (B + 1,) int64 "

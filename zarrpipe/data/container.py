@@ -7,8 +7,16 @@ from typing import Any, Self
 
 import torch
 
-from zarrpipe.data.fields import CORE_FIELDS, Kind, Level, as_field_dtype, check_name, level_of
-from zarrpipe.errors import FieldError
+from zarrpipe.data.fields import (
+    CORE_FIELDS,
+    Kind,
+    Level,
+    as_field_dtype,
+    check_dense,
+    check_name,
+    level_of,
+)
+from zarrpipe.errors import FieldError, UnknownFieldError
 
 
 class FieldTensors:
@@ -103,6 +111,22 @@ class FieldTensors:
         self._levels[name] = resolved
         return self
 
+    def _field(self, name: str) -> torch.Tensor:
+        """Tensor of a field.
+
+        Raises
+        ------
+        UnknownFieldError
+            If there is none of that name.
+        """
+        try:
+            return self._fields[name]
+        except (KeyError, TypeError):
+            have = ", ".join(self._fields)
+            raise UnknownFieldError(
+                f"{type(self).__name__} has no field {name!r}; it has {have}"
+            ) from None
+
     def _level_for(self, name: str, level: Level | str | None) -> Level:
         """Level at which a field is to be set; refuses names and levels that do not fit."""
         check_name(name)
@@ -123,6 +147,7 @@ class FieldTensors:
             like = None if positions is None else positions.dtype
             made = _tensor_of(name, value, like)
             return made if positions is None else made.to(positions.device)
+        check_dense(name, value)
         if positions is not None and value.device != positions.device:
             raise FieldError(
                 f"field {name!r} is on {value.device}, the positions are on {positions.device}: "

@@ -3,11 +3,15 @@
 A *pointer* array of B + 1 entries starts at 0; segment b owns rows ``ptr[b]:ptr[b + 1]``.
 """
 
+import operator
+import reprlib
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+
+from zarrpipe.errors import SampleIndexError, SampleIndexTypeError
 
 Int64Array = npt.NDArray[np.int64]
 AnyArray = npt.NDArray[Any]
@@ -39,39 +43,107 @@ def segment_rows(starts: Int64Array, ptr: Int64Array) -> Int64Array:
     return rows
 
 
-def positions_of(index: Any, count: int, what: str) -> Int64Array:
+def positions_of(index: Any, count: int, one: str, whole: str) -> Int64Array:
     """Non-negative positions [K] that an index means among `count`.
 
     Parameters
     ----------
-    index : array_like
-        Integers counted from either end, or a bool mask of `count` entries.
+    index : array_like, torch.Tensor or slice
+        Integers [K] counted from either end, one integer, a bool mask of `count` entries, or a
+        slice.
     count
         How many there are.
-    what
-        What is counted, for the error.
+    one, whole
+        What is counted and what has them, for the error: "sample" of "a dataset".
 
     Raises
     ------
-    IndexError
-        If an index is outside, a mask has another length, or the dtype is neither.
+    SampleIndexError
+        If an index is outside, or a mask has another length.
+    SampleIndexTypeError
+        If it is neither.
 
     Examples
     --------
-    >>> positions_of([-1, 0], 3, "samples"), positions_of([False, True], 2, "samples")
+    >>> positions_of([-1, 0], 3, "row", "an array"), positions_of([False, True], 2, "row", "it")
     (array([2, 0]), array([1]))
     """
-    given = np.asarray(index)
-    if given.dtype == np.bool_:
+    if isinstance(index, slice):
+        return np.arange(count)[_checked_slice(index)]
+    given = _array_of(index)
+    kind = given.dtype.kind
+    if kind == "b":
         if given.shape != (count,):
-            raise IndexError(f"a mask of shape {given.shape} for {count} {what}")
+            raise SampleIndexError(
+                f"a mask of shape {given.shape} for {whole} of {count}: expected one bool for "
+                f"each {one}"
+            )
         return np.flatnonzero(given)
-    if given.size and given.dtype.kind not in "iu":
-        raise IndexError(f"an index of dtype {given.dtype} for {what}: expected integers or bool")
-    wanted = given.reshape(-1).astype(np.int64)
-    if len(wanted) and not -count <= wanted.min() <= wanted.max() < count:
-        raise IndexError(f"{what} {wanted.min()} to {wanted.max()} of {count}")
-    return np.where(wanted < 0, wanted + count, wanted)
+    if given.ndim > 1 or (given.size and kind not in "iu"):
+        raise _no_index(index, given, count, one, whole)
+    rows = given.reshape(-1).astype(np.int64, copy=False)
+    # A negative number is a large one without its sign: one look finds both kinds of misfit.
+    if rows.size and rows.view(np.uint64).max() >= count:
+        low, high = int(given.min()), int(given.max())
+        if low < -count or high >= count:
+            raise _outside(high if high >= count else low, count, one, whole)
+        rows = np.where(rows < 0, rows + count, rows)
+    return rows
+
+
+def position_of(index: Any, count: int, one: str, whole: str) -> int:
+    """Non-negative position that one integer means; as `positions_of`."""
+    try:
+        wanted = None if isinstance(index, bool | np.bool_) else operator.index(index)
+    except TypeError:
+        wanted = None
+    if wanted is None:
+        raise SampleIndexTypeError(
+            f"{reprlib.repr(index)} is a {type(index).__name__}, expected one integer: the {one} "
+            f"of {whole}"
+        )
+    if not -count <= wanted < count:
+        raise _outside(wanted, count, one, whole)
+    return wanted + count if wanted < 0 else wanted
+
+
+def _checked_slice(index: slice) -> slice:
+    """Slice of whole numbers."""
+    try:
+        index.indices(0)
+    except (TypeError, ValueError) as error:
+        raise SampleIndexTypeError(f"{index} is no slice of samples: {error}") from error
+    return index
+
+
+def _array_of(index: Any) -> AnyArray:
+    """Index as an array of whatever dtype it has."""
+    try:
+        if isinstance(index, torch.Tensor):
+            index = index.detach().cpu()
+        return np.asarray(index)
+    except (TypeError, ValueError, NotImplementedError) as error:
+        raise SampleIndexTypeError(
+            f"{reprlib.repr(index)} is no index, expected integers [K], a slice or a bool mask "
+            f"({error})"
+        ) from error
+
+
+def _no_index(index: Any, given: AnyArray, count: int, one: str, whole: str) -> SampleIndexError:
+    """Error for what is neither integers nor a mask."""
+    if given.dtype.kind == "O" and given.size and all(type(item) is int for item in given.flat):
+        return _outside(max(given.flat, key=abs), count, one, whole)
+    said = f"dtype {given.dtype} and shape {given.shape}"
+    if given.ndim == 0:
+        said = f"kind {type(index).__name__}"
+    return SampleIndexTypeError(
+        f"an index of {said}: expected integers or bool [K] or a slice, for {whole} of {count}"
+    )
+
+
+def _outside(wanted: int, count: int, one: str, whole: str) -> SampleIndexError:
+    expected = f"expected {-count} to {count - 1}" if count else "which is empty"
+    return SampleIndexError(f"{one} {wanted} of {whole} of {count}, {expected}")
 
 
 def tensor_pointers(counts: torch.Tensor) -> torch.Tensor:

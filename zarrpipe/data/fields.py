@@ -145,10 +145,26 @@ def check_name(name: str) -> None:
     FieldError
         If `name` could not be an attribute of a batch and the name of a Zarr array.
     """
-    if not name.isidentifier() or name.startswith("_"):
+    if not isinstance(name, str) or not name.isidentifier() or name.startswith("_"):
         raise FieldError(
             f"field name {name!r} must be a Python identifier without a leading underscore: "
             "it becomes an attribute and the name of a Zarr array"
+        )
+
+
+def check_dense(name: str, value: torch.Tensor) -> None:
+    """Refuse a tensor that is sparse or nested.
+
+    Raises
+    ------
+    FieldError
+        If it is.
+    """
+    if value.is_nested or value.layout is not torch.strided:
+        kind = "nested" if value.is_nested else str(value.layout).removeprefix("torch.")
+        raise FieldError(
+            f"field {name!r} is a {kind} tensor, expected a dense one: convert it with "
+            ".to_dense(), or join its rows with torch.cat"
         )
 
 
@@ -171,8 +187,10 @@ def as_field_dtype(name: str, value: torch.Tensor) -> torch.Tensor:
     Raises
     ------
     FieldError
-        If the dtype is of another family or cannot be stored (complex, bfloat16, quantised).
+        If the dtype is of another family or cannot be stored (complex, bfloat16, quantised), or
+        the tensor is sparse or nested.
     """
+    check_dense(name, value)
     if value.dtype not in _STORABLE:
         raise FieldError(
             f"field {name!r} has dtype {value.dtype}, which cannot be stored: "

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from zarrpipe.closing import Closing
-from zarrpipe.data.csr import AnyArray, positions_of
+from zarrpipe.data.csr import AnyArray, position_of, positions_of
 from zarrpipe.store.root import StoreLike
 from zarrpipe.store.view import StoreView
 
@@ -56,20 +56,25 @@ class AtomicDataZarrReader(Closing):
 
         Raises
         ------
-        IndexError
+        SampleIndexError
             If there is no such sample.
         """
-        return self.read_many([index])[0]
+        return self.read_many([position_of(index, len(self), "sample", self._named)])[0]
 
     def read_many(self, indices: Sequence[int] | torch.Tensor | AnyArray) -> list[Sample]:
         """Several samples, each as `read` gives it."""
-        wanted = positions_of(indices, len(self), f"samples of {self._view.store}")
+        wanted = positions_of(indices, len(self), "sample", self._named)
         batch = self._view.gather(wanted)
         rows = self._view.stored_rows(wanted)
         return [
             (dict(batch.get_data(place).fields), self._metadata(int(index), int(row)))
             for place, (index, row) in enumerate(zip(wanted, rows, strict=True))
         ]
+
+    @property
+    def _named(self) -> str:
+        """What the reader reads, for errors."""
+        return f"the store {self._view.store}"
 
     def _metadata(self, index: int, row: int) -> dict[str, Any]:
         source = str(self._view.store)

@@ -131,23 +131,23 @@ class AtomicDataZarrWriter(Closing):
         item = field_from_array(key, Level(level), values.dtype, values.shape[1:])
         appender.add_field(item, _spread(item, values, kept))
 
-    def delete(self, indices: Sequence[int] | torch.Tensor | AnyArray) -> None:
+    def delete(self, indices: int | slice | Sequence[int] | torch.Tensor | AnyArray) -> None:
         """Take samples out of sight; `defragment` frees their space.
 
         Parameters
         ----------
         indices
-            Samples as a reader that is opened now counts them, negative ones from the end, or
-            a bool mask of all of them.
+            Samples as a reader that is opened now counts them, negative ones from the end, a
+            slice, or a bool mask of all of them. Repeats count once.
 
         Raises
         ------
-        IndexError
+        SampleIndexError
             If there is no such sample; nothing was deleted.
         """
         appender = self._existing()
         active = np.flatnonzero(self._kept_rows(Level.SYSTEM))
-        wanted = positions_of(indices, len(active), f"samples of {self._root}")
+        wanted = positions_of(indices, len(active), "sample", f"the store {self._root}")
         delete_samples(appender, np.unique(active[wanted]))
 
     def defragment(self, config: ZarrWriteConfig | Mapping[str, Any] | None = None) -> None:
