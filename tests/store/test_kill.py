@@ -378,18 +378,39 @@ def test_the_order_of_a_plan():
 
 @pytest.mark.parametrize("allocated", [0, 1, 5, 100, 101])
 def test_committed_samples_is_the_zero_free_prefix(allocated):
+    """Whatever is known of it, and whatever stands behind the first zero."""
     rng = np.random.default_rng(allocated)
     for samples in range(allocated):
         pointers = np.zeros(allocated, dtype=np.int64)
         pointers[1 : samples + 1] = np.cumsum(rng.integers(1, 9, samples))
-        asked = []
+        behind = pointers.copy()
+        behind[samples + 2 :] = rng.integers(0, 2, len(behind[samples + 2 :])) * 77
+        for known in {0, samples // 2, samples}:
+            assert committed_samples(pointers, known) == samples
+            assert committed_samples(behind, known) == samples
+    assert committed_samples(np.array([0, 0, 7, 9]), known=3) == 0
 
-        def entry(index, pointers=pointers, asked=asked):
-            asked.append(index)
-            return int(pointers[index])
 
-        assert committed_samples(entry, allocated) == samples
-        assert len(asked) <= 2 + np.log2(max(allocated, 1))
+def test_a_zero_between_pointers_ends_the_store(tmp_path):
+    """As a cut of power leaves it: readers stop there, the next writer clears what is behind."""
+    store, where = tmp_path / "store", tmp_path / "store" / "meta" / "atoms_ptr" / "c" / "0"
+    with ZarrData(store) as sink:
+        sink.write(numbered_batch(range(STORED)))
+        view = StoreView(store)
+        sink.write(numbered_batch(range(STORED, 200)))
+        pointers = np.fromfile(where, dtype="<i8")
+        np.testing.assert_array_equal(pointers[1:201] > 0, True)
+        pointers[60:70] = 0
+        pointers.tofile(where)
+        sink._appender.abandon()
+        assert view.refresh() == 59 - STORED
+        assert StoreView(store).num_samples == 59
+    with ZarrData(store) as sink:
+        assert len(sink) == 59
+        sink.write(numbered_batch(range(59, 63)))
+        assert not np.fromfile(where, dtype="<i8")[64:].any()
+        assert_batches_equal(sink.read(), numbered_batch(range(63)))
+    assert_plain_zarr(store, numbered_batch(range(63)), exact=True)
 
 
 @pytest.mark.parametrize("kind", ["local", "memory"])

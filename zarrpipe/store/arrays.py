@@ -24,6 +24,8 @@ from zarrpipe.store.plan import RowWrite
 from zarrpipe.store.root import Root
 from zarrpipe.store.together import at_once, write_in_stages
 
+_ENTRIES = 1 << 20
+
 
 class Arrays:
     """Columns of the arrays of one store.
@@ -75,9 +77,17 @@ class Arrays:
         return at_once(tasks) if self._far else [task() for task in tasks]
 
     def committed(self, entries: int) -> Extent:
-        """What is committed, according to pointers of which `entries` are allocated."""
-        pointers = self[ATOMS_PTR]
-        samples = committed_samples(lambda i: int(pointers.read(i, i + 1)[0]), entries)
+        """What is committed, according to pointers of which `entries` are allocated.
+
+        All are looked at, and as many at a time as a far store gives in one answer.
+        """
+        pointers, samples = self[ATOMS_PTR], 0
+        while samples + 1 < entries:
+            stop = min(samples + _ENTRIES, entries)
+            found = committed_samples(pointers.read(samples, stop))
+            samples += found
+            if samples + 1 < stop:
+                break
         if samples == 0:
             return Extent()
         ends = [self[path].read(samples, samples + 1)[0] for path in (ATOMS_PTR, EDGES_PTR)]

@@ -1,9 +1,11 @@
 """The commit rule: which samples a pointer array says there are."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+
 from zarrpipe.data.batch import Batch
+from zarrpipe.data.csr import AnyArray
 from zarrpipe.data.fields import Level
 
 
@@ -36,29 +38,36 @@ class Extent:
         )
 
 
-def committed_samples(entry: Callable[[int], int], entries: int) -> int:
-    """Number of samples of a pointer array of which `entries` are allocated.
+def committed_samples(pointers: AnyArray, known: int = 0) -> int:
+    """Number of samples that a pointer array says there are.
 
-    A sample exists if and only if its end pointer is non-zero, and samples are a prefix, so the
-    last is found by bisection. A first end of zero means none, whatever follows.
+    A sample exists if and only if its end pointer and all before it are non-zero. The last is found
+    by bisection, and what is new up to there is searched for a zero: after a cut of power an entry
+    may be missing between others. A first end of zero means none, whatever follows.
 
     Parameters
     ----------
-    entry
-        Gives the pointer at a position.
-    entries
-        Positions that may be asked for.
+    pointers : array [M] integer
+        Entries that are allocated, from the first on.
+    known
+        Samples of which it is known that they were committed; they are not searched again, unless
+        the store was emptied.
 
     Examples
     --------
-    >>> pointers = [0, 3, 5, 9, 0, 0, 0]
-    >>> committed_samples(pointers.__getitem__, len(pointers))
+    >>> committed_samples(np.array([0, 3, 5, 9, 0, 0, 0]))
     3
+    >>> committed_samples(np.array([0, 3, 5, 0, 12, 14, 0]), known=1)
+    2
     """
-    low, high = 0, max(entries - 1, 0)
-    if high == 0 or entry(1) == 0:
+    low, high = 0, max(len(pointers) - 1, 0)
+    if high == 0 or not pointers[1]:
         return 0
+    if known <= high and pointers[known]:
+        low = known
+    first = low
     while low < high:
         middle = (low + high + 1) // 2
-        low, high = (middle, high) if entry(middle) else (low, middle - 1)
-    return low
+        low, high = (middle, high) if pointers[middle] else (low, middle - 1)
+    zeros = np.flatnonzero(pointers[first + 1 : low + 1] == 0)
+    return first + int(zeros[0]) if len(zeros) else low

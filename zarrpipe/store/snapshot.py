@@ -313,7 +313,7 @@ class Snapshot:
         pointers = self._flat[ATOMS_PTR]
         pointers.grow()
         before = self.extent.samples
-        samples = committed_samples(lambda i: int(pointers.data[i]), len(pointers.data))
+        samples = committed_samples(pointers.data, before)
         if samples < before:
             raise StoreFormatError(
                 f"{self.root} had {before} samples and now has {samples}: it is being emptied"
