@@ -3,11 +3,13 @@
 The only module that knows how a store's parts are called.
 """
 
+import dataclasses
 import json
+import math
 import uuid
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +18,29 @@ import zarr
 from zarr.codecs import BytesCodec
 from zarr.storage import LocalStore, MemoryStore
 
-from zarrpipe.data.fields import CORE_FIELDS, Level
+from zarrpipe.data.fields import CORE_FIELDS, Kind, Level
 from zarrpipe.data.schema import Field, Schema, field_from_array
 from zarrpipe.errors import FieldError, StoreFormatError
+from zarrpipe.store.attributes import FORMAT, Attributes, new_generation
 from zarrpipe.store.config import ZarrWriteConfig
+from zarrpipe.store.trust import check_array, native, reading
 
-FORMAT = 1
-"""Version of the format that this package writes, and the newest that it reads."""
+__all__ = ["FORMAT", "Attributes", "new_generation"]
 
 GROUPS = ("meta", "core", "custom", "present")
 ATOMS_PTR, EDGES_PTR = "meta/atoms_ptr", "meta/edges_ptr"
 SAMPLES_MASK, ATOMS_MASK, EDGES_MASK = "meta/samples_mask", "meta/atoms_mask", "meta/edges_mask"
 IDS = "meta/ids"
+
+_META_KINDS = {
+    ATOMS_PTR: "iu",
+    EDGES_PTR: "iu",
+    SAMPLES_MASK: "b",
+    ATOMS_MASK: "b",
+    EDGES_MASK: "b",
+    IDS: "u",
+}
+_KINDS = {Kind.FLOAT: "f", Kind.INTEGER: "iu", Kind.NUMBER: "fiu", Kind.BOOL: "biu"}
 
 _LEAST_ROWS, _LEAST_ROWS_IN_PLACE = 16_384, 65_536
 _LARGEST_PAGE = 65_536
@@ -62,7 +75,7 @@ class ArraySpec:
     @property
     def row_bytes(self) -> int:
         """Bytes of one row."""
-        return self.dtype.itemsize * int(np.prod(self.shape, dtype=np.int64))
+        return self.dtype.itemsize * math.prod(self.shape)
 
 
 def meta_specs() -> tuple[ArraySpec, ...]:
@@ -168,94 +181,6 @@ def chunk_file(directory: Path, index: int, ndim: int) -> Path:
     return directory.joinpath("c", str(index), *("0",) * (ndim - 1))
 
 
-@dataclass(frozen=True)
-class Attributes:
-    """What the root's attributes say.
-
-    Parameters
-    ----------
-    num_samples
-        Samples when the store was last closed; the pointers say how many there are now.
-    levels
-        Level by field name.
-    partly
-        Fields that have an array in ``present/``.
-    deleted
-        Samples whose mask is False.
-    generation
-        Changes whenever the store is emptied or its samples move; "" in a foreign store.
-    ours
-        Whether zarrpipe wrote the store.
-    """
-
-    num_samples: int
-    levels: Mapping[str, str] = field(default_factory=dict)
-    partly: frozenset[str] = frozenset()
-    deleted: int = 0
-    generation: str = ""
-    ours: bool = True
-
-    @classmethod
-    def read(cls, group: zarr.Group) -> "Attributes":
-        """Attributes of a root group.
-
-        Raises
-        ------
-        StoreFormatError
-            If they are of a newer format, or not of the form that zarrpipe and nvalchemi write.
-        """
-        attributes = group.attrs.asdict()
-        own, fields = attributes.get("zarrpipe", {}), attributes.get("fields", {})
-        count = attributes.get("num_samples", 0)
-        if not isinstance(own, dict) or not isinstance(fields, dict) or type(count) is not int:
-            raise StoreFormatError(
-                f"{group.store_path}: 'zarrpipe' and 'fields' must be objects and 'num_samples' a "
-                f"number, found {own!r}, {fields!r} and {count!r}"
-            )
-        version = own.get("format", FORMAT)
-        if type(version) is not int or not 1 <= version <= FORMAT:
-            raise StoreFormatError(
-                f"{group.store_path} has format {version!r}, this zarrpipe reads up to {FORMAT}: "
-                "upgrade zarrpipe"
-            )
-        levels: dict[str, str] = {}
-        for listed in fields.values():
-            if not isinstance(listed, dict):
-                raise StoreFormatError(
-                    f"{group.store_path}: fields {listed!r} should map names to levels"
-                )
-            levels.update(listed)
-        partly = frozenset(map(str, own.get("partly_present", ())))
-        return cls(
-            count,
-            levels,
-            partly,
-            int(own.get("deleted", 0)),
-            str(own.get("generation", "")),
-            "zarrpipe" in attributes,
-        )
-
-    def to_dict(self, schema: Schema) -> dict[str, Any]:
-        """Attributes to be stored for a schema."""
-        levels: dict[str, dict[str, str]] = {"core": {}, "custom": {}}
-        for item in schema.values():
-            levels[item.group][item.name] = item.level.value
-        units = {item.name: item.unit for item in schema.values() if item.unit}
-        own = {
-            "format": FORMAT,
-            "generation": self.generation,
-            "units": units,
-            "partly_present": sorted(self.partly),
-            "deleted": self.deleted,
-        }
-        return {"num_samples": self.num_samples, "fields": levels, "zarrpipe": own}
-
-
-def new_generation() -> str:
-    """Name of a generation, unlike any other."""
-    return uuid.uuid4().hex
-
-
 def read_schema(group: zarr.Group, attributes: Attributes) -> Schema:
     """Schema of a store: levels from its attributes, dtype and shape from its arrays.
 
@@ -279,10 +204,38 @@ def read_schema(group: zarr.Group, attributes: Attributes) -> Schema:
                 f"array core/{name} or custom/{name}"
             )
         try:
-            fields[name] = field_from_array(name, level, array.dtype, array.shape[1:], part)
+            dtype = native(np.dtype(array.dtype))
+            item = field_from_array(name, level, dtype, array.shape[1:], part)
         except FieldError as error:
             raise StoreFormatError(f"{group.store_path}: {error}") from error
+        fields[name] = _with_unit(item, attributes.units.get(name), group)
+        _check_field(fields[name], group)
     return Schema(fields)
+
+
+def _with_unit(item: Field, unit: str | None, group: zarr.Group) -> Field:
+    """Field with the unit that a store has given it."""
+    if unit is None or unit == item.unit:
+        return item
+    if item.name in CORE_FIELDS:
+        raise StoreFormatError(
+            f"{group.store_path} has {item.name!r} in {unit or 'no unit'}, and it is read in "
+            f"{item.unit or 'no unit'}: convert the store, or give the field another name"
+        )
+    return dataclasses.replace(item, unit=unit)
+
+
+def _check_field(item: Field, group: zarr.Group) -> None:
+    """Refuse a field of the registry whose rows are not what it says, as a batch does."""
+    spec = CORE_FIELDS.get(item.name)
+    if spec is None:
+        return
+    if item.dtype.kind not in _KINDS[spec.kind] or spec.shape not in (None, item.shape):
+        shape = "any shape" if spec.shape is None else f"shape {spec.shape}"
+        raise StoreFormatError(
+            f"{group.store_path}/{field_path(item)} has dtype {item.dtype} and rows of shape "
+            f"{item.shape}, the registry has {item.name!r} as {spec.kind.value} of {shape}"
+        )
 
 
 def is_empty(group: zarr.Group) -> bool:
@@ -299,9 +252,31 @@ def find_arrays(group: zarr.Group, paths: Sequence[str]) -> dict[str, zarr.Array
 
 
 def find_array(group: zarr.Group, path: str) -> zarr.Array[Any] | None:
-    """Array at `path`, or None."""
-    found = group.get(path)
-    return found if isinstance(found, zarr.Array) else None
+    """Array at `path`, or None.
+
+    Raises
+    ------
+    StoreFormatError
+        If what is there cannot be an array of a store; see `check_array`.
+    """
+    place = f"{group.store_path}/{path}"
+    with reading(place):
+        try:
+            found = group[path]
+        except KeyError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                return None
+            raise
+        if not isinstance(found, zarr.Array):
+            return None
+        check_array(found)
+        kinds = _META_KINDS.get(path, "b" if path.startswith("present/") else "")
+        if kinds and (found.ndim != 1 or np.dtype(found.dtype).kind not in kinds):
+            raise StoreFormatError(
+                f"{place} has dtype {found.dtype} and shape {found.shape}, expected one dimension "
+                f"of {'bool' if kinds == 'b' else 'integers'}"
+            )
+    return found
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -13,7 +13,8 @@ from zarr.abc.store import Store
 from zarr.errors import GroupNotFoundError
 from zarr.storage import FsspecStore, LocalStore, MemoryStore, StorePath
 
-from zarrpipe.errors import StoreFormatError
+from zarrpipe.store.regular import RegularFiles
+from zarrpipe.store.trust import reading
 
 StoreLike = str | Path | Store | StorePath | dict[str, Any]
 """What names a store: a path or URL, a zarr Store or StorePath, or a dict that holds it."""
@@ -46,7 +47,7 @@ class Root:
         NotADirectoryError
             If the path is a file.
         """
-        path = _store_path(store)
+        path = _regular(_store_path(store))
         if not isinstance(path.store, LocalStore):
             return cls(path, None)
         directory = Path(path.store.root) / path.path
@@ -63,20 +64,27 @@ class Root:
 
     def open_group(self) -> zarr.Group | None:
         """Root group, without consolidated metadata (which shows the past); None without one."""
-        try:
-            return zarr.open_group(
-                self.path,
-                mode="r" if self.read_only else "r+",
-                zarr_format=3,
-                use_consolidated=False,
-            )
-        except (GroupNotFoundError, FileNotFoundError):
-            return None
-        except (ValueError, KeyError, TypeError) as error:
-            raise StoreFormatError(f"{self} cannot be opened as a Zarr group: {error}") from error
+        with reading(self, "cannot be opened as a Zarr group"):
+            try:
+                return zarr.open_group(
+                    self.path,
+                    mode="r" if self.read_only else "r+",
+                    zarr_format=3,
+                    use_consolidated=False,
+                )
+            except (GroupNotFoundError, FileNotFoundError):
+                return None
 
     def __str__(self) -> str:
         return str(self.path if self.directory is None else self.directory)
+
+
+def _regular(path: StorePath) -> StorePath:
+    """The same place, read through `RegularFiles` where it is a local one of Zarr's own."""
+    store = path.store
+    if type(store) is not LocalStore:
+        return path
+    return StorePath(RegularFiles(store.root, read_only=store.read_only), path.path)
 
 
 def _store_path(store: StoreLike) -> StorePath:
@@ -93,7 +101,7 @@ def _store_path(store: StoreLike) -> StorePath:
     if isinstance(store, str) and "://" in store:
         return StorePath(FsspecStore.from_url(store))
     if isinstance(store, str | Path):
-        return StorePath(LocalStore(Path(store).expanduser().absolute()))
+        return StorePath(RegularFiles(Path(store).expanduser().absolute()))
     raise TypeError(
         f"{store!r} is a {type(store).__name__}, expected a path, a URL, a zarr Store or "
         "StorePath, or a dict"

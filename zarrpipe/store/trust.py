@@ -1,0 +1,135 @@
+"""What is believed of a store: its arrays are looked at before a byte of them is asked for.
+
+Whoever wrote a store may have been interrupted, mistaken or hostile. What Zarr, its codecs and JSON
+raise on the way becomes one error that names the place, and what would need absurd memory, or
+would run what it reads, is refused before it does.
+"""
+
+import gzip
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.abc.codec import Codec
+from zarr.codecs import ShardingCodec
+
+from zarrpipe.errors import StoreFormatError, ZarrPipeError
+
+MOST_BYTES = 1 << 44
+"""Bytes of the rows of an array, or of one of its chunks, that are believed (16 TiB)."""
+
+_MOST_DECODED = 1 << 34
+_MOST_UNITS = 1 << 24
+_DECODERS = ("builtins", "zarr", "numcodecs", "json", "zlib", "lzma", "struct", "numpy", "binascii")
+_CODEC_LIBRARIES = ("zarr", "numcodecs")
+
+
+@contextmanager
+def reading(place: object, cannot: str = "cannot be read") -> Iterator[None]:
+    """Turn what Zarr, its codecs and JSON raise into an error that names a place.
+
+    Parameters
+    ----------
+    place
+        Store, array or rows of it, for the message.
+    cannot
+        What of it failed, for the message.
+
+    Raises
+    ------
+    StoreFormatError
+        If what stands there cannot be understood or decoded, or needs more memory than there is.
+    OSError
+        As the file system raised it, and for what the library of a remote store raised.
+    """
+    try:
+        yield
+    except ZarrPipeError:
+        raise
+    except gzip.BadGzipFile as error:  # an OSError by its class, though no disk raised it
+        raise _damaged(f"{place} {cannot}", error) from error
+    except OSError:
+        raise
+    except Exception as error:
+        if type(error).__module__.lstrip("_").partition(".")[0] in _DECODERS:
+            raise _damaged(f"{place} {cannot}", error) from error
+        raise OSError(f"{place} {cannot}: {error!r}") from error
+
+
+def _damaged(what: str, error: Exception) -> StoreFormatError:
+    said = (str(error).splitlines() or [""])[0][:300]
+    return StoreFormatError(
+        f"{what}, it is damaged or of a form that is not known: {type(error).__name__}: {said}"
+    )
+
+
+def check_array(array: zarr.Array[Any]) -> None:
+    """Refuse an array that is not to be read, by its metadata alone.
+
+    Raises
+    ------
+    StoreFormatError
+        If its dtype is not a bool, an integer or a float of up to 64 bits, a codec is not one of
+        Zarr's or numcodecs' own that only decode numbers, or its sizes are absurd.
+    """
+    place, dtype = array.store_path, np.dtype(array.dtype)
+    if dtype.kind not in "biuf" or dtype.itemsize > 8:
+        raise StoreFormatError(
+            f"{place} has dtype {dtype}, expected a bool, an integer or a float of up to 64 bits"
+        )
+    if not array.ndim:
+        raise StoreFormatError(f"{place} is a single number, expected an array with rows")
+    for codec in array.metadata.codecs:  # type: ignore[union-attr]
+        _check_codec(place, codec)
+    _check_sizes(array, dtype)
+
+
+def native(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The dtype in the byte order of this machine; Zarr's tells how bytes are stored."""
+    return dtype if dtype.isnative else dtype.newbyteorder("=")
+
+
+def _check_codec(place: object, codec: Codec) -> None:
+    kind = type(codec)
+    if (
+        kind.__module__.partition(".")[0] not in _CODEC_LIBRARIES
+        or "pickle" in kind.__name__.lower()
+    ):
+        raise StoreFormatError(
+            f"{place} is encoded by {kind.__module__}.{kind.__qualname__}, and only codecs of zarr "
+            "and numcodecs that decode numbers are used: store the array anew without it"
+        )
+    if isinstance(codec, ShardingCodec):
+        for inner in (*codec.codecs, *codec.index_codecs):
+            _check_codec(place, inner)
+
+
+def _check_sizes(array: zarr.Array[Any], dtype: np.dtype[Any]) -> None:
+    chunks, shape, unit = array.chunks, array.shape, array.shards or array.chunks
+    row_bytes = dtype.itemsize * math.prod(shape[1:])
+    sizes = {
+        "rows": shape[0] * row_bytes,
+        "a chunk": dtype.itemsize * math.prod(chunks),
+        "a unit": dtype.itemsize * math.prod(unit),
+    }
+    for what, size in sizes.items():
+        if not 0 <= size <= MOST_BYTES:
+            raise StoreFormatError(
+                f"{array.store_path} has shape {shape} and chunks of {unit}, so that {what} would "
+                f"have {size} bytes: more than {MOST_BYTES} are not believed"
+            )
+    inside = math.prod(-(-whole // max(part, 1)) for whole, part in zip(unit, chunks, strict=True))
+    across = math.prod(-(-whole // max(part, 1)) for whole, part in zip(shape, unit, strict=True))
+    if max(inside, across) > _MOST_UNITS:
+        raise StoreFormatError(
+            f"{array.store_path} has shape {shape} and chunks of {chunks}: more than "
+            f"{_MOST_UNITS} chunks are not believed"
+        )
+    if (array.compressors or array.shards) and sizes["a unit"] > _MOST_DECODED:
+        raise StoreFormatError(
+            f"{array.store_path} has chunks of {unit} that are decoded as a whole, "
+            f"{sizes['a unit']} bytes: at most {_MOST_DECODED} are read"
+        )
