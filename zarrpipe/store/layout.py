@@ -4,10 +4,8 @@ The only module that knows how a store's parts are called.
 """
 
 import dataclasses
-import json
 import math
-import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +24,9 @@ from zarrpipe.store.config import ZarrWriteConfig
 from zarrpipe.store.trust import check_array, native, reading
 
 __all__ = ["FORMAT", "Attributes", "new_generation"]
+
+MARK = "zarrpipe"
+"""Attribute of every array that zarrpipe made; one that nothing names is then a leftover."""
 
 GROUPS = ("meta", "core", "custom", "present")
 ATOMS_PTR, EDGES_PTR = "meta/atoms_ptr", "meta/edges_ptr"
@@ -156,6 +157,7 @@ def create_array(
         compressors=chosen.compressors,
         filters=chosen.filters,
         config={"write_empty_chunks": chosen.write_empty_chunks},
+        attributes={MARK: {"format": FORMAT}},
         overwrite=spec.path != ATOMS_PTR,  # its folder has the lock, and it is never removed
         **options,
     )
@@ -277,10 +279,3 @@ def find_array(group: zarr.Group, path: str) -> zarr.Array[Any] | None:
                 f"of {'bool' if kinds == 'b' else 'integers'}"
             )
     return found
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Replace a metadata document at once: a reader sees the old or the new one."""
-    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
-    partial.write_text(json.dumps(content, indent=2))
-    partial.replace(path)
