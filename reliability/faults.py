@@ -1,0 +1,232 @@
+"""Every operation of every method that changes a store fails, or is the last, one after the other.
+
+No chance is in it: the operations of a call are counted, and then the call is made once for each of
+them and each thing that can happen there. The next reader, the next writer and a repetition with
+the same object have to find all that was acknowledged.
+"""
+
+import errno
+import gc
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from reliability.hand import Hand, Step
+from reliability.interpose import Faults, Killed, Mode
+from reliability.model import State, explain
+from reliability.places import PLACES, Place
+from reliability.report import Findings, Order
+from reliability.scenarios import (
+    SCENARIOS,
+    STORE,
+    TARGET,
+    Scenario,
+    new_hand,
+    possible,
+    step_of,
+)
+from reliability.truth import BASE, everything, serials, wrong_values
+from zarrpipe.errors import StoreNotFoundError
+from zarrpipe.store.root import StoreLike
+
+_A_FEW = 6
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One call, in which one operation goes wrong."""
+
+    place: Place
+    scenario: Scenario
+    where: str
+    found: Findings
+
+    def make(self, prepared: State, faults: Faults) -> None:
+        """Make the call and look at what it left."""
+        where = f"{self.where}, operation {faults.at} {faults.mode.value}"
+        self.place.restore()
+        hand, state = self.scenario.begin(self.place, prepared)
+        step = self.scenario.step(self.place, state)
+        with self.place.meeting(faults):
+            raised = _attempt(hand, step, faults)
+        where += f" ({faults.met[faults.at][0]})" if faults.at < len(faults.met) else ""
+        killed = faults.mode in (Mode.KILL, Mode.TEAR)
+        if raised is not None and raised.startswith("unclear"):
+            self.found.add("unclear", f"{where}: {raised}")
+        self.found.done[f"{faults.mode.value}: {'raised' if raised else 'went on'}"] += 1
+        left = self.look(where, state, step, strict=raised is None)
+        if step[0] == "drain" and raised is not None and not killed and left == State():
+            self.found.add("lost", f"{where}: the drained samples are neither returned nor there")
+            return
+        if left is None:
+            return
+        if not killed and raised is not None:
+            left = self.repeat(where, hand, left, step)
+        if not killed:
+            self.finish(where, hand)
+        del hand
+        gc.collect()  # a process that is dead holds no lock
+        if left is not None and faults.mode is not Mode.FAIL:
+            self.go_on(where, left)
+
+    def look(self, where: str, state: State, step: Step, *, strict: bool) -> State | None:
+        """Compare what is there with what may be; what it is, None after a defect."""
+        after = state.after(step)
+        at = TARGET if step[0] == "merge" else STORE
+        if step[0] == "merge":
+            defect = self.merged(state, strict=strict)
+            if defect:
+                self.found.add(*_told(defect, where))
+                return None
+        try:
+            there = _everything(self.place.at(STORE))
+        except Exception as error:  # noqa: BLE001  whatever it is, the store does not open
+            self.found.add("unopened", f"{where}: {at}: {type(error).__name__}: {error}")
+            return None
+        numbers = serials(there)
+        defect = explain(after if strict else state, None if strict else step, numbers)
+        if defect is None:
+            wrongs = [wrong_values(there, one.marks) for one in (after, state)[: 2 - strict]]
+            if all(wrongs):
+                defect = "wrong", str(wrongs[0])
+            elif wrongs[0]:
+                after = state
+        if defect:
+            self.found.add(*_told(defect, where))
+            return None
+        return State(tuple(numbers), after.marks if numbers else {})
+
+    def merged(self, state: State, *, strict: bool) -> tuple[str, str] | None:
+        """What is wrong with the target of a merge."""
+        try:
+            there = _everything(self.place.at(TARGET))
+        except Exception as error:  # noqa: BLE001  whatever it is, the store does not open
+            return "unopened", f"the target: {type(error).__name__}: {error}"
+        numbers = serials(there)
+        if numbers != [*state.numbers] * 2 and (strict or numbers):
+            return "torn", f"the target has {len(numbers)} samples"
+        wrong = wrong_values(there, state.marks)
+        return ("wrong", wrong) if wrong else None
+
+    def repeat(self, where: str, hand: Hand, left: State, step: Step) -> State | None:
+        """Call the method that failed again, with the same object, now that nothing fails."""
+        again = _again(left, step)
+        if again is None:
+            return left
+        try:
+            hand(*again)
+        except Exception as error:  # noqa: BLE001  whatever it is, the object cannot go on
+            self.found.add("stuck", f"{where}: repeated: {type(error).__name__}: {error}")
+            return None
+        self.found.done["repeated"] += 1
+        return self.look(f"{where}, repeated", left, again, strict=True)
+
+    def finish(self, where: str, hand: Hand) -> None:
+        """Close the object."""
+        try:
+            hand("close", {})
+        except Exception as error:  # noqa: BLE001  whatever it is, the object cannot go on
+            self.found.add("stuck", f"{where}: closing: {type(error).__name__}: {error}")
+
+    def go_on(self, where: str, left: State) -> None:
+        """Let the next writer append, close and find everything."""
+        hand = new_hand(self.place)
+        step = step_of("write", left, 2, BASE)
+        try:
+            hand(*step)
+            hand("close", {})
+        except Exception as error:  # noqa: BLE001  whatever it is, the next writer cannot go on
+            self.found.add("stuck", f"{where}: next writer: {type(error).__name__}: {error}")
+            return
+        self.look(f"{where}, next writer", left, step, strict=True)
+
+
+def _told(defect: tuple[str, str], where: str) -> tuple[str, str]:
+    return defect[0], f"{where}: {defect[1]}"
+
+
+def _everything(store: StoreLike) -> object:
+    try:
+        return everything(store)
+    except StoreNotFoundError:
+        return None
+
+
+def _attempt(hand: Hand, step: Step, faults: Faults) -> str | None:
+    """Make a call; None if it came to its end, else what it raised."""
+    try:
+        hand(*step)
+    except Killed:
+        return "killed"
+    except OSError as error:
+        chain: BaseException | None = error
+        while chain is not None:
+            if isinstance(chain, OSError) and chain.errno == faults.code:
+                return "failed"
+            chain = chain.__cause__ or chain.__context__
+        return f"unclear: {type(error).__name__}: {error}"
+    except Exception as error:  # noqa: BLE001  it is told
+        return f"unclear: {type(error).__name__}: {error}"
+    return None
+
+
+def _again(left: State, step: Step) -> Step | None:
+    """The call that completes what a failed one left; None if nothing is missing."""
+    name, given = step
+    if name == "delete":
+        return None if not given["indices"] else step
+    return step
+
+
+def points(counted: Faults) -> list[tuple[int, Mode]]:
+    """What is to happen where: reads fail, changes fail and kill, and writes tear."""
+    found = []
+    for number, (name, change) in enumerate(counted.met):
+        modes = [Mode.FAIL, Mode.FULL, Mode.KILL] if change else [Mode.FAIL]
+        modes += [Mode.TEAR] if name == "os.pwrite" else []
+        found += [(number, mode) for mode in modes]
+    return found
+
+
+def run(order: Order) -> Findings:
+    """Go through all points, or through `order.count` of them in scenarios that are drawn."""
+    found, rng = Findings(), np.random.default_rng(order.seed)
+    pairs = [(kind, name) for kind in PLACES for name in SCENARIOS if possible(name, kind)]
+    if order.count is not None:
+        chosen = rng.permutation(len(pairs))[: -(-order.count // _A_FEW)]
+        pairs = [pairs[number] for number in sorted(chosen)]
+    for kind, name in pairs:
+        _all_points(order.work, kind, name, None if order.count is None else rng, found)
+    return found
+
+
+def _all_points(
+    work: Path, kind: str, name: str, rng: np.random.Generator | None, found: Findings
+) -> None:
+    """Go through the points of a scenario on a kind of store."""
+    scenario = SCENARIOS[name]
+    place = PLACES[kind](work / f"{kind}-{len(list(work.iterdir()))}")
+    prepared = scenario.prepare(place)
+    place.keep()
+    trial = Trial(place, scenario, f"{name} on a {kind} store", found)
+    counted = Faults()
+    trial.make(prepared, counted)
+    found.done[f"operations of {name}"] += len(counted.met)
+    gc.collect()
+    gc.freeze()  # what is here now is no writer, and need not be looked through after each
+    try:
+        for number, mode in _drawn(points(counted), rng):
+            code = errno.ENOSPC if mode is Mode.FULL or number % 2 else errno.EIO
+            trial.make(prepared, Faults(mode, number, code))
+            found.done["points"] += 1
+    finally:
+        gc.unfreeze()
+
+
+def _drawn(
+    found: Sequence[tuple[int, Mode]], rng: np.random.Generator | None
+) -> Iterator[tuple[int, Mode]]:
+    chosen = range(len(found)) if rng is None else rng.permutation(len(found))[:_A_FEW]
+    yield from (found[number] for number in sorted(chosen))
