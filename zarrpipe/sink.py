@@ -5,12 +5,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from zarrpipe.adapters import as_batch
 from zarrpipe.closing import Closing
 from zarrpipe.data.batch import Batch
 from zarrpipe.errors import (
+    ArgumentError,
     FieldError,
     StoreClosedError,
     StoreEmptyError,
@@ -21,6 +23,8 @@ from zarrpipe.store.appender import StoreAppender
 from zarrpipe.store.config import ZarrWriteConfig
 from zarrpipe.store.root import Root, StoreLike
 from zarrpipe.store.view import StoreView
+
+_MOST_SAMPLES = 1 << 40
 
 
 class ZarrData(Closing):
@@ -68,8 +72,11 @@ class ZarrData(Closing):
         config: ZarrWriteConfig | Mapping[str, Any] | None = None,
     ) -> None:
         whole = isinstance(capacity, int | np.integer) and not isinstance(capacity, bool)
-        if not whole or capacity <= 0:
-            raise FieldError(f"capacity={capacity!r}, expected a positive integer of samples")
+        if not whole or not 0 < capacity <= _MOST_SAMPLES:
+            raise ArgumentError(
+                f"capacity={capacity!r}, expected a positive integer of samples, at most "
+                f"{_MOST_SAMPLES}"
+            )
         self._store, self._capacity = store, int(capacity)
         self._config = ZarrWriteConfig.of(config)
         self._root = Root.of(store)
@@ -77,7 +84,7 @@ class ZarrData(Closing):
         self._view: StoreView | None = None
         self._closed = False
         if len(self) > capacity:
-            raise FieldError(
+            raise ArgumentError(
                 f"{self._root} has {len(self)} samples, more than capacity={capacity}: open it "
                 "with a larger capacity"
             )
@@ -109,7 +116,7 @@ class ZarrData(Closing):
         """Rank among the processes of this machine, as torchrun gives it, else 0."""
         return int(os.environ.get("LOCAL_RANK", "0"))
 
-    def write(self, batch: Any, mask: torch.Tensor | None = None) -> None:
+    def write(self, batch: Any, mask: npt.ArrayLike | torch.Tensor | None = None) -> None:
         """Append the systems of a batch for which the mask is True, in order.
 
         Parameters
@@ -118,7 +125,8 @@ class ZarrData(Closing):
             What `zarrpipe.adapters.as_batch` takes: a `Batch` or `AtomicData` on any device, a
             list of them, or the batches of other libraries (nvalchemi, PyG, torch-sim, ASE).
         mask : torch.Tensor [B] bool, optional
-            Which systems to write; all by default.
+            Which systems to write; all by default. It may be on any device, or be an array or a
+            list of bools.
 
         Raises
         ------
@@ -128,6 +136,8 @@ class ZarrData(Closing):
         ValueError
             If the mask has another length or dtype (FieldError), or a field does not fit what
             the store has fixed (SchemaError); nothing was written.
+        TypeError
+            If the batch is of no known kind (ArgumentTypeError).
         """
         self._check_open()
         chosen = as_batch(batch)
@@ -227,15 +237,18 @@ class ZarrData(Closing):
         return self._view
 
 
-def _masked(batch: Batch, mask: torch.Tensor) -> Batch:
+def _masked(batch: Batch, mask: Any) -> Batch:
     """Systems of a batch for which the mask is True."""
+    expected = f"expected bool and ({batch.num_graphs},): one entry for each system of the batch"
     try:
-        chosen = torch.as_tensor(mask)
+        chosen = torch.as_tensor(mask).detach().cpu()
     except (TypeError, ValueError, RuntimeError) as error:
-        raise FieldError(f"mask is a {type(mask).__name__}, expected a bool tensor [B]") from error
+        raise FieldError(f"mask is a {type(mask).__name__} of no bools, {expected}") from error
     if chosen.dtype is not torch.bool or chosen.shape != (batch.num_graphs,):
         raise FieldError(
-            f"mask has dtype {chosen.dtype} and shape {tuple(chosen.shape)}, expected bool and "
-            f"({batch.num_graphs},): one entry for each system of the batch"
+            f"mask has dtype {chosen.dtype} and shape {tuple(chosen.shape)}, {expected} (numbers "
+            "of systems are for batch.index_select)"
         )
-    return batch if bool(chosen.all()) else batch.index_select(chosen.to(batch.device))
+    if chosen.layout is not torch.strided:
+        raise FieldError(f"mask is a tensor of layout {chosen.layout}: give mask.to_dense()")
+    return batch if bool(chosen.all()) else batch.index_select(chosen)

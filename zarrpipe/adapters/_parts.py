@@ -10,6 +10,7 @@ import torch
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.csr import tensor_pointers
 from zarrpipe.data.fields import CORE_FIELDS, Level
+from zarrpipe.errors import MissingLibraryError
 
 
 def require(module: str, extra: str) -> ModuleType:
@@ -17,13 +18,13 @@ def require(module: str, extra: str) -> ModuleType:
 
     Raises
     ------
-    ImportError
+    MissingLibraryError
         If `module` cannot be imported.
     """
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise ImportError(
+        raise MissingLibraryError(
             f"{module!r} is needed here and cannot be imported ({error}): "
             f"install it with pip install 'zarrpipe[{extra}]'"
         ) from error

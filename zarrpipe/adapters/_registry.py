@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from types import GeneratorType
 from typing import Any
 
 from zarrpipe.adapters._ase import from_ase
@@ -12,6 +13,7 @@ from zarrpipe.adapters._pyg import from_pyg
 from zarrpipe.adapters._torch_sim import from_torch_sim
 from zarrpipe.data.atomic import AtomicData
 from zarrpipe.data.batch import Batch
+from zarrpipe.errors import ArgumentError, ArgumentTypeError
 
 Converted = Batch | AtomicData | Sequence[AtomicData | Batch]
 
@@ -67,6 +69,12 @@ def _own(objects: list[AtomicData | Batch]) -> list[AtomicData | Batch]:
     return objects
 
 
+_HINTS: dict[type, str] = {
+    GeneratorType: " (make one of this generator with list(...))",
+    dict: " (zarrpipe.AtomicData(**fields) makes a system of a dictionary)",
+    list: " (this one is in a list of lists: join them)",
+}
+
 _OWN = Adapter("zarrpipe.data", "FieldTensors", _own, takes_list=True)
 
 
@@ -99,10 +107,16 @@ def register(kind: type | str, convert: Callable[..., Converted]) -> None:
     >>> as_batch([Frame([[0.0, 0.0, 0.0]]), Frame([[0.0, 0.0, 0.0], [0.0, 0.0, 3.0]])]).num_graphs
     2
     """
+    if not isinstance(kind, str | type) or not callable(convert):
+        raise ArgumentTypeError(
+            f"register({kind!r}, {convert!r}): expected a class or its dotted path, and a function"
+        )
     path = kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__name__}"
     package, dot, name = path.rpartition(".")
     if not dot or not package or not name:
-        raise ValueError(f"{path!r} is no dotted path of a class: expected one like 'mylib.Frame'")
+        raise ArgumentError(
+            f"{path!r} is no dotted path of a class: expected one like 'mylib.Frame'"
+        )
     _ADAPTERS.insert(0, Adapter(package, name, convert))
 
 
@@ -152,10 +166,12 @@ def _find(obj: Any) -> Adapter:
             if adapter.defines(cls):
                 return adapter
     known = sorted({f"{adapter.package}.{adapter.name}" for adapter in _ADAPTERS})
-    raise TypeError(
-        f"no adapter for an object of type {type(obj).__module__}.{type(obj).__qualname__}: "
+    kind = f"{type(obj).__module__}.{type(obj).__qualname__}".removeprefix("builtins.")
+    raise ArgumentTypeError(
+        f"no adapter for an object of type {kind}: "
         f"expected zarrpipe.Batch, zarrpipe.AtomicData, one of {', '.join(known)}, or a list of "
-        "them; teach it another class with zarrpipe.adapters.register(cls, function)"
+        f"them{_HINTS.get(type(obj), '')}; teach it another class with "
+        "zarrpipe.adapters.register(cls, function)"
     )
 
 

@@ -152,6 +152,25 @@ def check_name(name: str) -> None:
         )
 
 
+def check_unit(name: str, unit: object) -> None:
+    """Refuse what is no unit, or one that the registry does not have for its field.
+
+    Raises
+    ------
+    FieldError
+        If it is not a text, or a field of the registry has another unit.
+    """
+    if not isinstance(unit, str) or not unit.strip():
+        raise FieldError(f"the unit of field {name!r} is {unit!r}, expected a text such as 'eV'")
+    known = CORE_FIELDS.get(name)
+    if known is not None and known.unit != unit:
+        fixed = f"in {known.unit!r}" if known.unit else "without one"
+        raise FieldError(
+            f"field {name!r} is given the unit {unit!r}, the registry has it {fixed}: convert its "
+            "values, or use another name"
+        )
+
+
 def check_dense(name: str, value: torch.Tensor) -> None:
     """Refuse a tensor that is sparse or nested.
 

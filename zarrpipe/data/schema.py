@@ -1,7 +1,7 @@
 """What a store has fixed about its fields, and what a batch has to do to fit."""
 
 from collections.abc import Iterator, Mapping, ValuesView
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 import numpy as np
@@ -65,9 +65,37 @@ class Schema(Mapping[str, Field]):
         """Schema that a batch would give to a new store."""
         return cls({name: _field_of(batch, name) for name in batch.fields})
 
-    def new_fields(self, batch: Batch) -> tuple[Field, ...]:
-        """Fields that the batch has and the store has not."""
-        return tuple(_field_of(batch, name) for name in batch.fields if name not in self)
+    def new_fields(
+        self, batch: Batch, units: Mapping[str, str] = MappingProxyType({})
+    ) -> tuple[Field, ...]:
+        """Fields that the batch has and the store has not; `units` are those of own fields."""
+        new = (_field_of(batch, name) for name in batch.fields if name not in self)
+        return tuple(replace(field, unit=units.get(field.name, field.unit)) for field in new)
+
+    @property
+    def units(self) -> dict[str, str]:
+        """Unit of each field that has one."""
+        return {field.name: field.unit for field in self.values() if field.unit}
+
+    def with_units(self, units: Mapping[str, str]) -> "Schema":
+        """Schema in which fields that have no unit get theirs: itself where nothing is new.
+
+        Raises
+        ------
+        SchemaError
+            If a field has another unit already.
+        """
+        new = []
+        for name, unit in units.items():
+            fixed = self.get(name)
+            if fixed is not None and fixed.unit not in ("", unit):
+                raise SchemaError(
+                    f"field {name!r} is given the unit {unit!r}, the store has {fixed.unit!r}: "
+                    "convert the values and leave the unit out, or use another name"
+                )
+            if fixed is not None and not fixed.unit:
+                new.append(replace(fixed, unit=unit))
+        return self.extended(tuple(new)) if new else self
 
     def extended(self, fields: tuple[Field, ...]) -> "Schema":
         """Schema with further fields."""

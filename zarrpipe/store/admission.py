@@ -1,6 +1,8 @@
 """What a store has to make room for before a batch fits: fields that are new, fields that lack."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 
@@ -56,7 +58,11 @@ class Admission:
 
 
 def plan_admission(
-    schema: Schema, partly: frozenset[str], extent: Extent, batch: Batch
+    schema: Schema,
+    partly: frozenset[str],
+    extent: Extent,
+    batch: Batch,
+    units: Mapping[str, str] = MappingProxyType({}),
 ) -> Admission | None:
     """What to make before a batch is appended; None if nothing.
 
@@ -70,8 +76,10 @@ def plan_admission(
         What is committed.
     batch
         Systems to be appended.
+    units
+        Units of own fields that are new.
     """
-    new = schema.new_fields(batch)
+    new = schema.new_fields(batch, units)
     lacking = {name for name in schema if name not in batch} | batch.partly_present
     if extent.samples:
         lacking |= {item.name for item in new}

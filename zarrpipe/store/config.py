@@ -4,12 +4,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
-from zarr.abc.codec import Codec
+import numpy as np
+from zarr.abc.codec import ArrayArrayCodec, ArrayBytesCodec, BytesBytesCodec, Codec
 from zarr.registry import get_codec_class
 
+from zarrpipe.data.fields import check_name, check_unit
 from zarrpipe.errors import FieldError
 
 _CODEC_KEYS = {"name", "configuration"}
+_MOST_ROWS = 1 << 31
+_STEPS: Mapping[str, type[Codec]] = {
+    "filters": ArrayArrayCodec,
+    "serializer": ArrayBytesCodec,
+    "compressors": BytesBytesCodec,
+}
 
 
 @dataclass(frozen=True)
@@ -53,8 +61,17 @@ class ZarrArrayConfig:
     def __post_init__(self) -> None:
         for name in ("chunk_size", "shard_size"):
             size = getattr(self, name)
-            if size is not None and (type(size) is not int or size <= 0):
-                raise FieldError(f"{name}={size!r}, expected a positive number of rows")
+            if size is None:
+                continue
+            whole = isinstance(size, int | np.integer) and not isinstance(size, bool)
+            if not whole or not 0 < size <= _MOST_ROWS:
+                raise FieldError(
+                    f"{name}={size!r}, expected a positive number of rows, at most {_MOST_ROWS}"
+                )
+            object.__setattr__(self, name, int(size))
+        for name in ("sharded", "write_empty_chunks"):
+            if not isinstance(getattr(self, name), bool):
+                raise FieldError(f"{name}={getattr(self, name)!r}, expected True or False")
         for name in ("compressors", "filters"):
             value = getattr(self, name)
             if value is not None:
@@ -92,6 +109,16 @@ class ZarrWriteConfig:
         For pointers and masks, for the fields of the registry, and for a user's own.
     field_overrides : mapping of str to ZarrArrayConfig or mapping
         By field name, taken before that of the group.
+    units : mapping of str to str
+        Units of a user's own fields, by field name. A store keeps the unit that a field got first;
+        one that has none yet gets it from the next writer that names it. Fields of the registry
+        are in the units of ASE.
+
+    Raises
+    ------
+    FieldError
+        If a part is of the wrong kind, a codec is unknown, or a field of the registry is given
+        another unit than its own.
 
     Examples
     --------
@@ -104,14 +131,18 @@ class ZarrWriteConfig:
     core: ZarrArrayConfig = field(default_factory=ZarrArrayConfig)
     custom: ZarrArrayConfig = field(default_factory=ZarrArrayConfig)
     field_overrides: Mapping[str, ZarrArrayConfig] = field(default_factory=dict)
+    units: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for group in ("meta", "core", "custom"):
             object.__setattr__(self, group, ZarrArrayConfig.of(getattr(self, group)))
-        overrides = {
-            name: ZarrArrayConfig.of(value) for name, value in (self.field_overrides or {}).items()
-        }
+        overrides = _by_field("field_overrides", self.field_overrides)
+        overrides = {name: ZarrArrayConfig.of(value) for name, value in overrides.items()}
         object.__setattr__(self, "field_overrides", overrides)
+        units = _by_field("units", self.units)
+        for name, unit in units.items():
+            check_unit(name, unit)
+        object.__setattr__(self, "units", units)
 
     @classmethod
     def of(cls, value: "ZarrWriteConfig | Mapping[str, Any] | None") -> Self:
@@ -159,7 +190,7 @@ class ZarrWriteConfig:
 def _codec(where: str, given: Any) -> Codec:
     """Zarr codec of a name, of metadata, or as it is."""
     if isinstance(given, Codec):
-        return given
+        return _fitting(where, given)
     metadata = {"name": given} if isinstance(given, str) else given
     expected = (
         f"{where}={given!r} is no codec that zarr knows: expected a name such as 'zstd', "
@@ -168,9 +199,27 @@ def _codec(where: str, given: Any) -> Codec:
     if not isinstance(metadata, Mapping) or not {"name"} <= set(metadata) <= _CODEC_KEYS:
         raise FieldError(expected)
     try:
-        return get_codec_class(metadata["name"]).from_dict({"configuration": {}, **metadata})
+        codec = get_codec_class(metadata["name"]).from_dict({"configuration": {}, **metadata})
     except (TypeError, ValueError, KeyError) as error:
         raise FieldError(f"{expected} ({error})") from error
+    return _fitting(where, codec)
+
+
+def _fitting(where: str, codec: Codec) -> Codec:
+    """Codec that may stand where it is given."""
+    if not isinstance(codec, _STEPS[where]):
+        step = next(name for name, kind in _STEPS.items() if isinstance(codec, kind))
+        raise FieldError(f"{where}={codec!r}, expected a codec of another kind: give it as {step}")
+    return codec
+
+
+def _by_field(what: str, value: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Mapping whose keys are field names."""
+    if value is not None and not isinstance(value, Mapping):
+        raise FieldError(f"{what}={value!r}, expected a mapping of field names")
+    for name in value or {}:
+        check_name(name)
+    return dict(value or {})
 
 
 def _from_mapping(cls: type[Any], value: Any) -> Any:

@@ -1,6 +1,8 @@
 """Writing a store step by step, with nvalchemi's `AtomicDataZarrWriter` as the model of the API."""
 
+import reprlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -112,7 +114,7 @@ class AtomicDataZarrWriter(Closing):
         check_not_taken(key)
         if key in appender.schema:
             raise SchemaError(f"{self._root} has the field {key!r} already: use another name")
-        values = as_field_dtype(key, torch.as_tensor(data)).detach().cpu().numpy()
+        values = as_field_dtype(key, _tensor_of(key, data)).numpy()
         kept = self._kept_rows(level_of(key, level))
         if values.ndim == 0 or len(values) != np.count_nonzero(kept):
             raise FieldError(
@@ -129,6 +131,7 @@ class AtomicDataZarrWriter(Closing):
                 "a neighbor_list cannot be added to stored samples: write them anew with it"
             )
         item = field_from_array(key, Level(level), values.dtype, values.shape[1:])
+        item = replace(item, unit=self._config.units.get(key, item.unit))
         appender.add_field(item, _spread(item, values, kept))
 
     def delete(self, indices: int | slice | Sequence[int] | torch.Tensor | AnyArray) -> None:
@@ -193,6 +196,16 @@ class AtomicDataZarrWriter(Closing):
         path = ATOMS_PTR if level is Level.ATOM else EDGES_PTR
         counts: Int64Array = np.diff(appender.column(path).read(0, samples + 1))
         return np.repeat(kept, counts)
+
+
+def _tensor_of(name: str, data: Any) -> torch.Tensor:
+    """Tensor on the CPU, without gradients, of what may be one."""
+    try:
+        return torch.as_tensor(data).detach().cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise FieldError(
+            f"field {name!r} is {reprlib.repr(data)}, expected a tensor, an array or numbers"
+        ) from error
 
 
 def _spread(item: Field, values: AnyArray, kept: AnyArray) -> AnyArray:
