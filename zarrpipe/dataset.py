@@ -1,7 +1,7 @@
 """The stores as one map-style torch Dataset, read a batch at a time."""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -78,22 +78,15 @@ class ZarrDataset(Dataset[AtomicData]):
         cache_bytes: int | None = None,
         resident: str | torch.device | None = None,
     ) -> None:
-        if isinstance(fields, str):
-            raise ArgumentTypeError(
-                f"fields is {fields!r}, expected a list of names such as [{fields!r}]"
-            )
-        many = isinstance(store_or_stores, Sequence) and not isinstance(
-            store_or_stores, str | bytes
-        )
-        stores: Sequence[Any] = store_or_stores if many else [store_or_stores]  # type: ignore[assignment]
-        if not stores:
-            raise ArgumentError("an empty list of stores makes no dataset: expected at least one")
+        if transform is not None and not callable(transform):
+            raise ArgumentTypeError(f"transform is {transform!r}, expected a function of a Batch")
+        stores = _listed(store_or_stores)
         caching = Caching.of(cache_dir, cache_bytes)
         self._views = [StoreView(store, caching) for store in stores]
         self._gathers = Gathers([view.snapshot for view in self._views], fixed=True)
         self._arrivals = Arrivals((i, view.num_samples) for i, view in enumerate(self._views))
         self._chosen: Int64Array | None = None
-        self._fields = None if fields is None else tuple(dict.fromkeys((*REQUIRED_FIELDS, *fields)))
+        self._fields = _names(fields)
         self._transform = transform
         self._resident = None if resident is None else Resident(_device(resident))
         self.schema: Mapping[str, Field] = _common_schema([view.schema for view in self._views])
@@ -331,6 +324,26 @@ class ZarrDataset(Dataset[AtomicData]):
             self._resident = Resident(self._resident.device)  # selections keep theirs
         self._arrivals = arrivals
         self.schema = _common_schema([view.schema for view in self._views])
+
+
+def _listed(stores: StoreLike | Sequence[StoreLike]) -> Sequence[StoreLike]:
+    """One or many stores as a list."""
+    if not isinstance(stores, Sequence) or isinstance(stores, str | bytes):
+        return [stores]
+    if not stores:
+        raise ArgumentError("an empty list of stores makes no dataset: expected at least one")
+    return stores
+
+
+def _names(fields: Sequence[str] | None) -> tuple[str, ...] | None:
+    """Names of fields that are asked for, the needed ones included; None for all."""
+    if fields is None:
+        return None
+    if isinstance(fields, str) or not isinstance(fields, Iterable):
+        raise ArgumentTypeError(
+            f"fields is {fields!r}, expected a list of names such as ['energy', 'forces']"
+        )
+    return tuple(dict.fromkeys((*REQUIRED_FIELDS, *fields)))
 
 
 def _device(name: str | torch.device) -> torch.device:
