@@ -18,6 +18,9 @@ FLOORS = (
     {
         "_arrivals",
         "_blocks",
+        "_budgets",
+        "_packing",
+        "_plans",
         "_prefetch",
         "_resident",
         "_ring",

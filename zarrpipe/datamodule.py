@@ -10,12 +10,13 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch import LightningDataModule
 
+from zarrpipe._plans import IndexArray, index_dtype
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.csr import Int64Array
 from zarrpipe.dataset import ZarrDataset
 from zarrpipe.errors import ArgumentError, StoreEmptyError
 from zarrpipe.loader import GraphLoader
-from zarrpipe.samplers import GraphBatchSampler, IndexArray, index_dtype
+from zarrpipe.samplers import GraphBatchSampler
 from zarrpipe.splits import check_fractions, group_keys, hash_split
 from zarrpipe.statistics import Statistics, StatisticsSums, measure
 from zarrpipe.store.root import StoreLike

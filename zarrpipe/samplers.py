@@ -6,136 +6,26 @@ what was consumed is always a prefix of the order, whatever the number of ranks,
 position in it says all that another run, on more ranks or fewer, needs to go on.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sized
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch.distributed as dist
 
 from zarrpipe._blocks import Blocks, block_order
-from zarrpipe.data.csr import Int64Array, pointers
-from zarrpipe.errors import ArgumentError, ArgumentTypeError
-
-_MOST_OF_32_BITS = 1 << 31
-
-IndexArray = npt.NDArray[np.signedinteger[Any]]
-"""Indices, in 32 bits where they fit."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The batches of an epoch, or of what is left of one, for all ranks.
-
-    Parameters
-    ----------
-    order : array [n] int32 or int64
-        Indices of the samples, in the order in which they are consumed.
-    bounds : array [steps * world_size + 1] int64
-        Batch b is ``order[bounds[b]:bounds[b + 1]]``; rank r has every world_size-th from r on.
-    world_size : int
-        Number of ranks.
-    ahead : int
-        Samples, over all ranks, that are worth fetching before they are needed.
-    """
-
-    order: IndexArray
-    bounds: Int64Array
-    world_size: int
-    ahead: int = 0
-
-    def __len__(self) -> int:
-        """Number of steps, which is the number of batches of each rank."""
-        return (len(self.bounds) - 1) // self.world_size
-
-    def batches(self, rank: int) -> Iterator[Int64Array]:
-        """Indices [K] int64 of the samples of each batch of one rank."""
-        starts = self.bounds[rank : -1 : self.world_size].tolist()
-        stops = self.bounds[rank + 1 :: self.world_size].tolist()
-        return (
-            self.order[start:stop].astype(np.int64)
-            for start, stop in zip(starts, stops, strict=True)
-        )
-
-    def consumed(self, steps: int) -> int:
-        """Number of samples in the first `steps` steps, over all ranks."""
-        return int(self.bounds[steps * self.world_size])
-
-
-def cut(count: int, batch_size: int, world_size: int) -> Int64Array:
-    """Bounds [steps * world_size + 1] of batches that hold each of `count` samples once.
-
-    Every rank gets the same number of batches and none is empty. All hold `batch_size` samples
-    but those of the last step (of the last two where the last has fewer samples than there are
-    ranks), which share theirs evenly. With a batch size of 1 and a count that does not divide
-    by the ranks, some batches of the last step hold two.
-
-    Raises
-    ------
-    ValueError
-        If there are samples, but fewer than ranks.
-
-    Examples
-    --------
-    >>> cut(10, batch_size=2, world_size=2).tolist()
-    [0, 2, 4, 6, 8, 9, 10]
-    >>> cut(3, batch_size=8, world_size=1).tolist()
-    [0, 3]
-    """
-    whole, tail, tail_steps = _steps(count, batch_size, world_size)
-    sizes = np.full((whole + tail_steps) * world_size, batch_size, dtype=np.int64)
-    shares = tail_steps * world_size
-    if shares:
-        sizes[-shares:] = tail // shares
-        sizes[-shares:][: tail % shares] += 1
-    return pointers(sizes)
-
-
-def _steps(count: int, batch_size: int, world_size: int) -> tuple[int, int, int]:
-    """Number of whole steps, of samples after them, and of steps that share these evenly."""
-    whole, tail = divmod(count, batch_size * world_size)
-    if tail == 0:
-        return whole, 0, 0
-    if tail >= world_size:
-        return whole, tail, 1
-    if whole == 0:
-        raise ArgumentError(
-            f"{count} samples cannot give each of {world_size} ranks a batch without repeats: "
-            "use at most as many ranks as samples, or add samples"
-        )
-    return whole - 1, tail + batch_size * world_size, 2 if batch_size > 1 else 1
-
-
-def epoch_order(seed: int, epoch: int, index: int | IndexArray) -> IndexArray:
-    """Order of indices [n], or of the first n integers, that belongs to a seed and an epoch.
-
-    Examples
-    --------
-    >>> epoch_order(0, 0, 5).tolist(), epoch_order(0, 0, np.array([7, 8, 9, 5, 6])).tolist()
-    ([2, 4, 3, 0, 1], [9, 6, 5, 7, 8])
-    """
-    generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, epoch])))
-    order = first_indices(index) if isinstance(index, int) else index.copy()
-    generator.shuffle(order)
-    return order
-
-
-def first_indices(count: int) -> IndexArray:
-    """Integers from 0 to count - 1, in 32 bits if they fit, since an epoch may be long."""
-    return np.arange(count, dtype=index_dtype(count))
-
-
-def index_dtype(count: int) -> np.dtype[Any]:
-    """The smaller of two dtypes that holds integers from 0 to count - 1."""
-    return np.dtype(np.int32 if count <= _MOST_OF_32_BITS else np.int64)
-
-
-def compact_index(index: npt.NDArray[Any]) -> IndexArray:
-    """The same indices in 32 bits if they fit."""
-    count = int(index.max()) + 1 if len(index) else 0
-    compact: IndexArray = index.astype(index_dtype(count), copy=False)
-    return compact
+from zarrpipe._budgets import Budgets
+from zarrpipe._packing import pack, pack_in_order, shared
+from zarrpipe._plans import (
+    IndexArray,
+    Plan,
+    compact_index,
+    cut,
+    epoch_order,
+    first_indices,
+    steps_of,
+)
+from zarrpipe.data.csr import Int64Array
+from zarrpipe.errors import ArgumentError
 
 
 class GraphBatchSampler:
@@ -148,9 +38,18 @@ class GraphBatchSampler:
     Parameters
     ----------
     data : sized
-        The dataset, or anything that has one entry for each sample.
-    batch_size : int
-        Samples in a batch.
+        The dataset, or anything that has one entry for each sample; budgets of atoms and edges
+        and `balance` ask it for ``num_atoms`` and ``num_edges`` [N].
+    batch_size : int, optional
+        Samples in a batch; beside the budgets, the most that it may have.
+    max_atoms, max_edges : int, optional
+        Most atoms and edges of a batch. With either, samples are put together anew in each epoch
+        so that batches fill the budgets, and follow each other by their cost within some hundred
+        batches, so that all ranks have as much to do at each step. Without `shuffle` a batch is
+        the next samples that fit.
+    balance : bool
+        Whether samples are put together so without budgets too: batches of `batch_size` with
+        nearly the same number of atoms.
     shuffle : bool
         Whether each epoch has an order of its own; otherwise it is that of the indices.
     seed : int
@@ -167,7 +66,7 @@ class GraphBatchSampler:
     Raises
     ------
     ValueError
-        If an argument is out of its range.
+        If an argument is out of its range, or a sample is larger than a budget.
 
     Examples
     --------
@@ -178,9 +77,12 @@ class GraphBatchSampler:
 
     def __init__(
         self,
-        data: Sized,
-        batch_size: int,
+        data: Any,
+        batch_size: int | None = None,
         *,
+        max_atoms: int | None = None,
+        max_edges: int | None = None,
+        balance: bool = False,
         shuffle: bool = True,
         seed: int = 0,
         index: Any = None,
@@ -188,27 +90,43 @@ class GraphBatchSampler:
         rank: int | None = None,
         world_size: int | None = None,
     ) -> None:
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer):
-            raise ArgumentTypeError(
-                f"batch_size is {batch_size!r}, expected an integer of at least 1"
-            )
-        if batch_size < 1:
-            raise ArgumentError(f"batch_size is {batch_size}, expected at least 1")
+        self._budgets = Budgets.of(batch_size, max_atoms, max_edges)
+        self._packed = bool(balance) or max_atoms is not None or max_edges is not None
         if seed < 0:
             raise ArgumentError(f"seed is {seed}, expected a non-negative integer")
         if (rank is None) != (world_size is None):
             raise ArgumentError(f"rank is {rank} and world_size {world_size}: give both or neither")
         if rank is not None and world_size is not None and not 0 <= rank < world_size:
             raise ArgumentError(f"rank is {rank}, expected 0 to {world_size - 1}")
-        self.batch_size, self.shuffle, self.seed = int(batch_size), bool(shuffle), int(seed)
+        self.balance, self.shuffle, self.seed = bool(balance), bool(shuffle), int(seed)
         self._data, self._rank, self._world_size = data, rank, world_size
         self._blocks = blocks
         self._next_index = None if index is None else compact_index(np.asarray(index))
         self._epoch, self._resuming = 0, False
         self._plan: Plan | None = None
         self._known_blocks: Blocks | None = None
+        self._known_batches: tuple[IndexArray, Int64Array] | None = None
         self._origin = (0, 0)
         self._reset()
+        if self._packed:
+            self._budgets.costs(
+                data, self._samples()
+            )  # a sample that no batch can hold is known now
+
+    @property
+    def batch_size(self) -> int | None:
+        """Most samples of a batch."""
+        return self._budgets.samples
+
+    @property
+    def max_atoms(self) -> int | None:
+        """Most atoms of a batch."""
+        return self._budgets.atoms
+
+    @property
+    def max_edges(self) -> int | None:
+        """Most edges of a batch."""
+        return self._budgets.edges
 
     @property
     def rank(self) -> int:
@@ -250,17 +168,44 @@ class GraphBatchSampler:
 
     def plan(self) -> Plan:
         """The batches of all ranks from the position on."""
-        count = self._num_samples
-        order = first_indices(count) if self._index is None else self._index[:count]
-        blocks, ahead = self._block_plan(), 0
+        blocks = self._block_plan()
+        if self._packed:
+            order, bounds = self._batches()[0][self._position :], self._shared()
+        else:
+            order = self._order()[self._position :]
+            bounds = cut(len(order), self._budgets.samples or 1, self.world_size)
+        return Plan(order, bounds, self.world_size, 0 if blocks is None else blocks.samples)
+
+    def _order(self) -> IndexArray:
+        """Samples of the epoch in the order of the indices, or shuffled."""
+        order = self._samples()
+        blocks = self._block_plan()
         if blocks is not None:
-            order = order[block_order(self.seed, self._epoch, *blocks)]
-            ahead = blocks.samples
-        elif self.shuffle:
-            order = epoch_order(self.seed, self._epoch, order)
-        order = order[self._position :]
-        bounds = cut(len(order), self.batch_size, self.world_size)
-        return Plan(order, bounds, self.world_size, ahead)
+            return order[block_order(self.seed, self._epoch, *blocks)]
+        return epoch_order(self.seed, self._epoch, order) if self.shuffle else order
+
+    def _samples(self) -> IndexArray:
+        """Samples of the epoch in the order of the indices."""
+        count = self._num_samples
+        return first_indices(count) if self._index is None else self._index[:count]
+
+    def _batches(self) -> tuple[IndexArray, Int64Array]:
+        """All samples of the epoch, put together, and the bounds of their batches."""
+        if self._known_batches is None:
+            order = self._order()
+            costs = self._budgets.costs(self._data, order)
+            if self.shuffle:
+                places, bounds = pack(costs)
+                self._known_batches = order[places], bounds
+            else:
+                self._known_batches = order, pack_in_order(costs)
+        return self._known_batches
+
+    def _shared(self) -> Int64Array:
+        """Bounds of the batches that are left, counted from the position."""
+        _, bounds = self._batches()
+        left = bounds[np.searchsorted(bounds, self._position, side="right") :] - self._position
+        return shared(np.append(0, left), self.world_size)
 
     def _block_plan(self) -> Blocks | None:
         """Blocks of the positions in the epoch's samples; None where there are none."""
@@ -307,7 +252,13 @@ class GraphBatchSampler:
             "position": self._position,
             "num_samples": self._num_samples,
             "group": self._group(),
+            **self._packing(),
         }
+
+    def _packing(self) -> dict[str, int]:
+        """What decides how samples are put together; 0 is no limit."""
+        names = ("batch_size", "max_atoms", "max_edges", "balance")
+        return {name: int(getattr(self, name) or 0) if self._packed else 0 for name in names}
 
     def _group(self) -> int:
         """Blocks that are shuffled together; 0 where samples are not shuffled in blocks."""
@@ -337,7 +288,13 @@ class GraphBatchSampler:
                 f"the state has shuffle={bool(state['shuffle'])}, the sampler {self.shuffle}: "
                 "the position in one order says nothing about the other"
             )
-        self._num_samples, self._known_blocks = count, None
+        for name, here in self._packing().items():
+            if state.get(name, 0) != here:
+                raise ArgumentError(
+                    f"the state is of batches with {name}={state.get(name, 0)} and here it is "
+                    f"{here} (0 is none): the position in one order says nothing about another"
+                )
+        self._num_samples, self._known_blocks, self._known_batches = count, None, None
         if self._group() != state.get("group", 0):
             raise ArgumentError(
                 f"the state is of an order shuffled in groups of {state.get('group', 0)} blocks, "
@@ -353,12 +310,14 @@ class GraphBatchSampler:
         self._index = self._next_index
         self._num_samples = len(self._data if self._index is None else self._index)
         self._position = self._step = 0
-        self._plan = self._known_blocks = None
+        self._plan = self._known_blocks = self._known_batches = None
 
     def __len__(self) -> int:
         """Number of steps of the epoch, those already consumed (on any ranks) included."""
+        if self._packed:
+            return self._step + (len(self._shared()) - 1) // self.world_size
         rest = self._num_samples - self._position
-        whole, _, tail_steps = _steps(rest, self.batch_size, self.world_size)
+        whole, _, tail_steps = steps_of(rest, self._budgets.samples or 1, self.world_size)
         return self._step + whole + tail_steps
 
     def __iter__(self) -> Iterator[Int64Array]:

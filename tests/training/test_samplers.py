@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zarrpipe.samplers import GraphBatchSampler, cut, epoch_order
+from zarrpipe._plans import cut, epoch_order
+from zarrpipe.samplers import GraphBatchSampler
 
 sizes = st.integers(1, 200)
 batch_sizes = st.integers(1, 40)

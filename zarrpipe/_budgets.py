@@ -1,0 +1,92 @@
+"""What a batch may hold at most, and what the samples of a dataset take of it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from zarrpipe._packing import Costs
+from zarrpipe._plans import IndexArray
+from zarrpipe.data.csr import Int64Array
+from zarrpipe.errors import ArgumentError, ArgumentTypeError
+
+
+@dataclass(frozen=True)
+class Budgets:
+    """What a batch may hold at most; None is no limit.
+
+    Parameters
+    ----------
+    samples, atoms, edges : int, optional
+        Counts.
+    """
+
+    samples: int | None = None
+    atoms: int | None = None
+    edges: int | None = None
+
+    @classmethod
+    def of(cls, batch_size: Any, max_atoms: Any, max_edges: Any) -> "Budgets":
+        """Budgets of arguments.
+
+        Raises
+        ------
+        ArgumentTypeError, ArgumentError
+            If one is no integer of at least 1, or none is given.
+        """
+        given = {"batch_size": batch_size, "max_atoms": max_atoms, "max_edges": max_edges}
+        for name, value in given.items():
+            if value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int | np.integer):
+                raise ArgumentTypeError(f"{name} is {value!r}, expected an integer of at least 1")
+            if value < 1:
+                raise ArgumentError(f"{name} is {value}, expected at least 1")
+        if all(value is None for value in given.values()):
+            raise ArgumentError(
+                "a batch has no size: expected batch_size, max_atoms or max_edges, or several"
+            )
+        return cls(*(None if value is None else int(value) for value in given.values()))
+
+    def costs(self, data: Any, samples: IndexArray) -> Costs:
+        """What samples take of the budgets; without those of atoms and edges they are balanced.
+
+        Parameters
+        ----------
+        data
+            Has ``num_atoms`` and ``num_edges`` [N].
+        samples : array [n]
+            Which of its samples.
+
+        Raises
+        ------
+        ArgumentError
+            If one takes more than there is.
+        """
+        each, limits = [], []
+        if self.samples is not None:
+            each.append(np.ones(len(samples), dtype=np.int64))
+            limits.append(self.samples)
+        for name, limit in (("atoms", self.atoms), ("edges", self.edges)):
+            if limit is None:
+                continue
+            sizes = _sizes(data, name, samples)
+            if len(sizes) and sizes.max() > limit:
+                place = int(sizes.argmax())
+                raise ArgumentError(
+                    f"sample {samples[place]} has {sizes[place]} {name}, more than max_{name}="
+                    f"{limit}: raise max_{name}, or leave the sample out"
+                )
+            each.append(sizes)
+            limits.append(limit)
+        by_count = self.atoms is None and self.edges is None
+        weight = _sizes(data, "atoms", samples) if by_count else None
+        return Costs(np.stack(each), np.array(limits), weight)
+
+
+def _sizes(data: Any, name: str, samples: IndexArray) -> Int64Array:
+    """Number of atoms or edges of samples, [n] int64."""
+    if not len(samples):
+        return np.zeros(0, dtype=np.int64)
+    sizes: Int64Array = np.asarray(getattr(data, f"num_{name}"), dtype=np.int64)[samples]
+    return sizes
