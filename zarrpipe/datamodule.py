@@ -23,6 +23,7 @@ from zarrpipe.store.root import StoreLike
 from zarrpipe.store.staging.caching import Caching
 
 SIDES = ("train", "val", "test")
+_BATCH_SIZE = 32
 _BLOCK = 1 << 20
 
 
@@ -39,8 +40,12 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
     ----------
     store : StoreLike or sequence of StoreLike
         The stores to split; they must exist when `setup` is called.
-    batch_size : int
-        Systems in a batch of each rank.
+    batch_size : int, optional
+        Systems in a batch of each rank, beside the budgets the most; 32 if there is no budget.
+    max_atoms, max_edges : int, optional
+        Most atoms and edges of a batch, which training batches fill; see `GraphBatchSampler`.
+    balance : bool
+        Whether training batches of `batch_size` have nearly the same number of atoms.
     split : sequence of float
         Shares of training, validation and test. Those of validation and test go to training
         where `val_store` or `test_store` is given.
@@ -81,7 +86,10 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
         self,
         store: StoreLike | Sequence[StoreLike],
         *,
-        batch_size: int = 32,
+        batch_size: int | None = None,
+        max_atoms: int | None = None,
+        max_edges: int | None = None,
+        balance: bool = False,
         split: Sequence[float] = (0.9, 0.05, 0.05),
         split_by: str = "id",
         val_store: StoreLike | Sequence[StoreLike] | None = None,
@@ -100,13 +108,22 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
         super().__init__()
         self.num_workers, self.prefetch = num_workers, prefetch
         # Arguments are checked here, not when Lightning has begun to set up.
-        self._loader_of(None, GraphBatchSampler((), batch_size, seed=seed))  # type: ignore[arg-type]
+        if batch_size is None and max_atoms is None and max_edges is None:
+            batch_size = _BATCH_SIZE
+        self._batching: dict[str, Any] = {
+            "batch_size": batch_size,
+            "max_atoms": max_atoms,
+            "max_edges": max_edges,
+            "seed": seed,
+        }
+        self._loader_of(None, GraphBatchSampler((), **self._batching))  # type: ignore[arg-type]
         Caching.of(cache_dir, cache_bytes)
         if shuffle not in ("samples", "blocks", None):
             raise ArgumentError(f"shuffle is {shuffle!r}, expected 'samples', 'blocks' or None")
         if resident and num_workers:
             raise ArgumentError(f"num_workers is {num_workers}, expected 0 with resident=True")
         self.batch_size, self.seed, self.shuffle = batch_size, seed, shuffle
+        self.balance = balance
         self.split, self.split_by, self.fields = check_fractions(split), split_by, fields
         if len(self.split) != len(SIDES):
             raise ArgumentError(f"split is {self.split}, expected shares of {', '.join(SIDES)}")
@@ -303,9 +320,9 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
             in_blocks = self.shuffle == "blocks" or (self.shuffle is None and dataset.exceeds_cache)
             sampler = GraphBatchSampler(
                 dataset,
-                self.batch_size,
+                **self._batching,
+                balance=self.balance and shuffle,
                 shuffle=shuffle,
-                seed=self.seed,
                 index=rows,
                 blocks=dataset.blocks if in_blocks else None,
             )

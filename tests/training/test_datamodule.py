@@ -178,6 +178,26 @@ def test_a_run_sees_each_sample_once_an_epoch(tmp_path, store):
     assert flat(model.validated[1]) == val
 
 
+@pytest.mark.parametrize("more", [{"max_edges": 9}, {"batch_size": 2}, {"cache_bytes": 2000}])
+def test_batches_of_a_run_fill_a_budget(tmp_path, store, more):
+    module = ZarrDataModule(store[0], max_atoms=12, split=(0.7, 0.3, 0.0), shuffle="blocks", **more)
+    model = Energies()
+    trainer(tmp_path).fit(model, module)
+    serials = module.train_dataset.system_field("serial").ravel().tolist()
+    sizes = dict(zip(serials, module.train_dataset.num_atoms.tolist(), strict=True))
+    for epoch in (0, 1):
+        assert sorted(flat(model.seen[epoch])) == sorted(serials)
+        assert max(sum(map(sizes.get, batch)) for batch in model.seen[epoch]) <= 12
+        assert max(map(len, model.seen[epoch])) <= more.get("batch_size", 12)
+    assert model.seen[0] != model.seen[1]
+    held = ZarrDataset(store[0]).num_atoms[flat(model.validated[1])].tolist()
+    assert sum(held) == module.val_dataset.num_atoms.sum()
+    assert (
+        model.validated[1][0]
+        == module.val_dataset.system_field("serial")[: len(model.validated[1][0])].ravel().tolist()
+    )
+
+
 def test_workers_read_for_a_run(tmp_path, store):
     seen = []
     for workers in (0, 1):
@@ -211,11 +231,19 @@ def test_nothing_to_train_on_is_said(tmp_path, store):
         trainer(tmp_path).fit(Energies(), module)
 
 
-@pytest.mark.parametrize(("every", "step"), [(3, 5), (3, 7), (4, 9), (4, 15), (8, 17)])
+@pytest.mark.parametrize(
+    ("every", "step", "batching"),
+    [
+        *((*when, {"batch_size": 5}) for when in [(3, 5), (3, 7), (4, 9), (4, 15), (8, 17)]),
+        (3, 7, {"max_atoms": 20, "max_edges": 25}),
+    ],
+)
 @pytest.mark.parametrize("total_steps", [False, True])
-def test_a_killed_run_goes_on_as_if_it_had_not_been(tmp_path, store, every, step, total_steps):
+def test_a_killed_run_goes_on_as_if_it_had_not_been(
+    tmp_path, store, every, step, batching, total_steps
+):
     def module():
-        return ZarrDataModule(store[0], batch_size=5, split=(0.9, 0.1, 0.0), seed=1)
+        return ZarrDataModule(store[0], **batching, split=(0.9, 0.1, 0.0), seed=1)
 
     whole = Energies(total_steps)
     trainer(tmp_path, epochs=3).fit(whole, module())
@@ -415,6 +443,7 @@ def test_batches_are_moved_where_they_are_to_go(store, data):
         ({"split": (0.5, 0.4, 0.2)}, "sum to 1"),
         ({"split": (0.5, 0.5)}, "expected shares of train, val, test"),
         ({"batch_size": 0}, "batch_size is 0"),
+        ({"max_atoms": 0}, "max_atoms is 0"),
         ({"num_workers": -1}, "num_workers is -1"),
         ({"seed": -1}, "seed is -1"),
     ],
