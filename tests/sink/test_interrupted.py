@@ -10,6 +10,7 @@ from zarrpipe.errors import FieldError, StoreLockedError, StoreNotFoundError
 from zarrpipe.store.appender import StoreAppender
 from zarrpipe.store.arrays import Arrays
 from zarrpipe.store.columns import PlainColumn
+from zarrpipe.store.header import Header
 from zarrpipe.testing import assert_batches_equal, numbered_batch
 
 
@@ -36,7 +37,7 @@ def test_an_old_sink_leaves_a_new_store_alone(tmp_path):
 @pytest.mark.parametrize(
     ("owner", "step"),
     [
-        (StoreAppender, "_publish"),
+        (Header, "empty"),
         (StoreAppender, "_open"),
         (Arrays, "release"),
         (Arrays, "open"),
@@ -61,6 +62,38 @@ def test_a_clearing_that_was_interrupted(tmp_path, monkeypatch, kind, owner, ste
     sink.close()
     dataset = ZarrDataset(store)
     assert_batches_equal(dataset.__getitems__(range(3)), numbered_batch(range(10, 13)))
+
+
+@pytest.mark.parametrize("kind", ["path", "dict"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+@pytest.mark.parametrize(
+    ("owner", "step"), [(StoreAppender, "zero"), (StoreAppender, "_open"), (Arrays, "release")]
+)
+def test_a_drain_that_fails_loses_nothing(tmp_path, monkeypatch, kind, error, owner, step):
+    """Samples are returned or still there, whatever clearing their files comes to."""
+    store = tmp_path / "store" if kind == "path" else {}
+    sink = ZarrData(store)
+    sink.write(numbered_batch(range(5)))
+
+    def failing(*args, **kwargs):
+        monkeypatch.undo()
+        raise error("no")
+
+    monkeypatch.setattr(owner, step, failing)
+    try:
+        found = sink.drain()
+    except error:
+        found = None
+        assert_batches_equal(sink.read(), numbered_batch(range(5)))
+        assert_batches_equal(sink.drain(), numbered_batch(range(5)))
+    else:
+        assert_batches_equal(found, numbered_batch(range(5)))
+    assert (found is None) == (error is KeyboardInterrupt or step == "zero")
+    assert len(sink) == 0
+    sink.write(numbered_batch(range(7, 9)))
+    assert_batches_equal(sink.read(), numbered_batch(range(7, 9)))
+    sink.close()
+    assert_batches_equal(ZarrData(store).read(), numbered_batch(range(7, 9)))
 
 
 def test_an_interrupt_at_the_closing_of_a_file(tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from zarr.storage import MemoryStore, StorePath
 
 from zarrpipe import AtomicDataZarrWriter, ZarrData, ZarrDataset, compact, merge
 from zarrpipe.errors import StoreFormatError, StoreLockedError
-from zarrpipe.store import exchange, maintenance, selection
+from zarrpipe.store import exchange, files, maintenance, selection
 from zarrpipe.store.view import StoreView
 from zarrpipe.testing import assert_batches_equal, assert_plain_zarr, numbered_batch
 
@@ -240,9 +240,9 @@ class TestLeftovers:
         assert [path.name for path in tmp_path.iterdir()] == ["store"]
 
     def test_a_failed_rename_puts_it_back_at_once(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(exchange, "_RENAME_EXCHANGE", 1 << 20)
+        monkeypatch.setattr(files, "_RENAME_EXCHANGE", 1 << 20)
         with pytest.raises(FileNotFoundError):
-            exchange._swap(filled(tmp_path / "store"), tmp_path / "nothing")
+            exchange.exchange_directories(filled(tmp_path / "store"), tmp_path / "nothing")
         assert [path.name for path in tmp_path.iterdir()] == ["store"]
 
 
@@ -268,15 +268,15 @@ def work(call, folder, last, swap):
     sys.addaudithook(hook)
     def counted(function):
         def call(*arguments):
-            swapped.append(spent[0]) if function is exchange_swap else None
+            swapped.append(spent[0]) if function is exchange_them else None
             spend()
             function(*arguments)
             spend()
         return call
-    exchange_swap = exchange._swap
-    files.write_at, exchange._swap = counted(files.write_at), counted(exchange_swap)
+    exchange_them = exchange.exchange_directories
+    files.write_at, exchange.exchange_directories = counted(files.write_at), counted(exchange_them)
     if swap == "renames":
-        exchange._RENAME_EXCHANGE = 1 << 20
+        files._RENAME_EXCHANGE = 1 << 20
     if call == "merge":
         zarrpipe.merge([f"{folder}/a", f"{folder}/b"], f"{folder}/whole", shuffle=1)
     else:

@@ -37,7 +37,7 @@ from zarrpipe.errors import (
     StoreLockedError,
     StoreNotFoundError,
 )
-from zarrpipe.store import exchange, maintenance
+from zarrpipe.store import files, maintenance
 from zarrpipe.store.view import StoreView
 from zarrpipe.testing import assert_batches_equal, numbered_batch, random_batch
 
@@ -234,7 +234,7 @@ class TestDefragment:
         assert local.serials() == [1, 2, 3, 4, 9]
 
     def test_without_an_atomic_exchange(self, local, monkeypatch):
-        monkeypatch.setattr(exchange, "_RENAME_EXCHANGE", 1 << 20)
+        monkeypatch.setattr(files, "_RENAME_EXCHANGE", 1 << 20)
         local.fill(5)
         with local.writer() as writer:
             writer.delete([0])
@@ -680,7 +680,9 @@ class TestForeign:
     def test_a_foreign_array(self, tmp_path):
         zarr.create_array(tmp_path / "array", data=np.arange(3))
         for opening in (StoreView, ZarrData):
-            with pytest.raises(StoreFormatError, match="cannot be opened as a Zarr group"):
+            with pytest.raises(
+                StoreFormatError, match="is a single Zarr array, expected the group"
+            ):
                 opening(tmp_path / "array")
 
     def test_a_newer_format(self, either):
@@ -725,8 +727,17 @@ class TestForeign:
         either.fill(8)
         group = zarr.open_group(either.store, mode="r+")
         group["meta/atoms_ptr"][3] = 1
+        with pytest.raises(StoreFormatError, match="atoms_ptr falls.* sample 2 would have rows 3 "):
+            StoreView(either.store)
+
+    def test_pointers_that_are_damaged_while_they_are_mapped(self, local):
+        local.fill(8)
+        view = StoreView(local.store)
+        with (local.store / "meta/atoms_ptr/c/0").open("r+b") as file:
+            file.seek(3 * 8)
+            file.write(np.int64(1).tobytes())
         with pytest.raises(StoreFormatError, match="meta/atoms_ptr or meta/edges_ptr falls, is"):
-            StoreView(either.store).gather(np.arange(8))
+            view.gather(np.arange(8))
 
     @pytest.mark.parametrize("path", ["core/energy", "meta/edges_ptr", "meta/ids"])
     def test_a_missing_array(self, either, path):
@@ -799,7 +810,9 @@ class TestConfig:
         assert ZarrWriteConfig.of({"core": {"chunk_size": 8, "compressors": ZSTD}}).core == array
         assert ZarrWriteConfig.of(None) == ZarrWriteConfig()
         assert ZarrWriteConfig(core=array).core is array
-        assert ZarrArrayConfig(filters=ZSTD[0]).filters == (ZSTD[0],)
+        transpose = zarr.codecs.TransposeCodec(order=(1, 0))
+        assert ZarrArrayConfig(filters=transpose).filters == (transpose,)
+        assert ZarrArrayConfig(chunk_size=np.int32(8)).chunk_size == 8
 
     @pytest.mark.parametrize(
         ("config", "match"),
@@ -817,6 +830,20 @@ class TestConfig:
             ({"core": {"chunks": 4}}, "is no ZarrArrayConfig: expected a mapping of"),
             ({"cores": {}}, "is no ZarrWriteConfig: expected a mapping of"),
             ([], "is no ZarrWriteConfig"),
+            ({"core": {"chunk_size": 10**18}}, "expected a positive number of rows, at most"),
+            ({"core": {"sharded": "yes"}}, "sharded='yes', expected True or False"),
+            ({"core": {"write_empty_chunks": 1}}, "write_empty_chunks=1, expected True or False"),
+            ({"core": {"serializer": "zstd"}}, "of another kind: give it as compressors"),
+            ({"core": {"compressors": "bytes"}}, "of another kind: give it as serializer"),
+            ({"core": {"filters": ZSTD}}, "of another kind: give it as compressors"),
+            ({"field_overrides": [1]}, r"field_overrides=\[1\], expected a mapping of field names"),
+            ({"field_overrides": {3: {}}}, "field name 3 must be a Python identifier"),
+            ({"units": "eV"}, "units='eV', expected a mapping of field names"),
+            ({"units": {"a/b": "eV"}}, "field name 'a/b' must be"),
+            ({"units": {"gap": 3}}, "unit of field 'gap' is 3, expected a text such as 'eV'"),
+            ({"units": {"gap": " "}}, "unit of field 'gap' is ' ', expected a text"),
+            ({"units": {"energy": "kcal/mol"}}, "the registry has it in 'eV': convert"),
+            ({"units": {"spin": "hbar"}}, "the registry has it without one: convert"),
             ({"core": 3}, "3 is no ZarrArrayConfig"),
         ],
     )

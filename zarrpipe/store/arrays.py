@@ -76,6 +76,13 @@ class Arrays:
         tasks = [partial(self.open, group, spec, fresh=fresh) for spec in specs]
         return at_once(tasks) if self._far else [task() for task in tasks]
 
+    def forget(self, paths: Iterable[str]) -> None:
+        """Let go of arrays that were not announced."""
+        for path in paths:
+            column = self._columns.pop(path, None)
+            if column is not None:
+                column.close()
+
     def committed(self, entries: int) -> Extent:
         """What is committed, according to pointers of which `entries` are allocated.
 

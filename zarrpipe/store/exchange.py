@@ -5,23 +5,18 @@ writer that is killed leaves that directory, or the old store in it; whoever wri
 removes it, since the lock is then nobody's.
 """
 
-import os
 import re
 import shutil
-import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from zarrpipe.errors import StoreExistsError, StoreLockedError
+from zarrpipe.store import files
 from zarrpipe.store.layout import GROUPS
-from zarrpipe.store.libc import libc
 from zarrpipe.store.lock import WriterLock
 
-_AT_FDCWD = -100
-_RENAME_EXCHANGE = 2
-_RENAME_SWAP = 2
 _TRIALS = 8
 _TAKEN = (FileExistsError, FileNotFoundError, StoreLockedError)  # another removes it, or writes it
 
@@ -30,13 +25,13 @@ _TAKEN = (FileExistsError, FileNotFoundError, StoreLockedError)  # another remov
 def room_beside(place: Path) -> Iterator[tuple[Path, WriterLock]]:
     """Locked empty directory beside a place; on an error it is removed and its lock released."""
     remove_leftovers(place)
-    place.parent.mkdir(parents=True, exist_ok=True)
+    files.make_folders(place.parent, durable=True)
     room, lock = _locked_room(place)
     try:
         yield room, lock
     except BaseException:
         lock.release()
-        shutil.rmtree(room, ignore_errors=True)
+        discard(room)
         raise
 
 
@@ -69,11 +64,18 @@ def remove_leftovers(place: Path) -> None:
             continue
         try:
             if left.suffix == ".old" and is_vacant(place):
-                left.rename(place)
+                files.rename(left, place)
+                files.sync_path(place.parent)
             elif not _half_swapped(left):
-                shutil.rmtree(left, ignore_errors=True)
+                discard(left)
         finally:
             lock.release()
+
+
+def discard(folder: Path) -> None:
+    """Remove a directory that nobody needs, as far as it can be; whoever comes next tries again."""
+    with suppress(OSError):
+        files.remove_tree(folder)
 
 
 def is_vacant(place: Path) -> bool:
@@ -95,8 +97,9 @@ def move_in(room: Path, place: Path) -> None:
     StoreExistsError
         If something has come to stand there.
     """
+    files.sync_tree(room)
     try:
-        room.rename(place)
+        files.rename(room, place)
     except OSError as error:
         if not place.exists():
             raise
@@ -104,6 +107,7 @@ def move_in(room: Path, place: Path) -> None:
             f"{place} was made by another process meanwhile, and is left as it is: write to "
             "another place"
         ) from error
+    files.sync_path(place.parent)
 
 
 def swap_in(room: Path, place: Path, ours: frozenset[str]) -> None:
@@ -117,27 +121,23 @@ def swap_in(room: Path, place: Path, ours: frozenset[str]) -> None:
         Arrays of the old store that zarrpipe made; what else is there comes along.
     """
     _link_others(place, room, ours)
-    _sync(room)
-    _swap(place, room)
+    files.sync_tree(room)
+    exchange_directories(place, room)
 
 
-def _swap(first: Path, second: Path) -> None:
-    """Swap two directories, at once where the system can."""
-    names = os.fsencode(first), os.fsencode(second)
-    if sys.platform == "darwin":
-        if libc().renamex_np(*names, _RENAME_SWAP) == 0:
-            return
-    elif hasattr(libc(), "renameat2"):
-        if libc().renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0:
-            return
-    aside = second.with_name(f"{second.name}.old")
-    first.rename(aside)
-    try:
-        second.rename(first)
-    except BaseException:
-        aside.rename(first)
-        raise
-    aside.rename(second)
+def exchange_directories(first: Path, second: Path) -> None:
+    """Let two directories swap their names, at once where the system can, and sync both places."""
+    if not files.exchange(first, second):
+        aside = second.with_name(f"{second.name}.old")
+        files.rename(first, aside)
+        try:
+            files.rename(second, first)
+        except BaseException:
+            files.rename(aside, first)
+            raise
+        files.rename(aside, second)
+    for parent in {first.parent, second.parent}:
+        files.sync_path(parent)
 
 
 def _link_others(source: Path, target: Path, ours: frozenset[str]) -> None:
@@ -161,19 +161,6 @@ def _link(source: Path, target: Path) -> None:
 def _link_file(source: str | Path, target: str | Path) -> None:
     """Another name for a file, and a copy where a file can have but one."""
     try:
-        os.link(source, target, follow_symlinks=False)
+        files.link(Path(source), Path(target))
     except OSError:
         shutil.copy2(source, target, follow_symlinks=False)
-
-
-def _sync(folder: Path) -> None:
-    """Bring a store to the disk, before the one that it replaces is removed from there."""
-    for parent, _, names in os.walk(folder):
-        for path in (Path(parent, name) for name in (*names, ".")):
-            if path.is_symlink():
-                continue
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)

@@ -18,12 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from zarrpipe.errors import StoreFormatError
+from zarrpipe.store.libc import libc
 
 PARTIAL = ".partial"
 """How the name of a file ends that is being written and has not its own name yet."""
 
 _NEW = os.O_RDWR | os.O_CREAT | os.O_TRUNC
 _HERE = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
+_AT_FDCWD, _RENAME_EXCHANGE, _RENAME_SWAP = -100, 2, 2
 _FULL_SYNC = 51  # F_FULLFSYNC of macOS, where fsync leaves data in the drive's cache
 
 
@@ -67,9 +69,29 @@ def reopen(path: Path) -> int:
     return descriptor
 
 
+def open_or_create(path: Path) -> int:
+    """Open a file for reading and writing, which is made if nothing is there."""
+    return os.open(path, os.O_RDWR | os.O_CREAT | _HERE, 0o666)
+
+
+def open_to_read(path: Path) -> int:
+    """Open a file without waiting for anything, through no link."""
+    return os.open(path, os.O_RDONLY | _HERE)
+
+
 def rename(source: Path, target: Path) -> None:
     """Give a file or directory another name, at once, in the place of what had it."""
     source.replace(target)
+
+
+def exchange(first: Path, second: Path) -> bool:
+    """Let two directories swap their names at once; False where the system cannot."""
+    names = os.fsencode(first), os.fsencode(second)
+    if sys.platform == "darwin":
+        return bool(libc().renamex_np(*names, _RENAME_SWAP) == 0)
+    if not hasattr(libc(), "renameat2"):
+        return False
+    return bool(libc().renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0)
 
 
 def link(source: Path, target: Path) -> None:

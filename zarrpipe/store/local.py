@@ -9,10 +9,11 @@ from zarr.core.buffer import Buffer
 from zarr.storage import LocalStore, StorePath
 
 from zarrpipe.store import files
+from zarrpipe.store.regular import RegularFiles
 from zarrpipe.store.root import Root
 
 
-class LocalFiles(LocalStore):
+class LocalFiles(RegularFiles):
     """A LocalStore that can be durable and removes nothing through a link.
 
     Parameters
@@ -77,9 +78,9 @@ def for_writing(root: Root, *, durable: bool = False) -> Root:
     A LocalStore of a class of the caller's own is kept, unless what it writes is to be durable.
     """
     store = root.path.store
-    if not isinstance(store, LocalStore) or (type(store) is not LocalStore and not durable):
+    if not isinstance(store, LocalStore):
         return root
-    if isinstance(store, LocalFiles) and store.durable == durable:
+    if type(store) not in (LocalStore, RegularFiles, LocalFiles) and not durable:
         return root
     wrapped = LocalFiles(store.root, read_only=store.read_only, durable=durable)
     return replace(root, path=StorePath(wrapped, root.path.path))

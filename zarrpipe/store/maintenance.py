@@ -1,6 +1,5 @@
 """Upkeep of a store: taking samples out of sight, and writing a store anew without them."""
 
-import shutil
 from collections.abc import Callable, MutableMapping
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,10 @@ from zarrpipe.data.csr import Int64Array, pointers, segment_rows
 from zarrpipe.errors import StoreFormatError
 from zarrpipe.store.appender import StoreAppender
 from zarrpipe.store.config import ZarrWriteConfig
-from zarrpipe.store.exchange import room_beside, swap_in
+from zarrpipe.store.exchange import discard, room_beside, swap_in
 from zarrpipe.store.layout import ATOMS_MASK, ATOMS_PTR, EDGES_MASK, EDGES_PTR, SAMPLES_MASK
 from zarrpipe.store.lock import WriterLock
+from zarrpipe.store.plan import RowWrite
 from zarrpipe.store.rewrite import write_store
 from zarrpipe.store.root import Root
 from zarrpipe.store.selection import Selection
@@ -53,7 +53,7 @@ def _unmask(appender: StoreAppender, path: str, rows: Int64Array) -> None:
         column.reserve(stop)
         mask = column.read(start, stop)
         mask[rows[(rows >= start) & (rows < stop)] - start] = False
-        column.write(start, mask)
+        appender.run([RowWrite(path, start, mask)])
 
 
 def defragment(appender: StoreAppender, config: ZarrWriteConfig | None) -> StoreAppender:
@@ -81,7 +81,8 @@ def defragment(appender: StoreAppender, config: ZarrWriteConfig | None) -> Store
     appender.flush()
     selection = Selection([Source(appender.root, scratch_of(appender.root))])
     lock = rewrite_in_place(appender, selection, chosen, capacity=appender.capacity)
-    return StoreAppender(appender.root, chosen, appender.capacity, lock)
+    durable = appender.durable
+    return StoreAppender(appender.root, chosen, appender.capacity, lock, durable=durable)
 
 
 def check_rewritable(root: Root) -> None:
@@ -140,7 +141,7 @@ def rewrite_in_place(
         write_store(selection, fresh, config, capacity=capacity, others=others, done=done)
         swap_in(room, place, appender.paths)
     appender.abandon()
-    shutil.rmtree(room, ignore_errors=True)
+    discard(room)
     return lock
 
 

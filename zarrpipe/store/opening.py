@@ -1,32 +1,64 @@
 """Opening the root of a store for writing: only what is ours or new is written into."""
 
+from pathlib import Path
+
 import zarr
+from zarr.storage import MemoryStore
 
 from zarrpipe.data.schema import Schema
-from zarrpipe.errors import StoreFormatError, StoreReadOnlyError
-from zarrpipe.store.layout import GROUPS, Attributes, is_empty, new_generation
+from zarrpipe.errors import FieldError, StoreFormatError, StoreReadOnlyError
+from zarrpipe.store.attributes import Attributes, new_generation
+from zarrpipe.store.inside import unfinished_files
+from zarrpipe.store.layout import GROUPS, is_empty, meta_specs, present_path
 from zarrpipe.store.root import Root
 
 
-def check_writable(root: Root) -> None:
+def check_durable(root: Root, *, durable: bool) -> None:
+    """Refuse to promise of a store that it outlasts a loss of power where it cannot.
+
+    Raises
+    ------
+    FieldError
+        If it is in memory.
+    """
+    if durable and isinstance(root.path.store, MemoryStore):
+        raise FieldError(
+            f"durable=True, but {root} is in memory and does not outlast a loss of power: give a "
+            "directory"
+        )
+
+
+def check_writable(root: Root) -> list[Path]:
     """Refuse a place that zarrpipe must not write to.
+
+    Returns
+    -------
+    list of Path
+        Files that writers which were killed have not finished.
 
     Raises
     ------
     StoreReadOnlyError
         If the zarr store was opened for reading alone.
     StoreFormatError
-        If a Zarr group that zarrpipe did not write stands there.
+        If a Zarr group that zarrpipe did not write stands there, or, in a local store, a link or
+        something else through which a writer would change what is elsewhere.
     """
     if root.read_only:
         raise StoreReadOnlyError(f"{root} was opened read-only: open it for writing")
-    group = root.open_group()
-    if group is None or Attributes.read(group).ours or is_empty(group):
-        return
-    raise StoreFormatError(
-        f"{root} holds a Zarr group that zarrpipe did not write, and is left as it "
-        "is: read it with ZarrDataset or AtomicDataZarrReader and write to another place"
-    )
+    group, arrays = root.open_group(), [spec.path for spec in meta_specs()]
+    if group is not None:
+        attributes = Attributes.read(group)
+        if not attributes.ours and not is_empty(group):
+            raise StoreFormatError(
+                f"{root} holds a Zarr group that zarrpipe did not write, and is left as it "
+                "is: read it with ZarrDataset or AtomicDataZarrReader and write to another place"
+            )
+        arrays += [f"{part}/{name}" for part in ("core", "custom") for name in attributes.levels]
+        arrays += map(present_path, attributes.partly)
+    if root.directory is None or not root.directory.is_dir():
+        return []
+    return unfinished_files(root.directory, arrays)
 
 
 def open_root(root: Root) -> tuple[zarr.Group, Attributes]:

@@ -34,6 +34,7 @@ from zarrpipe.store.layout import (
     present_path,
     present_spec,
 )
+from zarrpipe.store.local import for_writing
 from zarrpipe.store.root import Root
 from zarrpipe.store.selection import Selection
 
@@ -68,6 +69,7 @@ def write_store(
     done
         Called with the number of bytes after each block of a field.
     """
+    root = for_writing(root)
     attributes = Attributes(0, partly=frozenset(selection.present), generation=new_generation())
     group = _vacated(root, attributes)
     columns = _create(group, root, selection, config, capacity)

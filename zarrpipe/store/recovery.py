@@ -1,0 +1,65 @@
+"""What a writer makes right before it goes on where another was killed."""
+
+import numpy as np
+
+from zarrpipe.data.csr import AnyArray
+from zarrpipe.errors import StoreFormatError
+from zarrpipe.store.arrays import Arrays
+from zarrpipe.store.attributes import Attributes
+from zarrpipe.store.columns import Column
+from zarrpipe.store.commit import Extent
+from zarrpipe.store.layout import ATOMS_MASK, ATOMS_PTR, EDGES_MASK, EDGES_PTR, SAMPLES_MASK
+from zarrpipe.store.plan import RowWrite
+from zarrpipe.store.root import Root
+
+
+def check_whole(root: Root, attributes: Attributes, extent: Extent) -> None:
+    """Refuse a store that has lost samples, before what is left of them is cleared.
+
+    Raises
+    ------
+    StoreFormatError
+        If it has fewer samples than when it was last closed; none at all are those of a writer
+        that was killed while it emptied the store.
+    """
+    if 0 < extent.samples < attributes.num_samples:
+        raise StoreFormatError(
+            f"{root} was closed with {attributes.num_samples} samples and has pointers of "
+            f"{extent.samples}: it is damaged; see zarrpipe check"
+        )
+
+
+def clear_uncommitted(arrays: Arrays, extent: Extent) -> None:
+    """Clear the pointers and masks of samples that are not committed.
+
+    Their other rows stay until they are written over. So do chunk files that an append which
+    failed has made: a reader may have mapped them, and the next append needs them.
+    """
+    arrays[ATOMS_PTR].clear_from(extent.samples + 1)
+    arrays[SAMPLES_MASK].clear_from(extent.samples)
+    if extent.samples == 0:  # the store is new, or a writer was killed while it cleared it
+        arrays[ATOMS_MASK].clear_all()
+        arrays[EDGES_MASK].clear_all()
+
+
+def complete_deletion(arrays: Arrays, extent: Extent) -> None:
+    """Give the atoms and edges of deleted samples the masks that a killed writer did not reach."""
+    kept = arrays[SAMPLES_MASK].read(0, extent.samples)
+    for mask, path in ((ATOMS_MASK, ATOMS_PTR), (EDGES_MASK, EDGES_PTR)):
+        counts = np.diff(arrays[path].read(0, extent.samples + 1))
+        wanted = np.repeat(kept, counts)
+        column = arrays[mask]
+        for start in range(0, len(wanted), column.chunk_rows):
+            block = wanted[start : start + column.chunk_rows]
+            if not np.array_equal(column.read(start, start + len(block)), block):
+                arrays.carry_out([whole_chunk(column, mask, start, block)])
+
+
+def whole_chunk(column: Column, path: str, start: int, mask: AnyArray) -> RowWrite:
+    """Write of a whole chunk of a mask that begins with `mask` and goes on with what is True.
+
+    In a chunk file that is new, rows that are not written would read False.
+    """
+    rows = np.ones(column.chunk_rows, dtype=bool)
+    rows[: len(mask)] = mask
+    return RowWrite(path, start, rows)
