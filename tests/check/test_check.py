@@ -1,0 +1,461 @@
+"""Good stores of every kind have no errors, and every fault is told for what it is."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import zarr
+from zarr.storage import MemoryStore
+
+import zarrpipe as zp
+from zarrpipe.store.check.report import Severity
+from zarrpipe.store.check.run import check
+from zarrpipe.testing import assert_batches_equal, numbered_batch, random_batch
+
+SMALL = {group: {"chunk_size": 16} for group in ("meta", "core", "custom")}
+ZSTD = {
+    group: {"chunk_size": 16, "compressors": ("zstd", "crc32c")}
+    for group in ("meta", "core", "custom")
+}
+SHARDED = {group: {**options, "shard_size": 64} for group, options in ZSTD.items()}
+ERROR, WARNING, NOTE = Severity
+
+
+def write(store, count=100, **options):
+    """A store of numbered samples, closed."""
+    with zp.ZarrData(store, **options) as sink:
+        sink.write(numbered_batch(range(count)))
+    return store
+
+
+def kinds(report):
+    return {(item.kind, item.severity, item.place) for item in report.findings}
+
+
+def only(report, kind):
+    """The one finding of a kind."""
+    (found,) = [item for item in report.findings if item.kind == kind]
+    return found
+
+
+@pytest.mark.parametrize(
+    "config", [None, SMALL, ZSTD, SHARDED], ids=["plain", "small", "zstd", "sharded"]
+)
+@pytest.mark.parametrize("memory", [False, True], ids=["local", "memory"])
+def test_a_store_that_was_closed_has_no_findings(tmp_path, config, memory):
+    report = check(write({} if memory else tmp_path / "store", config=config))
+    assert report.findings == ()
+    assert report.exit_code == 0
+    assert (report.samples, report.deleted, report.atoms, report.edges) == (100, 0, 300, 150)
+    facts = {item.name: (item.level, item.shape, item.unit, item.present) for item in report.fields}
+    assert facts == {
+        "positions": ("atom", (3,), "Angstrom", 100),
+        "atomic_numbers": ("atom", (), "", 100),
+        "energy": ("system", (1,), "eV", 100),
+        "forces": ("atom", (3,), "eV/Angstrom", 100),
+        "neighbor_list": ("edge", (2,), "", 100),
+        "serial": ("system", (), "", 100),
+    }
+
+
+@pytest.mark.parametrize("checksum", [False, True])
+def test_a_published_store_has_no_findings(tmp_path, checksum):
+    config = zp.ZarrWriteConfig.published(checksum=checksum)
+    zp.merge(write(tmp_path / "store"), tmp_path / "published", config=config)
+    assert check(tmp_path / "published").findings == ()
+
+
+def test_random_fields_of_all_levels_partly_present(tmp_path):
+    rng = np.random.default_rng(1)
+    fields = ("energy", "forces", "cell", "pbc", "stress", "charges")
+    with zp.ZarrData(tmp_path / "store", config=SMALL) as sink:
+        for absent in (0.0, 0.5, 0.0):
+            batch = random_batch(rng, 40, edges=(0, 4), fields=fields, absent=absent)
+            batch.atomic_numbers.clamp_(min=1)
+            sink.write(batch)
+        sink.write(zp.AtomicData(torch.rand(2, 3), [1, 1], dipole=torch.ones(1, 3)))
+    report = check(tmp_path / "store")
+    assert report.findings == ()
+    present = {item.name: item.present for item in report.fields}
+    expected = sum(
+        int(batch.present("energy").sum()) for batch in [zp.ZarrData(tmp_path / "store").read()]
+    )
+    assert present["energy"] == expected
+    assert present["dipole"] == 1
+
+
+def test_a_cell_that_was_added_later_does_not_contradict_the_ids(tmp_path):
+    write(tmp_path / "store")
+    with zp.AtomicDataZarrWriter(tmp_path / "store") as writer:
+        writer.add_custom("cell", torch.rand(100, 3, 3), "system")
+    assert check(tmp_path / "store").ok
+
+
+def test_deleted_samples_are_counted(tmp_path):
+    write(tmp_path / "store")
+    with zp.AtomicDataZarrWriter(tmp_path / "store") as writer:
+        writer.delete([3, 50, 99])
+    report = check(tmp_path / "store")
+    assert report.findings == ()
+    assert (report.samples, report.deleted, report.fields[0].present) == (100, 3, 97)
+
+
+def test_a_store_that_is_being_written(tmp_path):
+    with zp.ZarrData(tmp_path / "store") as sink:
+        sink.write(numbered_batch(range(10)))
+        report = check(tmp_path / "store")
+        assert report.ok
+        assert report.samples == 10
+        assert {item.severity for item in report.findings} == {NOTE}
+        assert f"process {os.getpid()} on " in only(report, "lock").message
+        with pytest.raises(RuntimeError, match="is being written by process"):
+            zp.AtomicDataZarrWriter(tmp_path / "store").delete([0])
+        sink.write(numbered_batch(range(10, 20)))  # nothing was changed or locked
+    assert check(tmp_path / "store").findings == ()
+
+
+def test_an_empty_store(tmp_path):
+    with zp.ZarrData(tmp_path / "store") as sink:
+        sink.write(numbered_batch(range(3)))
+        sink.zero()
+    report = check(tmp_path / "store")
+    assert report.ok
+    assert report.samples == 0
+
+
+KILLED = """
+import os, sys
+import zarrpipe
+from zarrpipe.testing import numbered_batch
+
+sink = zarrpipe.ZarrData(sys.argv[1])
+sink.write(numbered_batch(range(30)))
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_a_store_whose_writer_was_killed(tmp_path):
+    done = subprocess.run([sys.executable, "-c", KILLED, tmp_path / "store"], check=False)
+    assert done.returncode == -signal.SIGKILL
+    report = check(tmp_path / "store")
+    assert report.ok
+    assert report.samples == 30
+    assert "is no more" in only(report, "lock").message
+    assert only(report, "num-samples").repairable
+    repaired = check(tmp_path / "store", repair=True)
+    assert repaired.findings == ()
+    assert repaired.repairs
+    assert_batches_equal(zp.ZarrData(tmp_path / "store").read(), numbered_batch(range(30)))
+
+
+def test_what_is_no_store(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no Zarr store"):
+        check(tmp_path / "nothing")
+    assert not (tmp_path / "nothing").exists()
+    zarr.create_group(tmp_path / "other").create_array("x", shape=(3,), dtype="i4")
+    with pytest.raises(ValueError, match="without meta/atoms_ptr"):
+        check(tmp_path / "other")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NotADirectoryError):
+        check(tmp_path / "file")
+
+
+def edit(store, change):
+    """Change the document of a root or array."""
+    document = json.loads((store / "zarr.json").read_text())
+    change(document)
+    (store / "zarr.json").write_text(json.dumps(document))
+
+
+def own(document):
+    return document["attributes"]["zarrpipe"]
+
+
+def damage(name, **changes):
+    """Decorator: a fault of that name, which is done to a store on a path."""
+
+    def note(function):
+        FAULTS[name] = (function, changes)
+        return function
+
+    return note
+
+
+FAULTS = {}
+
+
+def opened(store, path):
+    return zarr.open_array(store / path, mode="r+")
+
+
+@damage("flipped-position", kind="ids", place="meta/ids", says="1 sample (42)")
+def _(store):
+    array = opened(store, "core/positions")
+    array[int(opened(store, "meta/atoms_ptr")[42]), 1] += 1e-9
+
+
+@damage("flipped-number", kind="ids", place="meta/ids", says="1 sample (0)")
+def _(store):
+    opened(store, "core/atomic_numbers")[0] = 2
+
+
+@damage("flipped-id", kind="ids", place="meta/ids", says="1 sample (7)")
+def _(store):
+    array = opened(store, "meta/ids")
+    array[7] = array[7] ^ np.uint64(1 << 40)
+
+
+@damage("nan", kind="not-finite", severity=WARNING, place="core/forces", says="2 samples (8, 9)")
+def _(store):
+    ptr = opened(store, "meta/atoms_ptr")
+    array = opened(store, "core/forces")
+    array[int(ptr[8])] = np.nan
+    array[int(ptr[10]) - 1] = np.inf
+
+
+@damage("stray-edge", kind="edges", place="core/neighbor_list", says="1 sample (3)")
+def _(store):
+    array = opened(store, "core/neighbor_list")
+    array[int(opened(store, "meta/edges_ptr")[3]), 0] = 299
+
+
+@damage(
+    "odd-element",
+    kind="atomic-numbers",
+    severity=WARNING,
+    place="core/atomic_numbers",
+    says="1 sample (0)",
+)
+def _(store):
+    opened(store, "core/atomic_numbers")[0] = 119
+
+
+@damage("falling-pointer", kind="pointers", place="meta/atoms_ptr", says="1 entry (50)")
+def _(store):
+    opened(store, "meta/atoms_ptr")[50] = 1 << 40
+
+
+@damage("zero-pointer", kind="pointers", place="meta/atoms_ptr", says="1 entry (50)")
+def _(store):
+    opened(store, "meta/atoms_ptr")[50] = 0
+
+
+@damage("first-pointer", kind="pointers", place="meta/edges_ptr", says="1 entry (0)")
+def _(store):
+    opened(store, "meta/edges_ptr")[0] = -1
+
+
+@damage("falling-edges", kind="pointers", place="meta/edges_ptr", says="1 entry (20)")
+def _(store):
+    opened(store, "meta/edges_ptr")[20] = 2
+
+
+@damage(
+    "uncommitted-mask",
+    kind="uncommitted",
+    severity=WARNING,
+    place="meta/samples_mask",
+    says="4 rows",
+)
+def _(store):
+    array = opened(store, "meta/samples_mask")
+    array.resize(110)
+    array[102:106] = True
+
+
+@damage(
+    "uncommitted-pointers",
+    kind="uncommitted",
+    severity=WARNING,
+    place="meta/atoms_ptr",
+    says="2 entries",
+)
+def _(store):
+    array = opened(store, "meta/atoms_ptr")
+    array.resize(110)
+    array[105:107] = 500
+
+
+@damage(
+    "lost-count",
+    kind="deleted",
+    severity=WARNING,
+    place="meta/samples_mask",
+    says="count 0 deleted samples",
+)
+def _(store):
+    opened(store, "meta/samples_mask")[4] = False
+
+
+@damage(
+    "row-mask", kind="row-masks", severity=WARNING, place="meta/atoms_mask", says="1 sample (1)"
+)
+def _(store):
+    array = opened(store, "meta/atoms_mask")
+    array[:] = np.arange(300) != int(opened(store, "meta/atoms_ptr")[1])
+
+
+@damage("short", kind="length", place="custom/serial", says="90 rows, 100 are expected")
+def _(store):
+    opened(store, "custom/serial").resize(90)
+
+
+@damage("too-many-samples", kind="num-samples", place="zarr.json", says="num_samples is 120")
+def _(store):
+    edit(store, lambda document: document["attributes"].update(num_samples=120))
+
+
+@damage("not-closed", kind="num-samples", severity=NOTE, place="zarr.json", says="was not closed")
+def _(store):
+    edit(store, lambda document: document["attributes"].update(num_samples=60))
+
+
+@damage("unit", kind="unit", place="zarr.json", says="'energy' is in 'kcal/mol'")
+def _(store):
+    edit(store, lambda document: own(document)["units"].update(energy="kcal/mol"))
+
+
+@damage(
+    "no-unit",
+    kind="unit",
+    severity=WARNING,
+    place="zarr.json",
+    says="no unit is stored for 'energy'",
+)
+def _(store):
+    edit(store, lambda document: own(document)["units"].pop("energy"))
+
+
+@damage("unit-of-nothing", kind="unit", severity=NOTE, place="zarr.json", says="'stress'")
+def _(store):
+    edit(store, lambda document: own(document)["units"].update(stress="eV/Angstrom^3"))
+
+
+@damage("stray-array", kind="stray", severity=NOTE, place="custom/other", says="do not name it")
+def _(store):
+    zarr.open_group(store).create_array("custom/other", shape=(3,), dtype="i4")
+
+
+@damage("no-array", kind="missing", place="core/forces", says="no such array")
+def _(store):
+    (store / "core/forces/zarr.json").unlink()
+
+
+@damage("bad-metadata", kind="metadata", place="core/forces", says="put its zarr.json back")
+def _(store):
+    (store / "core/forces/zarr.json").write_text("{")
+
+
+@damage("bad-level", kind="level", place="core/neighbor_list", says="'atom'")
+def _(store):
+    fields = lambda document: document["attributes"]["fields"]["core"]  # noqa: E731
+    edit(store, lambda document: fields(document).update(neighbor_list="atom"))
+
+
+@damage("bad-dtype", kind="dtype", place="core/neighbor_list", says="float64")
+def _(store):
+    edit(store / "core/neighbor_list", lambda document: document.update(data_type="float64"))
+
+
+@damage("bad-pointers", kind="metadata", place="meta/edges_ptr", says="float64")
+def _(store):
+    edit(store / "meta/edges_ptr", lambda document: document.update(data_type="float64"))
+
+
+@damage(
+    "partial", kind="leftover", severity=WARNING, place="core/forces/c/1.partial", says="killed"
+)
+def _(store):
+    (store / "core/forces/c/1.partial").write_bytes(b"x")
+
+
+@damage(
+    "rewrite", kind="leftover", severity=WARNING, place="../.store.rewrite-0123abcd", says="killed"
+)
+def _(store):
+    (store.parent / ".store.rewrite-0123abcd/meta").mkdir(parents=True)
+
+
+@damage("cut-chunk", kind="chunk", place="core/forces", says="1 chunk (0)")
+def _(store):
+    os.truncate(store / "core/forces/c/0/0", 250 * 24)
+
+
+@damage("no-chunk", kind="missing-chunk", place="core/energy", says="100 samples (0, 1")
+def _(store):
+    (store / "core/energy/c/0/0").unlink()
+
+
+@damage("odd-chunk-behind", kind="chunk", severity=WARNING, place="meta/ids/c/5", says="3 bytes")
+def _(store):
+    (store / "meta/ids/c/5").write_bytes(b"abc")
+
+
+@damage("attributes", kind="attributes", place="zarr.json", says="'fields'")
+def _(store):
+    edit(store, lambda document: document["attributes"].update(fields=3))
+
+
+@damage("presence", kind="missing", place="present/energy", says="no such array")
+def _(store):
+    edit(store, lambda document: own(document).update(partly_present=["energy"]))
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_is_told_for_what_it_is(tmp_path, name):
+    fault, expected = FAULTS[name]
+    store = write(tmp_path / "store")
+    fault(store)
+    before = {path: path.read_bytes() for path in store.rglob("*") if path.is_file()}
+    report = check(store)
+    found = [item for item in report.findings if item.kind == expected["kind"]]
+    assert [(item.place, item.severity) for item in found] == [
+        (expected["place"], expected.get("severity", ERROR))
+    ]
+    assert expected["says"] in found[0].message
+    assert report.ok == (not report.of(ERROR))
+    assert {item.kind for item in report.of(ERROR)} <= {expected["kind"], "ids", "edges"}
+    after = {path: path.read_bytes() for path in store.rglob("*") if path.is_file()}
+    assert before == after
+    text = str(report)
+    assert found[0].message in text.replace("\n", " ") or found[0].message in text
+    assert json.loads(json.dumps(report.to_dict()))["ok"] == report.ok
+
+
+def test_duplicates_are_noted(tmp_path):
+    with zp.ZarrData(tmp_path / "store") as sink:
+        sink.write(numbered_batch([1, 2, 3, 1, 2]))
+    report = check(tmp_path / "store")
+    assert kinds(report) == {("duplicates", NOTE, "meta/ids")}
+    assert "2 samples" in only(report, "duplicates").message
+
+
+def test_several_faults_are_told_at_once(tmp_path):
+    store = write(tmp_path / "store")
+    for name in ("bad-metadata", "stray-edge", "cut-chunk", "flipped-number", "unit"):
+        if name != "cut-chunk":
+            FAULTS[name][0](store)
+    (store / "custom/serial/c/0").unlink()
+    assert check(store).kinds(ERROR) == {"metadata", "edges", "ids", "unit", "missing-chunk"}
+
+
+@pytest.mark.parametrize("config", [ZSTD, SHARDED], ids=["zstd", "sharded"])
+def test_one_flipped_byte_in_any_object_of_a_store_with_checksums(config):
+    content = {}
+    write(content, count=40, config=config)
+    rng = np.random.default_rng()
+    chunks = [key for key in content if "/c/" in key]
+    assert len(chunks) > 12
+    for key in chunks:
+        store = dict(content)
+        raw = bytearray(store[key].to_bytes())
+        place = int(rng.integers(len(raw)))
+        raw[place] ^= 1 << int(rng.integers(8))
+        store[key] = type(store[key]).from_bytes(bytes(raw))
+        report = check(MemoryStore(store))
+        assert "chunk" in report.kinds(ERROR), (key, place)

@@ -1,0 +1,143 @@
+"""The single changes of a repair: entries of pointers, lost rows, masks of rows."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from zarrpipe.data.csr import Int64Array, pointers, segment_rows
+from zarrpipe.store import files
+from zarrpipe.store.appender import StoreAppender
+from zarrpipe.store.check.extents import Extents
+from zarrpipe.store.check.report import some
+from zarrpipe.store.check.restore import Entries, gaps, restored_atoms, restored_edges
+from zarrpipe.store.check.subject import Subject
+from zarrpipe.store.columns import Column, open_column
+from zarrpipe.store.layout import (
+    ATOMS_MASK,
+    ATOMS_PTR,
+    EDGES_MASK,
+    EDGES_PTR,
+    SAMPLES_MASK,
+    chunk_file,
+)
+
+Say = Callable[[str], object]
+
+
+def mend_pointers(
+    subject: Subject, extents: Extents, say: Say, *, drop: bool
+) -> tuple[int, Int64Array]:
+    """Write the broken entries of pointers that can be told, and with `drop` all of them.
+
+    Returns
+    -------
+    samples : int
+        How many there are then.
+    lost : array [K] int64
+        Samples whose borders are not known, which are to be deleted.
+    """
+    atoms = restored_atoms(subject, extents)
+    proven = {ATOMS_PTR: atoms, EDGES_PTR: restored_edges(subject, extents, atoms)}
+    samples, lost = extents.samples, np.zeros(0, dtype=np.int64)
+    for path in (EDGES_PTR, ATOMS_PTR):
+        entries, unproven = proven[path], np.setdiff1d(extents.broken[path], [*proven[path]])
+        if drop and len(unproven):
+            invented, first = _invented(subject, extents, path, unproven)
+            samples = min(samples, first - 1)
+            touched = [s for entry in invented for s in (entry - 1, entry)]
+            lost = np.union1d(lost, np.array(touched, dtype=np.int64))
+            entries = invented | entries
+        if entries:
+            _write_entries(subject, path, entries)
+            say(f"wrote {some(sorted(entries), 'entry', 'entries')} of {path}")
+    if samples < extents.samples:
+        column = _column(subject, ATOMS_PTR)
+        column.clear_from(samples + 1)
+        column.close()
+        say(f"ended the store after {samples:,} of {extents.samples:,} samples")
+    return samples, lost[lost < samples]
+
+
+def _invented(
+    subject: Subject, extents: Extents, path: str, unproven: Int64Array
+) -> tuple[Entries, int]:
+    """Entries that keep all other samples where they are, and the first for which there is none.
+
+    Between atoms each sample gets at least one; the samples beside such an entry are to be deleted.
+    """
+    found: Entries = {}
+    step = int(path == ATOMS_PTR)
+    for first, last, before, behind in gaps(subject, extents, path):
+        if not np.isin(np.arange(first, last + 1), unproven).any():
+            continue
+        if last == extents.samples or before + step * (last - first + 2) > behind:
+            return found, first
+        found |= {entry: before + step * (entry - first + 1) for entry in range(first, last + 1)}
+    lacking = unproven[unproven >= len(subject.arrays[path])]
+    return found, int(lacking[0]) if len(lacking) else extents.samples + 1
+
+
+def _write_entries(subject: Subject, path: str, entries: Entries) -> None:
+    restore_sizes(subject, path)
+    column = _column(subject, path)
+    for entry, value in sorted(entries.items()):
+        column.write(entry, np.array([value], dtype=np.int64))
+    column.close()
+
+
+def _column(subject: Subject, path: str) -> Column:
+    directory = subject.root.directory
+    return open_column(subject.arrays[path].array, None if directory is None else directory / path)
+
+
+def restore_sizes(subject: Subject, path: str) -> None:
+    """Give plain chunk files that were cut, or are too long, their size again."""
+    rows, directory = subject.arrays[path], subject.root.directory
+    if directory is None or not rows.plain:
+        return
+    unit = int(rows.array.chunks[0])
+    for index in rows.broken:
+        with chunk_file(directory / path, index, rows.array.ndim).open("r+b") as file:
+            files.resize(file.fileno(), unit * rows.row_bytes)
+
+
+def fill_broken(subject: Subject, path: str, say: Say) -> None:
+    """Fill what is lost of an array, so that the rest of it can be read."""
+    rows = subject.arrays[path]
+    if not rows.broken:
+        return
+    restore_sizes(subject, path)
+    if not rows.plain:
+        array, unit = rows.array, int(rows.array.chunks[0])
+        shard = int((array.shards or array.chunks)[0]) // unit
+        broken, last = set(rows.broken), -(-len(rows) // unit)
+        for index in rows.broken:
+            first = index - index % shard
+            whole = range(first, min(first + shard, last))
+            units = whole if broken.issuperset(whole) else range(index, index + 1)
+            stop = min(units.stop * unit, len(rows))
+            array[units.start * unit : stop] = array.fill_value
+    say(f"filled {some(rows.broken, 'chunk')} of {path}")
+
+
+def mask_rows(appender: StoreAppender, samples: Int64Array) -> None:
+    """Mask the rows of samples as the samples are masked."""
+    kept = appender.column(SAMPLES_MASK).read(0, appender.extent.samples)[samples]
+    for mask, path in ((ATOMS_MASK, ATOMS_PTR), (EDGES_MASK, EDGES_PTR)):
+        stored = appender.column(path).read(0, appender.extent.samples + 1)
+        for value in (True, False):
+            chosen = samples[kept == value]
+            starts = stored[chosen]
+            rows = segment_rows(starts, pointers(stored[chosen + 1] - starts))
+            _set(appender.column(mask), rows, value=value)
+
+
+def _set(column: Column, rows: Int64Array, *, value: bool) -> None:
+    """Set rows of a mask; whole chunks, since in a new chunk file the others would read False."""
+    unit = column.chunk_rows
+    for chunk in np.unique(rows // unit).tolist():
+        start, stop = chunk * unit, (chunk + 1) * unit
+        column.reserve(stop)
+        mask = column.read(start, stop)
+        mask[rows[(rows >= start) & (rows < stop)] - start] = value
+        column.write(start, mask)

@@ -1,0 +1,114 @@
+"""Putting a store right: what is not committed is cleared, metadata are written anew.
+
+Every step is a change that a kill leaves done or undone, and that the next repair finds again. What
+would give up a sample that was committed is done only where that is asked for.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from zarrpipe.store import files
+from zarrpipe.store.appender import StoreAppender
+from zarrpipe.store.check.examine import Examination
+from zarrpipe.store.check.extents import Extents
+from zarrpipe.store.check.mend import fill_broken, mask_rows, mend_pointers
+from zarrpipe.store.check.neighbours import RELATIVE
+from zarrpipe.store.check.recount import recount_edges
+from zarrpipe.store.check.report import Severity, some
+from zarrpipe.store.check.samples import Seen
+from zarrpipe.store.check.subject import Subject
+from zarrpipe.store.check.surroundings import SWEEP, leftovers
+from zarrpipe.store.config import ZarrWriteConfig
+from zarrpipe.store.exchange import remove_leftovers
+from zarrpipe.store.layout import SAMPLES_MASK
+from zarrpipe.store.lock import WriterLock
+from zarrpipe.store.maintenance import delete_samples
+
+Say = Callable[[str], object]
+_CAPACITY = 1_000_000
+_LOST = ("unreadable", "missing-chunk", "ids", "edges")
+_FIRST = {"attributes", "metadata", "missing", "dtype", "level", "length", "presence", "unit"}
+
+
+def repair(found: Examination, lock: WriterLock | None, say: Say, *, drop: bool) -> None:
+    """Carry out what the report of an examination plans.
+
+    Parameters
+    ----------
+    found
+        What the examination has shown, made while `lock` was held.
+    lock
+        Lock of a local store, which is given up.
+    say
+        Called with what was done, after each step.
+    drop
+        Whether samples may be given up.
+    """
+    subject, plan = found.subject, found.report.plan(drop=drop)
+    try:
+        if subject is None or found.extents is None or found.seen is None:
+            return
+        if SWEEP in plan:
+            _sweep(subject, say)
+        blocking = found.report.kinds(Severity.ERROR) & _FIRST
+        if blocking:
+            say(f"left all else as it is, since no repair knows the way: {', '.join(blocking)}")
+            return
+        if RELATIVE in plan and found.shifts is not None:
+            recount_edges(subject, found.shifts)
+            moved = some(np.flatnonzero(found.shifts.by), "sample")
+            say(f"made the edges of {moved} count from the store")
+        if subject.ours and any(step not in (SWEEP, RELATIVE) for step in plan):
+            _write_anew(subject, found.extents, found.seen, lock, say, drop=drop)
+    finally:
+        if lock is not None:
+            lock.release()
+
+
+def _sweep(subject: Subject, say: Say) -> None:
+    """Remove what killed writers and repairs left."""
+    if subject.root.directory is None:
+        return
+    place = subject.root.directory.resolve()
+    remove_leftovers(place)
+    for path in leftovers(place):
+        if path.is_relative_to(place):
+            (files.remove_tree if path.is_dir() else files.unlink)(path)
+    say(SWEEP.replace("remove", "removed"))
+
+
+def _write_anew(
+    subject: Subject,
+    extents: Extents,
+    seen: Seen,
+    lock: WriterLock | None,
+    say: Say,
+    *,
+    drop: bool,
+) -> None:
+    """Mend pointers, masks, shapes and numbers of a store of ours."""
+    samples, lost = mend_pointers(subject, extents, say, drop=drop)
+    if drop:
+        lost = np.union1d(lost, seen.of(*_LOST))
+        for path in subject.paths.values():
+            fill_broken(subject, path, say)
+        told = subject.group.attrs.asdict()
+        if subject.attributes.num_samples > samples:
+            subject.group.update_attributes({**told, "num_samples": samples})
+            say(f"wrote num_samples, {samples:,}")
+    appender = StoreAppender(subject.root, ZarrWriteConfig(), _CAPACITY, lock)
+    try:
+        lost = lost[lost < appender.extent.samples]
+        kept = appender.column(SAMPLES_MASK).read(0, appender.extent.samples)
+        if len(lost := lost[kept[lost]]):
+            delete_samples(appender, lost)
+            say(f"deleted {some(lost, 'sample')}")
+        unlike = np.union1d(seen.of("row-masks"), lost)
+        if len(unlike := unlike[unlike < appender.extent.samples]):
+            mask_rows(appender, unlike)
+            say("wrote atoms_mask and edges_mask from samples_mask")
+        appender.close()
+        say(f"made shapes, num_samples and deleted those of {appender.extent.samples:,} samples")
+    finally:
+        appender.abandon()

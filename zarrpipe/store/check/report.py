@@ -1,0 +1,215 @@
+"""What a check has found: findings, counts, and how they read."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from zarrpipe.data.fields import Level
+
+_FIRST = 5
+
+
+class Severity(StrEnum):
+    """How bad a finding is."""
+
+    ERROR = "error"
+    WARNING = "warning"
+    NOTE = "note"
+
+
+_ORDER = {severity: rank for rank, severity in enumerate(Severity)}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that a check came upon.
+
+    Parameters
+    ----------
+    kind
+        What it is, one word for programs.
+    severity
+        An error is damage, or a disagreement that makes samples unreadable or wrong. A warning is
+        worth a look. A note is how things are.
+    place
+        Array, attribute or file, as a place in the store.
+    message
+        What was found, what was expected and the way out.
+    repair
+        What ``repair=True`` does about it, which loses nothing; "" if nothing.
+    drop
+        What ``repair=True, drop=True`` does about it, which gives samples up; "" if nothing.
+    """
+
+    kind: str
+    severity: Severity
+    place: str
+    message: str
+    repair: str = ""
+    drop: str = ""
+
+    @property
+    def repairable(self) -> bool:
+        """Whether ``repair=True`` puts it right without giving samples up."""
+        return bool(self.repair)
+
+    def __str__(self) -> str:
+        lines = [f"{self.severity.value:<8} {self.place}: {self.message} [{self.kind}]"]
+        lines += [f"         --repair: {self.repair}"] if self.repair else []
+        lines += [f"         --repair --drop: {self.drop}"] if self.drop else []
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class FieldFacts:
+    """A field as the store has it.
+
+    Parameters
+    ----------
+    name, dtype, unit
+        As in the store; the unit is "" where none stands there.
+    level
+        What a row belongs to.
+    shape
+        Shape of one row.
+    present
+        Samples, the deleted left out, that have the field.
+    """
+
+    name: str
+    level: Level
+    dtype: str
+    shape: tuple[int, ...]
+    unit: str
+    present: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `zarrpipe.check` found; `print` it to read it.
+
+    Parameters
+    ----------
+    store
+        Place of the store.
+    samples, atoms, edges
+        What is committed, the deleted included.
+    deleted
+        Samples whose mask is False.
+    fields
+        Each field as it is stored.
+    findings
+        The worst first.
+    repairs
+        What was done, in order; empty without ``repair=True``.
+
+    Examples
+    --------
+    >>> report = Report("run", 2, 0, 6, 0)
+    >>> report.ok, report.exit_code
+    (True, 0)
+    """
+
+    store: str
+    samples: int = 0
+    deleted: int = 0
+    atoms: int = 0
+    edges: int = 0
+    fields: tuple[FieldFacts, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    repairs: tuple[str, ...] = field(default=())
+
+    @property
+    def ok(self) -> bool:
+        """Whether no finding is an error."""
+        return not self.of(Severity.ERROR)
+
+    @property
+    def exit_code(self) -> int:
+        """0 if `ok`, else 1."""
+        return 0 if self.ok else 1
+
+    def of(self, severity: Severity) -> tuple[Finding, ...]:
+        """Findings of one severity."""
+        return tuple(item for item in self.findings if item.severity is severity)
+
+    def kinds(self, severity: Severity | None = None) -> set[str]:
+        """Kinds of the findings, or of those of one severity."""
+        return {item.kind for item in self.findings if severity in (None, item.severity)}
+
+    def plan(self, *, drop: bool = False) -> tuple[str, ...]:
+        """What a repair would do, each thing once."""
+        steps = [item.repair for item in self.findings]
+        steps += [f"{item.place}: {item.drop}" for item in self.findings if item.drop and drop]
+        return tuple(dict.fromkeys(step for step in steps if step))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain types, for JSON."""
+        return {
+            "store": self.store,
+            "ok": self.ok,
+            "samples": self.samples,
+            "deleted": self.deleted,
+            "atoms": self.atoms,
+            "edges": self.edges,
+            "fields": [_plain(item) for item in self.fields],
+            "findings": [{**_plain(item), "repairable": item.repairable} for item in self.findings],
+            "repairs": list(self.repairs),
+        }
+
+    def __str__(self) -> str:
+        lines = [
+            self.store,
+            (
+                f"  {self.samples:,} samples ({self.deleted:,} deleted), {self.atoms:,} atoms, "
+                f"{self.edges:,} edges"
+            ),
+            *_table(self.fields),
+        ]
+        if self.repairs:
+            lines += ["done:", *(f"  {item}" for item in self.repairs)]
+        lines += ["findings:" if self.findings else "findings: none"]
+        lines += [f"  {item}".replace("\n", "\n  ") for item in self.findings]
+        return "\n".join([*lines, self._verdict])
+
+    @property
+    def _verdict(self) -> str:
+        count = {severity: len(self.of(severity)) for severity in Severity}
+        what = ", ".join(f"{n} {s.value}{'' if n == 1 else 's'}" for s, n in count.items() if n)
+        return f"{'good' if self.ok else 'DAMAGED'}{': ' if what else ''}{what}"
+
+
+def worst_first(findings: list[Finding]) -> tuple[Finding, ...]:
+    """Findings by severity, else in the order in which they were made."""
+    return tuple(sorted(findings, key=lambda item: _ORDER[item.severity]))
+
+
+def some(numbers: Any, one: str, many: str = "") -> str:
+    """How many there are, and the first of them; `many` is the plural of `one`.
+
+    Examples
+    --------
+    >>> some([3], "sample"), some(range(7), "sample")
+    ('1 sample (3)', '7 samples (0, 1, 2, 3, 4, ...)')
+    """
+    listed = [int(number) for number in numbers[:_FIRST]]
+    shown = ", ".join(map(str, listed)) + (", ..." if len(numbers) > _FIRST else "")
+    return f"{len(numbers):,} {one if len(numbers) == 1 else many or f'{one}s'} ({shown})"
+
+
+def _plain(item: FieldFacts | Finding) -> Mapping[str, Any]:
+    return {key: list(v) if isinstance(v, tuple) else v for key, v in vars(item).items()}
+
+
+def _table(fields: tuple[FieldFacts, ...]) -> list[str]:
+    rows = [("field", "level", "dtype", "row", "unit", "present")] if fields else []
+    for item in fields:
+        shape = "x".join(map(str, item.shape)) or "1"
+        row = (item.name, item.level.value, item.dtype, shape, item.unit or "-")
+        rows.append((*row, f"{item.present:,}"))
+    wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  " + "  ".join(cell.ljust(n) for cell, n in zip(row, wide, strict=True)).rstrip()
+        for row in rows
+    ]

@@ -1,0 +1,150 @@
+"""What lies in and beside a store that it does not name: left by killed writers, or by others."""
+
+import json
+import os
+import re
+import socket
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import zarr
+
+from zarrpipe.errors import StoreFormatError
+from zarrpipe.store.check.report import Finding, Severity
+from zarrpipe.store.check.rows import Rows, Tell
+from zarrpipe.store.check.subject import Subject
+from zarrpipe.store.layout import GROUPS
+from zarrpipe.store.trust import reading
+
+_LOCK = "meta/atoms_ptr/.lock"
+REPAIRED = re.compile(r"\.(?P<name>\w+)\.repair-[0-9a-f]{8}")
+SWEEP = "remove what killed writers left"
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who has a store open for writing, as far as can be told without touching its lock.
+
+    Parameters
+    ----------
+    name
+        Process, host and start.
+    lives
+        Whether it can be alive: on this machine its process is there, of another nothing is known.
+    """
+
+    name: str
+    lives: bool
+
+
+def holder_of(directory: Path | None) -> Holder | None:
+    """Who holds the lock of a local store; None if it was given up or there is none."""
+    if directory is None:
+        return None
+    try:
+        said = json.loads((directory / _LOCK).read_bytes())
+        pid, host, since = int(said["pid"]), str(said["host"]), float(said["since"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(since))
+    lives = host != socket.gethostname() or _runs(pid)
+    return Holder(f"process {pid} on {host} since {when}", lives)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def tell_lock(holder: Holder | None, tell: Tell) -> None:
+    """Tell who writes the store, or did until it died."""
+    if holder is None:
+        return
+    message = (
+        f"{holder.name} is writing the store: what it has not finished is noted, not judged"
+        if holder.lives
+        else f"{holder.name} held the lock and is no more: the next writer takes it over"
+    )
+    tell(Finding("lock", Severity.NOTE, _LOCK, message))
+
+
+def tell_strays(subject: Subject, tell: Tell) -> None:
+    """Tell of arrays that the attributes do not name."""
+    for part in GROUPS:
+        try:
+            names = _members(subject, part)
+        except (StoreFormatError, OSError) as error:
+            tell(Finding("stray", Severity.NOTE, part, f"cannot be listed: {error}"))
+            continue
+        for path in (f"{part}/{name}" for name in sorted(names)):
+            if path not in subject.known and not REPAIRED.fullmatch(path.partition("/")[2]):
+                message = "the attributes do not name it: zarrpipe leaves it as it is"
+                tell(Finding("stray", Severity.NOTE, path, message))
+
+
+def _members(subject: Subject, part: str) -> list[str]:
+    """Names of what is in a group."""
+    directory = subject.root.directory
+    if directory is not None:  # without reading their metadata, which may be damaged
+        folder = directory / part
+        return (
+            [entry.name for entry in folder.iterdir() if entry.is_dir()] if folder.is_dir() else []
+        )
+    with reading(f"{subject.root}/{part}"):
+        group = subject.group.get(part)
+        return list(group.keys()) if isinstance(group, zarr.Group) else []
+
+
+def leftovers(place: Path) -> list[Path]:
+    """What writers and repairs that were killed left in and beside a local store."""
+    place = place.resolve()
+    beside = re.compile(rf"\.{re.escape(place.name)}\.rewrite-[0-9a-f]{{8}}(\.old)?")
+    found = [entry for entry in place.parent.iterdir() if beside.fullmatch(entry.name)]
+    for folder, folders, files in os.walk(place):
+        found += [Path(folder, name) for name in files if name.endswith(".partial")]
+        left = [name for name in folders if REPAIRED.fullmatch(name)]
+        found += [Path(folder, name) for name in left]
+        folders[:] = [name for name in folders if name not in left]
+    return sorted(found)
+
+
+def tell_leftovers(subject: Subject, tell: Tell) -> None:
+    """Tell of files and directories that no array has."""
+    if subject.root.directory is None:
+        return
+    place = subject.root.directory.resolve()
+    for path in leftovers(place):
+        shown = path.relative_to(place) if path.is_relative_to(place) else Path("..", path.name)
+        message = "was left by a writer that was killed while it made it"
+        tell(Finding("leftover", Severity.WARNING, shown.as_posix(), message, SWEEP))
+
+
+def tell_chunk_files(subject: Subject, needed: dict[str, int], tell: Tell) -> None:
+    """Tell of chunk files behind the committed rows that have the wrong size."""
+    directory = subject.root.directory
+    for path, rows in subject.arrays.items():
+        if directory is None or not rows.plain:
+            continue
+        for file, size, whole in _odd_files(directory / path, rows, needed[path]):
+            shown = file.relative_to(directory).as_posix()
+            message = f"has {size:,} bytes, expected {whole:,}, and no committed row: remove it"
+            tell(Finding("chunk", Severity.WARNING, shown, message))
+
+
+def _odd_files(folder: Path, rows: Rows, needed: int) -> list[tuple[Path, int, int]]:
+    unit = int(rows.array.chunks[0])
+    whole, found = unit * rows.row_bytes, []
+    entries = os.scandir(folder / "c") if (folder / "c").is_dir() else ()
+    for entry in entries:
+        if entry.name.isdecimal() and int(entry.name) * unit >= needed:
+            file = Path(entry.path, *("0",) * (rows.array.ndim - 1))
+            size = file.stat().st_size if file.is_file() else whole
+            if size != whole:
+                found.append((file, size, whole))
+    return found
