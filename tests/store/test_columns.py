@@ -15,8 +15,9 @@ from zarrpipe.errors import StoreFormatError
 from zarrpipe.store import addresses, columns, files, flat, layout
 from zarrpipe.store.columns import PlainColumn, ZarrColumn, open_column
 from zarrpipe.store.config import ZarrWriteConfig
-from zarrpipe.store.flat import LoadedArray, MappedArray, can_be_mapped
+from zarrpipe.store.flat import MappedArray, can_be_mapped
 from zarrpipe.store.layout import ArraySpec, Level, chunk_file, create_array, is_plain
+from zarrpipe.store.loaded import LoadedArray
 from zarrpipe.store.view import StoreView
 from zarrpipe.testing import assert_batches_equal, numbered_batch
 

@@ -315,7 +315,9 @@ class TestErrors:
         array = staged(stage, store, values, chunks=256, compressors=ZSTD)
         damaged = zarr.core.buffer.default_buffer_prototype().buffer.from_bytes(b"no zstd")
         whole, store._store_dict["a/c/1/0"] = store._store_dict["a/c/1/0"], damaged
-        with pytest.raises(OSError, match="cannot fetch rows 256 to 512"):
+        with pytest.raises(
+            StoreFormatError, match=r"rows 256 to 512 .*/a cannot be read, it is dam"
+        ):
             stage.bring([(array, *segments([300], [301]))])
         store._store_dict["a/c/1/0"] = whole
         array.ensure(1000)

@@ -727,7 +727,9 @@ class TestForeign:
         either.fill(8)
         group = zarr.open_group(either.store, mode="r+")
         group["meta/atoms_ptr"][3] = 1
-        with pytest.raises(StoreFormatError, match="atoms_ptr falls.* sample 2 would have rows 3 "):
+        with pytest.raises(
+            StoreFormatError, match=r"atoms_ptr falls.* sample 2 would have rows 3 "
+        ):
             StoreView(either.store)
 
     def test_pointers_that_are_damaged_while_they_are_mapped(self, local):

@@ -7,6 +7,9 @@ import numpy as np
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.csr import AnyArray
 from zarrpipe.data.fields import Level
+from zarrpipe.errors import StoreFormatError
+
+_BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -71,3 +74,35 @@ def committed_samples(pointers: AnyArray, known: int = 0) -> int:
         low, high = (middle, high) if pointers[middle] else (low, middle - 1)
     zeros = np.flatnonzero(pointers[first + 1 : low + 1] == 0)
     return first + int(zeros[0]) if len(zeros) else low
+
+
+def check_pointers(place: str, pointers: AnyArray, known: int, least: int) -> None:
+    """Refuse pointers that do not rise from zero.
+
+    Parameters
+    ----------
+    place
+        Their name, for the message.
+    pointers : array [N + 1] integer
+        Those of samples that are committed.
+    known
+        Samples whose pointers were looked at before.
+    least
+        Rows that a sample has at least.
+
+    Raises
+    ------
+    StoreFormatError
+        If they do not.
+    """
+    if pointers[0] != 0:
+        raise StoreFormatError(f"{place} begins with {pointers[0]}, expected 0: it is damaged")
+    for start in range(known, len(pointers) - 1, _BLOCK):
+        block = np.asarray(pointers[start : start + _BLOCK + 1], dtype=np.int64)
+        wrong = block[1:] <= block[:-1] if least else block[1:] < block[:-1]
+        if wrong.any():
+            at = start + int(np.argmax(wrong))
+            raise StoreFormatError(
+                f"{place} falls, is negative or has a sample without atoms: sample {at} would "
+                f"have rows {pointers[at]} to {pointers[at + 1]}; it is damaged"
+            )

@@ -2,9 +2,15 @@
 
 A plain local array is mapped: its chunk files stand back to back in one reserved address range,
 so that the page cache is the array. Pointers, masks and ids of other stores are loaded through
-zarr-python; their fields are staged. What a reader does with any of them is the same gather.
+zarr-python (see `loaded`); their fields are staged. What a reader does with any of them is the
+same gather.
+
+A chunk file is looked at before it is mapped, and again at every refresh. One that is truncated in
+between makes the system stop the process with SIGBUS when its rows are touched, which no library
+can turn into an exception; nothing of zarrpipe ever shortens a chunk file.
 """
 
+import math
 import mmap
 import os
 import weakref
@@ -19,7 +25,12 @@ from zarrpipe.data.csr import AnyArray
 from zarrpipe.errors import StoreFormatError
 from zarrpipe.store.addresses import AddressRange
 from zarrpipe.store.layout import chunk_file, is_plain
+from zarrpipe.store.regular import open_regular
 
+OpenArray = Callable[[], zarr.Array[Any]]
+
+_MOST_FILES = 1 << 14  # a process may have 65,530 maps
+_LARGEST_FILLED = 1 << 30
 _RESERVE_FACTOR = 4
 _LEAST_RESERVE = 1 << 26
 
@@ -43,7 +54,17 @@ class FlatArray(Protocol):
 
 def can_be_mapped(array: zarr.Array[Any], directory: Path | None) -> bool:
     """Whether the chunk files of an array are its rows; `directory` is its own if it is local."""
-    return directory is not None and is_plain(array) and MappedArray.fits(array)
+    few = -(-array.shape[0] // max(array.chunks[0], 1)) <= _MOST_FILES
+    return directory is not None and few and is_plain(array) and MappedArray.fits(array)
+
+
+def check_rows(place: object, have: int, rows: int) -> None:
+    """Refuse an array with fewer rows than are committed."""
+    if rows > have:
+        raise StoreFormatError(
+            f"{place} has {have} rows, the pointers say {rows}: "
+            "the array was cut or belongs to another store"
+        )
 
 
 class MappedArray:
@@ -51,17 +72,36 @@ class MappedArray:
 
     Arrays that were taken from `data` stay valid when the mapping moves or the files are
     unlinked. A chunk file that is not there reads as the fill value.
+
+    Parameters
+    ----------
+    array
+        The array, as it was opened.
+    directory
+        Its own.
+    reopen : callable, optional
+        Opens it again, to ask for its shape; by default the shape is not asked for.
+    complete : bool
+        Whether all rows that are committed must have a chunk file.
     """
 
-    def __init__(self, array: zarr.Array[Any], directory: Path) -> None:
+    def __init__(
+        self,
+        array: zarr.Array[Any],
+        directory: Path,
+        reopen: OpenArray | None = None,
+        *,
+        complete: bool = False,
+    ) -> None:
         self._directory, self._ndim = directory, array.ndim
+        self._reopen, self._complete = reopen, complete
+        self._allocated = int(array.shape[0])
         self._dtype, self._row_shape = np.dtype(array.dtype), array.shape[1:]
         self._chunk_rows = int(array.chunks[0])
-        self._row_bytes = self._dtype.itemsize * int(np.prod(self._row_shape, dtype=np.int64))
-        self._chunk_bytes = self._chunk_rows * self._row_bytes
+        self._chunk_bytes = self._chunk_rows * self._dtype.itemsize * math.prod(self._row_shape)
         self._fill = array.fill_value
         self._range = AddressRange(self._reserve(1))
-        self._chunks = 0
+        self._inodes: list[int | None] = []
         self._holes: set[int] = set()
         self._filled: int | None = None
         self._data = self._view()
@@ -69,8 +109,8 @@ class MappedArray:
     @staticmethod
     def fits(array: zarr.Array[Any]) -> bool:
         """Whether each chunk is a whole number of pages."""
-        row_items = int(np.prod(array.shape[1:], dtype=np.int64))
-        chunk_bytes = int(array.chunks[0]) * np.dtype(array.dtype).itemsize * row_items
+        row_bytes = np.dtype(array.dtype).itemsize * math.prod(array.shape[1:])
+        chunk_bytes = int(array.chunks[0]) * row_bytes
         return chunk_bytes > 0 and chunk_bytes % mmap.ALLOCATIONGRANULARITY == 0
 
     @property
@@ -78,35 +118,66 @@ class MappedArray:
         """Rows of the mapped chunks; see `FlatArray.data`."""
         return self._data
 
+    @property
+    def first_file(self) -> int | None:
+        """Inode of the first chunk file, which no other file gets as long as it is mapped."""
+        return self._inodes[0] if self._inodes else None
+
     def leave(self) -> None:
         """Take pages out of this process that it has touched; the page cache keeps them."""
-        self._range.leave(self._chunks * self._chunk_bytes)
+        self._range.leave(len(self._inodes) * self._chunk_bytes)
+
+    def within(self, rows: int) -> int:
+        """How many of the first `rows` the shape of the array allows."""
+        if rows > self._allocated and self._reopen is not None:
+            self._allocated = int(self._reopen().shape[0])
+        return rows if self._reopen is None else min(rows, self._allocated)
 
     def ensure(self, rows: int) -> None:
         """Map the chunks of the first `rows`; see `FlatArray.ensure`."""
         chunks = -(-rows // self._chunk_rows)
-        if chunks <= self._chunks and not self._holes:
+        check_rows(self._directory, self.within(rows), rows)
+        if chunks <= len(self._inodes) and not self._holes:
             return
         self._fill_holes()
-        if chunks > self._chunks:
+        if chunks > len(self._inodes):
             self._room_for(chunks)
-            for index in range(self._chunks, chunks):
-                if not self._map(index):
-                    self._map_fill(index)
-            self._chunks = chunks
+            self._inodes += [self._opened(index) for index in range(len(self._inodes), chunks)]
             self._data = self._view()
 
     def grow(self) -> None:
         """Map further chunk files as long as there are; see `FlatArray.grow`."""
-        before = self._chunks
+        before = len(self._inodes)
         self._fill_holes()
-        while self._path(self._chunks).exists():
-            self._room_for(self._chunks + 1)
-            if not self._map(self._chunks):
+        while self._path(len(self._inodes)).exists():
+            self._room_for(len(self._inodes) + 1)
+            inode = self._map(len(self._inodes))
+            if inode is None:
                 break
-            self._chunks += 1
-        if self._chunks != before:
+            self._inodes.append(inode)
+        if len(self._inodes) != before:
             self._data = self._view()
+
+    def verify(self) -> None:
+        """Look at the mapped files again, and map those that were replaced by others.
+
+        Zarr replaces a chunk file by another of its name when it writes to it. One that was removed
+        stays mapped.
+
+        Raises
+        ------
+        StoreFormatError
+            If one has another size; its rows must not be touched any more.
+        """
+        for index, inode in enumerate(self._inodes):
+            if inode is None:
+                continue
+            try:
+                found = self._path(index).stat()
+            except FileNotFoundError:
+                continue
+            if found.st_ino != inode or found.st_size != self._chunk_bytes:
+                self._inodes[index] = self._map(index) or inode
 
     def _path(self, index: int) -> Path:
         return chunk_file(self._directory, index, self._ndim)
@@ -115,51 +186,71 @@ class MappedArray:
         return max(_RESERVE_FACTOR * chunks * self._chunk_bytes, _LEAST_RESERVE)
 
     def _view(self) -> AnyArray:
-        flat = np.asarray(self._range)[: self._chunks * self._chunk_bytes]
+        flat = np.asarray(self._range)[: len(self._inodes) * self._chunk_bytes]
         return flat.view(self._dtype).reshape(-1, *self._row_shape)
 
     def _room_for(self, chunks: int) -> None:
         """Move to a larger range when the one that is reserved would be outgrown."""
         if chunks * self._chunk_bytes <= self._range.size:
             return
+        before = self._range
         self._range = AddressRange(self._reserve(chunks))
-        for index in range(self._chunks):
-            if not self._map(index):
-                self._map_fill(index)
+        try:
+            self._inodes = [self._opened(index) for index in range(len(self._inodes))]
+        except BaseException:
+            self._range = before
+            raise
 
-    def _map(self, index: int) -> bool:
-        """Map a chunk file; False if it is not there."""
+    def _opened(self, index: int) -> int | None:
+        """Map a chunk file and give its inode, or let one that is not there read as the fill."""
+        inode = self._map(index)
+        if inode is None:
+            if self._complete or (index < len(self._inodes) and self._inodes[index] is not None):
+                raise self._lacks(index)
+            self._map_fill(index)
+        return inode
+
+    def _map(self, index: int) -> int | None:
+        """Map a chunk file and give its inode; None if it is not there."""
         path = self._path(index)
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = open_regular(path)
         except FileNotFoundError:
-            return False
+            return None
         try:
-            size = os.fstat(descriptor).st_size
-            if size != self._chunk_bytes:
+            found = os.fstat(descriptor)
+            if found.st_size != self._chunk_bytes:
                 raise StoreFormatError(
-                    f"{path} has {size} bytes, expected {self._chunk_bytes}: the file was "
+                    f"{path} has {found.st_size} bytes, expected {self._chunk_bytes}: the file was "
                     "truncated or belongs to another array"
                 )
             self._place(index, descriptor)
         finally:
             os.close(descriptor)
-        return True
+        return found.st_ino
 
     def _place(self, index: int, descriptor: int) -> None:
         self._range.map(index * self._chunk_bytes, self._chunk_bytes, descriptor)
 
     def _map_fill(self, index: int) -> None:
         """Let a chunk that is not there read as the fill value."""
-        self._holes.add(index)
         fill = np.full(1, self._fill, dtype=self._dtype)
         if not fill.view(np.uint8).any():
             self._place(index, -1)
-            return
-        if self._filled is None:
-            self._filled = self._filled_chunk()
-            weakref.finalize(self, os.close, self._filled)
-        self._place(index, self._filled)
+        elif self._chunk_bytes > _LARGEST_FILLED:
+            raise self._lacks(index)
+        else:
+            if self._filled is None:
+                self._filled = self._filled_chunk()
+                weakref.finalize(self, os.close, self._filled)
+            self._place(index, self._filled)
+        self._holes.add(index)
+
+    def _lacks(self, index: int) -> StoreFormatError:
+        return StoreFormatError(
+            f"{self._path(index)} is not there, and should hold {self._chunk_bytes} bytes of rows "
+            "that are committed: it was removed, or the store was not copied whole"
+        )
 
     def _filled_chunk(self) -> int:
         """Descriptor of an unnamed file with a chunk of fill, which all holes share."""
@@ -170,55 +261,10 @@ class MappedArray:
         return descriptor
 
     def _fill_holes(self) -> None:
-        self._holes = {index for index in self._holes if not self._map(index)}
-
-
-class LoadedArray:
-    """Rows of any Zarr array, read through zarr-python and kept in memory."""
-
-    def __init__(self, open_array: Callable[[], zarr.Array[Any]], array: zarr.Array[Any]) -> None:
-        self._open, self._array = open_array, array
-        self._buffer = np.empty((0, *array.shape[1:]), dtype=array.dtype)
-        self._rows = 0
-
-    @property
-    def data(self) -> AnyArray:
-        """Rows that were loaded; see `FlatArray.data`."""
-        view = self._buffer[: self._rows]
-        view.flags.writeable = False
-        return view
-
-    def ensure(self, rows: int) -> None:
-        """Load further rows up to `rows`; see `FlatArray.ensure`."""
-        if rows <= self._rows:
-            return
-        if rows > self._array.shape[0]:
-            self._array = self._open()
-        array = self._array
-        if rows > array.shape[0]:
-            raise StoreFormatError(
-                f"{array.store_path} has {array.shape[0]} rows, the pointers say {rows}: "
-                "the array was cut or belongs to another store"
-            )
-        self._load(array, self._rows, rows)
-
-    def grow(self) -> None:
-        """Load again what is not yet committed, and what is new; see `FlatArray.grow`."""
-        array = self._array = self._open()
-        first = int(np.count_nonzero(self._buffer[: self._rows]))
-        self._load(array, first, array.shape[0])
-        zeros = np.flatnonzero(self._buffer[max(first, 1) : self._rows] == 0)
-        if len(zeros):  # chunks are read side by side: a later one may be of a later moment
-            self._buffer[max(first, 1) + zeros[0] : self._rows] = 0
-
-    def _load(self, array: zarr.Array[Any], start: int, stop: int) -> None:
-        if stop > len(self._buffer):
-            larger = np.empty((max(stop, 2 * len(self._buffer)), *array.shape[1:]), array.dtype)
-            larger[:start] = self._buffer[:start]
-            self._buffer = larger
-        if stop > start:
-            self._buffer[start:stop] = array[start:stop]
-        self._rows = stop
+        for index in sorted(self._holes):
+            self._inodes[index] = inode = self._map(index)
+            if inode is not None:
+                self._holes.discard(index)
 
 
 def _unnamed() -> int:

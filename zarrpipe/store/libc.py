@@ -15,6 +15,8 @@ def libc() -> ctypes.CDLL:
     found.madvise.argtypes = [pointer, size, integer]
     if hasattr(found, "mincore"):
         found.mincore.argtypes = [pointer, size, pointer]
+    if hasattr(found, "statfs"):
+        found.statfs.argtypes = [ctypes.c_char_p, pointer]
     if hasattr(found, "fallocate64"):
         found.fallocate64.argtypes = [integer, integer, ctypes.c_int64, ctypes.c_int64]
     return found

@@ -1,5 +1,6 @@
 """One store's side of a gather: where its arrays are, and which rows samples have in them."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -77,7 +78,7 @@ class Column:
     @property
     def row_bytes(self) -> int:
         """Bytes of a row."""
-        return self.dtype.itemsize * int(np.prod(self.shape, dtype=np.int64))
+        return self.dtype.itemsize * math.prod(self.shape)
 
     def path(self, snapshot: Snapshot) -> str | None:
         """Place of the array in a store; None if it has none."""

@@ -3,21 +3,22 @@
 import threading
 import weakref
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import zarr
 
 from zarrpipe.data.csr import AnyArray, Int64Array
+from zarrpipe.data.fields import REQUIRED_FIELDS
 from zarrpipe.data.schema import Schema
 from zarrpipe.errors import StoreFormatError, StoreNotFoundError
-from zarrpipe.store.commit import Extent, committed_samples
-from zarrpipe.store.flat import FlatArray, LoadedArray, MappedArray, can_be_mapped
+from zarrpipe.store.commit import Extent, check_pointers, committed_samples
+from zarrpipe.store.flat import FlatArray, MappedArray, check_rows
+from zarrpipe.store.flats import FlatArrays, required
 from zarrpipe.store.layout import (
     ATOMS_PTR,
     EDGES_PTR,
     SAMPLES_MASK,
     Attributes,
+    field_path,
     find_array,
     is_empty,
     read_schema,
@@ -25,8 +26,8 @@ from zarrpipe.store.layout import (
 from zarrpipe.store.root import Root
 from zarrpipe.store.staging.array import StagedArray
 from zarrpipe.store.staging.caching import Caching
-from zarrpipe.store.staging.place import stage_identity
 from zarrpipe.store.staging.stage import Stage
+from zarrpipe.store.stamp import stamp, was_replaced
 
 _ATTEMPTS = 100
 
@@ -75,12 +76,12 @@ class Snapshot:
 
     def __init__(self, root: Root, caching: Caching | None = None) -> None:
         self.root, self._caching = root, caching or Caching()
-        self._stage: Stage | None = None
+        this = weakref.ref(self)
+        self._flats = FlatArrays(root, self._caching, lambda: _still_current(this))
         self.extent = Extent()
         self.active: Int64Array | None = None
         self.version = 0
         self.lock = threading.RLock()
-        self._flat: dict[str, FlatArray] = {}
         self._seen: object = None
         self._load(None)
 
@@ -101,12 +102,18 @@ class Snapshot:
         ------
         StoreNotFoundError
             If the store is gone; what was read before can still be read.
+        StoreFormatError
+            If it was damaged, or another was put in its place that claims to be the same.
         """
         with self.lock:
             self.version += 1
-            if self._stamp() == self._seen:
-                self._look()
-            if self._stamp() != self._seen:
+            if stamp(self.root) == self._seen:
+                try:
+                    self._look()
+                except StoreFormatError:
+                    if stamp(self.root) == self._seen:
+                        raise
+            if stamp(self.root) != self._seen:
                 self._load(self.attributes)
 
     def rows(self, path: str, rows: int) -> AnyArray:
@@ -131,18 +138,21 @@ class Snapshot:
         StoreFormatError
             As `rows`.
         """
-        flat = self._flat.get(path)
-        if flat is None:
-            flat = self._flat[path] = self._opened(path)
+        flat = self._flats.open(path)
         if isinstance(flat, StagedArray):
             flat.commit(rows)
         elif len(flat.data) < rows:
-            flat.ensure(rows)
+            try:
+                flat.ensure(rows)
+            except StoreFormatError:
+                self._flats.drop(path)
+                self._check_generation()
+                raise
             self.version += 1
             try:
                 self._check_generation()
             except StoreFormatError:
-                del self._flat[path]
+                self._flats.drop(path)
                 raise
         return flat
 
@@ -154,13 +164,13 @@ class Snapshot:
 
     def leave(self, path: str) -> None:
         """Let memory go that rows of a mapped array took in this process; they stay cached."""
-        flat = self._flat.get(path)
+        flat = self._flats.find(path)
         if isinstance(flat, MappedArray):
             flat.leave()
 
     def unit_rows(self, path: str) -> int:
         """Rows of a shard of an array, or of a chunk where there are no shards."""
-        array = _required(self._group, path)
+        array = required(self._group, path)
         return int((array.shards or array.chunks)[0])
 
     @property
@@ -176,13 +186,7 @@ class Snapshot:
         """Let go of the arrays."""
         with self.lock:
             self.version += 1
-            self._forget()
-
-    def _forget(self) -> None:
-        self._flat = {}
-        if self._stage is not None:
-            self._stage.close()
-            self._stage = None
+            self._flats.release()
 
     def moment(self) -> "Moment":
         """What is known now, for a snapshot in another process to know the same."""
@@ -203,7 +207,7 @@ class Snapshot:
             self.version += 1
             self.attributes, self.active = moment.attributes, moment.active
             self.schema = read_schema(self._group, moment.attributes)
-            self.extent = self._extent(moment.samples)
+            self.extent = self._extent(moment.samples, moment.samples)
             self._seen = None
 
     def physical(self, index: Int64Array | None = None) -> Int64Array:
@@ -217,65 +221,41 @@ class Snapshot:
             )
         return index if self.active is None else self.active[index]
 
-    def _opened(self, path: str) -> FlatArray:
-        directory, group = self.root.directory, self._group
-        if directory is None and not path.startswith("meta/"):
-            return self.stage.array(path, lambda: _required(group, path))
-        array = _required(group, path)
-        own = None if directory is None else directory / path
-        if own is not None and can_be_mapped(array, own):
-            return MappedArray(array, own)
-        if path.startswith("meta/"):
-            return LoadedArray(lambda: _required(group, path), array)
-        return self.stage.array(path, lambda: _required(group, path))
-
     @property
     def stage(self) -> Stage:
         """What fetches the rows of fields that cannot be mapped."""
-        if self._stage is None:
-            identity = stage_identity(self.root.path, self._group, self.attributes)
-            caching, this = self._caching, weakref.ref(self)
-            self._stage = Stage(
-                identity, caching.directory, caching.limit, check=lambda: _still_current(this)
-            )
-        return self._stage
+        return self._flats.stage
 
     def _check_generation(self) -> None:
         """Refuse rows that were brought to hand after the store was rewritten."""
-        if self._stamp() == self._seen:
-            return
-        group = self.root.open_group()
-        if group is None or Attributes.read(group).generation != self.attributes.generation:
-            raise StoreFormatError(
-                f"{self.root} was emptied or rewritten since it was opened: refresh to read "
-                "what it has now"
-            )
+        if stamp(self.root) != self._seen:
+            group = self.root.open_group()
+            if group is None or Attributes.read(group).generation != self.attributes.generation:
+                raise StoreFormatError(
+                    f"{self.root} was emptied or rewritten since it was opened: refresh to read "
+                    "what it has now"
+                )
+        self._check_place()
 
-    def _stamp(self) -> object:
-        """Something that changes whenever the root's attributes do."""
-        directory = self.root.directory
-        if directory is not None:
-            try:
-                found = (directory / "zarr.json").stat()
-            except FileNotFoundError:
-                raise StoreNotFoundError(f"there is no Zarr store at {self.root}") from None
-            return found.st_ino, found.st_mtime_ns, found.st_size
-        group = self.root.open_group()
-        if group is None:
-            raise StoreNotFoundError(f"there is no Zarr store at {self.root}")
-        return group.attrs.asdict()
+    def _check_place(self) -> None:
+        """Refuse to go on with a store that was put in the place of the one that is open."""
+        if self.attributes.ours and was_replaced(self.root, self._flats.find(ATOMS_PTR)):
+            raise StoreFormatError(
+                f"{self.root} was replaced by another copy of the store, a backup for example, and "
+                "what is at hand is of the one before: open it again"
+            )
 
     def _load(self, known: Attributes | None) -> None:
         """Read attributes and pointers until both are of one moment."""
         for _ in range(_ATTEMPTS):
-            seen = self._stamp()
+            seen = stamp(self.root)
             try:
                 known = self._read_root(known)
             except (StoreFormatError, FileNotFoundError, KeyError):
-                if self._stamp() == seen:
+                if stamp(self.root) == seen:
                     raise
                 continue
-            if self._stamp() == seen:
+            if stamp(self.root) == seen:
                 self._seen = seen
                 return
         raise StoreFormatError(f"{self.root} kept changing while it was being opened")
@@ -295,10 +275,11 @@ class Snapshot:
                 "zarrpipe or nvalchemi wrote"
             )
         if known is None or attributes.generation != known.generation:
-            self._forget()
+            self._flats.release()
             self.extent, self.active = Extent(), None
             known = None
         self._group, self.attributes, self.schema = group, attributes, schema
+        self._flats.follow(group, attributes)
         self._look()
         if known is None or known.deleted != attributes.deleted:
             self.active = self._find_active()
@@ -306,60 +287,81 @@ class Snapshot:
 
     def _look(self) -> None:
         """Find the samples that are committed now."""
-        if ATOMS_PTR not in self._flat:
-            if self.attributes.ours and not self.has(ATOMS_PTR):
-                return  # a foreign store was asked for it before
-            self._flat[ATOMS_PTR] = self._opened(ATOMS_PTR)
-        pointers = self._flat[ATOMS_PTR]
-        pointers.grow()
+        if self._flats.find(ATOMS_PTR) is None and self.attributes.ours and not self.has(ATOMS_PTR):
+            if self.attributes.num_samples:
+                raise StoreFormatError(
+                    f"{self.root} lacks the array {ATOMS_PTR}, which says where its "
+                    f"{self.attributes.num_samples} samples are"
+                )
+            return  # it was only just made; a foreign store was asked for it before
+        self._check_place()
+        self._flats.verify()
         before = self.extent.samples
-        samples = committed_samples(pointers.data, before)
+        samples = self._count(self._flats.open(ATOMS_PTR), before)
         if samples < before:
             raise StoreFormatError(
                 f"{self.root} had {before} samples and now has {samples}: it is being emptied"
             )
-        self.extent = self._extent(samples)
+        self.extent = self._extent(samples, before)
+        if before == 0:
+            self._check_required()
         if self.active is not None:
             self.active = np.concatenate([self.active, np.arange(before, samples)])
 
-    def _extent(self, samples: int) -> Extent:
-        """Extent of the first samples."""
+    def _count(self, pointers: FlatArray, before: int) -> int:
+        """Samples that the pointers say there are."""
+        pointers.grow()
+        samples = committed_samples(pointers.data, before)
+        if samples and isinstance(pointers, MappedArray):  # chunks are larger than shapes
+            samples = pointers.within(samples + 1) - 1
+        if self.attributes.ours and 0 < samples < self.attributes.num_samples:
+            raise StoreFormatError(
+                f"{self.root} had {self.attributes.num_samples} samples when it was closed, and "
+                f"{ATOMS_PTR} has {samples} of them: pointers were lost; `zarrpipe check` says more"
+            )
+        return samples
+
+    def _check_required(self) -> None:
+        """Refuse samples without atoms, or with more than there are."""
+        if not self.extent.samples:
+            return
+        for name in REQUIRED_FIELDS:
+            item = self.schema.get(name)
+            if item is None:
+                raise StoreFormatError(f"{self.root} has samples and no field {name!r}")
+            array = required(self._group, field_path(item))
+            check_rows(array.store_path, array.shape[0], self.extent.atoms)
+
+    def _extent(self, samples: int, before: int) -> Extent:
+        """Extent of the first samples, of which the pointers of those `before` were looked at."""
         if samples == 0:
             return Extent()
-        ends = [self._end(path, samples) for path in (ATOMS_PTR, EDGES_PTR)]
+        ends = []
+        for path, least in ((ATOMS_PTR, 1), (EDGES_PTR, 0)):
+            flat = self._flats.open(path)
+            flat.ensure(samples + 1)
+            check_pointers(f"{self.root}: {path}", flat.data[: samples + 1], before, least)
+            ends.append(int(flat.data[samples]))
         return Extent(samples, *ends)
-
-    def _end(self, path: str, samples: int) -> int:
-        flat = self._flat[path] = self._flat.get(path) or self._opened(path)
-        flat.ensure(samples + 1)
-        return int(flat.data[samples])
 
     def _find_active(self) -> Int64Array | None:
         """Samples that were not deleted; None where none was."""
         samples = self.extent.samples
         if samples == 0 or (self.attributes.ours and self.attributes.deleted == 0):
             return None
-        mask = self._flat[SAMPLES_MASK] = self._opened(SAMPLES_MASK)
+        self._flats.drop(SAMPLES_MASK)
+        mask = self._flats.open(SAMPLES_MASK)
         mask.ensure(samples)
-        kept = mask.data[:samples]
-        return None if kept.all() else np.flatnonzero(kept)
+        active = np.flatnonzero(mask.data[:samples])
+        if self.attributes.ours and samples - len(active) < self.attributes.deleted:
+            raise StoreFormatError(
+                f"{self.root}: {self.attributes.deleted} samples are said to be deleted, and "
+                f"{SAMPLES_MASK} has {samples - len(active)} of them: it is damaged"
+            )
+        return None if len(active) == samples else active
 
 
 def _still_current(this: "weakref.ref[Snapshot]") -> None:
     snapshot = this()
     if snapshot is not None:
         snapshot._check_generation()
-
-
-def _required(group: zarr.Group, path: str) -> zarr.Array[Any]:
-    """Array at `path` with its present shape.
-
-    Raises
-    ------
-    StoreFormatError
-        If there is none.
-    """
-    array = find_array(group, path)
-    if array is None:
-        raise StoreFormatError(f"{group.store_path} lacks the array {path}")
-    return array

@@ -10,9 +10,11 @@ import numpy as np
 import zarr
 
 from zarrpipe.data.csr import AnyArray, Int64Array, pointers, segment_rows
-from zarrpipe.errors import StoreClosedError, StoreFormatError
+from zarrpipe.errors import StoreClosedError
+from zarrpipe.store.flat import check_rows
 from zarrpipe.store.staging.pool import Task
 from zarrpipe.store.staging.units import GENERATION, ROWS, UnitFile
+from zarrpipe.store.trust import native
 
 if TYPE_CHECKING:
     from zarrpipe.store.staging.stage import Stage
@@ -179,16 +181,12 @@ class StagedArray:
 
     def _reopened(self) -> zarr.Array[Any]:
         array = self._open()
-        if array.shape[0] < self._committed:
-            raise StoreFormatError(
-                f"{array.store_path} has {array.shape[0]} rows, the pointers say "
-                f"{self._committed}: the array was cut or belongs to another store"
-            )
-        self._array, self._dtype = array, np.dtype(array.dtype)
+        check_rows(array.store_path, array.shape[0], self._committed)
+        self._array, self._dtype = array, native(np.dtype(array.dtype))
         return array
 
     def _allocate(self, array: zarr.Array[Any]) -> None:
-        row_bytes = self._dtype.itemsize * int(np.prod(array.shape[1:], dtype=np.int64))
+        row_bytes = self._dtype.itemsize * math.prod(array.shape[1:])
         stored_rows = int((array.shards or array.chunks)[0])
         stored_bytes = max(stored_rows * row_bytes, 1)
         unit_rows = stored_rows * max(1, -(-_LEAST_UNIT_BYTES // stored_bytes))

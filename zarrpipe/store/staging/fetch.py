@@ -13,6 +13,7 @@ from zarrpipe.store.staging.array import StagedArray
 from zarrpipe.store.staging.cache import StageCache
 from zarrpipe.store.staging.pool import FetchPool, Task
 from zarrpipe.store.staging.units import UnitFile
+from zarrpipe.store.trust import reading
 
 _BYTES_AT_ONCE = 1 << 28
 _RUN_UNITS, _RUN_BYTES = 4, 1 << 20
@@ -119,11 +120,13 @@ class Fetcher:
         """Fetch units that follow each other and write them to the file."""
         array, file, first = run.array, run.file, units[0] * run.file.unit_rows
         try:
-            values = array.read(first, (units[-1] + 1) * file.unit_rows)
+            with reading(array.named(units)):
+                values = array.read(first, (units[-1] + 1) * file.unit_rows)
         except ZarrPipeError:
             raise
-        except Exception as error:
-            raise OSError(f"cannot fetch {array.named(units)}: {error!r}") from error
+        except OSError as error:
+            said = f"cannot fetch {array.named(units)}: {error!r}"
+            raise (OSError(error.errno, said) if error.errno else OSError(said)) from error
         for unit in units:
             start, rows = unit * file.unit_rows - first, array.committed_in(unit)
             before = self._cache.reserve(file, unit, rows)

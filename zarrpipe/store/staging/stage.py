@@ -168,8 +168,9 @@ class Stage:
         Raises
         ------
         OSError
-            If a unit cannot be fetched, decoded or written to the cache; nothing of it counts as
-            there.
+            If a unit cannot be fetched or written to the cache; nothing of it counts as there.
+        StoreFormatError
+            If it cannot be decoded.
         """
         cache = self.cache
         evictions = cache.evictions

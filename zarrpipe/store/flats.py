@@ -1,0 +1,138 @@
+"""The arrays of one store that a reader has opened, each flat in the way that suits it."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import zarr
+
+from zarrpipe.errors import StoreFormatError
+from zarrpipe.store.attributes import Attributes
+from zarrpipe.store.filesystem import is_far
+from zarrpipe.store.flat import FlatArray, MappedArray, can_be_mapped
+from zarrpipe.store.layout import find_array
+from zarrpipe.store.loaded import LoadedArray
+from zarrpipe.store.root import Root
+from zarrpipe.store.staging.caching import Caching
+from zarrpipe.store.staging.place import stage_identity
+from zarrpipe.store.staging.stage import Stage
+
+_NEVER_FILL = "core/atomic_numbers"
+
+
+class FlatArrays:
+    """Arrays by path: mapped, loaded or staged.
+
+    Local chunk files are not mapped where the file system is one of a network: a page there may
+    stay as it was, or be taken away.
+
+    Parameters
+    ----------
+    root
+        Place of the store.
+    caching
+        Where rows go that cannot be mapped where they are.
+    check
+        See `Stage`.
+    """
+
+    def __init__(self, root: Root, caching: Caching, check: Callable[[], object]) -> None:
+        self._root, self._caching, self._check = root, caching, check
+        self._flat: dict[str, FlatArray] = {}
+        self._stage: Stage | None = None
+        self._group: zarr.Group
+        self._attributes: Attributes
+
+    def follow(self, group: zarr.Group, attributes: Attributes) -> None:
+        """Open arrays out of this group from now on."""
+        self._group, self._attributes = group, attributes
+
+    def find(self, path: str) -> FlatArray | None:
+        """Array that was opened, or None."""
+        return self._flat.get(path)
+
+    def open(self, path: str) -> FlatArray:
+        """Array at a path.
+
+        Raises
+        ------
+        StoreFormatError
+            If there is none, or none that can be read.
+        """
+        found = self._flat.get(path)
+        if found is None:
+            found = self._flat[path] = self._opened(path)
+        return found
+
+    def drop(self, path: str) -> None:
+        """Let go of an array; it is opened anew when it is asked for."""
+        self._flat.pop(path, None)
+
+    def verify(self) -> None:
+        """Look at mapped files again; see `MappedArray.verify`."""
+        for path, flat in list(self._flat.items()):
+            if isinstance(flat, MappedArray):
+                try:
+                    flat.verify()
+                except StoreFormatError:
+                    self.drop(path)
+                    raise
+
+    def release(self) -> None:
+        """Let go of all arrays."""
+        self._flat = {}
+        if self._stage is not None:
+            self._stage.close()
+            self._stage = None
+
+    @property
+    def stage(self) -> Stage:
+        """What fetches the rows of fields that cannot be mapped."""
+        if self._stage is None:
+            identity = stage_identity(self._root.path, self._group, self._attributes)
+            directory, limit = self._caching.directory, self._caching.limit
+            self._stage = Stage(identity, directory, limit, check=self._check)
+        return self._stage
+
+    def _opened(self, path: str) -> FlatArray:
+        directory, reopen = self._mappable, partial(required, self._group, path)
+        if directory is None and not path.startswith("meta/"):
+            return self.stage.array(path, reopen)
+        array = reopen()
+        own = None if directory is None else directory / path
+        if own is not None and can_be_mapped(array, own):
+            return MappedArray(array, own, reopen, complete=self._is_complete(path))
+        if path.startswith("meta/"):
+            return LoadedArray(reopen, array)
+        return self.stage.array(path, reopen)
+
+    @property
+    def _mappable(self) -> Path | None:
+        directory = self._root.directory
+        return None if directory is None or is_far(directory) else directory
+
+    def _is_complete(self, path: str) -> bool:
+        """Whether rows that are committed must have a chunk file.
+
+        zarrpipe makes one for all rows that it writes, and only a field that came later has rows
+        that it did not. Other writers may leave out what is all fill.
+        """
+        if not self._attributes.ours:
+            return path == _NEVER_FILL
+        group, name = path.split("/")
+        return group != "present" and name not in self._attributes.partly
+
+
+def required(group: zarr.Group, path: str) -> zarr.Array[Any]:
+    """Array at `path` with its present shape.
+
+    Raises
+    ------
+    StoreFormatError
+        If there is none.
+    """
+    array = find_array(group, path)
+    if array is None:
+        raise StoreFormatError(f"{group.store_path} lacks the array {path}")
+    return array

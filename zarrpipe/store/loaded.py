@@ -1,0 +1,65 @@
+"""Pointers, masks and ids that cannot be mapped where they are, kept in memory."""
+
+from typing import Any
+
+import numpy as np
+import zarr
+
+from zarrpipe.data.csr import AnyArray
+from zarrpipe.store.flat import OpenArray, check_rows
+from zarrpipe.store.trust import native, reading
+
+_LOADED_AT_ONCE = 1 << 20
+
+
+class LoadedArray:
+    """Rows of any Zarr array, read through zarr-python and kept in memory."""
+
+    def __init__(self, open_array: OpenArray, array: zarr.Array[Any]) -> None:
+        self._open, self._array = open_array, array
+        self._buffer = np.empty((0, *array.shape[1:]), dtype=native(np.dtype(array.dtype)))
+        self._rows = 0
+
+    @property
+    def data(self) -> AnyArray:
+        """Rows that were loaded; see `FlatArray.data`."""
+        view = self._buffer[: self._rows]
+        view.flags.writeable = False
+        return view
+
+    def ensure(self, rows: int) -> None:
+        """Load further rows up to `rows`; see `FlatArray.ensure`."""
+        if rows <= self._rows:
+            return
+        if rows > self._array.shape[0]:
+            self._array = self._open()
+        array = self._array
+        check_rows(array.store_path, array.shape[0], rows)
+        self._load(array, self._rows, rows)
+
+    def grow(self) -> None:
+        """Load again what is not yet committed, and what is new; see `FlatArray.grow`.
+
+        Not more than some way behind the last that is not zero: shapes run ahead, or are absurd.
+        """
+        array = self._array = self._open()
+        first = stop = int(np.count_nonzero(self._buffer[: self._rows]))
+        while stop < array.shape[0]:
+            start, stop = stop, min(array.shape[0], max(2 * stop, stop + _LOADED_AT_ONCE))
+            self._load(array, start, stop)
+            if not self._buffer[stop - 1]:
+                break
+        zeros = np.flatnonzero(self._buffer[max(first, 1) : self._rows] == 0)
+        if len(zeros):  # chunks are read side by side: a later one may be of a later moment
+            self._buffer[max(first, 1) + zeros[0] : self._rows] = 0
+
+    def _load(self, array: zarr.Array[Any], start: int, stop: int) -> None:
+        with reading(f"rows {start} to {stop} of {array.store_path}"):
+            if stop > len(self._buffer):
+                rows = max(stop, 2 * len(self._buffer))
+                larger = np.empty((rows, *array.shape[1:]), self._buffer.dtype)
+                larger[:start] = self._buffer[:start]
+                self._buffer = larger
+            if stop > start:
+                self._buffer[start:stop] = array[start:stop]
+        self._rows = stop

@@ -1,0 +1,54 @@
+"""Whether a store is still the one that was looked at."""
+
+import os
+from pathlib import Path
+
+from zarrpipe.errors import StoreNotFoundError
+from zarrpipe.store.flat import FlatArray, MappedArray
+from zarrpipe.store.layout import ATOMS_PTR, chunk_file
+from zarrpipe.store.regular import open_regular
+from zarrpipe.store.root import Root
+
+
+def stamp(root: Root) -> object:
+    """Something that changes whenever the root's attributes do.
+
+    Raises
+    ------
+    StoreNotFoundError
+        If there is no store.
+    """
+    if root.directory is not None:
+        try:
+            return _document(root.directory / "zarr.json")
+        except (FileNotFoundError, NotADirectoryError):
+            raise StoreNotFoundError(f"there is no Zarr store at {root}") from None
+    group = root.open_group()
+    if group is None:
+        raise StoreNotFoundError(f"there is no Zarr store at {root}")
+    return group.attrs.asdict()
+
+
+def was_replaced(root: Root, pointers: FlatArray | None) -> bool:
+    """Whether another store stands in the place of the one whose pointers are mapped.
+
+    zarrpipe never replaces a chunk of pointers that it writes in place, and the inode of a mapped
+    file is not given to another.
+    """
+    if root.directory is None or not isinstance(pointers, MappedArray):
+        return False
+    if pointers.first_file is None:
+        return False
+    try:
+        found = chunk_file(root.directory / ATOMS_PTR, 0, 1).stat()
+    except OSError:
+        return False  # it was emptied, or is being: what is known is at hand
+    return found.st_ino != pointers.first_file
+
+
+def _document(path: Path) -> object:
+    """State of a metadata document; inodes and times come again, its content does not."""
+    descriptor = open_regular(path)
+    with os.fdopen(descriptor, "rb") as file:
+        found = os.fstat(descriptor)
+        return found.st_ino, found.st_mtime_ns, file.read()
