@@ -16,6 +16,7 @@ from zarrpipe.errors import (
     FieldError,
     StoreClosedError,
     StoreEmptyError,
+    StoreFormatError,
     StoreFullError,
     StoreNotFoundError,
 )
@@ -172,6 +173,9 @@ class ZarrData(Closing):
     def drain(self) -> Batch:
         """Every sample, after which the sink is empty.
 
+        If it raises, every sample is still stored. Where the samples are gone and only their
+        files could not be cleared away, they are returned and the next writer clears the rest.
+
         Raises
         ------
         StoreEmptyError
@@ -181,14 +185,33 @@ class ZarrData(Closing):
         if len(self):
             self._writer()
         batch = self.read()
-        self.zero()
+        try:
+            self.zero()
+        except Exception:
+            if self._holds_samples():
+                raise
+        except BaseException:  # an interrupt has to go on, so what it cut off is put back
+            if not self._holds_samples():
+                self._writer().append(batch)
+            raise
         return batch
+
+    def _holds_samples(self) -> bool:
+        """Whether a fresh look finds samples, and not a store that is empty, torn or gone."""
+        try:
+            return len(self) > 0
+        except (OSError, StoreFormatError):
+            return False
 
     def zero(self) -> None:
         """Remove every sample and what zarrpipe made for them, and nothing else."""
         self._check_open()
         if self._appender is not None or self._root.open_group() is not None:
-            self._writer().zero()
+            try:
+                self._writer().zero()
+            except BaseException:
+                self._view = None  # it may have seen what was half cleared
+                raise
 
     def flush(self) -> None:
         """Make array shapes exact and write the number of samples, for plain Zarr tools.
