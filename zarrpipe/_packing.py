@@ -17,7 +17,7 @@ from zarrpipe.data.csr import Int64Array, pointers
 from zarrpipe.errors import ArgumentError
 
 _WINDOW_BATCHES, _LEAST_WINDOW = 256, 1024
-_EASE = 0.995  # fewer batches than the last window needed are tried first
+_EASE = 0.999  # fewer batches than the last window needed are tried first
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ def _pack_window(costs: Costs, surplus: float) -> tuple[Int64Array, Int64Array, 
     order = np.argsort(-takes, kind="stable")
     each, takes = costs.each[:, order], takes[order]
     least = costs.least_batches
-    batches = max(least, int(least * surplus * _EASE))
+    batches = max(least, round(least * surplus * _EASE))
     while True:
         batch = _deal(takes, batches, batches if costs.weight is not None else batches // 2)
         held = np.stack([np.bincount(batch, one, batches) for one in each])
@@ -182,8 +182,7 @@ def _deal(takes: npt.NDArray[Any], batches: int, at_a_time: int) -> Int64Array:
     some = max(1, at_a_time)
     for start in range(batches, len(takes), some):
         here = takes[start : start + some]
-        least = np.argpartition(load, some - 1)[:some]
-        least = least[np.argsort(load[least], kind="stable")][: len(here)]
+        least = load.argsort(kind="stable")[: len(here)]
         batch[start : start + some] = least
         load[least] += here
     return batch
