@@ -1,6 +1,7 @@
 """Whether a store is still the one that was looked at."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from zarrpipe.errors import StoreNotFoundError
@@ -19,11 +20,9 @@ def stamp(root: Root) -> object:
         If there is no store.
     """
     if root.directory is not None:
-        try:
+        with suppress(FileNotFoundError):
             return _document(root.directory / "zarr.json")
-        except (FileNotFoundError, NotADirectoryError):
-            raise StoreNotFoundError(f"there is no Zarr store at {root}") from None
-    group = root.open_group()
+    group = root.open_group()  # which knows better what stands there
     if group is None:
         raise StoreNotFoundError(f"there is no Zarr store at {root}")
     return group.attrs.asdict()

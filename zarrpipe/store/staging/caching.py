@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from zarrpipe.errors import FieldError
+from zarrpipe.errors import ArgumentTypeError, FieldError, StoreNotADirectoryError
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Caching:
         ------
         ValueError
             If the number of bytes is not a positive integer.
-        NotADirectoryError
+        StoreNotADirectoryError
             If something else than a directory stands at the place.
         """
         whole = isinstance(cache_bytes, int) and not isinstance(cache_bytes, bool)
@@ -37,7 +37,9 @@ class Caching:
             raise FieldError(
                 f"cache_bytes={cache_bytes!r}, expected a positive integer of bytes, or None"
             )
+        if cache_dir is not None and not isinstance(cache_dir, str | Path):
+            raise ArgumentTypeError(f"cache_dir={cache_dir!r}, expected a path or None")
         directory = None if cache_dir is None else Path(cache_dir).expanduser().absolute()
         if directory is not None and directory.exists() and not directory.is_dir():
-            raise NotADirectoryError(f"cache_dir {directory} is a file, expected a directory")
+            raise StoreNotADirectoryError(f"cache_dir {directory} is a file, expected a directory")
         return cls(directory, cache_bytes)
