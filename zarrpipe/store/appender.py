@@ -14,7 +14,6 @@ from zarrpipe.store.admission import NewArray, plan_admission
 from zarrpipe.store.arrays import Arrays
 from zarrpipe.store.columns import Column
 from zarrpipe.store.config import ZarrWriteConfig
-from zarrpipe.store.exchange import is_vacant, remove_leftovers
 from zarrpipe.store.header import Header
 from zarrpipe.store.inside import check_free
 from zarrpipe.store.layout import (
@@ -26,14 +25,18 @@ from zarrpipe.store.layout import (
     Attributes,
     field_path,
     field_spec,
-    meta_specs,
-    present_spec,
 )
 from zarrpipe.store.local import for_writing
 from zarrpipe.store.lock import WriterLock
 from zarrpipe.store.opening import check_durable, check_writable
 from zarrpipe.store.plan import RowWrite, on_host, plan_append
-from zarrpipe.store.recovery import check_whole, clear_uncommitted, complete_deletion
+from zarrpipe.store.recovery import (
+    check_whole,
+    clear_uncommitted,
+    complete_deletion,
+    emptying,
+    remove_unfinished,
+)
 from zarrpipe.store.root import Root
 from zarrpipe.store.tenure import Tenure
 
@@ -60,8 +63,12 @@ class StoreAppender:
         If another writer has the store open.
     StoreReadOnlyError
         If the zarr store was opened for reading alone.
+    StoreExistsError
+        If it is a directory of other things.
     StoreFormatError
         If a Zarr group that zarrpipe did not write stands there.
+    SchemaError
+        If the config gives a field another unit than the store.
     """
 
     def __init__(
@@ -78,15 +85,9 @@ class StoreAppender:
         self.config, self.capacity, self.durable = config, capacity, durable
         self._arrays = Arrays(root, config, capacity, durable=durable)
         unfinished = check_writable(root)
-        if lock is None and root.directory is not None:
-            if is_vacant(root.directory):
-                remove_leftovers(root.directory.resolve())  # puts back what a kill left aside
-            lock = WriterLock(root.directory)
-        self._tenure = Tenure(root, lock)
+        self._tenure = Tenure.of(root, lock)
         try:
-            for path in unfinished:
-                with suppress(FileNotFoundError):  # its writer finished it before it gave the lock
-                    files.unlink(path)
+            remove_unfinished(unfinished)
             self._open()
         except BaseException:
             self.abandon()
@@ -95,13 +96,15 @@ class StoreAppender:
     def _open(self) -> None:
         self._admitted: tuple[object, ...] | None = None
         self._header = header = Header(self.root)
-        specs = [*meta_specs(), *map(field_spec, self.schema.values())]
-        specs += [present_spec(self.schema[name]) for name in self.attributes.partly]
-        self._arrays.open_all(header.group, specs)
-        entries = header.group[ATOMS_PTR].shape[0]  # type: ignore[union-attr]
-        self.extent = self._arrays.committed(entries)
+        stated = self.schema.with_units(self.config.units)
+        self.extent = self._arrays.open_stored(header.group, self.schema, self.attributes.partly)
         check_whole(self.root, self.attributes, self.extent)
+        if stated is not self.schema:
+            header.publish(stated)
         clear_uncommitted(self._arrays, self.extent)
+        if self.extent.samples == 0 and self.schema:  # a writer was killed while it emptied it
+            self._remove_all()
+            return
         if self._deleted() != self.attributes.deleted:
             complete_deletion(self._arrays, self.extent)
             self.count_deleted()
@@ -188,7 +191,8 @@ class StoreAppender:
         if make == self._admitted:
             return
         self.schema.check(batch)
-        plan = plan_admission(self.schema, self.attributes.partly, self.extent, batch)
+        partly, units = self.attributes.partly, self.config.units
+        plan = plan_admission(self.schema, partly, self.extent, batch, units)
         if plan is not None:
             with self._new_arrays([new.spec for new in plan.arrays]) as columns:
                 fills = map(NewArray.fill, plan.arrays, (column.chunk_rows for column in columns))
@@ -249,21 +253,26 @@ class StoreAppender:
     def zero(self) -> None:
         """Remove every sample and field, and nothing that zarrpipe did not make.
 
-        The first step, the removal of the first chunk of pointers, already empties the store.
+        The removal of the first chunk of pointers empties the store. What fails after it is told by
+        a warning; this writer gives up then, and the next completes what is left to do.
         """
         pointers = self.column(ATOMS_PTR)
-        paths = self.paths - {ATOMS_PTR}
-        try:
+        with emptying(self.root, pointers, self.abandon):
+            if self.attributes.num_samples:  # that pointers are missing is meant, and no damage
+                with suppress(OSError):  # a full disk has room once something is removed
+                    self._publish(self.schema, num_samples=0)
             pointers.clear_all()
-            self._header.empty()
-            self._arrays.release()
-            for path in paths:
-                if path in self.group:
-                    del self.group[path]
-            self._open()
-        except BaseException:
-            self.abandon()
-            raise
+            self._remove_all()
+
+    def _remove_all(self) -> None:
+        """Remove all arrays of a store without samples, and open it as of a new generation."""
+        paths = self.paths - {ATOMS_PTR}
+        self._header.empty()
+        self._arrays.release()
+        for path in paths:
+            if path in self.group:
+                del self.group[path]
+        self._open()
 
     def close(self) -> None:
         """Do what `flush` does and give the lock up; a second call does nothing."""

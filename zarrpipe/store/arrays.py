@@ -1,6 +1,7 @@
 """The arrays of a store as a writer has them open, by path."""
 
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import zarr
@@ -18,13 +19,16 @@ from zarrpipe.store.layout import (
     ArraySpec,
     create_array,
     field_path,
+    field_spec,
     find_array,
+    meta_specs,
+    present_spec,
 )
 from zarrpipe.store.plan import RowWrite
 from zarrpipe.store.root import Root
 from zarrpipe.store.together import at_once, write_in_stages
 
-_ENTRIES = 1 << 20
+_ENTRIES, _SYNCS = 1 << 20, 8
 
 
 class Arrays:
@@ -47,6 +51,7 @@ class Arrays:
     ) -> None:
         self._root, self._config, self._capacity = root, config, capacity
         self._durable = durable
+        self._threads: ThreadPoolExecutor | None = None
         self._far = root.directory is None and not isinstance(root.path.store, MemoryStore)
         self._columns: dict[str, Column] = {}
 
@@ -57,6 +62,12 @@ class Arrays:
 
     def __getitem__(self, path: str) -> Column:
         return self._columns[path]
+
+    def open_stored(self, group: zarr.Group, schema: Schema, partly: Iterable[str]) -> Extent:
+        """Open all arrays of a store, and find what is committed in them."""
+        specs = [*meta_specs(), *map(field_spec, schema.values())]
+        self.open_all(group, specs + [present_spec(schema[name]) for name in partly])
+        return self._committed(group[ATOMS_PTR].shape[0])  # type: ignore[union-attr]
 
     def open(self, group: zarr.Group, spec: ArraySpec, *, fresh: bool = False) -> Column:
         """Open an array, which is made if it is not there, or anew if it is to be `fresh`."""
@@ -83,23 +94,6 @@ class Arrays:
             if column is not None:
                 column.close()
 
-    def committed(self, entries: int) -> Extent:
-        """What is committed, according to pointers of which `entries` are allocated.
-
-        All are looked at, and as many at a time as a far store gives in one answer.
-        """
-        pointers, samples = self[ATOMS_PTR], 0
-        while samples + 1 < entries:
-            stop = min(samples + _ENTRIES, entries)
-            found = committed_samples(pointers.read(samples, stop))
-            samples += found
-            if samples + 1 < stop:
-                break
-        if samples == 0:
-            return Extent()
-        ends = [self[path].read(samples, samples + 1)[0] for path in (ATOMS_PTR, EDGES_PTR)]
-        return Extent(samples, int(ends[0]), int(ends[1]))
-
     def carry_out(self, writes: Sequence[RowWrite]) -> None:
         """Carry out writes in commit order."""
         if self._far:
@@ -117,8 +111,13 @@ class Arrays:
         """Carry out writes and bring them to the disk."""
         for path, start, values in writes:
             self._columns[path].write(start, values)
-        for path in dict.fromkeys(write.path for write in writes):
-            self._columns[path].sync()
+        columns = [self._columns[path] for path in dict.fromkeys(write.path for write in writes)]
+        if len(columns) == 1:
+            columns[0].sync()
+        elif columns:  # the disk takes them together
+            if self._threads is None:
+                self._threads = ThreadPoolExecutor(_SYNCS, thread_name_prefix="zarrpipe-sync")
+            at_once([column.sync for column in columns], self._threads)
 
     def trim(self, schema: Schema, extent: Extent) -> None:
         """Make every shape that of what is committed."""
@@ -133,3 +132,23 @@ class Arrays:
         for column in self._columns.values():
             column.close()
         self._columns.clear()
+        threads, self._threads = self._threads, None
+        if threads is not None:
+            threads.shutdown()
+
+    def _committed(self, entries: int) -> Extent:
+        """What is committed, according to pointers of which `entries` are allocated.
+
+        All are looked at, and as many at a time as a far store gives in one answer.
+        """
+        pointers, samples = self[ATOMS_PTR], 0
+        while samples + 1 < entries:
+            stop = min(samples + _ENTRIES, entries)
+            found = committed_samples(pointers.read(samples, stop))
+            samples += found
+            if samples + 1 < stop:
+                break
+        if samples == 0:
+            return Extent()
+        ends = [self[path].read(samples, samples + 1)[0] for path in (ATOMS_PTR, EDGES_PTR)]
+        return Extent(samples, int(ends[0]), int(ends[1]))

@@ -1,9 +1,15 @@
 """What a writer makes right before it goes on where another was killed."""
 
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
 import numpy as np
 
 from zarrpipe.data.csr import AnyArray
 from zarrpipe.errors import StoreFormatError
+from zarrpipe.store import files
 from zarrpipe.store.arrays import Arrays
 from zarrpipe.store.attributes import Attributes
 from zarrpipe.store.columns import Column
@@ -19,14 +25,59 @@ def check_whole(root: Root, attributes: Attributes, extent: Extent) -> None:
     Raises
     ------
     StoreFormatError
-        If it has fewer samples than when it was last closed; none at all are those of a writer
-        that was killed while it emptied the store.
+        If it has fewer samples than when it was last closed. A writer that empties a store says so
+        first.
     """
-    if 0 < extent.samples < attributes.num_samples:
+    if extent.samples < attributes.num_samples:
         raise StoreFormatError(
             f"{root} was closed with {attributes.num_samples} samples and has pointers of "
             f"{extent.samples}: it is damaged; see zarrpipe check"
         )
+
+
+def remove_unfinished(paths: Iterable[Path]) -> None:
+    """Remove files that a killed writer had not given their names."""
+    for path in paths:
+        with suppress(FileNotFoundError):  # its writer lived, and finished it before it closed
+            files.unlink(path)
+
+
+@contextmanager
+def emptying(root: Root, pointers: Column, give_up: Callable[[], object]) -> Iterator[None]:
+    """While a store is emptied: what fails once there are no samples is told by a warning.
+
+    Parameters
+    ----------
+    root
+        Place of the store.
+    pointers
+        Its pointer array.
+    give_up
+        Called where anything failed.
+    """
+    try:
+        yield
+    except Exception as error:
+        emptied = _is_empty(pointers)
+        give_up()
+        if not emptied:
+            raise
+        warnings.warn(
+            f"{root} was emptied, but not all that it held could be removed ({error}): the next "
+            "write removes it",
+            RuntimeWarning,
+            stacklevel=5,
+        )
+    except BaseException:
+        give_up()
+        raise
+
+
+def _is_empty(pointers: Column) -> bool:
+    try:
+        return not pointers.read(1, 2).any()
+    except Exception:  # noqa: BLE001  another error is on its way, and says more
+        return False
 
 
 def clear_uncommitted(arrays: Arrays, extent: Extent) -> None:

@@ -1,10 +1,13 @@
 """The right of a writer to its store, looked at before each change."""
 
+from typing import Self
+
 import numpy as np
 import zarr
 
 from zarrpipe.errors import StoreClosedError, StoreLockedError, StoreNotFoundError
 from zarrpipe.store.commit import Extent
+from zarrpipe.store.exchange import is_vacant, remove_leftovers
 from zarrpipe.store.layout import ATOMS_PTR, find_array
 from zarrpipe.store.lock import WriterLock
 from zarrpipe.store.root import Root
@@ -24,6 +27,21 @@ class Tenure:
     def __init__(self, root: Root, lock: WriterLock | None) -> None:
         self._root, self._lock = root, lock
         self.ended = False
+
+    @classmethod
+    def of(cls, root: Root, lock: WriterLock | None = None) -> Self:
+        """Hold on a store, whose lock is taken where there is one, unless it was `lock` already.
+
+        Raises
+        ------
+        StoreLockedError
+            If another writer has the store open.
+        """
+        if lock is None and root.directory is not None:
+            if is_vacant(root.directory):
+                remove_leftovers(root.directory.resolve())  # puts back what a kill left aside
+            lock = WriterLock(root.directory)
+        return cls(root, lock)
 
     @property
     def lost(self) -> bool:

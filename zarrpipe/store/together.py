@@ -13,18 +13,29 @@ _THREADS = 16
 Result = TypeVar("Result")
 
 
-def at_once(tasks: Iterable[Callable[[], Result]]) -> list[Result]:
+def at_once(
+    tasks: Iterable[Callable[[], Result]], threads: ThreadPoolExecutor | None = None
+) -> list[Result]:
     """Results of independent tasks, in order; none of them is still going on at return.
+
+    Parameters
+    ----------
+    tasks
+        What to do.
+    threads
+        Who does it; by default threads that end with the tasks.
 
     Raises
     ------
     BaseException
         The first of those that the tasks raised.
     """
-    with ThreadPoolExecutor(_THREADS, thread_name_prefix="zarrpipe-write") as pool:
-        futures = [pool.submit(task) for task in tasks]
-        wait(futures)
-        return [future.result() for future in futures]
+    if threads is None:
+        with ThreadPoolExecutor(_THREADS, thread_name_prefix="zarrpipe-write") as pool:
+            return at_once(tasks, pool)
+    futures = [threads.submit(task) for task in tasks]
+    wait(futures)
+    return [future.result() for future in futures]
 
 
 def write_in_stages(columns: Mapping[str, Column], writes: Sequence[RowWrite]) -> None:
