@@ -32,8 +32,10 @@ FLOORS = (
         "splits",
         "statistics",
     },
-    {"datamodule"},
+    {"callbacks", "datamodule"},
     {"testing", "__init__"},
+    {"cli"},
+    {"__main__"},
 )
 FLOOR = {name: height for height, names in enumerate(FLOORS) for name in names}
 OPTIONAL = {
@@ -53,7 +55,7 @@ OPTIONAL = {
     "tqdm",
     "vesin",
 }
-MAY = {("datamodule", "lightning"), ("store._compiled", "numba")}
+MAY = {("callbacks", "lightning"), ("datamodule", "lightning"), ("store._compiled", "numba")}
 MODULES = sorted(
     path
     for path in ROOT.rglob("*.py")

@@ -1,5 +1,6 @@
 """One Zarr store that a simulation writes into and a training run reads out of."""
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from zarrpipe.data.atomic import AtomicData
@@ -13,6 +14,7 @@ from zarrpipe.store.reader import AtomicDataZarrReader
 from zarrpipe.store.writer import AtomicDataZarrWriter
 
 if TYPE_CHECKING:
+    from zarrpipe.callbacks import DataMonitor
     from zarrpipe.datamodule import ZarrDataModule
 
 __all__ = [
@@ -20,6 +22,7 @@ __all__ = [
     "AtomicDataZarrReader",
     "AtomicDataZarrWriter",
     "Batch",
+    "DataMonitor",
     "GraphBatchSampler",
     "ZarrArrayConfig",
     "ZarrData",
@@ -32,12 +35,13 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """Import Lightning only when its part is asked for."""
-    if name == "ZarrDataModule":
-        from zarrpipe.datamodule import ZarrDataModule  # noqa: PLC0415  Lightning takes a second
+_WITH_LIGHTNING = {"DataMonitor": "callbacks", "ZarrDataModule": "datamodule"}
 
-        return ZarrDataModule
+
+def __getattr__(name: str) -> Any:
+    """Import Lightning, which takes a second, only when its part is asked for."""
+    if name in _WITH_LIGHTNING:
+        return getattr(importlib.import_module(f"zarrpipe.{_WITH_LIGHTNING[name]}"), name)
     raise AttributeError(f"module 'zarrpipe' has no attribute {name!r}")
 
 

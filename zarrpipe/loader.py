@@ -7,6 +7,7 @@ compute (neighbour lists, augmentation).
 """
 
 import contextlib
+import time
 from collections.abc import Generator, Iterator, Mapping
 from typing import Any
 
@@ -72,6 +73,8 @@ class GraphLoader:
         self._dataset, self._num_workers, self._prefetch = dataset, num_workers, prefetch
         self.sampler = sampler
         self._workers: Workers | None = None
+        self.waited = 0.0
+        """Seconds in which whoever iterates has waited for batches, over all epochs."""
 
     def __len__(self) -> int:
         """Number of batches of this rank in the epoch, those before a resume included."""
@@ -81,9 +84,15 @@ class GraphLoader:
         # A generator: Lightning calls iter() before it has said which epoch comes.
         plan = self.sampler.start()
         with contextlib.closing(self._read(plan)) as batches:
-            for batch in batches:
+            while (batch := self._next(batches)) is not None:
                 self.sampler.advance()
                 yield batch
+
+    def _next(self, batches: Iterator[Batch]) -> Batch | None:
+        begun = time.perf_counter()
+        batch = next(batches, None)
+        self.waited += time.perf_counter() - begun
+        return batch
 
     def _read(self, plan: Plan) -> Generator[Batch, None, None]:
         batches = plan.batches(self.sampler.rank)
