@@ -8,6 +8,7 @@ from zarrpipe.data.batch import Batch
 from zarrpipe.dataset import ZarrDataset, collate
 from zarrpipe.samplers import GraphBatchSampler
 from zarrpipe.sink import ZarrData
+from zarrpipe.store.check.run import check
 from zarrpipe.store.config import ZarrArrayConfig, ZarrWriteConfig
 from zarrpipe.store.merge import compact, merge
 from zarrpipe.store.reader import AtomicDataZarrReader
@@ -29,6 +30,7 @@ __all__ = [
     "ZarrDataModule",
     "ZarrDataset",
     "ZarrWriteConfig",
+    "check",
     "collate",
     "compact",
     "merge",
