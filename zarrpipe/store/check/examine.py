@@ -14,13 +14,14 @@ from zarrpipe.store.check.report import FieldFacts, Finding, Report, Severity, w
 from zarrpipe.store.check.samples import Seen
 from zarrpipe.store.check.subject import Subject, open_subject, units_of
 from zarrpipe.store.check.surroundings import (
-    holder_of,
+    holder_lives,
     tell_chunk_files,
     tell_leftovers,
     tell_lock,
     tell_strays,
 )
 from zarrpipe.store.layout import ATOMS_PTR, Attributes
+from zarrpipe.store.lock import holder_of
 from zarrpipe.store.progress import progress_bar
 from zarrpipe.store.root import Root
 
@@ -38,6 +39,8 @@ class Examination:
         For people.
     subject, extents, seen, shifts
         For programs; `extents` is None where pointers are missing, `shifts` where none are needed.
+    live
+        Whether it seems to be written meanwhile.
     """
 
     report: Report
@@ -45,6 +48,7 @@ class Examination:
     extents: Extents | None = None
     seen: Seen | None = None
     shifts: Shifts | None = None
+    live: bool = False
 
 
 def examine(root: Root, *, alone: bool = False, progress: bool | None = None) -> Examination:
@@ -68,7 +72,7 @@ def examine(root: Root, *, alone: bool = False, progress: bool | None = None) ->
     """
     group = root_group(root)
     findings: list[Finding] = []
-    holder = None if alone else holder_of(root.directory)
+    holder = None if alone or root.directory is None else holder_of(root.directory)
     try:
         attributes = Attributes.read(group)
     except StoreFormatError as error:
@@ -85,10 +89,11 @@ def examine(root: Root, *, alone: bool = False, progress: bool | None = None) ->
     found = _look_through(subject, findings, progress)
     tell_strays(subject, findings.append)
     tell_leftovers(subject, findings.append)
-    if holder is not None and holder.lives:
+    live = holder is not None and holder_lives(holder)
+    if live:
         findings = [_as_of_now(finding) for finding in findings]
     report = _report(subject, found.extents, found.seen, findings)
-    return replace(found, report=report)
+    return replace(found, report=report, live=live)
 
 
 def root_group(root: Root) -> zarr.Group:

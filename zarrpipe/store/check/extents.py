@@ -15,6 +15,7 @@ from zarrpipe.store.layout import ATOMS_PTR, EDGES_PTR, SAMPLES_MASK
 CLOSE = "clear what is behind the last sample, make shapes exact, write num_samples and deleted"
 POINTERS = "work the entries out again from meta/ids and core/neighbor_list, where that is proven"
 DROP = "delete the samples beside them"
+COUNT = "write the number that the pointers commit"
 TRUNCATE = "end the store before the first of them"
 
 
@@ -172,9 +173,16 @@ def _tell_count(subject: Subject, extents: Extents, tell: Tell) -> None:
         severity = Severity.NOTE if subject.ours else Severity.WARNING
         tell(Finding("num-samples", severity, "zarr.json", message, CLOSE if subject.ours else ""))
         return
+    if samples == 0:
+        message = (
+            f"num_samples is {told:,}, but the pointers begin with no sample: a writer was killed "
+            "while it emptied the store, or their first chunk is lost"
+        )
+        tell(Finding("num-samples", Severity.WARNING, "zarr.json", message, drop=COUNT))
+        return
     message = (
         f"num_samples is {told:,}, the pointers commit only {samples:,}: samples that were there "
         "when the store was closed have lost their pointers; put meta/ back from a copy"
     )
-    drop = "write the number that the pointers commit" if subject.ours else ""
+    drop = COUNT if subject.ours else ""
     tell(Finding("num-samples", Severity.ERROR, "zarr.json", message, drop=drop))

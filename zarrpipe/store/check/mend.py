@@ -26,19 +26,20 @@ Say = Callable[[str], object]
 
 def mend_pointers(
     subject: Subject, extents: Extents, say: Say, *, drop: bool
-) -> tuple[int, Int64Array]:
+) -> tuple[int | None, Int64Array]:
     """Write the broken entries of pointers that can be told, and with `drop` all of them.
 
     Returns
     -------
-    samples : int
-        How many there are then.
+    samples : int or None
+        How many there are then; None if entries are still broken.
     lost : array [K] int64
         Samples whose borders are not known, which are to be deleted.
     """
     atoms = restored_atoms(subject, extents)
     proven = {ATOMS_PTR: atoms, EDGES_PTR: restored_edges(subject, extents, atoms)}
     samples, lost = extents.samples, np.zeros(0, dtype=np.int64)
+    whole = True
     for path in (EDGES_PTR, ATOMS_PTR):
         entries, unproven = proven[path], np.setdiff1d(extents.broken[path], [*proven[path]])
         if drop and len(unproven):
@@ -47,6 +48,7 @@ def mend_pointers(
             touched = [s for entry in invented for s in (entry - 1, entry)]
             lost = np.union1d(lost, np.array(touched, dtype=np.int64))
             entries = invented | entries
+        whole &= drop or not len(unproven)
         if entries:
             _write_entries(subject, path, entries)
             say(f"wrote {some(sorted(entries), 'entry', 'entries')} of {path}")
@@ -55,7 +57,7 @@ def mend_pointers(
         column.clear_from(samples + 1)
         column.close()
         say(f"ended the store after {samples:,} of {extents.samples:,} samples")
-    return samples, lost[lost < samples]
+    return samples if whole else None, lost[lost < samples]
 
 
 def _invented(

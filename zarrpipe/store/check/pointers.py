@@ -36,26 +36,32 @@ class Committed:
 def committed(pointers: Rows, closed: int) -> Committed:
     """Samples that `pointers` commit.
 
-    They end before the first entry of zero. Where entries behind it are not zero, a store that was
-    closed with more samples has lost that entry; in any other, they are of an append that was
-    never acknowledged.
+    They end before the first entry of zero. A zero among those that the store was `closed` with was
+    not always there, and is broken, unless it is the first end: then the store was emptied.
     """
-    first_zero, last, behind = len(pointers), 0, 0
-    for start in range(0, len(pointers), BLOCK):
+    first_zero, end, last = len(pointers), len(pointers), 0
+    for start, there in _filled(pointers, 0, closed):
+        zeros = start + np.flatnonzero(~there)
+        if len(zeros):
+            first_zero = min(first_zero, int(zeros[0]))
+            end = min([end, *zeros[zeros > closed][:1].tolist()])
+        if there.any():
+            last = start + int(np.flatnonzero(there)[-1])
+    samples = min(end - 1, max(last, 0)) if 1 < first_zero <= closed else first_zero - 1
+    behind = sum(
+        int(np.count_nonzero(there)) for _, there in _filled(pointers, samples + 1, closed)
+    )
+    return Committed(max(samples, 0), behind)
+
+
+def _filled(pointers: Rows, begin: int, closed: int) -> Iterator[tuple[int, BoolArray]]:
+    """Which entries are not zero; those that could not be read are taken to be as when closed."""
+    for start in range(begin, len(pointers), BLOCK):
         stop = min(start + BLOCK, len(pointers))
         values, good = pointers.read(start, stop)
         there = (values != 0) | (~good & (np.arange(start, stop) <= closed))
         there[: max(0, 1 - start)] = True
-        zeros = np.flatnonzero(~there)
-        if len(zeros) and first_zero == len(pointers):
-            first_zero = start + int(zeros[0])
-        filled = np.flatnonzero(there)
-        last = start + int(filled[-1]) if len(filled) else last
-        behind += int(np.count_nonzero(there[max(0, first_zero - start) :]))
-    samples = max(first_zero - 1, min(closed, last))
-    if samples >= first_zero:
-        behind -= _filled(pointers, first_zero, samples + 1)
-    return Committed(samples, behind)
+        yield start, there
 
 
 def broken_entries(pointers: Rows, samples: int, limit: int, *, strict: bool) -> Int64Array:
@@ -109,12 +115,6 @@ def _longest_rise(
         rise[index] = True
         index = int(before[index])
     return rise
-
-
-def _filled(pointers: Rows, start: int, stop: int) -> int:
-    """Entries of a range that are not zero."""
-    blocks = range(start, stop, BLOCK)
-    return sum(int(np.count_nonzero(pointers.read(s, min(s + BLOCK, stop))[0])) for s in blocks)
 
 
 def runs(good: BoolArray) -> Iterator[tuple[int, int]]:

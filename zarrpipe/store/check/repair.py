@@ -89,6 +89,9 @@ def _write_anew(
 ) -> None:
     """Mend pointers, masks, shapes and numbers of a store of ours."""
     samples, lost = mend_pointers(subject, extents, say, drop=drop)
+    if samples is None or (subject.attributes.num_samples > samples and not drop):
+        say("left all else as it is, since it is not known how many samples there are")
+        return
     if drop:
         lost = np.union1d(lost, seen.of(*_LOST))
         for path in subject.paths.values():

@@ -68,7 +68,7 @@ def check(
     """
     root = Root.of(store)
     found = _settled(root, progress)
-    if not repair or not found.report.plan(drop=drop):
+    if not repair or not (found.live or found.report.plan(drop=drop)):
         return found.report
     if root.read_only:
         raise StoreReadOnlyError(f"{root} was opened read-only: open it for writing to repair it")

@@ -1,11 +1,8 @@
 """What lies in and beside a store that it does not name: left by killed writers, or by others."""
 
-import json
 import os
 import re
 import socket
-import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import zarr
@@ -15,41 +12,25 @@ from zarrpipe.store.check.report import Finding, Severity
 from zarrpipe.store.check.rows import Rows, Tell
 from zarrpipe.store.check.subject import Subject
 from zarrpipe.store.layout import GROUPS
+from zarrpipe.store.lock import LOCK_FILE, Holder
 from zarrpipe.store.trust import reading
 
-_LOCK = "meta/atoms_ptr/.lock"
 REPAIRED = re.compile(r"\.(?P<name>\w+)\.repair-[0-9a-f]{8}")
 SWEEP = "remove what killed writers left"
 
 
-@dataclass(frozen=True)
-class Holder:
-    """Who has a store open for writing, as far as can be told without touching its lock.
+def holder_lives(holder: Holder) -> bool:
+    """Whether the holder that a lock names can still have it, as far as is told without trying.
 
-    Parameters
-    ----------
-    name
-        Process, host and start.
-    lives
-        Whether it can be alive: on this machine its process is there, of another nothing is known.
+    Of another machine nothing is known, so it can.
     """
-
-    name: str
-    lives: bool
-
-
-def holder_of(directory: Path | None) -> Holder | None:
-    """Who holds the lock of a local store; None if it was given up or there is none."""
-    if directory is None:
-        return None
+    if holder.host != socket.gethostname():
+        return True
     try:
-        said = json.loads((directory / _LOCK).read_bytes())
-        pid, host, since = int(said["pid"]), str(said["host"]), float(said["since"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(since))
-    lives = host != socket.gethostname() or _runs(pid)
-    return Holder(f"process {pid} on {host} since {when}", lives)
+        held = Path("/proc/locks").read_text()
+    except OSError:
+        return _runs(holder.pid)
+    return re.search(rf"FLOCK +ADVISORY +WRITE +{holder.pid} ", held) is not None
 
 
 def _runs(pid: int) -> bool:
@@ -67,11 +48,11 @@ def tell_lock(holder: Holder | None, tell: Tell) -> None:
     if holder is None:
         return
     message = (
-        f"{holder.name} is writing the store: what it has not finished is noted, not judged"
-        if holder.lives
-        else f"{holder.name} held the lock and is no more: the next writer takes it over"
+        f"{holder} is writing the store: what it has not finished is noted, not judged"
+        if holder_lives(holder)
+        else f"{holder} held the lock and has it no more: the next writer takes it over"
     )
-    tell(Finding("lock", Severity.NOTE, _LOCK, message))
+    tell(Finding("lock", Severity.NOTE, LOCK_FILE, message))
 
 
 def tell_strays(subject: Subject, tell: Tell) -> None:
