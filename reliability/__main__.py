@@ -43,6 +43,8 @@ class Campaign:
 CAMPAIGNS = {
     "kills": Campaign("reliability.kills", "processes that are killed while they write", 1000),
     "faults": Campaign("reliability.faults", "every operation fails, or is the last one"),
+    "disk": Campaign("reliability.disk", "the disk runs full at each step, and has room again"),
+    "fuzz": Campaign("reliability.fuzz", "stores that are damaged at random", 10_000),
 }
 """By name, in the order of a run of all."""
 
@@ -61,6 +63,7 @@ def parser() -> argparse.ArgumentParser:
     add("--count", type=int, help="how many trials")
     add("--minutes", type=float, help="how long")
     add("--seed", type=int, help="of all that is drawn; by default another in each run")
+    add("--only", default="", help="only parts whose name contains this text")
     add("--work", type=Path, help="where stores are made; by default where temporary files are")
     add("--out", type=Path, default=Path("runs/reliability/reliability.jsonl"), help="results")
     return arguments
@@ -87,13 +90,16 @@ def _carry_out(name: str, options: argparse.Namespace) -> dict[str, Any]:
     if options.work is not None:
         options.work.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f"reliability-{name}-", dir=options.work))
+    order = Order(work, seed, **amount, only=options.only)
     start = time.perf_counter()
     try:
-        found: Findings = importlib.import_module(campaign.module).run(Order(work, seed, **amount))
+        found: Findings = importlib.import_module(campaign.module).run(order)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     took = round(time.perf_counter() - start, 1)
-    row = found.row(campaign=name, arguments=amount, seed=seed, seconds=took)
+    row = found.row(
+        campaign=name, arguments={**amount, "only": options.only}, seed=seed, seconds=took
+    )
     print(f"{table(row)}\n{name} took {took:.0f} s", flush=True)
     write_row(options.out, {**row, **facts()})
     return row

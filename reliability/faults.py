@@ -28,6 +28,7 @@ from reliability.scenarios import (
     step_of,
 )
 from reliability.truth import BASE, everything, serials, wrong_values
+from zarrpipe.data.batch import Batch
 from zarrpipe.errors import StoreNotFoundError
 from zarrpipe.store.root import StoreLike
 
@@ -45,31 +46,43 @@ class Trial:
 
     def make(self, prepared: State, faults: Faults) -> None:
         """Make the call and look at what it left."""
-        where = f"{self.where}, operation {faults.at} {faults.mode.value}"
         self.place.restore()
         hand, state = self.scenario.begin(self.place, prepared)
         step = self.scenario.step(self.place, state)
         with self.place.meeting(faults):
-            raised = _attempt(hand, step, faults)
+            raised = attempt(hand, step, (faults.code,))
+        where = f"{self.where}, operation {faults.at} {faults.mode.value}"
         where += f" ({faults.met[faults.at][0]})" if faults.at < len(faults.met) else ""
-        killed = faults.mode in (Mode.KILL, Mode.TEAR)
-        if raised is not None and raised.startswith("unclear"):
-            self.found.add("unclear", f"{where}: {raised}")
         self.found.done[f"{faults.mode.value}: {'raised' if raised else 'went on'}"] += 1
-        left = self.look(where, state, step, strict=raised is None)
-        if step[0] == "drain" and raised is not None and not killed and left == State():
-            self.found.add("lost", f"{where}: the drained samples are neither returned nor there")
-            return
-        if left is None:
-            return
-        if not killed and raised is not None:
-            left = self.repeat(where, hand, left, step)
-        if not killed:
-            self.finish(where, hand)
+        left = self.judge(where, state, step, raised)
+        if left is not None and faults.mode not in (Mode.KILL, Mode.TEAR):
+            left = self.recover(where, hand, state, left, step, raised)
         del hand
         gc.collect()  # a process that is dead holds no lock
         if left is not None and faults.mode is not Mode.FAIL:
             self.go_on(where, left)
+
+    def judge(self, where: str, state: State, step: Step, raised: str | None) -> State | None:
+        """Look at what a call left that raised something or nothing; None after a defect."""
+        if raised is not None and raised.startswith("unclear"):
+            self.found.add("unclear", f"{where}: {raised}")
+        left = self.look(where, state, step, strict=raised is None)
+        if step[0] == "drain" and raised not in (None, "killed") and left == State():
+            self.found.add("lost", f"{where}: the drained samples are neither returned nor there")
+            return None
+        return left
+
+    def recover(
+        self, where: str, hand: Hand, asked: State, left: State, step: Step, raised: str | None
+    ) -> State | None:
+        """Repeat a call that failed, now that nothing fails, and close the object."""
+        repeated = left if raised is None else self.repeat(where, hand, asked, left, step)
+        try:
+            hand("close", {})
+        except Exception as error:  # noqa: BLE001  whatever it is, the object cannot go on
+            self.found.add("stuck", f"{where}: closing: {type(error).__name__}: {error}")
+            return None
+        return repeated
 
     def look(self, where: str, state: State, step: Step, *, strict: bool) -> State | None:
         """Compare what is there with what may be; what it is, None after a defect."""
@@ -89,7 +102,7 @@ class Trial:
         defect = explain(after if strict else state, None if strict else step, numbers)
         if defect is None:
             wrongs = [wrong_values(there, one.marks) for one in (after, state)[: 2 - strict]]
-            if all(wrongs):
+            if all(wrongs):  # a field that was being added may be there, or not
                 defect = "wrong", str(wrongs[0])
             elif wrongs[0]:
                 after = state
@@ -110,9 +123,9 @@ class Trial:
         wrong = wrong_values(there, state.marks)
         return ("wrong", wrong) if wrong else None
 
-    def repeat(self, where: str, hand: Hand, left: State, step: Step) -> State | None:
+    def repeat(self, where: str, hand: Hand, asked: State, left: State, step: Step) -> State | None:
         """Call the method that failed again, with the same object, now that nothing fails."""
-        again = _again(left, step)
+        again = _again(left, step, asked)
         if again is None:
             return left
         try:
@@ -122,13 +135,6 @@ class Trial:
             return None
         self.found.done["repeated"] += 1
         return self.look(f"{where}, repeated", left, again, strict=True)
-
-    def finish(self, where: str, hand: Hand) -> None:
-        """Close the object."""
-        try:
-            hand("close", {})
-        except Exception as error:  # noqa: BLE001  whatever it is, the object cannot go on
-            self.found.add("stuck", f"{where}: closing: {type(error).__name__}: {error}")
 
     def go_on(self, where: str, left: State) -> None:
         """Let the next writer append, close and find everything."""
@@ -147,36 +153,47 @@ def _told(defect: tuple[str, str], where: str) -> tuple[str, str]:
     return defect[0], f"{where}: {defect[1]}"
 
 
-def _everything(store: StoreLike) -> object:
+def _everything(store: StoreLike) -> Batch | None:
     try:
         return everything(store)
     except StoreNotFoundError:
         return None
 
 
-def _attempt(hand: Hand, step: Step, faults: Faults) -> str | None:
-    """Make a call; None if it came to its end, else what it raised."""
+def attempt(hand: Hand, step: Step, codes: Sequence[int]) -> str | None:
+    """Make a call that is to fail with one of the error numbers.
+
+    Returns
+    -------
+    str or None
+        None if it came to its end, "failed" if it raised what it should, "killed" if it was
+        killed, else what is unclear about what it raised.
+    """
     try:
         hand(*step)
     except Killed:
         return "killed"
-    except OSError as error:
+    except Exception as error:  # noqa: BLE001  it is told
         chain: BaseException | None = error
-        while chain is not None:
-            if isinstance(chain, OSError) and chain.errno == faults.code:
+        while chain is not None and isinstance(error, OSError):
+            if isinstance(chain, OSError) and chain.errno in codes:
                 return "failed"
             chain = chain.__cause__ or chain.__context__
-        return f"unclear: {type(error).__name__}: {error}"
-    except Exception as error:  # noqa: BLE001  it is told
         return f"unclear: {type(error).__name__}: {error}"
     return None
 
 
-def _again(left: State, step: Step) -> Step | None:
+def _again(left: State, step: Step, asked: State) -> Step | None:
     """The call that completes what a failed one left; None if nothing is missing."""
     name, given = step
     if name == "delete":
-        return None if not given["indices"] else step
+        gone = {asked.numbers[place] for place in given["indices"]}
+        places = [place for place, number in enumerate(left.numbers) if number in gone]
+        return (name, {"indices": places}) if places else None
+    if name == "add_custom" and given["key"] in left.marks:
+        return None
+    if name in ("write", "append", "first") and left != asked:
+        return None  # a part is there, of which the caller was not told
     return step
 
 
@@ -194,6 +211,7 @@ def run(order: Order) -> Findings:
     """Go through all points, or through `order.count` of them in scenarios that are drawn."""
     found, rng = Findings(), np.random.default_rng(order.seed)
     pairs = [(kind, name) for kind in PLACES for name in SCENARIOS if possible(name, kind)]
+    pairs = [pair for pair in pairs if order.only in _named(*pair)]
     if order.count is not None:
         chosen = rng.permutation(len(pairs))[: -(-order.count // _A_FEW)]
         pairs = [pairs[number] for number in sorted(chosen)]
@@ -210,7 +228,7 @@ def _all_points(
     place = PLACES[kind](work / f"{kind}-{len(list(work.iterdir()))}")
     prepared = scenario.prepare(place)
     place.keep()
-    trial = Trial(place, scenario, f"{name} on a {kind} store", found)
+    trial = Trial(place, scenario, _named(kind, name), found)
     counted = Faults()
     trial.make(prepared, counted)
     found.done[f"operations of {name}"] += len(counted.met)
@@ -223,6 +241,10 @@ def _all_points(
             found.done["points"] += 1
     finally:
         gc.unfreeze()
+
+
+def _named(kind: str, name: str) -> str:
+    return f"{name} on a {kind} store"
 
 
 def _drawn(

@@ -116,7 +116,7 @@ class _System:
     def holds(self, descriptor: int) -> bool:
         """Whether an open file is one of those that are watched."""
         try:
-            return os.readlink(f"/proc/self/fd/{descriptor}").startswith(self.folder)
+            return str(Path(f"/proc/self/fd/{descriptor}").readlink()).startswith(self.folder)
         except OSError:
             return False
 
@@ -167,7 +167,7 @@ def _wrapped(system: _System, name: str, original: Callable[..., Any]) -> Callab
 @contextmanager
 def _exchanges(system: _System) -> Iterator[None]:
     """Watch the one change that Python has no function for: two directories swap their names."""
-    library = libc()
+    library: Any = libc()
     original = getattr(library, "renameat2", None)
     if original is None:
         yield

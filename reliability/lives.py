@@ -157,7 +157,7 @@ class Lives:
             Kill it from here instead, so many seconds after it was forked.
         """
         assert self._host.stdin is not None
-        life = {"store": str(store), "config": config, "steps": steps}
+        life: dict[str, Any] = {"store": str(store), "config": config, "steps": steps}
         life |= {"armed": armed, "delay": delay}
         self._host.stdin.write(json.dumps(life).encode() + b"\n")
         self._host.stdin.flush()

@@ -13,11 +13,12 @@ KINDS = {
     "wrong": "samples with values that are not theirs",
     "unopened": "stores that no longer open",
     "stuck": "writers that could not go on, or could not repeat what had failed",
+    "crashed": "readers that died or hung",
     "unclear": "errors that are not promised, or none where one is",
 }
 """What a campaign may find, by name; each is a defect."""
 
-_MOST_SHOWN = 20
+_MOST_SHOWN, _MOST_ALIKE = 20, 2
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,15 @@ class Order:
         How many trials; None for the campaign's own number.
     minutes
         How long; None for the campaign's own time.
+    only
+        Text that the names of its parts have to contain, to meet a defect again.
     """
 
     work: Path
     seed: int = 0
     count: int | None = None
     minutes: float | None = None
+    only: str = ""
 
 
 @dataclass
@@ -59,13 +63,16 @@ class Findings:
     done: Counter[str] = field(default_factory=Counter)
     facts: dict[str, Any] = field(default_factory=dict)
     defects: list[tuple[str, str]] = field(default_factory=list)
+    _shown: Counter[tuple[str, str]] = field(default_factory=Counter, repr=False)
 
     def add(self, kind: str, text: str) -> None:
-        """Note a defect; the first few of them are printed at once."""
+        """Note a defect; the first few of those that begin alike are printed at once."""
         if kind not in KINDS:
             raise ValueError(f"kind={kind!r}, expected one of {list(KINDS)}")
         self.defects.append((kind, text))
-        if len(self.defects) <= _MOST_SHOWN:
+        alike = (kind, text.partition(",")[0])
+        self._shown[alike] += 1
+        if self._shown[alike] <= _MOST_ALIKE:
             print(f"{kind.upper()}: {text}", flush=True)
 
     def merge(self, other: "Findings") -> None:

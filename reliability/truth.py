@@ -92,7 +92,7 @@ def serials(found: Batch | None) -> list[int]:
 def wrong_values(found: Batch | None, marks: Marks | None = None) -> str | None:
     """What the samples of a batch have that is not theirs, by the numbers they say; None if right.
 
-    A field that none of them has may be there.
+    A field that none of them has may be there. Without `marks` it may have been added to any.
     """
     if found is None:
         return None
@@ -108,7 +108,10 @@ def wrong_values(found: Batch | None, marks: Marks | None = None) -> str | None:
         has = np.isin(numbers, list(marked))
         expected[name] = np.where(has, mark_values(name, numbers), np.nan), has
     for name in sorted(found.fields.keys() - expected.keys()):
-        if bool(found.present(name).any()):
+        if marks is None and name.startswith("mark"):
+            has = found.present(name).numpy()
+            expected[name] = np.where(has, mark_values(name, numbers), np.nan), has
+        elif bool(found.present(name).any()):
             return f"the field {name!r}, which nobody wrote"
     found_wrong = (_wrong_field(found, name, *wanted) for name, wanted in expected.items())
     return next((wrong for wrong in found_wrong if wrong), None)
