@@ -65,7 +65,7 @@ class ZarrDataset(Dataset[AtomicData]):
         If there is no store at a place.
     SchemaError
         If no store has a field that is asked for, or two stores have a field at different
-        levels, dtypes or row shapes.
+        levels, dtypes or row shapes, or in different units.
     """
 
     def __init__(
@@ -205,6 +205,11 @@ class ZarrDataset(Dataset[AtomicData]):
         selected = copy.copy(self)
         selected._chosen = self._rows(index).copy()
         return selected
+
+    @property
+    def units(self) -> dict[str, str]:
+        """Unit of each field that has one: ASE's for the registry, else as the stores say."""
+        return {name: field.unit for name, field in self.schema.items() if field.unit}
 
     @property
     def num_atoms(self) -> Int64Array:
@@ -392,11 +397,12 @@ def _common_schema(schemas: Sequence[Mapping[str, Field]]) -> Mapping[str, Field
     for place, schema in enumerate(schemas):
         for name, field in schema.items():
             first = common.setdefault(name, field)
-            given = (field.level, field.dtype, field.shape)
-            if given != (first.level, first.dtype, first.shape):
+            given = (field.level, field.dtype, field.shape, field.unit)
+            if given != (first.level, first.dtype, first.shape, first.unit):
                 raise SchemaError(
                     f"store {place} has field {name!r} at level {field.level.value!r} with dtype "
-                    f"{field.dtype} and rows of shape {field.shape}, a store before it at "
-                    f"{first.level.value!r} with {first.dtype} and {first.shape}: convert one"
+                    f"{field.dtype}, rows of shape {field.shape} and unit {field.unit or None!r}, "
+                    f"a store before it at {first.level.value!r} with {first.dtype}, "
+                    f"{first.shape} and {first.unit or None!r}: convert one"
                 )
     return common

@@ -50,6 +50,8 @@ class ZarrData(Closing):
     ------
     ValueError
         If the capacity is not positive, or the store has more samples.
+    SchemaError
+        If the config gives a field another unit than the store.
     StoreFormatError
         If what stands there is damaged, or of a newer format.
 
@@ -84,6 +86,9 @@ class ZarrData(Closing):
         self._appender: StoreAppender | None = None
         self._view: StoreView | None = None
         self._closed = False
+        view = self._reader()
+        if view is not None:
+            view.schema.with_units(self._config.units)  # refuses what the first write would
         if len(self) > capacity:
             raise ArgumentError(
                 f"{self._root} has {len(self)} samples, more than capacity={capacity}: open it "
@@ -162,9 +167,16 @@ class ZarrData(Closing):
         ------
         StoreEmptyError
             If there is none.
+        StoreNotFoundError
+            If the store was removed.
         """
         count = len(self)
         view = self._reader()
+        if count and view is None:
+            raise StoreNotFoundError(
+                f"there is no Zarr store at {self._root} any more: it was removed while this sink "
+                f"had it open, and the {count} samples in it are gone"
+            )
         if count == 0 or view is None:
             raise StoreEmptyError(f"the sink is empty: nothing was written to {self._root}")
         view.refresh()

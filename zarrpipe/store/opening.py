@@ -6,10 +6,16 @@ import zarr
 from zarr.storage import MemoryStore
 
 from zarrpipe.data.schema import Schema
-from zarrpipe.errors import FieldError, StoreFormatError, StoreReadOnlyError
+from zarrpipe.errors import (
+    FieldError,
+    StoreExistsError,
+    StoreFormatError,
+    StoreReadOnlyError,
+)
 from zarrpipe.store.attributes import Attributes, new_generation
 from zarrpipe.store.inside import unfinished_files
 from zarrpipe.store.layout import GROUPS, is_empty, meta_specs, present_path
+from zarrpipe.store.lock import LOCK_FILE
 from zarrpipe.store.root import Root
 
 
@@ -40,6 +46,8 @@ def check_writable(root: Root) -> list[Path]:
     ------
     StoreReadOnlyError
         If the zarr store was opened for reading alone.
+    StoreExistsError
+        If it is a directory of other things.
     StoreFormatError
         If a Zarr group that zarrpipe did not write stands there, or, in a local store, a link or
         something else through which a writer would change what is elsewhere.
@@ -58,7 +66,31 @@ def check_writable(root: Root) -> list[Path]:
         arrays += map(present_path, attributes.partly)
     if root.directory is None or not root.directory.is_dir():
         return []
+    if group is None:
+        _check_own_directory(root.directory)
     return unfinished_files(root.directory, arrays)
+
+
+def _check_own_directory(directory: Path) -> None:
+    """Refuse to mix a new store into a directory of other things.
+
+    Hidden files are no obstacle, nor is what a writer leaves that was killed before it made the
+    root's metadata: a lock, and metadata that are not finished.
+    """
+    leftovers = {directory / "meta", directory / LOCK_FILE, (directory / LOCK_FILE).parent}
+    inside = [*directory.iterdir(), *(directory / "meta").glob("*"), *directory.glob("meta/*/*")]
+    others = sorted(
+        str(entry.relative_to(directory))
+        for entry in inside
+        if entry not in leftovers and entry.name[0] != "." and entry.suffix != ".partial"
+    )
+    if others:
+        more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+        raise StoreExistsError(
+            f"{directory} is a directory with other things in it ({', '.join(others[:3])}{more}) "
+            "and no store: give the new store a directory of its own, such as "
+            f"{directory / 'data.zarr'}"
+        )
 
 
 def open_root(root: Root) -> tuple[zarr.Group, Attributes]:

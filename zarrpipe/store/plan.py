@@ -9,6 +9,7 @@ from zarrpipe.data.batch import Batch
 from zarrpipe.data.csr import AnyArray
 from zarrpipe.data.ids import structure_ids
 from zarrpipe.data.schema import Field, Schema
+from zarrpipe.errors import FieldError
 from zarrpipe.store.commit import Extent
 from zarrpipe.store.layout import (
     ATOMS_PTR,
@@ -91,8 +92,16 @@ def in_stages(writes: Sequence[RowWrite]) -> list[list[RowWrite]]:
 
 
 def on_host(batch: Batch) -> Batch:
-    """Batch on the CPU and without gradients: itself where it is already so."""
+    """Batch on the CPU and without gradients: itself where it is already so.
+
+    Raises
+    ------
+    FieldError
+        If a tensor is on the meta device.
+    """
     tensors = (batch.batch_ptr, batch.edge_ptr, *batch.fields.values())
+    if any(tensor.is_meta for tensor in tensors):
+        raise FieldError("a batch on the meta device has no data that could be stored")
     if all(tensor.is_cpu and not tensor.requires_grad for tensor in tensors):
         return batch
     return batch.detach().cpu()

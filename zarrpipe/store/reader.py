@@ -38,6 +38,11 @@ class AtomicDataZarrReader(Closing):
         """Level of each field: "atom", "edge" or "system"."""
         return {name: item.level.value for name, item in self._view.schema.items()}
 
+    @property
+    def units(self) -> dict[str, str]:
+        """Unit of each field that has one."""
+        return self._view.schema.units
+
     def read(self, index: int) -> Sample:
         """Fields of a sample and where it stands.
 

@@ -69,11 +69,11 @@ def write_store(
     done
         Called with the number of bytes after each block of a field.
     """
-    root = for_writing(root)
+    root, schema = for_writing(root), selection.schema.with_units(config.units)
     attributes = Attributes(0, partly=frozenset(selection.present), generation=new_generation())
     group = _vacated(root, attributes)
     columns = _create(group, root, selection, config, capacity)
-    group = group.update_attributes({**(others or {}), **attributes.to_dict(selection.schema)})
+    group = group.update_attributes({**(others or {}), **attributes.to_dict(schema)})
     for item in selection.schema.values():
         _fill(columns[field_path(item)], selection, item.name, done)
     if selection.extent.samples:
@@ -88,7 +88,7 @@ def write_store(
     for column in columns.values():
         column.close()
     complete = replace(attributes, num_samples=selection.extent.samples)
-    group.update_attributes(complete.to_dict(selection.schema))
+    group.update_attributes(complete.to_dict(schema))
 
 
 def field_bytes(selection: Selection) -> int:

@@ -71,6 +71,8 @@ class Root:
 
     def open_group(self) -> zarr.Group | None:
         """Root group, without consolidated metadata (which shows the past); None without one."""
+        if self.directory is not None and not self.directory.exists():
+            return None  # Zarr would make the directory
         with reading(self, "cannot be opened as a Zarr group"):
             try:
                 return zarr.open_group(

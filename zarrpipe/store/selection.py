@@ -199,20 +199,23 @@ def _common_schema(sources: Sequence[Source]) -> Schema:
     for source in sources:
         for given in source.schema.values() if len(source.samples) else ():
             item = field_from_array(given.name, given.level, given.dtype, given.shape)
+            item = replace(item, unit=given.unit)
             if item.name == "neighbor_list" and item.dtype.kind in "iu":
                 item = replace(item, dtype=np.dtype("int64"))
             fixed, first = common.setdefault(item.name, (item, source))
-            if (item.level, item.dtype, item.shape) != (fixed.level, fixed.dtype, fixed.shape):
+            if item != fixed:
                 raise SchemaError(
                     f"field {item.name!r} is {_said(fixed)} in {first.root} and {_said(item)} in "
                     f"{source.root}: write one of the two anew, with the field converted or under "
-                    "another name"
+                    "another name; a unit that is only missing is stated with "
+                    "zarrpipe.compact(store, config={'units': {...}})"
                 )
     return Schema({name: item for name, (item, _) in common.items()})
 
 
 def _said(item: Field) -> str:
-    return f"{item.dtype} of row shape {item.shape} at level {item.level.value!r}"
+    unit = f"in {item.unit!r}" if item.unit else "without a unit"
+    return f"{item.dtype} of row shape {item.shape} at level {item.level.value!r} {unit}"
 
 
 def _check_edges(source: Source, edges: AnyArray, begin: Int64Array, end: Int64Array) -> None:

@@ -17,6 +17,7 @@ from zarrpipe.testing.batches import (
     random_batch,
 )
 from zarrpipe.testing.contract import SinkContract
+from zarrpipe.testing.trees import stored_bytes, unchanged
 
 __all__ = [
     "SinkContract",
@@ -24,4 +25,6 @@ __all__ = [
     "assert_plain_zarr",
     "numbered_batch",
     "random_batch",
+    "stored_bytes",
+    "unchanged",
 ]
