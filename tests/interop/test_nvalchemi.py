@@ -416,3 +416,66 @@ def test_a_run_of_its_dynamics_goes_into_the_sink(nvalchemi, tmp_path):
     sink.close()
     with nvalchemi.AtomicDataZarrReader(tmp_path / "run.zarr") as reader:
         assert torch.equal(reader[3][0]["positions"], last.get_data(1).positions)
+
+
+@pytest.mark.parametrize("single", [False, True], ids=["batches", "single systems"])
+def test_neighbour_lists_that_it_appended_are_put_right(nvalchemi, tmp_path, single):
+    """It stores indices relative to their batch; its own reader then gives negative ones."""
+    store = tmp_path / "theirs.zarr"
+    writer = nvalchemi.AtomicDataZarrWriter(store)
+    batches = make_batches([4, 3, 5])
+    writer.write(to_nvalchemi(batches[0]))
+    for batch in batches[1:]:
+        theirs = to_nvalchemi(batch)
+        for part in theirs.to_data_list() if single else [theirs]:
+            writer.append(part)
+    with nvalchemi.AtomicDataZarrReader(store) as reader:
+        assert reader[4][0]["neighbor_list"].min() < 0
+    report = zp.check(store)
+    assert report.kinds("error") == {"relative-edges"}
+    repaired = zp.check(store, repair=True)
+    assert repaired.ok, str(repaired)
+    systems = [system for batch in batches for system in batch.to_data_list()]
+    check_all(nvalchemi, store, systems)
+
+
+def check_all(nvalchemi, store, systems):
+    """Both readers give the systems as they were."""
+    with nvalchemi.AtomicDataZarrReader(store) as theirs, zp.AtomicDataZarrReader(store) as ours:
+        assert len(theirs) == len(ours) == len(systems)
+        for index, system in enumerate(systems):
+            assert_same(theirs[index][0], system, exactly=False)
+            assert_same(ours[index][0], system, exactly=False)
+
+
+def spanned(system):
+    """The same system with an edge from its first atom to its last."""
+    ends = torch.tensor([[0, system.num_nodes - 1]])
+    fields = {name: value for name, value in system.fields.items() if name in KEPT}
+    return zp.AtomicData(**fields, neighbor_list=ends)
+
+
+KEPT = ("positions", "atomic_numbers", "cell", "pbc", "energy", "forces", "stress")
+
+
+def test_what_it_defragmented_is_put_right_where_edges_span_their_system(nvalchemi, tmp_path):
+    store = tmp_path / "theirs.zarr"
+    writer = nvalchemi.AtomicDataZarrWriter(store)
+    systems = [spanned(make_system(seed)) for seed in range(12)]
+    writer.write(to_nvalchemi(zp.Batch.from_data_list(systems[:6])))
+    writer.append(to_nvalchemi(zp.Batch.from_data_list(systems[6:])))
+    writer.delete([1, 7])
+    writer.defragment()
+    assert zp.check(store).kinds("error") == {"relative-edges"}
+    assert zp.check(store, repair=True).ok
+    check_all(nvalchemi, store, [systems[i] for i in range(12) if i not in {1, 7}])
+
+
+def test_its_good_store_has_no_errors_and_is_left_as_it_is(nvalchemi, tmp_path):
+    store = tmp_path / "theirs.zarr"
+    nvalchemi.AtomicDataZarrWriter(store).write(nvalchemi_systems(nvalchemi, 6))
+    before = {path: path.read_bytes() for path in store.rglob("*") if path.is_file()}
+    report = zp.check(store, repair=True)
+    assert report.ok, str(report)
+    assert report.repairs == ()
+    assert {path: path.read_bytes() for path in store.rglob("*") if path.is_file()} == before
