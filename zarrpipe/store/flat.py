@@ -149,7 +149,7 @@ class MappedArray:
         """Map further chunk files as long as there are; see `FlatArray.grow`."""
         before = len(self._inodes)
         self._fill_holes()
-        while self._path(len(self._inodes)).exists():
+        while os.path.lexists(self._path(len(self._inodes))):
             self._room_for(len(self._inodes) + 1)
             inode = self._map(len(self._inodes))
             if inode is None:

@@ -314,7 +314,7 @@ class Snapshot:
         samples = committed_samples(pointers.data, before)
         if samples and isinstance(pointers, MappedArray):  # chunks are larger than shapes
             samples = pointers.within(samples + 1) - 1
-        if self.attributes.ours and 0 < samples < self.attributes.num_samples:
+        if self.attributes.ours and samples < self.attributes.num_samples:
             raise StoreFormatError(
                 f"{self.root} had {self.attributes.num_samples} samples when it was closed, and "
                 f"{ATOMS_PTR} has {samples} of them: pointers were lost; `zarrpipe check` says more"

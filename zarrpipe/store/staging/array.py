@@ -12,6 +12,7 @@ import zarr
 from zarrpipe.data.csr import AnyArray, Int64Array, pointers, segment_rows
 from zarrpipe.errors import StoreClosedError
 from zarrpipe.store.flat import check_rows
+from zarrpipe.store.staging.absent import never_fill, refuse_absent
 from zarrpipe.store.staging.pool import Task
 from zarrpipe.store.staging.units import GENERATION, ROWS, UnitFile
 from zarrpipe.store.trust import native
@@ -155,7 +156,10 @@ class StagedArray:
         array = self._array
         if array is None or array.shape[0] < self._committed:
             array = self._reopened()
-        return np.asarray(array[start : min(stop, array.shape[0])], dtype=self._dtype)
+        values = np.asarray(array[start : min(stop, array.shape[0])], dtype=self._dtype)
+        if never_fill(array):
+            refuse_absent(array, start, values)
+        return values
 
     def named(self, units: Sequence[int]) -> str:
         """Units that follow each other, for an error."""
