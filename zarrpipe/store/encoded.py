@@ -6,6 +6,7 @@ import numpy as np
 import zarr
 
 from zarrpipe.data.csr import AnyArray
+from zarrpipe.store.trust import reading
 
 
 class ZarrColumn:
@@ -32,7 +33,8 @@ class ZarrColumn:
         row = start
         while row < stop:  # one after the other, so that a kill leaves a prefix
             end = min(stop, row - row % self._unit + self._unit)
-            self._array[row:end] = values[row - start : end - start]
+            with reading(self._array.store_path):  # a chunk that is there in part is decoded first
+                self._array[row:end] = values[row - start : end - start]
             row = end
 
     def reserve(self, rows: int) -> None:
@@ -42,12 +44,14 @@ class ZarrColumn:
 
     def read(self, start: int, stop: int) -> AnyArray:
         """Rows as they are; see `Column.read`."""
-        return np.asarray(self._array[start:stop])
+        with reading(self._array.store_path):
+            return np.asarray(self._array[start:stop])
 
     def clear_from(self, row: int) -> None:
         """Make rows from `row` on read as zeros; see `Column.clear_from`."""
         if row < self._array.shape[0]:
-            self._array[row:] = np.zeros((), dtype=self._array.dtype)
+            with reading(self._array.store_path):
+                self._array[row:] = np.zeros((), dtype=self._array.dtype)
 
     def clear_all(self) -> None:
         """Drop every row, the first chunk first."""

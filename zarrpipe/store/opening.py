@@ -17,6 +17,7 @@ from zarrpipe.store.inside import unfinished_files
 from zarrpipe.store.layout import GROUPS, is_empty, meta_specs, present_path
 from zarrpipe.store.lock import LOCK_FILE
 from zarrpipe.store.root import Root
+from zarrpipe.store.trust import reading
 
 
 def check_durable(root: Root, *, durable: bool) -> None:
@@ -105,5 +106,6 @@ def open_root(root: Root) -> tuple[zarr.Group, Attributes]:
         else:
             group = group.update_attributes(content)
     for name in GROUPS:
-        group.require_group(name)
+        with reading(f"{root}/{name}"):
+            group.require_group(name)
     return group, attributes

@@ -16,7 +16,7 @@ from zarrpipe.data.fields import Level
 from zarrpipe.data.ids import UInt64Array, structure_ids
 from zarrpipe.data.schema import Field
 from zarrpipe.errors import StoreFormatError, StoreNotFoundError
-from zarrpipe.store.flat import MappedArray
+from zarrpipe.store.flat import MappedArray, check_rows
 from zarrpipe.store.layout import (
     ATOMS_PTR,
     EDGES_PTR,
@@ -29,6 +29,7 @@ from zarrpipe.store.layout import (
 )
 from zarrpipe.store.root import Root
 from zarrpipe.store.snapshot import Snapshot
+from zarrpipe.store.trust import reading
 
 _DECODED = 1 << 26
 _IDS_BLOCK = 1 << 14
@@ -180,20 +181,18 @@ def _decoded(
     array: zarr.Array[Any], rows: int, dtype: np.dtype[Any], folder: Path | None
 ) -> AnyArray:
     """First rows of an array, in memory where they are few and else in an unnamed file."""
-    if rows > array.shape[0]:
-        raise StoreFormatError(
-            f"{array.store_path} has {array.shape[0]} rows, the pointers say {rows}: "
-            "the array was cut or belongs to another store"
-        )
+    check_rows(array.store_path, array.shape[0], rows)
     shape = (rows, *array.shape[1:])
     row_bytes = max(1, dtype.itemsize * int(np.prod(shape[1:], dtype=np.int64)))
     unit = int((array.shards or array.chunks)[0])
     step = unit * max(1, _DECODED // (unit * row_bytes))
     if rows <= step:
-        return np.ascontiguousarray(array[:rows], dtype)
+        with reading(array.store_path):
+            return np.ascontiguousarray(array[:rows], dtype)
     with tempfile.TemporaryFile(dir=folder) as file:
         for start in range(0, rows, step):  # not through a map: a full disk would be a SIGBUS
-            block = np.ascontiguousarray(array[start : min(start + step, rows)], dtype)
+            with reading(array.store_path):
+                block = np.ascontiguousarray(array[start : min(start + step, rows)], dtype)
             file.write(block.reshape(-1).view(np.uint8).data)
         file.flush()
         values: AnyArray = np.memmap(file, dtype, "r", shape=shape)
