@@ -38,7 +38,7 @@ def test_a_damaged_store(store, capsys):
     assert main(["check", str(store)]) == 1
     shown = capsys.readouterr()
     assert shown.out.splitlines()[-1] == "DAMAGED: 1 error"
-    assert "meta/ids: 1 sample (0) whose" in shown.out
+    assert "meta/ids: 1 sample (0) with another structure" in shown.out
 
 
 def test_json(store, capsys):

@@ -1,6 +1,8 @@
 """One look through a store, from its attributes to its last sample."""
 
+import importlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import zarr
@@ -25,6 +27,7 @@ from zarrpipe.store.lock import holder_of
 from zarrpipe.store.progress import progress_bar
 from zarrpipe.store.root import Root
 
+_WORTH_NUMBA = 1 << 28
 FILL = "fill what is lost and delete the samples with rows in it"
 _LIVE = {"uncommitted", "not-closed", "num-samples", "deleted", "row-masks", "leftover", "length"}
 
@@ -122,6 +125,9 @@ def _look_through(subject: Subject, findings: list[Finding], progress: bool | No
     total = sum(
         extents.rows(subject.levels[path]) * rows.row_bytes for path, rows in subject.arrays.items()
     )
+    if total > _WORTH_NUMBA:  # ids are computed by it where it is imported
+        with suppress(ImportError):
+            importlib.import_module("numba")
     with progress_bar(progress, f"check {subject.root}", total) as done:
         _see(subject, extents, seen, done)
     about_samples: list[Finding] = []

@@ -23,7 +23,7 @@ _GREATEST_NUMBER = 118
 _MOST_IDS = 1 << 24
 MASKS = "write atoms_mask and edges_mask anew from samples_mask"
 DELETE = "delete these samples"
-_RESTORE = "put the chunk back from a copy of the store, or delete these samples"
+_RESTORE = "put the chunk back from a copy of the store, or give them up"
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,14 @@ class _Said:
 _SAID = {
     "missing-chunk": _Said(
         Severity.ERROR,
-        "{} that have it stand in chunk files that are not there, where a writer leaves none out; "
+        "rows of {} stand in chunk files that are not there, though a writer leaves none out; "
         f"{_RESTORE}",
         drop=DELETE,
     ),
     "ids": _Said(
         Severity.ERROR,
-        "{} whose atomic_numbers, positions, cell and pbc do not give the id that was stored with "
-        f"them: bytes of one of these arrays have changed; {_RESTORE}",
+        "{} with another structure than when the id was stored: bytes of atomic_numbers, "
+        f"positions, cell, pbc or of the id have changed; {_RESTORE}",
         drop=DELETE,
     ),
     "edges": _Said(
@@ -56,8 +56,8 @@ _SAID = {
     ),
     "not-finite": _Said(
         Severity.WARNING,
-        "{} that have this field, with NaN or infinity in it; leave them out of training, or "
-        "delete them, if that is not meant",
+        "{} with NaN or infinity, not counting those that lack the field; leave them out of "
+        "training, or delete them, if that is not meant",
     ),
     "atomic-numbers": _Said(
         Severity.WARNING,
@@ -65,8 +65,8 @@ _SAID = {
     ),
     "row-masks": _Said(
         Severity.WARNING,
-        "{} whose rows are not masked as meta/samples_mask has the sample, which is of interest "
-        "to nvalchemi alone; a writer was killed while it deleted",
+        "{} with rows that are not masked as meta/samples_mask has it, which is of interest to "
+        "nvalchemi alone; a writer was killed while it deleted",
         MASKS,
     ),
 }
