@@ -1,6 +1,7 @@
 """The commit rule: which samples a pointer array says there are."""
 
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -10,6 +11,18 @@ from zarrpipe.data.fields import Level
 from zarrpipe.errors import StoreFormatError
 
 _BLOCK = 1 << 20
+
+
+class Entries(Protocol):
+    """Pointers of which single ones, or slices, can be looked at."""
+
+    def __len__(self) -> int:
+        """Entries that are allocated."""
+        ...
+
+    def __getitem__(self, key: int | slice) -> Any:
+        """An entry, or several."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -41,7 +54,7 @@ class Extent:
         )
 
 
-def committed_samples(pointers: AnyArray, known: int = 0) -> int:
+def committed_samples(pointers: AnyArray | Entries, known: int = 0) -> int:
     """Number of samples that a pointer array says there are.
 
     A sample exists if and only if its end pointer and all before it are non-zero. The last is found

@@ -24,6 +24,7 @@ import zarr
 from zarrpipe.data.csr import AnyArray
 from zarrpipe.errors import StoreFormatError
 from zarrpipe.store.addresses import AddressRange
+from zarrpipe.store.entries import Entries
 from zarrpipe.store.layout import chunk_file, is_plain
 from zarrpipe.store.regular import open_regular
 
@@ -126,6 +127,10 @@ class MappedArray:
     def leave(self) -> None:
         """Take pages out of this process that it has touched; the page cache keeps them."""
         self._range.leave(len(self._inodes) * self._chunk_bytes)
+
+    def entries(self) -> Entries:
+        """The rows of a one-dimensional array, to look at those that may not be committed."""
+        return Entries(self._data, self._inodes, self._path, self._fill)
 
     def within(self, rows: int) -> int:
         """How many of the first `rows` the shape of the array allows."""

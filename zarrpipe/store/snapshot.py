@@ -311,9 +311,13 @@ class Snapshot:
     def _count(self, pointers: FlatArray, before: int) -> int:
         """Samples that the pointers say there are."""
         pointers.grow()
-        samples = committed_samples(pointers.data, before)
-        if samples and isinstance(pointers, MappedArray):  # chunks are larger than shapes
-            samples = pointers.within(samples + 1) - 1
+        if isinstance(pointers, MappedArray):
+            with pointers.entries().opened() as entries:
+                samples = committed_samples(entries, before)
+            if samples:  # chunks are larger than shapes
+                samples = pointers.within(samples + 1) - 1
+        else:
+            samples = committed_samples(pointers.data, before)
         if self.attributes.ours and samples < self.attributes.num_samples:
             raise StoreFormatError(
                 f"{self.root} had {self.attributes.num_samples} samples when it was closed, and "

@@ -158,7 +158,7 @@ class StagedArray:
             array = self._reopened()
         values = np.asarray(array[start : min(stop, array.shape[0])], dtype=self._dtype)
         if never_fill(array):
-            refuse_absent(array, start, values)
+            refuse_absent(array, start, values[: max(self._committed - start, 0)])
         return values
 
     def named(self, units: Sequence[int]) -> str:

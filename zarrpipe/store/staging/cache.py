@@ -168,6 +168,13 @@ class StageCache:
 
     def _open(self, claim: Claim) -> bool:
         """Become a user of a cache; False if it is not there any more."""
+        try:
+            return self._enter(claim)
+        except BaseException:
+            claim.close()  # or the next to come would take it for one in use
+            raise
+
+    def _enter(self, claim: Claim) -> bool:
         with claim.lock.held():
             alone = claim.enter()
             if alone is None:
