@@ -44,6 +44,8 @@ CAMPAIGNS = {
     "kills": Campaign("reliability.kills", "processes that are killed while they write", 1000),
     "faults": Campaign("reliability.faults", "every operation fails, or is the last one"),
     "disk": Campaign("reliability.disk", "the disk runs full at each step, and has room again"),
+    "live": Campaign("reliability.live", "readers beside a writer that does everything", None, 10),
+    "parties": Campaign("reliability.parties", "several writers at once", 10),
     "fuzz": Campaign("reliability.fuzz", "stores that are damaged at random", 10_000),
 }
 """By name, in the order of a run of all."""

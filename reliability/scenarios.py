@@ -10,7 +10,7 @@ from reliability.hand import Hand, Step
 from reliability.interpose import Faults, Killed, Mode
 from reliability.model import State
 from reliability.places import Place
-from reliability.truth import BASE, STRESSED, UNLABELLED, numbers_of
+from reliability.truth import BASE, STRESSED, UNLABELLED, everything, numbers_of, serials
 
 STORE, TARGET = "store", "target"
 _GONE = [1, 2, 8, 20]
@@ -56,6 +56,7 @@ class Scenario:
         hand("close", {})
         if self.prepared == "left":
             leave_killed(place, state)
+            state = State(tuple(serials(everything(place.at(STORE)))))
         return state
 
     def begin(self, place: Place, state: State) -> tuple[Hand, State]:

@@ -1,0 +1,166 @@
+"""Several writers at once: on one store, where one gets in, and on parts of one data set."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from zarr.storage import FsspecStore, MemoryStore
+
+from reliability.lives import CONFIGS
+from reliability.report import Findings, Order
+from reliability.truth import everything, numbers_of, samples, serials, wrong_values
+from zarrpipe import ZarrData, ZarrDataset, collate
+from zarrpipe.errors import StoreLockedError
+from zarrpipe.store.root import StoreLike
+
+_PARTS, _WRITES, _EACH = 4, 40, 25
+_SECONDS = 120.0
+
+
+def run(order: Order) -> Findings:
+    """Let writers meet, `order.count` times in each way."""
+    found, rng = Findings(), np.random.default_rng(order.seed)
+    for number in range(order.count or 1):
+        for party in PARTIES:
+            name = party.__name__.strip("_").replace("_", " ")
+            if order.only not in name:
+                continue
+            work = order.work / f"{party.__name__}-{number}"
+            work.mkdir()
+            try:
+                party(work, rng, found)
+            except Exception as error:  # noqa: BLE001  it is told
+                found.add("stuck", f"{name}: {type(error).__name__}: {error}")
+            found.done[name] += 1
+    return found
+
+
+def _second_sink_on_a_path(work: Path, rng: np.random.Generator, found: Findings) -> None:
+    """The second is told who has the store, and gets in once the first was killed."""
+    store = work / "store"
+    first = _start("write", store, "small", 0, 10_000)
+    acknowledged = _read_line(first)
+    second = ZarrData(store)
+    text = ""
+    try:
+        second.write(samples(numbers_of(10**6, 3)))
+    except StoreLockedError as error:
+        text = str(error)
+    host, year = os.uname().nodename, time.strftime("%Y-")
+    if not all(part in text for part in (f"process {first.pid} on {host}", f"since {year}")):
+        found.add("unclear", f"a second sink on a path was told {text!r}")
+    time.sleep(float(rng.uniform(0, 0.1)))
+    os.kill(first.pid, signal.SIGKILL)
+    rest = first.communicate(timeout=_SECONDS)[0].split()
+    acknowledged = max([acknowledged, *map(int, rest)])
+    second.write(samples(numbers_of(10**6, 3)))
+    second.close()
+    numbers = serials(there := everything(store))
+    expected = numbers_of(0, len(numbers) - 3).tolist()
+    if len(expected) < acknowledged:
+        found.add("lost", f"{len(expected)} of {acknowledged} samples after a sink was killed")
+    if numbers[:-3] != expected or (wrong := wrong_values(there)):
+        found.add("torn", f"the store of two sinks: {wrong if numbers[:-3] == expected else ''}")
+
+
+def _two_sinks_without_locks(work: Path, rng: np.random.Generator, found: Findings) -> None:
+    """In memory, behind fsspec: of those that write in turn one goes on, and nothing is torn."""
+    for name, store in (("memory", MemoryStore()), ("fsspec", _remote(work))):
+        sinks = [ZarrData(store, config=CONFIGS["small"]) for _ in range(2)]
+        written: list[list[int]] = [[], []]
+        refused = 0
+        for turn in range(12):
+            which = int(rng.integers(2))
+            numbers = numbers_of(1000 * turn, 7)
+            try:
+                sinks[which].write(samples(numbers))
+                written[which] += numbers.tolist()
+            except StoreLockedError:
+                refused += 1
+        for sink in sinks:
+            try:
+                sink.close()
+            except StoreLockedError:
+                refused += 1
+        found.done[f"refused on a store without locks ({name})"] += refused
+        numbers_there = serials(there := everything(store))
+        known = set(written[0]) | set(written[1])
+        wrong = wrong_values(there)
+        if wrong or not set(numbers_there) <= known or len(set(numbers_there)) < len(numbers_there):
+            found.add("torn", f"two sinks on a {name} store: {wrong}")
+        if not any(set(one) <= set(numbers_there) for one in written):
+            found.add("lost", f"two sinks on a {name} store: what both of them wrote")
+
+
+def _remote(work: Path) -> StoreLike:
+    return FsspecStore.from_url(f"memory://{work.parent.name}-{work.name}/store")
+
+
+def _four_parts(work: Path, rng: np.random.Generator, found: Findings) -> None:
+    """A sink in each of four processes, one of them killed, and one data set of all of them."""
+    run = work / "run"
+    kinds = list(CONFIGS)
+    jobs = [
+        _start("write", run / f"part-{part}", kinds[part % len(kinds)], part * 10**6, _WRITES)
+        for part in range(_PARTS)
+    ]
+    victim = int(rng.integers(_PARTS))
+    first = [_read_line(job) for job in jobs]
+    os.kill(jobs[victim].pid, signal.SIGKILL)
+    told = [list(map(int, job.communicate(timeout=_SECONDS)[0].split())) for job in jobs]
+    stores = [run / f"part-{part}" for part in range(_PARTS)]
+    dataset = ZarrDataset(stores)
+    batch = collate(dataset.__getitems__(list(range(len(dataset)))))
+    if wrong := wrong_values(batch):
+        found.add("wrong", f"four parts: {wrong}")
+    there = np.asarray(serials(batch))
+    for part in range(_PARTS):
+        mine = there[there // 10**6 == part]
+        least = max([first[part], *told[part]])
+        if len(mine) < least or (part != victim and len(mine) != _WRITES * _EACH):
+            found.add("lost", f"part {part} has {len(mine)} samples, {least} were acknowledged")
+        if mine.tolist() != numbers_of(part * 10**6, len(mine)).tolist():
+            found.add("torn", f"part {part} has other samples than it was given")
+    found.done["samples of four parts"] += len(there)
+
+
+PARTIES: tuple[Callable[[Path, np.random.Generator, Findings], None], ...] = (
+    _second_sink_on_a_path,
+    _two_sinks_without_locks,
+    _four_parts,
+)
+
+
+def _start(what: str, *given: Any) -> subprocess.Popen[str]:
+    """A process that writes, and tells how many samples it has written after each time."""
+    listed = json.dumps([str(one) if isinstance(one, Path) else one for one in given])
+    return subprocess.Popen(
+        [sys.executable, "-c", f"from reliability.parties import {what}; {what}()", listed],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[1],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def _read_line(job: subprocess.Popen[str]) -> int:
+    assert job.stdout is not None
+    return int(job.stdout.readline())
+
+
+def write() -> None:
+    """Write batches into a store and say so."""
+    store, kind, start, times = json.loads(sys.argv[1])
+    with ZarrData(store, config=CONFIGS[kind]) as sink:
+        for _ in range(times):
+            numbers = numbers_of(start, _EACH)
+            sink.write(samples(numbers))
+            start = int(numbers[-1]) + 1
+            print(len(sink), flush=True)
