@@ -20,6 +20,8 @@ from zarrpipe.data.csr import AnyArray, Int64Array, position_of, positions_of
 from zarrpipe.data.fields import REQUIRED_FIELDS, Level
 from zarrpipe.data.schema import Field
 from zarrpipe.errors import ArgumentError, ArgumentTypeError, SchemaError, StoreFormatError
+from zarrpipe.store.check.report import Report
+from zarrpipe.store.check.run import check
 from zarrpipe.store.gather import Gathers, Part
 from zarrpipe.store.root import StoreLike
 from zarrpipe.store.staging.caching import Caching
@@ -287,6 +289,10 @@ class ZarrDataset(Dataset[AtomicData]):
         new = [(i, view.num_samples - known.held(i)) for i, view in enumerate(self._views)]
         self._arrivals = Arrivals([*known.runs, *new])
         return len(self) - before
+
+    def check(self) -> tuple[Report, ...]:
+        """Look each store through for damage; see `zarrpipe.check`."""
+        return tuple(check(view.store) for view in self._views)
 
     def state_dict(self) -> dict[str, Any]:
         """What indices mean, as plain types.

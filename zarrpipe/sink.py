@@ -21,7 +21,10 @@ from zarrpipe.errors import (
     StoreNotFoundError,
 )
 from zarrpipe.store.appender import StoreAppender
+from zarrpipe.store.check.report import Report
+from zarrpipe.store.check.run import check
 from zarrpipe.store.config import ZarrWriteConfig
+from zarrpipe.store.opening import check_durable
 from zarrpipe.store.root import Root, StoreLike
 from zarrpipe.store.view import StoreView
 
@@ -45,6 +48,10 @@ class ZarrData(Closing):
     config : ZarrWriteConfig or mapping, optional
         Chunks and codecs of the arrays that are created. By default arrays are uncompressed,
         which is what can be appended to in place and mapped.
+    durable : bool
+        Whether what `write` stored outlasts a loss of power once it returns, for which each write
+        waits for the disk. Without it, what was written outlasts the process, whatever ends it. A
+        store that is not local is as durable as it says itself; one in memory is not.
 
     Raises
     ------
@@ -73,6 +80,8 @@ class ZarrData(Closing):
         store: StoreLike,
         capacity: int = 1_000_000,
         config: ZarrWriteConfig | Mapping[str, Any] | None = None,
+        *,
+        durable: bool = False,
     ) -> None:
         whole = isinstance(capacity, int | np.integer) and not isinstance(capacity, bool)
         if not whole or not 0 < capacity <= _MOST_SAMPLES:
@@ -82,7 +91,8 @@ class ZarrData(Closing):
             )
         self._store, self._capacity = store, int(capacity)
         self._config = ZarrWriteConfig.of(config)
-        self._root = Root.of(store)
+        self._root, self._durable = Root.of(store), durable
+        check_durable(self._root, durable=durable)
         self._appender: StoreAppender | None = None
         self._view: StoreView | None = None
         self._closed = False
@@ -234,6 +244,10 @@ class ZarrData(Closing):
         if self._appender is not None and not self._appender.closed:
             self._appender.flush()
 
+    def check(self) -> Report:
+        """Look the store through for damage; see `zarrpipe.check`."""
+        return check(self._store)
+
     def close(self) -> None:
         """Do what `flush` does and let other writers in; reading still works after it."""
         self._closed = True
@@ -259,7 +273,9 @@ class ZarrData(Closing):
 
     def _writer(self) -> StoreAppender:
         if self._appender is None or self._appender.closed:
-            self._appender = StoreAppender(self._root, self._config, self._capacity)
+            self._appender = StoreAppender(
+                self._root, self._config, self._capacity, durable=self._durable
+            )
         return self._appender
 
     def _reader(self) -> StoreView | None:

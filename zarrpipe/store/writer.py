@@ -25,6 +25,7 @@ from zarrpipe.store.appender import StoreAppender
 from zarrpipe.store.config import ZarrWriteConfig
 from zarrpipe.store.layout import ATOMS_PTR, EDGES_PTR, SAMPLES_MASK
 from zarrpipe.store.maintenance import defragment, delete_samples
+from zarrpipe.store.opening import check_durable
 from zarrpipe.store.root import Root, StoreLike
 
 _CAPACITY = 1_000_000
@@ -42,13 +43,20 @@ class AtomicDataZarrWriter(Closing):
         Where the store is or is to be.
     config : ZarrWriteConfig or mapping, optional
         Chunks and codecs of the arrays that are created; uncompressed by default.
+    durable : bool
+        Whether what a call stored outlasts a loss of power once it returns; see `ZarrData`.
     """
 
     def __init__(
-        self, store: StoreLike, config: ZarrWriteConfig | Mapping[str, Any] | None = None
+        self,
+        store: StoreLike,
+        config: ZarrWriteConfig | Mapping[str, Any] | None = None,
+        *,
+        durable: bool = False,
     ) -> None:
-        self.store = store
+        self.store, self._durable = store, durable
         self._root = Root.of(store)
+        check_durable(self._root, durable=durable)
         self._config = ZarrWriteConfig.of(config)
         self._appender: StoreAppender | None = None
         self._closed = False
@@ -183,7 +191,9 @@ class AtomicDataZarrWriter(Closing):
         if self._closed:
             raise StoreClosedError(f"the writer of {self._root} was closed: open a new one")
         if self._appender is None or self._appender.closed:
-            self._appender = StoreAppender(self._root, self._config, _CAPACITY)
+            self._appender = StoreAppender(
+                self._root, self._config, _CAPACITY, durable=self._durable
+            )
         return self._appender
 
     def _kept_rows(self, level: Level) -> AnyArray:
