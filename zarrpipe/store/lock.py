@@ -138,10 +138,14 @@ class WriterLock:
         return None if text == self._text.encode() else _holder(text)
 
     def release(self) -> None:
-        """Give the lock up; a second call does nothing."""
-        if self.held and (self.enforced or self.usurper() is None):
-            files.resize(self._descriptor, 0)
-        self._finalizer()
+        """Give the lock up, also where its file cannot be changed; a second call does nothing."""
+        try:
+            if self.held and (self.enforced or self.usurper() is None):
+                files.resize(self._descriptor, 0)
+        except OSError:  # who holds nothing any more may still be named, as after a kill
+            pass
+        finally:
+            self._finalizer()
 
 
 def _acquire(path: Path, directory: Path) -> tuple[int, bool]:
