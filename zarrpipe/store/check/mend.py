@@ -110,7 +110,8 @@ def fill_broken(subject: Subject, path: str, say: Say) -> None:
         return
     restore_sizes(subject, path)
     if not rows.plain:
-        array, unit = rows.array, int(rows.array.chunks[0])
+        array = rows.array.with_config({"write_empty_chunks": True})  # or readers miss the chunk
+        unit = int(array.chunks[0])
         shard = int((array.shards or array.chunks)[0]) // unit
         broken, last = set(rows.broken), -(-len(rows) // unit)
         for index in rows.broken:
