@@ -4,10 +4,10 @@ BIN := .venv/bin
 EXTRAS := dev,recipes,mace,bench
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo results bench test check format clean
+.PHONY: help demo results bench reliability test check format clean
 
 help:
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 13
 
 .venv/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -23,6 +23,9 @@ results: .venv/.ready ## the README's table: three seeds of the demo and their s
 bench: .venv/.ready ## zarrpipe beside other engines, in about 15 minutes; docs/benchmarks.md says what is measured
 	$(BIN)/python -m benchmarks --out runs/bench/bench.jsonl
 	$(BIN)/python -m benchmarks.report runs/bench/bench.jsonl
+
+reliability: .venv/.ready ## a night of it: kills, faults, full disks, damaged stores, readers beside writers
+	$(BIN)/python -m reliability all --out runs/reliability/reliability.jsonl
 
 test: .venv/.ready ## all tests, warnings as errors, with branch coverage
 	$(BIN)/python -m pytest --numprocesses 2 --cov --cov-report term --cov-fail-under 90

@@ -7,9 +7,13 @@ the same object have to find all that was acknowledged.
 
 import errno
 import gc
+import time
 import warnings
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from itertools import repeat
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -227,8 +231,22 @@ def run(order: Order) -> Findings:
     if order.count is not None:
         chosen = rng.permutation(len(pairs))[: -(-order.count // _A_FEW)]
         pairs = [pairs[number] for number in sorted(chosen)]
-    for kind, name in pairs:
-        _all_points(order.work, kind, name, None if order.count is None else rng, found)
+        for kind, name in pairs:
+            _all_points(order.work, kind, name, rng, found)
+        return found
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+        for told in pool.map(_every_point, repeat(order.work), *zip(*pairs, strict=True)):
+            found.merge(told)
+    return found
+
+
+def _every_point(work: Path, kind: str, name: str) -> Findings:
+    """Go through all points of a scenario, in a process of a pool."""
+    found = Findings()
+    start = time.perf_counter()
+    _all_points(work, kind, name, None, found)
+    took = time.perf_counter() - start
+    print(f"{_named(kind, name)}: {found.done['points']} points in {took:.0f} s", flush=True)
     return found
 
 
@@ -237,7 +255,7 @@ def _all_points(
 ) -> None:
     """Go through the points of a scenario on a kind of store."""
     scenario = SCENARIOS[name]
-    place = PLACES[kind](work / f"{kind}-{len(list(work.iterdir()))}")
+    place = PLACES[kind](work / _named(kind, name).replace(" ", "-"))
     prepared = scenario.prepare(place)
     place.keep()
     trial = Trial(place, scenario, _named(kind, name), found)

@@ -51,7 +51,7 @@ def run(order: Order) -> Findings:
         store.parent.mkdir()
         jobs = [_start("write", store, kind, order.seed + place, seconds / len(kinds))]
         for number in range(READERS if order.count is None else order.count):
-            seed = order.seed + 1000 * (place + 1) + number
+            seed = order.seed + 1000 * (place + 1)
             jobs.append(_start("read", store, kind, seed, seconds / len(kinds), number))
         for job in jobs:
             told = job.communicate(timeout=seconds + 300)[0]
@@ -60,7 +60,7 @@ def run(order: Order) -> Findings:
                 print("\n".join(shown), flush=True)
                 found.merge(Findings.from_json(last))
             else:
-                found.add("crashed", f"{job.args[-1]}: exit code {job.returncode}")  # type: ignore[index]
+                found.add("crashed", f"{job.args!r}: exit code {job.returncode}")
     found.facts["readers"] = READERS if order.count is None else order.count
     return found
 

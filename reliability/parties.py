@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -106,15 +106,16 @@ def _remote(work: Path) -> StoreLike:
 def _four_parts(work: Path, rng: np.random.Generator, found: Findings) -> None:
     """A sink in each of four processes, one of them killed, and one data set of all of them."""
     run = work / "run"
-    kinds = list(CONFIGS)
-    jobs = [
-        _start("write", run / f"part-{part}", kinds[part % len(kinds)], part * 10**6, _WRITES)
-        for part in range(_PARTS)
-    ]
-    victim = int(rng.integers(_PARTS))
-    first = [_read_line(job) for job in jobs]
-    os.kill(jobs[victim].pid, signal.SIGKILL)
-    told = [list(map(int, job.communicate(timeout=_SECONDS)[0].split())) for job in jobs]
+    host, counts, pids = _start("write_parts", run), [0] * _PARTS, [0] * _PARTS
+    assert host.stdout is not None
+    victim, alive = int(rng.integers(_PARTS)), True
+    for line in host.stdout:
+        part, pid, count = map(int, line.split())
+        counts[part], pids[part] = count, pid
+        if alive and all(counts):
+            os.kill(pids[victim], signal.SIGKILL)
+            alive = False
+    host.communicate(timeout=_SECONDS)
     stores = [run / f"part-{part}" for part in range(_PARTS)]
     dataset = ZarrDataset(stores)
     batch = collate(dataset.__getitems__(list(range(len(dataset)))))
@@ -123,7 +124,7 @@ def _four_parts(work: Path, rng: np.random.Generator, found: Findings) -> None:
     there = np.asarray(serials(batch))
     for part in range(_PARTS):
         mine = there[there // 10**6 == part]
-        least = max([first[part], *told[part]])
+        least = counts[part]
         if len(mine) < least or (part != victim and len(mine) != _WRITES * _EACH):
             found.add("lost", f"part {part} has {len(mine)} samples, {least} were acknowledged")
         if mine.tolist() != numbers_of(part * 10**6, len(mine)).tolist():
@@ -156,11 +157,33 @@ def _read_line(job: subprocess.Popen[str]) -> int:
 
 
 def write() -> None:
-    """Write batches into a store and say so."""
+    """Write batches into a store and say how many samples it has."""
     store, kind, start, times = json.loads(sys.argv[1])
+    for count in _written(store, kind, start, times):
+        print(count, flush=True)
+
+
+def write_parts() -> None:
+    """Write a part of a data set in each of four processes, and say who has written how much."""
+    (run,) = json.loads(sys.argv[1])
+    kinds, children = list(CONFIGS), []
+    for part in range(_PARTS):
+        child = os.fork()  # before zarr has a thread
+        if child == 0:
+            store = f"{run}/part-{part}"
+            for count in _written(store, kinds[part % len(kinds)], part * 10**6, _WRITES):
+                os.write(1, f"{part} {os.getpid()} {count}\n".encode())
+            os._exit(0)
+        children.append(child)
+    for child in children:
+        os.waitpid(child, 0)
+
+
+def _written(store: str, kind: str, start: int, times: int) -> Iterator[int]:
+    """Write batches into a store; how many samples it has after each."""
     with ZarrData(store, config=CONFIGS[kind]) as sink:
         for _ in range(times):
             numbers = numbers_of(start, _EACH)
             sink.write(samples(numbers))
             start = int(numbers[-1]) + 1
-            print(len(sink), flush=True)
+            yield len(sink)

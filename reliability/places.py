@@ -120,7 +120,7 @@ class RemotePlace(Place):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        import fsspec  # noqa: PLC0415  an extra
+        import fsspec  # type: ignore[import-untyped]  # noqa: PLC0415  an extra
 
         self._files = fsspec.filesystem("memory")
         self._url = f"/{folder.name}"

@@ -39,7 +39,9 @@ def read() -> None:
     while not (store / "zarr.json").exists() and time.monotonic() < end:
         time.sleep(0.01)
     kinds = sorted(WAYS)
-    reader = Reader(store, np.random.default_rng(seed), kinds[number % len(kinds)])
+    reader = Reader(
+        store, np.random.default_rng([seed, number]), kinds[(number + seed) % len(kinds)]
+    )
     while time.monotonic() < end:
         reader.go_on()
     print(reader.found.as_json())

@@ -78,6 +78,7 @@ class Findings:
     def merge(self, other: "Findings") -> None:
         """Add what another part of the campaign found."""
         self.done.update(other.done)
+        self._shown.update(other._shown)
         self.facts.update(other.facts)
         self.defects += other.defects
 
