@@ -14,7 +14,7 @@ import torch
 import zarr
 from zarr.storage import MemoryStore, StorePath
 
-from zarrpipe import AtomicData, ZarrData
+from zarrpipe import AtomicData, AtomicDataZarrWriter, ZarrData, ZarrDataset
 from zarrpipe.errors import (
     StoreClosedError,
     StoreFormatError,
@@ -250,6 +250,33 @@ def test_two_writers_of_one_dict_share_it():
         sink.write(numbered_batch([1]))
     assert_batches_equal(ZarrData(shared).read(), numbered_batch([0, 1]))
     assert "zarr.json" in shared
+
+
+def test_a_durable_sink(tmp_path):
+    """It is asked for in the sink; a store in memory outlasts no loss of power."""
+    with ZarrData(tmp_path / "store", durable=True) as sink:
+        sink.write(numbered_batch(range(3)))
+        assert_batches_equal(sink.read(), numbered_batch(range(3)))
+    with AtomicDataZarrWriter(tmp_path / "store", durable=True) as writer:
+        writer.append(numbered_batch([3]))
+    assert_batches_equal(ZarrData(tmp_path / "store").read(), numbered_batch(range(4)))
+    for taker in (ZarrData, AtomicDataZarrWriter):
+        with pytest.raises(ValueError, match="in memory and does not outlast a loss of power"):
+            taker({}, durable=True)
+
+
+@pytest.mark.parametrize("kind", ["path", "dict"])
+def test_a_sink_and_a_dataset_look_their_stores_through(tmp_path, kind):
+    store = tmp_path / "store" if kind == "path" else {}
+    with ZarrData(store) as sink:
+        sink.write(numbered_batch(range(3)))
+    reports = [sink.check(), *ZarrDataset([store, store]).check()]
+    assert [report.ok for report in reports] == [True] * 3
+    group = zarr.open_group(store, mode="r+")
+    edges = group["core/neighbor_list"]
+    edges[0] = [7, 7]
+    reports = [ZarrData(store).check(), *ZarrDataset(store).check()]
+    assert [report.ok for report in reports] == [False] * 2
 
 
 def test_errors_are_the_builtins_too():

@@ -220,16 +220,42 @@ class Batch(FieldTensors):
 
     @property
     def partly_present(self) -> frozenset[str]:
-        """Names of the fields that some system lacks."""
+        """Names of the fields that some system lacks; `present` says which."""
         return frozenset(self._present)
 
     def present(self, name: str) -> torch.Tensor:
-        """Which systems have the field, [B] bool: a loss masks the others with it.
+        """Which systems have the field, [B] bool, so that a loss leaves the others out.
+
+        Rows of the others hold NaN, which stays NaN times zero: select rows, do not weight them.
+        It is known wherever a batch comes from, a store, a loader or a list of systems, and moves
+        with it.
 
         Raises
         ------
-        FieldError
+        UnknownFieldError
             If no system of the batch has the field.
+
+        Examples
+        --------
+        A loss of energies and forces, of which the second system has no energy:
+
+        >>> batch = Batch.from_data_list(
+        ...     [
+        ...         AtomicData([[0.0, 0.0, 0.0]], [1], energy=-13.5, forces=[[0.0, 0.0, 0.1]]),
+        ...         AtomicData([[0.0, 0.0, 0.0]], [2], forces=[[0.3, 0.0, 0.0]]),
+        ...     ]
+        ... )
+        >>> energy = torch.tensor([[-13.0], [-79.0]], dtype=torch.float64, requires_grad=True)
+        >>> forces = torch.zeros(2, 3, requires_grad=True)
+        >>> labelled = batch.present("energy")
+        >>> loss = (energy - batch.energy)[labelled].square().mean()
+        >>> atoms = batch.present("forces")[batch.batch_idx]
+        >>> loss = loss + (forces - batch.forces)[atoms].square().mean()
+        >>> labelled.tolist(), round(loss.item(), 4)
+        ([True, False], 0.2667)
+        >>> loss.backward()
+        >>> energy.grad.flatten().tolist()
+        [1.0, 0.0]
         """
         if name not in self._fields:
             raise UnknownFieldError(
