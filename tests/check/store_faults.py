@@ -72,6 +72,16 @@ def _(store):
     array[7] = array[7] ^ np.uint64(1 << 40)
 
 
+@damage("no-ids", kind="ids-lacking", place="meta/ids", says="100 samples (0, 1")
+def _(store):
+    (store / "meta/ids/c/0").unlink()
+
+
+@damage("few-ids", kind="ids-lacking", place="meta/ids", says="30 samples (70, 71")
+def _(store):
+    opened(store, "meta/ids").resize(70)
+
+
 @damage("nan", kind="not-finite", severity=WARNING, place="core/forces", says="2 samples (8, 9)")
 def _(store):
     ptr = opened(store, "meta/atoms_ptr")

@@ -117,6 +117,33 @@ def test_after_its_defragmentation_samples_are_put_right_by_their_span(tmp_path)
     assert_batches_equal(zp.ZarrData(store).read(), chosen)
 
 
+def test_a_store_of_ours_that_nvalchemi_appended_to(tmp_path):
+    """It extends every array that it knows, and so not the ids."""
+    first, *others = batches_of([5, 3, 4])
+    store = tmp_path / "store"
+    with zp.ZarrData(store) as sink:
+        sink.write(first)
+    whole = zp.Batch.concatenate([first, *others])
+    group = zarr.open_group(store, mode="r+", use_consolidated=False)
+    edges = np.concatenate([batch.neighbor_list.numpy() for batch in (first, *others)])
+    rows = {f"core/{name}": value.numpy() for name, value in whole.fields.items()}
+    rows |= {"core/neighbor_list": edges, "meta/atoms_ptr": whole.batch_ptr.numpy()}
+    rows |= {"meta/edges_ptr": whole.edge_ptr.numpy(), "meta/samples_mask": np.ones(12, bool)}
+    for path, values in rows.items():
+        group[path].resize(values.shape)
+        group[path][:] = values
+    group.attrs["num_samples"] = 12
+    assert check(store).kinds(ERROR) == {"relative-edges", "ids-lacking", "length"}
+    for name, size in (("atoms", whole.num_nodes), ("edges", whole.num_edges)):
+        group[f"meta/{name}_mask"].resize(size)
+    assert check(store).kinds(ERROR) == {"relative-edges", "ids-lacking"}
+    assert check(store, repair=True).of(ERROR) == ()
+    assert_batches_equal(zp.ZarrData(store).read(), whole)
+    with zp.ZarrData(tmp_path / "anew") as sink:
+        sink.write(whole)
+    assert (zp.ZarrDataset(store).ids == zp.ZarrDataset(tmp_path / "anew").ids).all()
+
+
 def test_deleted_samples_and_those_without_edges(tmp_path):
     batches = batches_of([3, 3, 3], edges=(0, 4))
     store = tmp_path / "theirs"

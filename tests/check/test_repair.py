@@ -22,6 +22,8 @@ PUT_RIGHT = [
     "uncommitted-pointers",
     "row-mask",
     "not-closed",
+    "no-ids",
+    "few-ids",
     "partial",
     "rewrite",
 ]
@@ -39,9 +41,11 @@ GIVEN_UP = {
 def test_nothing_is_lost_by_what_is_put_right(tmp_path, name):
     store = write(tmp_path / "store")
     FAULTS[name][0](store)
+    ids = zp.ZarrDataset(write(tmp_path / "good")).ids.tolist() if "ids" in name else []
     report = check(store, repair=True)
     assert report.findings == ()
     assert report.repairs
+    assert ids in ([], zp.ZarrDataset(store).ids.tolist())
     assert_plain_zarr(store, numbered_batch(range(100)), exact=True)
     assert check(store, repair=True).repairs == ()
     with zp.ZarrData(store) as sink:

@@ -8,8 +8,11 @@ from zarrpipe.data.csr import Int64Array, pointers, segment_rows
 from zarrpipe.store import files
 from zarrpipe.store.appender import StoreAppender
 from zarrpipe.store.check.extents import Extents
+from zarrpipe.store.check.pieces import pieces
+from zarrpipe.store.check.pointers import runs
 from zarrpipe.store.check.report import some
 from zarrpipe.store.check.restore import Entries, gaps, restored_atoms, restored_edges
+from zarrpipe.store.check.samples import ids_of
 from zarrpipe.store.check.subject import Subject
 from zarrpipe.store.columns import Column, open_column
 from zarrpipe.store.layout import (
@@ -17,6 +20,7 @@ from zarrpipe.store.layout import (
     ATOMS_PTR,
     EDGES_MASK,
     EDGES_PTR,
+    IDS,
     SAMPLES_MASK,
     chunk_file,
 )
@@ -121,6 +125,18 @@ def fill_broken(subject: Subject, path: str, say: Say) -> None:
             stop = min(units.stop * unit, len(rows))
             array[units.start * unit : stop] = array.fill_value
     say(f"filled {some(rows.broken, 'chunk')} of {path}")
+
+
+def complete_ids(subject: Subject, extents: Extents, samples: Int64Array, say: Say) -> None:
+    """Compute the ids of samples that have none."""
+    column = _column(subject, IDS)
+    for piece in pieces(subject, extents.samples, extents.broken, extents.limits):
+        here = np.isin(np.arange(piece.first, piece.first + len(piece)), samples)
+        ids = ids_of(piece) if here.any() else np.zeros(0)
+        for begin, end in runs(here):
+            column.write(piece.first + begin, ids[begin:end])
+    column.close()
+    say(f"computed the ids of {some(samples, 'sample')}")
 
 
 def mask_rows(appender: StoreAppender, samples: Int64Array) -> None:

@@ -12,7 +12,7 @@ from zarrpipe.store import files
 from zarrpipe.store.appender import StoreAppender
 from zarrpipe.store.check.examine import Examination
 from zarrpipe.store.check.extents import Extents
-from zarrpipe.store.check.mend import fill_broken, mask_rows, mend_pointers
+from zarrpipe.store.check.mend import complete_ids, fill_broken, mask_rows, mend_pointers
 from zarrpipe.store.check.neighbours import RELATIVE
 from zarrpipe.store.check.recount import recount_edges
 from zarrpipe.store.check.report import Severity, some
@@ -92,6 +92,8 @@ def _write_anew(
     if samples is None or (subject.attributes.num_samples > samples and not drop):
         say("left all else as it is, since it is not known how many samples there are")
         return
+    if len(without := seen.of("ids-lacking")):
+        complete_ids(subject, extents, without, say)
     if drop:
         lost = np.union1d(lost, seen.of(*_LOST))
         for path in subject.paths.values():

@@ -23,6 +23,7 @@ _GREATEST_NUMBER = 118
 _MOST_IDS = 1 << 24
 MASKS = "write atoms_mask and edges_mask anew from samples_mask"
 DELETE = "delete these samples"
+IDS_ANEW = "compute the ids that are lacking"
 _RESTORE = "put the chunk back from a copy of the store, or give them up"
 
 
@@ -48,6 +49,12 @@ _SAID = {
         "{} with another structure than when the id was stored: bytes of atomic_numbers, "
         f"positions, cell, pbc or of the id have changed; {_RESTORE}",
         drop=DELETE,
+    ),
+    "ids-lacking": _Said(
+        Severity.ERROR,
+        "{} without an id, which splits go by: another library appended them, or a chunk of ids "
+        "is lost",
+        IDS_ANEW,
     ),
     "edges": _Said(
         Severity.ERROR,
@@ -110,12 +117,13 @@ class Seen:
                 self._add("not-finite", path, piece, of_samples & has & good)
             if subject.ours:
                 self._add("missing-chunk", path, piece, piece.missing(path) & has)
-        for path in (SAMPLES_MASK, IDS, EDGES_PTR):
+        for path in (SAMPLES_MASK, EDGES_PTR):
             if subject.ours and path in subject.arrays:
                 self._add("missing-chunk", path, piece, piece.missing(path))
         self._add("atomic-numbers", "core/atomic_numbers", piece, odd_numbers(piece) & active)
         self._add("edges", subject.paths.get("neighbor_list", ""), piece, outside(piece) & active)
         self._add("ids", IDS, piece, changed(piece) & active)
+        self._add("ids-lacking", IDS, piece, lacking_id(piece))
         for path, level in ((ATOMS_MASK, Level.ATOM), (EDGES_MASK, Level.EDGE)):
             self._add("row-masks", path, piece, unlike_mask(piece, path, level))
         if IDS in subject.arrays and sum(map(len, self.ids)) < _MOST_IDS:
@@ -192,6 +200,21 @@ def unlike_mask(piece: Piece, path: str, level: Level) -> BoolArray:
     return any_of(unlike, ptr) & good
 
 
+def lacking_id(piece: Piece) -> BoolArray:
+    """Which samples [n] have no id: none is zero."""
+    if not piece.subject.ours or IDS not in piece.subject.arrays:
+        return np.zeros(len(piece), dtype=bool)
+    values, good = piece.rows(IDS)
+    rows = np.arange(piece.first, piece.first + len(piece))
+    none: BoolArray = (rows >= len(piece.subject.arrays[IDS])) | (good & (values == 0))
+    return none
+
+
+def ids_of(piece: Piece) -> AnyArray:
+    """Ids [n] uint64 of the structures of samples."""
+    return _ids(piece, _box(piece, "cell"), _box(piece, "pbc"))
+
+
 def changed(piece: Piece) -> BoolArray:
     """Which samples [n] have another structure than that of which the id was stored.
 
@@ -212,6 +235,7 @@ def changed(piece: Piece) -> BoolArray:
             return none
     for name in ("cell", "pbc"):
         box[name] = _box(piece, name)
+    good = good & (stored != 0)
     differs = good & (_ids(piece, box["cell"], box["pbc"]) != stored)
     for cell, pbc in ((None, box["pbc"]), (box["cell"], None), (None, None)):
         if differs.any():
