@@ -8,10 +8,11 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 import zarr
 from zarr.storage import MemoryStore
 
-from zarrpipe import AtomicDataZarrWriter, ZarrData, ZarrDataset
+from zarrpipe import AtomicData, AtomicDataZarrWriter, Batch, ZarrData, ZarrDataset
 from zarrpipe.errors import StoreFormatError
 from zarrpipe.store.view import StoreView
 from zarrpipe.testing import assert_batches_equal, numbered_batch
@@ -299,6 +300,30 @@ class TestFiles:
         store = written(tmp_path / "store", ZSTD)
         next(path for path in (store / "core" / name / "c").rglob("*") if path.is_file()).unlink()
         refused(store, rf"{name}/c/.* is not there, and should hold rows")
+
+    @pytest.mark.parametrize("path", ["core/energy/c/0/0", "present/energy/c/0"])
+    def test_a_chunk_of_a_field_that_some_samples_lack(self, plain, path):
+        """Of which whole chunks before the first that has it may not be there, and no others."""
+        batch = numbered_batch(range(COUNT, COUNT + 5))
+        fields = {name: value for name, value in batch.fields.items() if name != "energy"}
+        with ZarrData(plain) as sink:
+            sink.write(Batch(fields, batch.batch_ptr, batch.edge_ptr, levels={"serial": "system"}))
+        read(plain)
+        (plain / path).unlink()
+        refused(plain, f"{path} is not there, and should hold")
+
+    def test_atoms_that_are_all_fill(self, tmp_path):
+        """They are kept, and so is the chunk that says so, also by a sink that came later."""
+        array = ZSTD | {"write_empty_chunks": False}
+        dummy = AtomicData(torch.full((16, 3), torch.nan), torch.zeros(16, dtype=torch.int64))
+        store = tmp_path / "store"
+        for _ in range(2):
+            with ZarrData(store, config={"core": array}) as sink:
+                sink.write([dummy, dummy])
+        found = read(store)
+        assert found.num_nodes == 64
+        assert found["positions"].isnan().all()
+        assert not found["atomic_numbers"].any()
 
     @pytest.mark.parametrize("size", [0, 100, 10**6])
     def test_a_chunk_of_another_size(self, plain, size):

@@ -14,9 +14,9 @@ import math
 import mmap
 import os
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import zarr
@@ -28,6 +28,7 @@ from zarrpipe.store.entries import Entries
 from zarrpipe.store.layout import chunk_file, is_plain
 from zarrpipe.store.regular import open_regular
 
+Holes = Literal["any", "first", "none"]
 OpenArray = Callable[[], zarr.Array[Any]]
 
 _MOST_FILES = 1 << 14  # a process may have 65,530 maps
@@ -82,8 +83,9 @@ class MappedArray:
         Its own.
     reopen : callable, optional
         Opens it again, to ask for its shape; by default the shape is not asked for.
-    complete : bool
-        Whether all rows that are committed must have a chunk file.
+    holes
+        Which chunks of committed rows may lack a file: any, the first ones up to one that has, or
+        none.
     """
 
     def __init__(
@@ -92,10 +94,10 @@ class MappedArray:
         directory: Path,
         reopen: OpenArray | None = None,
         *,
-        complete: bool = False,
+        holes: Holes = "any",
     ) -> None:
         self._directory, self._ndim = directory, array.ndim
-        self._reopen, self._complete = reopen, complete
+        self._reopen, self._may_lack = reopen, holes
         self._allocated = int(array.shape[0])
         self._dtype, self._row_shape = np.dtype(array.dtype), array.shape[1:]
         self._chunk_rows = int(array.chunks[0])
@@ -147,7 +149,9 @@ class MappedArray:
         self._fill_holes()
         if chunks > len(self._inodes):
             self._room_for(chunks)
-            self._inodes += [self._opened(index) for index in range(len(self._inodes), chunks)]
+            new = [self._opened(index) for index in range(len(self._inodes), chunks)]
+            self._check_holes([*self._inodes, *new], rows)
+            self._inodes += new
             self._data = self._view()
 
     def grow(self) -> None:
@@ -206,11 +210,23 @@ class MappedArray:
             self._range = before
             raise
 
+    def _check_holes(self, inodes: Sequence[int | None], rows: int) -> None:
+        """Refuse a chunk without a file behind one that has, or with rows beside new ones."""
+        if self._may_lack != "first":
+            return
+        there = [index for index, inode in enumerate(inodes) if inode is not None]
+        for index, inode in enumerate(inodes):
+            last = index == len(inodes) - 1 and rows % self._chunk_rows > 0
+            if inode is None and (last or (there and index > there[0])):
+                raise self._lacks(index)
+
     def _opened(self, index: int) -> int | None:
         """Map a chunk file and give its inode, or let one that is not there read as the fill."""
         inode = self._map(index)
         if inode is None:
-            if self._complete or (index < len(self._inodes) and self._inodes[index] is not None):
+            if self._may_lack == "none" or (
+                index < len(self._inodes) and self._inodes[index] is not None
+            ):
                 raise self._lacks(index)
             self._map_fill(index)
         return inode

@@ -10,15 +10,13 @@ import zarr
 from zarrpipe.errors import StoreFormatError
 from zarrpipe.store.attributes import Attributes
 from zarrpipe.store.filesystem import is_far
-from zarrpipe.store.flat import FlatArray, MappedArray, can_be_mapped
+from zarrpipe.store.flat import FlatArray, Holes, MappedArray, can_be_mapped
 from zarrpipe.store.layout import find_array
 from zarrpipe.store.loaded import LoadedArray
 from zarrpipe.store.root import Root
 from zarrpipe.store.staging.caching import Caching
 from zarrpipe.store.staging.place import stage_identity
 from zarrpipe.store.staging.stage import Stage
-
-_NEVER_FILL = "core/atomic_numbers"
 
 
 class FlatArrays:
@@ -102,7 +100,7 @@ class FlatArrays:
         array = reopen()
         own = None if directory is None else directory / path
         if own is not None and can_be_mapped(array, own):
-            return MappedArray(array, own, reopen, complete=self._is_complete(path))
+            return MappedArray(array, own, reopen, holes=self._holes(path))
         if path.startswith("meta/"):
             return LoadedArray(reopen, array)
         return self.stage.array(path, reopen)
@@ -112,16 +110,16 @@ class FlatArrays:
         directory = self._root.directory
         return None if directory is None or is_far(directory) else directory
 
-    def _is_complete(self, path: str) -> bool:
-        """Whether rows that are committed must have a chunk file.
+    def _holes(self, path: str) -> Holes:
+        """Which chunks may lack a file.
 
-        zarrpipe makes one for all rows that it writes, and only a field that came later has rows
-        that it did not. Other writers may leave out what is all fill.
+        zarrpipe makes one for all rows that it writes, and only an array that came later has rows
+        before that it did not. Other writers may leave out what is all fill.
         """
         if not self._attributes.ours:
-            return path == _NEVER_FILL
+            return "any"
         group, name = path.split("/")
-        return group != "present" and name not in self._attributes.partly
+        return "first" if group == "present" or name in self._attributes.partly else "none"
 
 
 def required(group: zarr.Group, path: str) -> zarr.Array[Any]:

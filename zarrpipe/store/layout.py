@@ -16,7 +16,7 @@ import zarr
 from zarr.codecs import BytesCodec
 from zarr.storage import LocalStore, MemoryStore
 
-from zarrpipe.data.fields import CORE_FIELDS, Kind, Level
+from zarrpipe.data.fields import CORE_FIELDS, REQUIRED_FIELDS, Kind, Level
 from zarrpipe.data.schema import Field, Schema, field_from_array
 from zarrpipe.errors import FieldError, StoreFormatError
 from zarrpipe.store.attributes import FORMAT, Attributes, new_generation
@@ -156,7 +156,7 @@ def create_array(
         fill_value=spec.fill,
         compressors=chosen.compressors,
         filters=chosen.filters,
-        config={"write_empty_chunks": chosen.write_empty_chunks},
+        config={"write_empty_chunks": chosen.write_empty_chunks or name in REQUIRED_FIELDS},
         attributes={MARK: {"format": FORMAT}},
         overwrite=spec.path != ATOMS_PTR,  # its folder has the lock, and it is never removed
         **options,

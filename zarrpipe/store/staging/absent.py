@@ -1,7 +1,7 @@
 """Chunks that are not there, where they must be.
 
-Zarr reads a chunk that is not there as the fill value. Of most fields a writer may have left out a
-chunk for that; of the two that every atom has, it cannot have.
+Zarr reads a chunk that is not there as the fill value, and a writer may have left one out for that.
+Of the two fields that every atom has, zarrpipe leaves none out.
 """
 
 from typing import Any
@@ -13,12 +13,12 @@ from zarr.core.sync import sync
 from zarrpipe.data.csr import AnyArray
 from zarrpipe.data.fields import REQUIRED_FIELDS
 from zarrpipe.errors import StoreFormatError
+from zarrpipe.store.layout import MARK
 
 
-def never_fill(array: zarr.Array[Any]) -> bool:
-    """Whether no row of an array can be the fill value: no atom has number 0, or is nowhere."""
-    name, fill = array.basename, array.fill_value
-    return name in REQUIRED_FIELDS and (name == "atomic_numbers" or bool(np.isnan(fill)))
+def has_all_chunks(array: zarr.Array[Any]) -> bool:
+    """Whether each chunk of an array is there as far as rows are committed."""
+    return array.basename in REQUIRED_FIELDS and MARK in array.attrs
 
 
 def refuse_absent(array: zarr.Array[Any], start: int, values: AnyArray) -> None:
@@ -27,7 +27,7 @@ def refuse_absent(array: zarr.Array[Any], start: int, values: AnyArray) -> None:
     Parameters
     ----------
     array
-        One of which `never_fill` is true.
+        One that has all chunks.
     start
         First row.
     values

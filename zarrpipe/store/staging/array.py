@@ -12,7 +12,7 @@ import zarr
 from zarrpipe.data.csr import AnyArray, Int64Array, pointers, segment_rows
 from zarrpipe.errors import StoreClosedError
 from zarrpipe.store.flat import check_rows
-from zarrpipe.store.staging.absent import never_fill, refuse_absent
+from zarrpipe.store.staging.absent import has_all_chunks, refuse_absent
 from zarrpipe.store.staging.pool import Task
 from zarrpipe.store.staging.units import GENERATION, ROWS, UnitFile
 from zarrpipe.store.trust import native
@@ -157,7 +157,7 @@ class StagedArray:
         if array is None or array.shape[0] < self._committed:
             array = self._reopened()
         values = np.asarray(array[start : min(stop, array.shape[0])], dtype=self._dtype)
-        if never_fill(array):
+        if has_all_chunks(array):
             refuse_absent(array, start, values[: max(self._committed - start, 0)])
         return values
 
