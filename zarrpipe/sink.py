@@ -294,11 +294,16 @@ def _masked(batch: Batch, mask: Any) -> Batch:
     try:
         chosen = torch.as_tensor(mask).detach().cpu()
     except (TypeError, ValueError, RuntimeError) as error:
-        raise FieldError(f"mask is a {type(mask).__name__} of no bools, {expected}") from error
-    if chosen.dtype is not torch.bool or chosen.shape != (batch.num_graphs,):
         raise FieldError(
-            f"mask has dtype {chosen.dtype} and shape {tuple(chosen.shape)}, {expected} (numbers "
-            "of systems are for batch.index_select)"
+            f"mask of type {type(mask).__name__} holds no bools, {expected}"
+        ) from error
+    if chosen.dtype is not torch.bool or chosen.shape != (batch.num_graphs,):
+        whole = not (
+            chosen.is_floating_point() or chosen.is_complex() or chosen.dtype is torch.bool
+        )
+        hint = " (numbers of systems are for batch.index_select)" if whole else ""
+        raise FieldError(
+            f"mask has dtype {chosen.dtype} and shape {tuple(chosen.shape)}, {expected}{hint}"
         )
     if chosen.layout is not torch.strided:
         raise FieldError(f"mask is a tensor of layout {chosen.layout}: give mask.to_dense()")

@@ -358,6 +358,7 @@ def test_csr(counts, data):
         ([0, -4], "row -4 of an array of 3"),
         (np.array([2**64 - 1], dtype=np.uint64), f"row {2**64 - 1} of an array of 3"),
         ([1, 10**30], f"row {10**30} of an array of 3"),
+        (np.array([1], dtype=object), "dtype object"),
         ([True], r"a mask of shape \(1,\) for an array of 3: expected one bool for each row"),
         ([0.5], "dtype float64"),
         ([[0, 1]], r"shape \(1, 2\)"),
@@ -399,7 +400,9 @@ def test_positions(index, expected):
     "index", [1.0, "1", None, True, np.bool_(True), slice(0, 1), [0, 1], np.array([0, 1])]
 )
 def test_one_position_is_one_integer(index):
-    with pytest.raises(SampleIndexTypeError, match="expected one integer: the row of an array"):
+    with pytest.raises(
+        SampleIndexTypeError, match="expected one integer, the number of a row of an array"
+    ):
         position_of(index, 3, "row", "an array")
 
 

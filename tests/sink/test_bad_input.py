@@ -72,12 +72,12 @@ MASKS = {
     "float zeros and ones": (of([1.0, 0.0, 1.0, 0.0, 1.0]), "dtype torch.float32"),
     "NumPy integers": (lambda: np.ones(5, dtype=int), "dtype torch.int64"),
     "numbers of systems": (lambda: [0, 2], r"int64 and shape \(2,\)"),
-    "a word": (lambda: "all", "mask is a str of no bools, expected bool"),
-    "a slice": (lambda: slice(0, 2), "mask is a slice"),
-    "ragged": (lambda: [[True], [True, False]], "mask is a list of no bools"),
-    "None in a list": (lambda: [None] * 5, "mask is a list"),
-    "an object array": (lambda: np.array([True] * 5, object), "mask is a ndarray"),
-    "without data": (of([True] * 5, device="meta"), "mask is a Tensor of no bools"),
+    "a word": (lambda: "all", "mask of type str holds no bools, expected bool"),
+    "a slice": (lambda: slice(0, 2), "mask of type slice"),
+    "ragged": (lambda: [[True], [True, False]], "mask of type list holds no bools"),
+    "None in a list": (lambda: [None] * 5, "mask of type list"),
+    "an object array": (lambda: np.array([True] * 5, object), "mask of type ndarray"),
+    "without data": (of([True] * 5, device="meta"), "mask of type Tensor holds no bools"),
     "sparse": (lambda: torch.ones(5, dtype=torch.bool).to_sparse(), "give mask.to_dense()"),
 }
 

@@ -162,5 +162,7 @@ def test_an_empty_path_is_refused(tmp_path, monkeypatch):
 
 
 def test_a_mask_that_is_none(tmp_path):
-    with pytest.raises(FieldError, match=r"mask is a str of no bools, expected bool and \(1,\)"):
+    with pytest.raises(
+        FieldError, match=r"mask of type str holds no bools, expected bool and \(1,\)"
+    ):
         ZarrData({}).write(numbered_batch([0]), mask="all")

@@ -99,8 +99,8 @@ def position_of(index: Any, count: int, one: str, whole: str) -> int:
         wanted = None
     if wanted is None:
         raise SampleIndexTypeError(
-            f"{reprlib.repr(index)} is a {type(index).__name__}, expected one integer: the {one} "
-            f"of {whole}"
+            f"{reprlib.repr(index)} is a {type(index).__name__}, expected one integer, the "
+            f"number of a {one} of {whole}"
         )
     if not -count <= wanted < count:
         raise _outside(wanted, count, one, whole)
@@ -132,7 +132,9 @@ def _array_of(index: Any) -> AnyArray:
 def _no_index(index: Any, given: AnyArray, count: int, one: str, whole: str) -> SampleIndexError:
     """Error for what is neither integers nor a mask."""
     if given.dtype.kind == "O" and given.size and all(type(item) is int for item in given.flat):
-        return _outside(max(given.flat, key=abs), count, one, whole)
+        furthest = max(given.flat, key=abs)
+        if abs(furthest) > count:
+            return _outside(furthest, count, one, whole)
     said = f"dtype {given.dtype} and shape {given.shape}"
     if given.ndim == 0:
         said = f"kind {type(index).__name__}"
