@@ -263,6 +263,16 @@ def _(store):
     (store / "core/energy/c/0/0").unlink()
 
 
+@damage("no-mask", kind="mask-lost", place="meta/samples_mask", says="the mask 100")
+def _(store):
+    (store / "meta/samples_mask/c/0").unlink()
+
+
+@damage("bad-group", kind="metadata", place="present", says="put its zarr.json back")
+def _(store):
+    (store / "present/zarr.json").write_text("{")
+
+
 @damage("odd-chunk-behind", kind="chunk", severity=WARNING, place="meta/ids/c/5", says="3 bytes")
 def _(store):
     (store / "meta/ids/c/5").write_bytes(b"abc")

@@ -142,11 +142,11 @@ def test_an_encoded_chunk_is_filled_and_its_samples_given_up(tmp_path, config, p
     assert_batches_equal(zp.ZarrData(store).read(), numbered_batch(kept))
 
 
-@pytest.mark.parametrize("name", ["no-array", "short", "bad-dtype", "unit", "bad-metadata"])
+@pytest.mark.parametrize("name", ["no-array", "short", "bad-dtype", "unit", "no-mask", "bad-group"])
 def test_what_no_repair_knows_is_left(tmp_path, name):
     store = write(tmp_path / "store")
     FAULTS[name][0](store)
-    FAULTS["uncommitted-mask"][0](store)
+    FAULTS["row-mask"][0](store)
     before = {path: path.read_bytes() for path in store.rglob("*") if path.is_file()}
     report = check(store, repair=True, drop=True)
     assert not report.ok

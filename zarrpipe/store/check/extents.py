@@ -81,14 +81,20 @@ def tell_extents(subject: Subject, extents: Extents, tell: Tell) -> None:
 
 def tell_masks(subject: Subject, extents: Extents, deleted: int, tell: Tell) -> None:
     """Tell about masks that say otherwise than the attributes, or are set behind the samples."""
-    told = subject.attributes.deleted
-    if subject.ours and told != deleted:
+    told, mask = subject.attributes.deleted, subject.arrays.get(SAMPLES_MASK)
+    if subject.ours and told < deleted and mask is not None and mask.absent(extents.samples):
+        message = (
+            f"{some(mask.absent(extents.samples), 'chunk')} of it are not there, so that samples "
+            f"which were not deleted look so: the attributes count {told:,}, the mask {deleted:,}; "
+            "put them back from a copy of the store"
+        )
+        tell(Finding("mask-lost", Severity.ERROR, SAMPLES_MASK, message))
+    elif subject.ours and told != deleted:
         message = (
             f"the attributes count {told:,} deleted samples, {SAMPLES_MASK} has {deleted:,}: a "
             "writer was killed while it deleted, and readers may still show them"
         )
         tell(Finding("deleted", Severity.WARNING, SAMPLES_MASK, message, CLOSE))
-    mask = subject.arrays.get(SAMPLES_MASK)
     if mask is None or not subject.ours:
         return
     behind = 0

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import numpy as np
+from zarr.core.sync import sync
 
 from zarrpipe.data.csr import Int64Array, pointers, segment_rows
 from zarrpipe.store import files
@@ -12,6 +13,7 @@ from zarrpipe.store.check.pieces import pieces
 from zarrpipe.store.check.pointers import runs
 from zarrpipe.store.check.report import some
 from zarrpipe.store.check.restore import Entries, gaps, restored_atoms, restored_edges
+from zarrpipe.store.check.rows import Rows
 from zarrpipe.store.check.samples import ids_of
 from zarrpipe.store.check.subject import Subject
 from zarrpipe.store.columns import Column, open_column
@@ -84,10 +86,13 @@ def _invented(
 
 
 def _write_entries(subject: Subject, path: str, entries: Entries) -> None:
-    restore_sizes(subject, path)
+    discard_broken(subject, path)
     column = _column(subject, path)
-    for entry, value in sorted(entries.items()):
-        column.write(entry, np.array([value], dtype=np.int64))
+    values = np.zeros(max(entries) + 1, dtype=np.int64)
+    known = np.zeros(len(values), dtype=bool)
+    values[[*entries]], known[[*entries]] = [*entries.values()], True
+    for begin, end in runs(known):  # whole chunks at once, of which some cannot be read
+        column.write(begin, values[begin:end])
     column.close()
 
 
@@ -96,15 +101,36 @@ def _column(subject: Subject, path: str) -> Column:
     return open_column(subject.arrays[path].array, None if directory is None else directory / path)
 
 
-def restore_sizes(subject: Subject, path: str) -> None:
-    """Give plain chunk files that were cut, or are too long, their size again."""
+def discard_broken(subject: Subject, path: str) -> None:
+    """Let chunks that could not be read be written again.
+
+    A plain chunk file gets its size. Of what is encoded, an object of which nothing could be read
+    is removed, and then reads as the fill value.
+    """
     rows, directory = subject.arrays[path], subject.root.directory
-    if directory is None or not rows.plain:
+    if rows.plain and directory is not None:
+        size = int(rows.array.chunks[0]) * rows.row_bytes
+        for index in rows.broken:
+            with chunk_file(directory / path, index, rows.array.ndim).open("r+b") as file:
+                files.resize(file.fileno(), size)
         return
-    unit = int(rows.array.chunks[0])
-    for index in rows.broken:
-        with chunk_file(directory / path, index, rows.array.ndim).open("r+b") as file:
-            files.resize(file.fileno(), unit * rows.row_bytes)
+    for units in _whole_objects(rows):
+        grid = (units.start // len(units), *[0] * (rows.array.ndim - 1))
+        key = rows.array.metadata.encode_chunk_key(grid)
+        sync((rows.array.store_path / key).delete())
+
+
+def _whole_objects(rows: Rows) -> list[range]:
+    """Chunks of each stored object of which none could be read."""
+    array, broken = rows.array, set(rows.broken)
+    unit = int(array.chunks[0])
+    each, last = int((array.shards or array.chunks)[0]) // unit, -(-len(rows) // unit)
+    firsts = sorted({index - index % each for index in broken})
+    return [
+        range(first, first + each)
+        for first in firsts
+        if broken.issuperset(range(first, min(first + each, last)))
+    ]
 
 
 def fill_broken(subject: Subject, path: str, say: Say) -> None:
@@ -112,23 +138,18 @@ def fill_broken(subject: Subject, path: str, say: Say) -> None:
     rows = subject.arrays[path]
     if not rows.broken:
         return
-    restore_sizes(subject, path)
+    discard_broken(subject, path)
     if not rows.plain:
         array = rows.array.with_config({"write_empty_chunks": True})  # or readers miss the chunk
         unit = int(array.chunks[0])
-        shard = int((array.shards or array.chunks)[0]) // unit
-        broken, last = set(rows.broken), -(-len(rows) // unit)
         for index in rows.broken:
-            first = index - index % shard
-            whole = range(first, min(first + shard, last))
-            units = whole if broken.issuperset(whole) else range(index, index + 1)
-            stop = min(units.stop * unit, len(rows))
-            array[units.start * unit : stop] = array.fill_value
+            array[index * unit : min((index + 1) * unit, len(rows))] = array.fill_value
     say(f"filled {some(rows.broken, 'chunk')} of {path}")
 
 
 def complete_ids(subject: Subject, extents: Extents, samples: Int64Array, say: Say) -> None:
     """Compute the ids of samples that have none."""
+    discard_broken(subject, IDS)
     column = _column(subject, IDS)
     for piece in pieces(subject, extents.samples, extents.broken, extents.limits):
         here = np.isin(np.arange(piece.first, piece.first + len(piece)), samples)

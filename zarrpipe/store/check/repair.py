@@ -21,14 +21,25 @@ from zarrpipe.store.check.subject import Subject
 from zarrpipe.store.check.surroundings import SWEEP, leftovers
 from zarrpipe.store.config import ZarrWriteConfig
 from zarrpipe.store.exchange import remove_leftovers
-from zarrpipe.store.layout import SAMPLES_MASK
+from zarrpipe.store.layout import ATOMS_PTR, EDGES_PTR, IDS, SAMPLES_MASK
 from zarrpipe.store.lock import WriterLock
 from zarrpipe.store.maintenance import delete_samples
 
 Say = Callable[[str], object]
 _CAPACITY = 1_000_000
 _LOST = ("unreadable", "missing-chunk", "ids", "edges")
-_FIRST = {"attributes", "metadata", "missing", "dtype", "level", "length", "presence", "unit"}
+_TOLD = (ATOMS_PTR, EDGES_PTR, IDS)
+_FIRST = {
+    "attributes",
+    "dtype",
+    "length",
+    "level",
+    "mask-lost",
+    "metadata",
+    "missing",
+    "presence",
+    "unit",
+}
 
 
 def repair(found: Examination, lock: WriterLock | None, say: Say, *, drop: bool) -> None:
@@ -51,7 +62,7 @@ def repair(found: Examination, lock: WriterLock | None, say: Say, *, drop: bool)
             return
         if SWEEP in plan:
             _sweep(subject, say)
-        blocking = found.report.kinds(Severity.ERROR) & _FIRST
+        blocking = sorted(found.report.kinds(Severity.ERROR) & _FIRST) + _masks_lost(subject)
         if blocking:
             say(f"left all else as it is, since no repair knows the way: {', '.join(blocking)}")
             return
@@ -64,6 +75,15 @@ def repair(found: Examination, lock: WriterLock | None, say: Say, *, drop: bool)
     finally:
         if lock is not None:
             lock.release()
+
+
+def _masks_lost(subject: Subject) -> list[str]:
+    """Masks and presence of which chunks cannot be read, which nothing else tells."""
+    return [
+        path
+        for path, rows in subject.arrays.items()
+        if rows.broken and path.startswith(("meta/", "present/")) and path not in _TOLD
+    ]
 
 
 def _sweep(subject: Subject, say: Say) -> None:

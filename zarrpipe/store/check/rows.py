@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import zarr
+from zarr.core.sync import sync
+from zarr.storage import StorePath
 
 from zarrpipe.data.csr import AnyArray, Int64Array
 from zarrpipe.store.check.report import Finding, Severity, some
@@ -68,6 +70,15 @@ class Rows:
         """Which rows that were read stand in chunk files that are not there."""
         units = np.arange(start, stop) // self._unit
         return np.isin(units, list(self._missing)) if self._missing else np.zeros(len(units), bool)
+
+    def absent(self, rows: int) -> list[int]:
+        """Stored objects of the first rows that are not there: chunks, or shards."""
+        unit = int((self.array.shards or self.array.chunks)[0])
+        return [i for i in range(-(-rows // unit)) if not sync(self._place(i).exists())]
+
+    def _place(self, index: int) -> StorePath:
+        grid = (index, *[0] * (self.array.ndim - 1))
+        return self.array.store_path / self.array.metadata.encode_chunk_key(grid)
 
     @property
     def broken(self) -> list[int]:

@@ -9,6 +9,7 @@ from zarrpipe.store.check.repair import repair as carry_out
 from zarrpipe.store.check.report import Report
 from zarrpipe.store.lock import WriterLock
 from zarrpipe.store.root import Root, StoreLike
+from zarrpipe.store.trust import reading
 
 _ATTEMPTS = 3
 
@@ -50,7 +51,8 @@ def check(
     StoreNotFoundError
         If there is no Zarr group.
     StoreFormatError
-        If its root cannot be read, or it is no store of atomic systems.
+        If its root cannot be read, or it is no store of atomic systems; in a repair, if it met
+        what it cannot write over.
     StoreLockedError
         If it is to be repaired and a writer has it open.
     StoreReadOnlyError
@@ -76,7 +78,8 @@ def check(
     lock = None if root.directory is None else WriterLock(root.directory)
     try:
         found = examine(root, alone=True, progress=progress)
-        carry_out(found, lock, done.append, drop=drop)
+        with reading(f"{root}, while it was repaired,"):
+            carry_out(found, lock, done.append, drop=drop)
     finally:
         if lock is not None:
             lock.release()

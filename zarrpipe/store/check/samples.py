@@ -16,7 +16,6 @@ from zarrpipe.store.layout import (
     EDGES_MASK,
     EDGES_PTR,
     IDS,
-    SAMPLES_MASK,
 )
 
 _GREATEST_NUMBER = 118
@@ -117,9 +116,8 @@ class Seen:
                 self._add("not-finite", path, piece, of_samples & has & good)
             if subject.ours:
                 self._add("missing-chunk", path, piece, piece.missing(path) & has)
-        for path in (SAMPLES_MASK, EDGES_PTR):
-            if subject.ours and path in subject.arrays:
-                self._add("missing-chunk", path, piece, piece.missing(path))
+        if subject.ours:
+            self._add("missing-chunk", EDGES_PTR, piece, piece.missing(EDGES_PTR))
         self._add("atomic-numbers", "core/atomic_numbers", piece, odd_numbers(piece) & active)
         self._add("edges", subject.paths.get("neighbor_list", ""), piece, outside(piece) & active)
         self._add("ids", IDS, piece, changed(piece) & active)
@@ -204,9 +202,9 @@ def lacking_id(piece: Piece) -> BoolArray:
     """Which samples [n] have no id: none is zero."""
     if not piece.subject.ours or IDS not in piece.subject.arrays:
         return np.zeros(len(piece), dtype=bool)
-    values, good = piece.rows(IDS)
+    values, _ = piece.rows(IDS)  # what cannot be read is zero
     rows = np.arange(piece.first, piece.first + len(piece))
-    none: BoolArray = (rows >= len(piece.subject.arrays[IDS])) | (good & (values == 0))
+    none: BoolArray = (rows >= len(piece.subject.arrays[IDS])) | (values == 0)
     return none
 
 

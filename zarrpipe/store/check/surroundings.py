@@ -59,9 +59,14 @@ def tell_strays(subject: Subject, tell: Tell) -> None:
     """Tell of arrays that the attributes do not name."""
     for part in GROUPS:
         try:
+            with reading(f"{subject.root}/{part}"):
+                zarr.open_group(subject.group.store_path / part, mode="r", use_consolidated=False)
             names = _members(subject, part)
+        except FileNotFoundError:
+            continue  # a writer makes it
         except (StoreFormatError, OSError) as error:
-            tell(Finding("stray", Severity.NOTE, part, f"cannot be listed: {error}"))
+            message = f"{error}; put its zarr.json back from a copy of the store"
+            tell(Finding("metadata", Severity.ERROR, part, message))
             continue
         for path in (f"{part}/{name}" for name in sorted(names)):
             if path not in subject.known and not REPAIRED.fullmatch(path.partition("/")[2]):
