@@ -7,6 +7,7 @@ stands for it.
 
 import contextlib
 import errno
+import faulthandler
 import gc
 import json
 import os
@@ -15,6 +16,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -55,7 +57,9 @@ def run(order: Order) -> Findings:
     found = Findings.from_json(result.read_text()) if result.exists() else Findings()
     if done.returncode:
         name = signal.Signals(-done.returncode).name if done.returncode < 0 else "an error"
-        found.add("unclear", f"the process ended with {name} ({done.returncode})")
+        at = order.work / "where"
+        where = at.read_text() if at.exists() else "the beginning"
+        found.add("crashed", f"{where}: the process ended with {name}")
     found.facts["disk"] = "a small tmpfs" if enter else "a limit on the size of files"
     return found
 
@@ -69,6 +73,8 @@ def _can_mount(small: Path) -> bool:
 
 def inside() -> None:
     """Do all of it, in a process that may mount a disk."""
+    faulthandler.enable()
+    warnings.simplefilter("ignore", RuntimeWarning)  # it was emptied, not all is removed
     given = json.loads(sys.argv[1])
     order = Order(**{**given, "work": Path(given["work"])})
     small, found = order.work / "disk", Findings()
@@ -90,14 +96,20 @@ def inside() -> None:
             assert isinstance(place, LocalPlace)
             prepared = scenario.prepare(place)
             place.keep()
-            _climb(Trial(place, scenario, where, found), prepared, room, order.count)
+            _climb(
+                Trial(place, scenario, where, found),
+                prepared,
+                room,
+                order.count,
+                order.work / "where",
+            )
             shutil.rmtree(small / "stores")
     if order.only in "a cache":
         _caches(order.work, small, room, found)
     (order.work / "found.json").write_text(found.as_json())
 
 
-def _climb(trial: Trial, prepared: State, room: Room, most: int | None) -> None:
+def _climb(trial: Trial, prepared: State, room: Room, most: int | None, at: Path) -> None:
     """Make a call with ever more room, until it needs no more."""
     steps = _KIB if most is None else _KIB[:: max(1, len(_KIB) // most)]
     gc.collect()
@@ -106,6 +118,7 @@ def _climb(trial: Trial, prepared: State, room: Room, most: int | None) -> None:
         hand, state = trial.scenario.begin(trial.place, prepared)
         step = trial.scenario.step(trial.place, state)
         where = f"{trial.where}, {kib} KiB of room"
+        at.write_text(where)
         with room(kib):
             raised = attempt(hand, step, _CODES)
             left = trial.judge(where, state, step, raised)
@@ -132,6 +145,7 @@ def _caches(work: Path, small: Path, room: Room, found: Findings) -> None:
         cache = small / "cache"
         view = StoreView(far, Caching.of(cache, None))
         where = f"a cache with {kib} KiB of room"
+        (work / "where").write_text(where)
         with room(kib):
             full = _read(view, where, found)
         found.done["cache full" if full else "cache had room enough"] += 1

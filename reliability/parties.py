@@ -106,14 +106,14 @@ def _remote(work: Path) -> StoreLike:
 def _four_parts(work: Path, rng: np.random.Generator, found: Findings) -> None:
     """A sink in each of four processes, one of them killed, and one data set of all of them."""
     run = work / "run"
-    host, counts, pids = _start("write_parts", run), [0] * _PARTS, [0] * _PARTS
+    host, counts = _start("write_parts", run), [0] * _PARTS
     assert host.stdout is not None
     victim, alive = int(rng.integers(_PARTS)), True
     for line in host.stdout:
         part, pid, count = map(int, line.split())
-        counts[part], pids[part] = count, pid
-        if alive and all(counts):
-            os.kill(pids[victim], signal.SIGKILL)
+        counts[part] = count
+        if alive and part == victim:
+            os.kill(pid, signal.SIGKILL)
             alive = False
     host.communicate(timeout=_SECONDS)
     stores = [run / f"part-{part}" for part in range(_PARTS)]

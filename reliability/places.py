@@ -123,7 +123,7 @@ class RemotePlace(Place):
         import fsspec  # type: ignore[import-untyped]  # noqa: PLC0415  an extra
 
         self._files = fsspec.filesystem("memory")
-        self._url = f"/{folder.name}"
+        self._url = f"{folder.absolute()}"
         self._kind = watched(WrapperStore, lambda: self.faults)
         self._kept: dict[str, bytes] = {}
 

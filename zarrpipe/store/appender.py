@@ -287,6 +287,7 @@ class StoreAppender:
     def flush(self) -> None:
         """Make every shape exact and write the number of samples."""
         self.check_usable()
+        self._tenure.check_alone(self.group, self.extent)  # or what others wrote would be cut off
         self._arrays.trim(self.schema, self.extent)
         if self.attributes.num_samples != self.extent.samples:
             self._publish(self.schema, num_samples=self.extent.samples)
