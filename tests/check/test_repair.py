@@ -164,6 +164,20 @@ def test_a_store_that_is_being_written_is_not_repaired(tmp_path):
     assert check(store, repair=True).ok
 
 
+def test_nothing_is_written_through_a_link(tmp_path):
+    store = write(tmp_path / "store")
+    FAULTS["zero-pointer"][0](store)
+    chunk = store / "meta/atoms_ptr/c/0"
+    (store / "meta/atoms_ptr/c/0").rename(tmp_path / "elsewhere")
+    chunk.symlink_to(tmp_path / "elsewhere")
+    before = (tmp_path / "elsewhere").read_bytes()
+    assert check(store).kinds(ERROR) == {"pointers"}
+    with pytest.raises(ValueError, match="link"):
+        check(store, repair=True, drop=True)
+    assert (tmp_path / "elsewhere").read_bytes() == before
+    assert chunk.is_symlink()
+
+
 def test_a_store_that_was_opened_for_reading_is_not_repaired(tmp_path):
     store = write(tmp_path / "store")
     FAULTS["row-mask"][0](store)

@@ -21,6 +21,7 @@ from zarrpipe.store.check.subject import Subject
 from zarrpipe.store.check.surroundings import SWEEP, leftovers
 from zarrpipe.store.config import ZarrWriteConfig
 from zarrpipe.store.exchange import remove_leftovers
+from zarrpipe.store.inside import unfinished_files
 from zarrpipe.store.layout import ATOMS_PTR, EDGES_PTR, IDS, SAMPLES_MASK
 from zarrpipe.store.lock import WriterLock
 from zarrpipe.store.maintenance import delete_samples
@@ -55,11 +56,18 @@ def repair(found: Examination, lock: WriterLock | None, say: Say, *, drop: bool)
         Called with what was done, after each step.
     drop
         Whether samples may be given up.
+
+    Raises
+    ------
+    StoreFormatError
+        If there is a link inside the store; nothing was changed.
     """
     subject, plan = found.subject, found.report.plan(drop=drop)
     try:
         if subject is None or found.extents is None or found.seen is None:
             return
+        if plan and subject.root.directory is not None:
+            unfinished_files(subject.root.directory, subject.arrays)  # refuses links
         if SWEEP in plan:
             _sweep(subject, say)
         blocking = sorted(found.report.kinds(Severity.ERROR) & _FIRST) + _masks_lost(subject)
