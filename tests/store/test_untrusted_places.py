@@ -183,6 +183,15 @@ class TestReplaced:
             dataset.refresh()
         assert_batches_equal(before, numbered_batch(range(30)))
 
+    def test_pointers_that_are_removed_or_replaced_by_nothing(self, tmp_path):
+        """What is mapped is served; that no other pointers stand there yet is no damage."""
+        store = tmp_path / "store"
+        fill(store, 0, 30)
+        view = StoreView(store)
+        (store / "meta/atoms_ptr/c/0").unlink()
+        assert view.refresh() == 0
+        assert_batches_equal(rows(view), numbered_batch(range(30)))
+
     def test_one_file_that_is_put_right(self, tmp_path):
         """A chunk that another file replaces is mapped anew at a refresh."""
         store = tmp_path / "store"

@@ -61,10 +61,19 @@ class Entries:
         index, place = divmod(key, len(self._data) // len(self._inodes))
         if self._inodes[index] is None:
             return self._fill
-        if index not in self._opened:
-            self._opened[index] = open_regular(self._path(index))
+        if not self._open(index):
+            return self._data[key]
         size = self._data.itemsize
         content = os.pread(self._opened[index], size, place * size)
         if len(content) < size:
             raise StoreFormatError(f"{self._path(index)} was truncated")
         return np.frombuffer(content, self._data.dtype)[0]
+
+    def _open(self, index: int) -> bool:
+        """Open a chunk file; False if it is not the one any more that is mapped."""
+        if index not in self._opened:
+            try:
+                self._opened[index] = open_regular(self._path(index))
+            except FileNotFoundError:
+                return False
+        return os.fstat(self._opened[index]).st_ino == self._inodes[index]
