@@ -110,6 +110,17 @@ class Told:
     begun: int = 0
     error: str | None = None
 
+    def hear(self, word: str, rest: Sequence[Any]) -> None:
+        """Note one more thing that was said."""
+        match word:
+            case "begin":
+                self.begun = rest[0] + 1
+            case "end":
+                self.seconds.append(rest[1])
+                self.ended.append(rest[2])
+            case "error":
+                self.error = rest[1]
+
 
 class Lives:
     """The host as the campaign sees it."""
@@ -170,15 +181,9 @@ class Lives:
                     os.kill(pid, signal.SIGKILL)
                 case "rest" if outside is None and (delay is None or told.error):
                     os.kill(pid, signal.SIGKILL)
-                case "begin":
-                    told.begun = rest[0] + 1
-                case "end":
-                    told.seconds.append(rest[1])
-                    told.ended.append(rest[2])
-                case "error":
-                    told.error = rest[1]
                 case "dead":
                     return told
+            told.hear(word, rest)
         raise TimeoutError(f"a process did not die: {life}")
 
     def _words(self, end: float, outside: float | None) -> Iterator[list[Any]]:
