@@ -1,7 +1,7 @@
 """The stores that `reliability.fuzz` damages, and what is read of them when they are whole."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +26,7 @@ def make_bases(folder: Path) -> list[str]:
         whole = everything(store)
         if whole is None:
             raise RuntimeError(f"{store} is empty")
-        np.savez(folder / f"{name}.npz", **flattened(whole))
+        np.savez(folder / f"{name}.npz", **flattened(whole))  # type: ignore[arg-type]
     return [*_BASES]
 
 
@@ -37,14 +37,14 @@ def flattened(batch: Batch) -> dict[str, AnyArray]:
     return found | {":atoms": batch.batch_ptr.numpy(), ":edges": batch.edge_ptr.numpy()}
 
 
-def _write(store: Path, array: dict[str, object], *batches: Batch) -> None:
+def _write(store: Path, array: Mapping[str, object], *batches: Batch) -> None:
     config = {"meta": array, "core": array, "custom": array}
     with ZarrData(store, capacity=1000, config=config) as sink:
         for batch in batches:
             sink.write(batch)
 
 
-def _of(config: dict[str, object], count: int) -> Callable[[Path], None]:
+def _of(config: Mapping[str, object], count: int) -> Callable[[Path], None]:
     return lambda store: _write(store, config, samples(numbers_of(0, count)))
 
 
@@ -78,7 +78,7 @@ def _foreign(store: Path) -> None:
     group = zarr.open_group(store, mode="r+")
     for part in ("meta", "core", "custom"):
         for name in list(group[part].array_keys()):  # type: ignore[union-attr]
-            values = group[f"{part}/{name}"][...]  # type: ignore[index]
+            values = np.asarray(group[f"{part}/{name}"][...])  # type: ignore[index]
             del group[f"{part}/{name}"]
             if name != "ids":
                 chunks = (50, *values.shape[1:])

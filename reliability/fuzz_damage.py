@@ -66,7 +66,7 @@ def damage(store: Path, rng: Rng) -> str:
 
 def _once(store: Path, rng: Rng) -> str:
     weights = np.array([weight for weight, _ in KINDS.values()], dtype=np.float64)
-    name = str(rng.choice([*KINDS], p=weights / weights.sum()))
+    name = [*KINDS][int(rng.choice(len(weights), p=weights / weights.sum()))]
     done = KINDS[name][1](store, rng)
     return f"{name}: {done}"
 
@@ -94,7 +94,9 @@ def _flip(path: Path, rng: Rng) -> None:
             offset = int(rng.integers(within))
             file.seek(offset)
             old = file.read(1)[0]
-            new = int(rng.choice([0, 255, old ^ (1 << int(rng.integers(8))), rng.integers(256)]))
+            new = int(
+                rng.choice(np.array([0, 255, old ^ (1 << int(rng.integers(8))), rng.integers(256)]))
+            )
             file.seek(offset)
             file.write(bytes([new]))
 

@@ -114,6 +114,11 @@ class RegularFiles(LocalStore):
                     f"{_LARGEST_DOCUMENT} are not read"
                 )
             start, stop = _range(byte_range, size)
+            if not 0 <= start < stop <= size and not key.endswith(_DOCUMENT):
+                raise StoreFormatError(
+                    f"{self.root / key} has {size} bytes, which is less than is asked for: the "
+                    "file was truncated"
+                )
             file.seek(start)
             content = file.read(max(stop - start, 0))
         return (prototype or default_buffer_prototype()).buffer.from_bytes(content)
@@ -122,9 +127,9 @@ class RegularFiles(LocalStore):
 def _range(request: ByteRequest | None, size: int) -> tuple[int, int]:
     """First byte and end of what is asked for."""
     if isinstance(request, RangeByteRequest):
-        return request.start, min(request.end, size)
+        return request.start, request.end
     if isinstance(request, OffsetByteRequest):
         return request.offset, size
     if isinstance(request, SuffixByteRequest):
-        return max(0, size - request.suffix), size
+        return size - request.suffix, size
     return 0, size
