@@ -43,7 +43,7 @@ METHODS = (
     "flush",
     "close",
 )
-_SECONDS = {"open": 0.05, "first": 0.1, "defragment": 0.3, "compact": 0.4, "merge": 0.4}
+_SECONDS = {"open": 0.05, "first": 0.15, "defragment": 0.8, "compact": 0.8, "merge": 0.8}
 """How long methods take that take longer than 20 ms, until it is known better."""
 
 _MANY = 2500  # samples, from which on a store is emptied
@@ -226,7 +226,7 @@ def run(order: Order) -> Findings:
             if told.begun == armed + 1 > len(told.ended) and "delay" in kill:
                 usual[key] = max(usual[key], 1.5 * kill["delay"])  # at least as long as it lasted
             elif len(told.ended) > armed:
-                usual[key] = 0.6 * usual[key] + 0.4 * told.seconds[armed]
+                usual[key] = 0.4 * usual[key] + 0.6 * told.seconds[armed]
             pending = history.check(steps, told, found)
             if pending == "delete" and history.state.numbers:
                 history.settle(steps[told.begun - 1], lives, found)
