@@ -489,3 +489,26 @@ def test_a_store_that_was_left_aside_is_put_back_by_its_next_writer(tmp_path):
     with ZarrData(place) as sink:
         sink.write(numbered_batch([5]))
     assert_batches_equal(everything(place), numbered_batch(range(6)))
+
+
+@pytest.mark.parametrize("kind", ["local", "memory"])
+def test_defragment_keeps_the_encodings_of_the_store(tmp_path, kind):
+    """Whatever the writer that is asked for it would have chosen for a new store."""
+    store = tmp_path / "store" if kind == "local" else {}
+    config = {
+        "core": {"chunk_size": 8, "shard_size": 32, "compressors": ({"name": "zstd"},)},
+        "custom": {"chunk_size": 4, "compressors": ({"name": "gzip"}, {"name": "crc32c"})},
+    }
+    filled(store, config=config)
+    before = {
+        path: array.metadata.to_dict() for path, array in zarr.open_group(store).members(None)
+    }
+    with AtomicDataZarrWriter(store) as writer:
+        writer.defragment()
+        writer.append(numbered_batch([77]))
+    after = {path: array.metadata.to_dict() for path, array in zarr.open_group(store).members(None)}
+    assert before.keys() == after.keys()
+    for path, stored in before.items():
+        for part in ("codecs", "chunk_grid", "data_type", "fill_value"):
+            assert after[path].get(part) == stored.get(part), (path, part)
+    assert_batches_equal(everything(store), numbered_batch([*KEPT, 77]))

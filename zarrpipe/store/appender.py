@@ -1,7 +1,7 @@
 """The one writer of a store: opens or creates it, appends, and leaves it exact when closed."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -106,7 +106,7 @@ class StoreAppender:
             self._remove_all()
             return
         if self._deleted() != self.attributes.deleted:
-            complete_deletion(self._arrays, self.extent)
+            complete_deletion(self.column, self.run, self.extent)
             self.count_deleted()
         if self.durable and self.root.directory is not None:
             files.sync_tree(self.root.directory)  # what others wrote before, who were not durable
@@ -214,6 +214,7 @@ class StoreAppender:
     def run(self, writes: Sequence[RowWrite]) -> None:
         """Carry out writes in order."""
         self.check_usable()
+        self._tenure.check_alone(self.group, self.extent)
         self._arrays.carry_out(writes)
 
     def add_field(self, item: Field, values: Any) -> None:
@@ -247,20 +248,19 @@ class StoreAppender:
             self._publish(self.schema, deleted=deleted)
 
     def _deleted(self) -> int:
-        kept = self.column(SAMPLES_MASK).read(0, self.extent.samples)
-        return self.extent.samples - int(np.count_nonzero(kept))
+        return int(np.count_nonzero(~self.column(SAMPLES_MASK).read(0, self.extent.samples)))
 
     def zero(self) -> None:
         """Remove every sample and field, and nothing that zarrpipe did not make.
 
-        The removal of the first chunk of pointers empties the store. What fails after it is told by
-        a warning; this writer gives up then, and the next completes what is left to do.
+        The removal of the first chunk of pointers empties the store. What fails later is told by a
+        warning, and done by the next writer. A disk without room for that much raises, unchanged.
         """
         pointers = self.column(ATOMS_PTR)
         with emptying(self.root, pointers, self.abandon):
+            self._tenure.check_alone(self.group, self.extent)
             if self.attributes.num_samples:  # that pointers are missing is meant, and no damage
-                with suppress(OSError):  # a full disk has room once something is removed
-                    self._publish(self.schema, num_samples=0)
+                self._publish(self.schema, num_samples=0)
             pointers.clear_all()
             self._remove_all()
 

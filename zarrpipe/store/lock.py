@@ -82,6 +82,8 @@ def holder_of(directory: Path) -> Holder | None:
         return None
     try:
         return _holder(os.pread(descriptor, _MOST_TEXT, 0))
+    except OSError:  # a directory, or a FIFO
+        return None
     finally:
         os.close(descriptor)
 

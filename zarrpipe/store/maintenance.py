@@ -1,20 +1,30 @@
 """Upkeep of a store: taking samples out of sight, and writing a store anew without them."""
 
 from collections.abc import Callable, MutableMapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from zarr.abc.codec import ArrayArrayCodec, ArrayBytesCodec, BytesBytesCodec
 from zarr.storage import MemoryStore
 
 from zarrpipe.data.csr import Int64Array, pointers, segment_rows
 from zarrpipe.errors import StoreFormatError
 from zarrpipe.store.appender import StoreAppender
-from zarrpipe.store.config import ZarrWriteConfig
+from zarrpipe.store.config import ZarrArrayConfig, ZarrWriteConfig
 from zarrpipe.store.exchange import discard, room_beside, swap_in
-from zarrpipe.store.layout import ATOMS_MASK, ATOMS_PTR, EDGES_MASK, EDGES_PTR, SAMPLES_MASK
+from zarrpipe.store.layout import (
+    ATOMS_MASK,
+    ATOMS_PTR,
+    EDGES_MASK,
+    EDGES_PTR,
+    SAMPLES_MASK,
+    is_plain,
+)
 from zarrpipe.store.lock import WriterLock
 from zarrpipe.store.plan import RowWrite
+from zarrpipe.store.recovery import complete_deletion
 from zarrpipe.store.rewrite import write_store
 from zarrpipe.store.root import Root
 from zarrpipe.store.selection import Selection
@@ -33,12 +43,37 @@ def delete_samples(appender: StoreAppender, samples: Int64Array) -> None:
     """
     if len(samples) == 0:
         return
+    try:
+        _delete(appender, samples)
+    except BaseException:
+        _keep(appender, samples)
+        raise
+
+
+def _delete(appender: StoreAppender, samples: Int64Array) -> None:
     _unmask(appender, SAMPLES_MASK, samples)
     for mask, path in ((ATOMS_MASK, ATOMS_PTR), (EDGES_MASK, EDGES_PTR)):
         stored = appender.column(path).read(0, appender.extent.samples + 1)
         starts = stored[samples]
         _unmask(appender, mask, segment_rows(starts, pointers(stored[samples + 1] - starts)))
     appender.count_deleted()
+
+
+def _keep(appender: StoreAppender, samples: Int64Array) -> None:
+    """Take a deletion back that failed, so that a repetition counts samples as the first call did.
+
+    Where that fails as well the writer is closed, and the next one completes the deletion.
+    """
+    try:
+        column = appender.column(SAMPLES_MASK)
+        mask = column.read(0, appender.extent.samples)
+        mask[samples] = True
+        appender.run([RowWrite(SAMPLES_MASK, 0, mask)])
+        complete_deletion(appender.column, appender.run, appender.extent)
+        appender.count_deleted()
+    except BaseException:
+        appender.abandon()
+        raise
 
 
 def _unmask(appender: StoreAppender, path: str, rows: Int64Array) -> None:
@@ -64,7 +99,7 @@ def defragment(appender: StoreAppender, config: ZarrWriteConfig | None) -> Store
     appender
         Writer of the store; it is closed.
     config
-        Chunks and codecs of the new arrays; those of `appender` by default.
+        Chunks and codecs of the new arrays; those of the old ones by default.
 
     Returns
     -------
@@ -76,13 +111,40 @@ def defragment(appender: StoreAppender, config: ZarrWriteConfig | None) -> Store
     StoreFormatError
         If the store is neither local nor in memory, where no swap is safe.
     """
-    chosen = config or appender.config
+    chosen = config or _as_stored(appender)
     check_rewritable(appender.root)
     appender.flush()
     selection = Selection([Source(appender.root, scratch_of(appender.root))])
     lock = rewrite_in_place(appender, selection, chosen, capacity=appender.capacity)
     durable = appender.durable
     return StoreAppender(appender.root, chosen, appender.capacity, lock, durable=durable)
+
+
+def _as_stored(appender: StoreAppender) -> ZarrWriteConfig:
+    """Config of a writer, with that of each array as it is stored."""
+    stored = {
+        path.split("/")[1]: _config_of(appender.group[path])
+        for path in appender.paths
+        if not path.startswith("present/")
+    }
+    mask = replace(stored["samples_mask"], chunk_size=None, shard_size=None)
+    return replace(appender.config, meta=mask, field_overrides=stored)
+
+
+def _config_of(array: Any) -> ZarrArrayConfig:
+    """Chunks and codecs of an array."""
+    if is_plain(array):
+        return ZarrArrayConfig(chunk_size=array.chunks[0])
+    codecs = array.metadata.codecs
+    if array.shards is not None:
+        codecs = codecs[0].codecs
+    return ZarrArrayConfig(
+        filters=tuple(codec for codec in codecs if isinstance(codec, ArrayArrayCodec)),
+        serializer=next(codec for codec in codecs if isinstance(codec, ArrayBytesCodec)),
+        compressors=tuple(codec for codec in codecs if isinstance(codec, BytesBytesCodec)),
+        chunk_size=array.chunks[0],
+        shard_size=None if array.shards is None else array.shards[0],
+    )
 
 
 def check_rewritable(root: Root) -> None:

@@ -93,17 +93,28 @@ def clear_uncommitted(arrays: Arrays, extent: Extent) -> None:
         arrays[EDGES_MASK].clear_all()
 
 
-def complete_deletion(arrays: Arrays, extent: Extent) -> None:
-    """Give the atoms and edges of deleted samples the masks that a killed writer did not reach."""
-    kept = arrays[SAMPLES_MASK].read(0, extent.samples)
-    for mask, path in ((ATOMS_MASK, ATOMS_PTR), (EDGES_MASK, EDGES_PTR)):
-        counts = np.diff(arrays[path].read(0, extent.samples + 1))
-        wanted = np.repeat(kept, counts)
-        column = arrays[mask]
-        for start in range(0, len(wanted), column.chunk_rows):
-            block = wanted[start : start + column.chunk_rows]
-            if not np.array_equal(column.read(start, start + len(block)), block):
-                arrays.carry_out([whole_chunk(column, mask, start, block)])
+def complete_deletion(
+    column: Callable[[str], Column], run: Callable[[list[RowWrite]], object], extent: Extent
+) -> None:
+    """Give atoms and edges the masks of their samples, where a deletion was not finished.
+
+    Parameters
+    ----------
+    column
+        Gives the column of an array.
+    run
+        Carries out writes.
+    extent
+        What is committed.
+    """
+    kept = column(SAMPLES_MASK).read(0, extent.samples)
+    for path, ends in ((ATOMS_MASK, ATOMS_PTR), (EDGES_MASK, EDGES_PTR)):
+        wanted = np.repeat(kept, np.diff(column(ends).read(0, extent.samples + 1)))
+        mask = column(path)
+        for start in range(0, len(wanted), mask.chunk_rows):
+            block = wanted[start : start + mask.chunk_rows]
+            if not np.array_equal(mask.read(start, start + len(block)), block):
+                run([whole_chunk(mask, path, start, block)])
 
 
 def whole_chunk(column: Column, path: str, start: int, mask: AnyArray) -> RowWrite:
