@@ -373,9 +373,7 @@ class TestForeign:
     def test_damaged_pointers(self, tmp_path, value):
         store = filled({}, numbered_batch(range(8)))
         zarr.open_group(store, mode="r+")["meta/atoms_ptr"][3] = value
-        with pytest.raises(
-            StoreFormatError, match="meta/atoms_ptr falls, is negative or"
-        ):
+        with pytest.raises(StoreFormatError, match="meta/atoms_ptr falls, is negative or"):
             merge(store, tmp_path / "whole")
 
     def test_a_cut_or_missing_array(self, tmp_path):
