@@ -167,7 +167,7 @@ class AtomicDataZarrWriter(Closing):
         Parameters
         ----------
         config
-            Chunks and codecs of the new arrays; by default those of this writer.
+            Chunks and codecs of the new arrays; by default those that the store has.
         """
         chosen = None if config is None else ZarrWriteConfig.of(config)
         self._appender = defragment(self._existing(), chosen)
