@@ -142,11 +142,13 @@ class Local:
         return change
 
     def keep(self) -> None:
-        shutil.copytree(self.store, self._kept) if self.store.exists() else self._kept.mkdir()
+        if self.store.exists():
+            shutil.copytree(self.store, self._kept)
 
     def restore(self) -> None:
         shutil.rmtree(self.store, ignore_errors=True)
-        shutil.copytree(self._kept, self.store)
+        if self._kept.exists():
+            shutil.copytree(self._kept, self.store)
 
     def mortal(self, budget: Budget):
         self._budget = budget
