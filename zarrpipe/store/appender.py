@@ -99,6 +99,7 @@ class StoreAppender:
         stated = self.schema.with_units(self.config.units)
         self.extent = self._arrays.open_stored(header.group, self.schema, self.attributes.partly)
         check_whole(self.root, self.attributes, self.extent)
+        self.check_usable()  # or what another has put here would be cleared
         if stated is not self.schema:
             header.publish(stated)
         clear_uncommitted(self._arrays, self.extent)
@@ -202,13 +203,18 @@ class StoreAppender:
 
     @contextmanager
     def _new_arrays(self, specs: Sequence[ArraySpec]) -> Iterator[list[Column]]:
-        """Arrays that are made, and forgotten again where they are not announced."""
+        """Arrays that are made, and forgotten again where that fails.
+
+        If they were announced all the same, this writer gives up: the next one finds them.
+        """
         paths = [spec.path for spec in specs]
         check_free(self.group, self.root.directory, paths)
         try:
             yield self._arrays.open_all(self.group, specs, fresh=True)
         except BaseException:
             self._arrays.forget(paths)
+            if self._header.announces(paths):
+                self.abandon()
             raise
 
     def run(self, writes: Sequence[RowWrite]) -> None:
@@ -234,7 +240,12 @@ class StoreAppender:
     def _publish(self, schema: Schema, **changes: Any) -> None:
         """Make a schema and attributes known, at once, beside those that others have set."""
         self._admitted = None
-        self._header.publish(schema, **changes)
+        try:
+            self._header.publish(schema, **changes)
+        except BaseException:
+            if not self._header.certain:
+                self.abandon()
+            raise
 
     @property
     def num_samples(self) -> int:

@@ -24,6 +24,7 @@ memory
 """
 
 import errno
+import functools
 import gc
 import json
 import os
@@ -34,6 +35,7 @@ import warnings
 import weakref
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Self
 
 from zarrpipe.errors import StoreFormatError, StoreLockedError, StoreReadOnlyError
 from zarrpipe.store import files
@@ -46,6 +48,7 @@ _NO_LOCKS = frozenset(
 )
 _NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
 _MOST_TEXT = 4096
+_TRIALS = 8
 
 
 @dataclass(frozen=True)
@@ -118,8 +121,25 @@ class WriterLock:
             os.close(self._descriptor)
             raise
         self._finalizer = weakref.finalize(self, os.close, self._descriptor)
-        this = weakref.ref(self)
-        os.register_at_fork(after_in_child=lambda: _leave_to_parent(this))
+        _locks_of_process().add(self)
+
+    @classmethod
+    def of_place(cls, directory: Path) -> Self:
+        """The lock of the store that is at `directory` once it is held.
+
+        Another writer may put a new store there between the opening of the file and its locking.
+
+        Raises
+        ------
+        StoreLockedError, StoreReadOnlyError, StoreFormatError
+            As the constructor.
+        """
+        for _ in range(_TRIALS):
+            lock = cls(directory)
+            if lock.guards(directory):
+                return lock
+            lock.release()
+        raise StoreLockedError(f"{directory} is being replaced by another writer: try again")
 
     @property
     def held(self) -> bool:
@@ -232,8 +252,14 @@ def _holder(text: bytes) -> Holder | None:
     return holder
 
 
-def _leave_to_parent(this: "weakref.ref[WriterLock]") -> None:
-    """Close the inherited descriptor in a forked child, so that it does not outlive the parent."""
-    lock = this()
-    if lock is not None:
-        lock._finalizer()
+@functools.cache
+def _locks_of_process() -> "weakref.WeakSet[WriterLock]":
+    """Locks whose descriptors a forked child closes, so that they do not outlive the parent."""
+    locks = weakref.WeakSet[WriterLock]()
+
+    def leave_to_parent() -> None:
+        for lock in [*locks]:
+            lock._finalizer()
+
+    os.register_at_fork(after_in_child=leave_to_parent)
+    return locks

@@ -80,6 +80,7 @@ class Snapshot:
         self._flats = FlatArrays(root, self._caching, lambda: _still_current(this))
         self.extent = Extent()
         self.active: Int64Array | None = None
+        self._deleted: int | None = None  # how many were when `active` was found
         self.version = 0
         self.lock = threading.RLock()
         self._seen: object = None
@@ -206,6 +207,7 @@ class Snapshot:
         with self.lock:
             self.version += 1
             self.attributes, self.active = moment.attributes, moment.active
+            self._deleted = moment.attributes.deleted
             self.schema = read_schema(self._group, moment.attributes)
             self.extent = self._extent(moment.samples, moment.samples)
             self._seen = None
@@ -276,13 +278,13 @@ class Snapshot:
             )
         if known is None or attributes.generation != known.generation:
             self._flats.release()
-            self.extent, self.active = Extent(), None
-            known = None
+            self.extent, self.active, self._deleted = Extent(), None, None
         self._group, self.attributes, self.schema = group, attributes, schema
         self._flats.follow(group, attributes)
         self._look()
-        if known is None or known.deleted != attributes.deleted:
+        if self._deleted != attributes.deleted:
             self.active = self._find_active()
+            self._deleted = attributes.deleted
         return attributes
 
     def _look(self) -> None:

@@ -40,7 +40,7 @@ class Tenure:
         if lock is None and root.directory is not None:
             if is_vacant(root.directory):
                 remove_leftovers(root.directory.resolve())  # puts back what a kill left aside
-            lock = WriterLock(root.directory)
+            lock = WriterLock.of_place(root.directory)
         return cls(root, lock)
 
     @property

@@ -75,7 +75,7 @@ def check(
     if root.read_only:
         raise StoreReadOnlyError(f"{root} was opened read-only: open it for writing to repair it")
     done: list[str] = []
-    lock = None if root.directory is None else WriterLock(root.directory)
+    lock = None if root.directory is None else WriterLock.of_place(root.directory)
     try:
         found = examine(root, alone=True, progress=progress)
         with reading(f"{root}, while it was repaired,"):
