@@ -8,6 +8,7 @@ import errno
 import io
 import os
 import random
+import select
 import signal
 from collections import Counter
 from contextlib import suppress
@@ -185,13 +186,16 @@ def _killed_writer(place: Path, appends: int, delay: float) -> int:
     child = os.fork()
     if child == 0:
         with suppress(BaseException):
+            torch.set_num_threads(1)  # threads of the parent are not in a fork
             os.close(read_end)
             _append_until_killed(place, write_end)
         os._exit(1)
     os.close(write_end)
     acknowledged = b""
     while len(acknowledged) < 4 * appends:
-        acknowledged += os.read(read_end, 4)
+        said = os.read(read_end, 4) if select.select([read_end], [], [], 60)[0] else b""
+        assert said, "the writer ended or hangs"
+        acknowledged += said
     signal.sigtimedwait((), delay)
     os.kill(child, signal.SIGKILL)
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
@@ -235,6 +239,7 @@ def test_a_reader_beside_a_writer_never_sees_a_torn_sample(tmp_path):
     child = os.fork()
     if child == 0:
         with suppress(BaseException):
+            torch.set_num_threads(1)
             with ZarrData(place, config=SMALL) as sink:
                 for first in range(1, 301, 3):
                     sink.write(numbered_batch(range(first, first + 3)))
