@@ -149,6 +149,7 @@ class TestArrays:
             ([COUNT * 3, 3], [2**31, 2**31], "are not believed"),
             ([COUNT * 3, 3], [2**62, 2**62], "are not believed"),
             ([2**40, 3], [1, 3], "are not believed"),
+            ([COUNT * 3, 3], [0, 3], "cannot be read|expected rows in each"),
             ([2, 3], None, "has 2 rows, the pointers say"),
             ([COUNT * 3, 4], None, "the registry has 'forces'"),
             ([COUNT * 3], [16], "the registry has 'forces'"),

@@ -121,6 +121,8 @@ def _check_sizes(array: zarr.Array[Any], dtype: np.dtype[Any]) -> None:
                 f"{array.store_path} has shape {shape} and chunks of {unit}, so that {what} would "
                 f"have {size} bytes: more than {MOST_BYTES} are not believed"
             )
+    if min(chunks[0], unit[0]) < 1:
+        raise StoreFormatError(f"{array.store_path} has chunks of {unit}, expected rows in each")
     inside = math.prod(-(-whole // max(part, 1)) for whole, part in zip(unit, chunks, strict=True))
     across = math.prod(-(-whole // max(part, 1)) for whole, part in zip(shape, unit, strict=True))
     if max(inside, across) > _MOST_UNITS:
