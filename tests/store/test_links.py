@@ -1,6 +1,7 @@
 """A writer changes what is in the store and nothing else: links and odd things are refused."""
 
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import zarr
 
 from zarrpipe import AtomicDataZarrWriter, ZarrData, compact
 from zarrpipe.errors import SchemaError, StoreFormatError
+from zarrpipe.store.inside import unfinished_files
 from zarrpipe.store.layout import ATOMS_MASK
 from zarrpipe.store.view import StoreView
 from zarrpipe.testing import assert_batches_equal, assert_plain_zarr, numbered_batch
@@ -64,6 +66,65 @@ def test_what_is_no_file_is_refused(store, place, kind):
     sink = ZarrData(store)
     with pytest.raises(StoreFormatError, match="not a regular file"):
         sink.write(numbered_batch([5]))
+
+
+@pytest.mark.parametrize("place", ["core/positions/c/0/0", "meta/atoms_ptr/c/0", "meta/ids/c/0"])
+def test_a_chunk_of_two_stores_is_not_written_into(tmp_path, store, place):
+    """A snapshot of hard links shares them: what one writer cuts off is lost to the other."""
+    before = everything_in(store)
+    snapshot = tmp_path / "snapshot"
+    shutil.copytree(store, snapshot)
+    (snapshot / place).unlink()
+    os.link(store / place, snapshot / place)
+    for one in (snapshot, store):
+        for call in (lambda one=one: ZarrData(one).write(numbered_batch([5])), ZarrData(one).zero):
+            with pytest.raises(StoreFormatError, match=f"{one / place} has 2 names"):
+                call()
+    assert everything_in(store) == before
+    shutil.rmtree(snapshot)
+    with ZarrData(store) as sink:
+        sink.write(numbered_batch([5]))
+    assert_plain_zarr(store, numbered_batch(range(6)), exact=True)
+
+
+def test_an_early_chunk_of_two_stores_is_not_written_into(tmp_path):
+    """Which opening does not look for."""
+    config = {"core": {"chunk_size": 512}}
+    with ZarrData(tmp_path / "store", config=config) as sink:
+        sink.write(numbered_batch([0]))
+        column = sink._appender.column("core/positions")
+        column.write(0, np.ones((512 * 8, 3), column._dtype))
+        first = tmp_path / "store/core/positions/c/0/0"
+        os.link(first, tmp_path / "other")
+        with pytest.raises(StoreFormatError, match="c/0/0 has 2 names"):
+            column.write(0, np.zeros((1, 3), column._dtype))
+        with pytest.raises(StoreFormatError, match="c/0/0 has 2 names"):
+            column.clear_from(0)
+    assert np.frombuffer((tmp_path / "other").read_bytes(), column._dtype).all()
+
+
+def test_opening_a_writer_looks_into_the_last_chunks(tmp_path, monkeypatch):
+    """Not into a folder for each chunk; a link in an early one is refused when it is reached."""
+    with ZarrData(tmp_path / "store", config={"core": {"chunk_size": 512}}) as sink:
+        sink.write(numbered_batch([0]))
+        column = sink._appender.column("core/positions")
+        column.write(0, np.ones((512 * 40, 3), column._dtype))
+    arrays, scandir, seen = ["core/positions"], os.scandir, []
+    monkeypatch.setattr(os, "scandir", lambda path: (seen.append(path), scandir(path))[1])
+    assert unfinished_files(tmp_path / "store", arrays) == []
+    assert len(seen) < 15
+    del seen[:]
+    unfinished_files(tmp_path / "store", arrays, whole=True)
+    assert len(seen) > 40
+    folder = tmp_path / "store/core/positions/c/3"
+    folder.rename(tmp_path / "elsewhere")
+    folder.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(StoreFormatError, match="c/3 is a link"):
+        unfinished_files(tmp_path / "store", arrays)
+    for change in (lambda: column.write(512 * 3, np.zeros((1, 3))), lambda: column.clear_from(9)):
+        with pytest.raises(StoreFormatError, match="c/3 is a link"):
+            change()
+    assert np.frombuffer((tmp_path / "elsewhere/0").read_bytes(), column._dtype).all()
 
 
 def test_the_store_itself_may_be_reached_by_a_link(tmp_path, store):

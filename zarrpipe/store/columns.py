@@ -166,6 +166,7 @@ class PlainColumn:
             if number >= index:
                 start = first * self._row_bytes if number == index else 0
                 path = chunk_file(self._directory, number, len(self._shape))
+                files.check_folders(path, self._directory)
                 _clear(path, start, durable=self._durable)
 
     def clear_all(self) -> None:
@@ -173,6 +174,7 @@ class PlainColumn:
         self.close()
         for number in sorted(self._chunk_numbers()):
             path = chunk_file(self._directory, number, len(self._shape))
+            files.check_folders(path, self._directory)
             files.unlink(path)
             if self._durable:
                 files.sync_path(path.parent)
@@ -212,6 +214,7 @@ class PlainColumn:
         self.close()
         path = chunk_file(self._directory, index, len(self._shape))
         size = self._chunk_rows * self._row_bytes
+        files.check_folders(path, self._directory)
         try:
             descriptor = files.reopen(path)
         except FileNotFoundError:

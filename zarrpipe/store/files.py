@@ -55,7 +55,7 @@ def reopen(path: Path) -> int:
     FileNotFoundError
         If nothing is there.
     StoreFormatError
-        If what is there is not a regular file: a link, a directory, a FIFO.
+        If what is there is not a regular file (a link, a directory, a FIFO), or has another name.
     """
     try:
         descriptor = os.open(path, os.O_RDWR | _HERE)
@@ -63,9 +63,10 @@ def reopen(path: Path) -> int:
         if os.path.lexists(path):
             check_regular(path)
         raise
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
         os.close(descriptor)
-        check_regular(path)
+        check_own(path)
     return descriptor
 
 
@@ -151,6 +152,39 @@ def check_regular(path: Path) -> None:
         f"{path} is {what}, and a writer changes only what is in the store itself: put a copy in "
         "its place (for git-annex: unlock it), or write to another place"
     )
+
+
+def check_own(path: Path) -> None:
+    """Refuse what must not be written in place: no regular file, or one with another name.
+
+    Raises
+    ------
+    StoreFormatError
+        If it is one of these.
+    """
+    check_regular(path)
+    names = path.lstat().st_nlink
+    if names > 1:
+        raise StoreFormatError(
+            f"{path} has {names} names (hard links, as `cp -al`, rsnapshot and rsync --link-dest "
+            "make), and a writer would change what is under all of them: write to a copy of the "
+            "store (cp -a), or remove the other name"
+        )
+
+
+def check_folders(path: Path, top: Path) -> None:
+    """Refuse a link between a directory and a path in it, which would lead to another place.
+
+    Raises
+    ------
+    StoreFormatError
+        If there is one.
+    """
+    folder = path.parent
+    while folder != top:
+        if folder.is_symlink():
+            check_regular(folder)
+        folder = folder.parent
 
 
 def create_sized(path: Path, size: int, *, durable: bool = False) -> int:

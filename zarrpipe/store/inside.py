@@ -17,10 +17,14 @@ from zarrpipe.store import files
 from zarrpipe.store.layout import GROUPS, MARK
 
 _FILES = ("zarr.json", ".lock")
+_LAST = 4
 
 
-def unfinished_files(directory: Path, arrays: Iterable[str]) -> list[Path]:
+def unfinished_files(directory: Path, arrays: Iterable[str], *, whole: bool = False) -> list[Path]:
     """Files that a writer which was killed has not finished, in what a writer may change.
+
+    Of the rows of a field only the last chunks are looked into, where an append goes on; a writer
+    that comes to another one looks at it then.
 
     Parameters
     ----------
@@ -28,11 +32,14 @@ def unfinished_files(directory: Path, arrays: Iterable[str]) -> list[Path]:
         Of the store; it may itself be reached by a link.
     arrays
         Places of arrays, whether they are there or not.
+    whole
+        Whether all chunks are looked into.
 
     Raises
     ------
     StoreFormatError
-        If there is a link, a FIFO, a device, or a file and a directory in each other's place.
+        If there is a link, a FIFO, a device, a file and a directory in each other's place, or a
+        chunk with a second name, which is of another store too.
     """
     found: list[Path] = []
     for folder in (directory, *(directory / name for name in GROUPS)):
@@ -40,7 +47,7 @@ def unfinished_files(directory: Path, arrays: Iterable[str]) -> list[Path]:
             _look_at(folder, found)
     for path in arrays:
         if _is_folder(directory / path):
-            _look_through(directory / path, found)
+            _look_through(directory / path, found, whole=whole or path.startswith("meta/"))
     return found
 
 
@@ -100,16 +107,24 @@ def _look_at(folder: Path, found: list[Path]) -> None:
                 found.append(Path(entry.path))
 
 
-def _look_through(folder: Path, found: list[Path]) -> None:
-    """Check all that is in a folder, and find what is half-written."""
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.is_dir(follow_symlinks=False) and entry.name not in _FILES:
-                _look_through(Path(entry.path), found)
-            elif not entry.is_file(follow_symlinks=False):
-                files.check_regular(Path(entry.path))
-            elif _is_left(entry):
-                found.append(Path(entry.path))
+def _look_through(folder: Path, found: list[Path], *, whole: bool) -> None:
+    """Check all that is in a folder, and find what is half-written; of chunks those at the end."""
+    with os.scandir(folder) as scan:
+        entries = list(scan)
+    for entry in entries:
+        is_folder = entry.is_dir(follow_symlinks=False) and entry.name not in _FILES
+        if not is_folder and not entry.is_file(follow_symlinks=False):
+            files.check_regular(Path(entry.path))
+        elif _is_left(entry):
+            found.append(Path(entry.path))
+    chunks = [entry for entry in entries if entry.name not in _FILES and not _is_left(entry)]
+    if folder.name == "c" and not whole and len(chunks) > _LAST:
+        chunks = sorted(chunks, key=lambda entry: (len(entry.name), entry.name))[-_LAST:]
+    for entry in chunks:
+        if entry.is_dir(follow_symlinks=False):
+            _look_through(Path(entry.path), found, whole=whole)
+        elif entry.stat(follow_symlinks=False).st_nlink > 1:
+            files.check_own(Path(entry.path))
 
 
 def _is_left(entry: os.DirEntry[str]) -> bool:

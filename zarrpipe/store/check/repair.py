@@ -67,7 +67,7 @@ def repair(found: Examination, lock: WriterLock | None, say: Say, *, drop: bool)
         if subject is None or found.extents is None or found.seen is None:
             return
         if plan and subject.root.directory is not None:
-            unfinished_files(subject.root.directory, subject.arrays)  # refuses links
+            unfinished_files(subject.root.directory, subject.arrays, whole=True)  # refuses links
         if SWEEP in plan:
             _sweep(subject, say)
         blocking = sorted(found.report.kinds(Severity.ERROR) & _FIRST) + _masks_lost(subject)
