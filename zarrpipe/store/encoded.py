@@ -6,7 +6,7 @@ import numpy as np
 import zarr
 
 from zarrpipe.data.csr import AnyArray
-from zarrpipe.data.fields import REQUIRED_FIELDS
+from zarrpipe.store.layout import is_dense
 from zarrpipe.store.trust import reading
 
 
@@ -14,7 +14,7 @@ class ZarrColumn:
     """Rows written through zarr-python: compressed, sharded, in memory or far away."""
 
     def __init__(self, array: zarr.Array[Any]) -> None:
-        if array.basename in REQUIRED_FIELDS:  # of which a reader misses what is not there
+        if is_dense(array):  # of which a reader misses what is not there
             array = array.with_config({"write_empty_chunks": True})
         self._array = array
         self._unit = int((array.shards or array.chunks)[0])

@@ -270,7 +270,8 @@ class MappedArray:
     def _lacks(self, index: int) -> StoreFormatError:
         return StoreFormatError(
             f"{self._path(index)} is not there, and should hold {self._chunk_bytes} bytes of rows "
-            "that are committed: it was removed, or the store was not copied whole"
+            "that are committed: it was removed, the store was not copied whole, or it was copied "
+            "with Zarr, which needs write_empty_chunks=True for that"
         )
 
     def _filled_chunk(self) -> int:

@@ -10,9 +10,10 @@ import zarr
 from zarrpipe.errors import StoreFormatError
 from zarrpipe.store.attributes import Attributes
 from zarrpipe.store.filesystem import is_far
-from zarrpipe.store.flat import FlatArray, Holes, MappedArray, can_be_mapped
-from zarrpipe.store.layout import find_array
+from zarrpipe.store.flat import FlatArray, MappedArray, can_be_mapped
+from zarrpipe.store.layout import find_array, is_dense
 from zarrpipe.store.loaded import LoadedArray
+from zarrpipe.store.missing import may_lack
 from zarrpipe.store.root import Root
 from zarrpipe.store.staging.caching import Caching
 from zarrpipe.store.staging.place import stage_identity
@@ -96,30 +97,19 @@ class FlatArrays:
     def _opened(self, path: str) -> FlatArray:
         directory, reopen = self._mappable, partial(required, self._group, path)
         if directory is None and not path.startswith("meta/"):
-            return self.stage.array(path, reopen)
-        array = reopen()
+            return self.stage.array(path, reopen, may_lack(self._attributes, path))
+        array, holes = reopen(), may_lack(self._attributes, path)
         own = None if directory is None else directory / path
         if own is not None and can_be_mapped(array, own):
-            return MappedArray(array, own, reopen, holes=self._holes(path))
+            return MappedArray(array, own, reopen, holes=holes if is_dense(array) else "any")
         if path.startswith("meta/"):
-            return LoadedArray(reopen, array)
-        return self.stage.array(path, reopen)
+            return LoadedArray(reopen, array, holes)
+        return self.stage.array(path, reopen, holes)
 
     @property
     def _mappable(self) -> Path | None:
         directory = self._root.directory
         return None if directory is None or is_far(directory) else directory
-
-    def _holes(self, path: str) -> Holes:
-        """Which chunks may lack a file.
-
-        zarrpipe makes one for all rows that it writes, and only an array that came later has rows
-        before that it did not. Other writers may leave out what is all fill.
-        """
-        if not self._attributes.ours:
-            return "any"
-        group, name = path.split("/")
-        return "first" if group == "present" or name in self._attributes.partly else "none"
 
 
 def required(group: zarr.Group, path: str) -> zarr.Array[Any]:

@@ -145,6 +145,8 @@ def create_array(
     chosen = config.for_array(parent, name)
     in_place = chosen.is_plain and isinstance(group.store, LocalStore)
     rows = chosen.chunk_size or chunk_rows(spec, capacity, in_place=in_place)
+    dense = chosen.write_empty_chunks or in_place or name in REQUIRED_FIELDS
+    dense &= spec.path not in (ATOMS_MASK, EDGES_MASK)  # of which only deletions are written
     options: dict[str, Any] = {} if chosen.serializer is None else {"serializer": chosen.serializer}
     if chosen.shard_size is not None:
         options["shards"] = (chosen.shard_size, *spec.shape)
@@ -156,11 +158,26 @@ def create_array(
         fill_value=spec.fill,
         compressors=chosen.compressors,
         filters=chosen.filters,
-        config={"write_empty_chunks": chosen.write_empty_chunks or name in REQUIRED_FIELDS},
-        attributes={MARK: {"format": FORMAT}},
+        config={"write_empty_chunks": chosen.write_empty_chunks or dense},
+        attributes={MARK: {"format": FORMAT, "dense": dense}},
         overwrite=spec.path != ATOMS_PTR,  # its folder has the lock, and it is never removed
         **options,
     )
+
+
+def is_dense(array: zarr.Array[Any]) -> bool:
+    """Whether a chunk of each row that was written is there, even where all are the fill value.
+
+    An array of which zarrpipe did not say so is none; before it did, it left out no atoms, and
+    nothing where it wrote in place.
+    """
+    mark = array.attrs.get(MARK)
+    if not isinstance(mark, dict):
+        return False
+    before = array.basename in REQUIRED_FIELDS or (
+        isinstance(array.store_path.store, LocalStore) and is_plain(array)
+    )
+    return bool(mark.get("dense", before))
 
 
 def is_plain(array: zarr.Array[Any]) -> bool:

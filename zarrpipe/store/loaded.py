@@ -6,7 +6,9 @@ import numpy as np
 import zarr
 
 from zarrpipe.data.csr import AnyArray
-from zarrpipe.store.flat import OpenArray, check_rows
+from zarrpipe.errors import StoreFormatError
+from zarrpipe.store.flat import Holes, OpenArray, check_rows
+from zarrpipe.store.missing import Absences
 from zarrpipe.store.trust import native, reading
 
 _LOADED_AT_ONCE = 1 << 20
@@ -15,7 +17,8 @@ _LOADED_AT_ONCE = 1 << 20
 class LoadedArray:
     """Rows of any Zarr array, read through zarr-python and kept in memory."""
 
-    def __init__(self, open_array: OpenArray, array: zarr.Array[Any]) -> None:
+    def __init__(self, open_array: OpenArray, array: zarr.Array[Any], holes: Holes = "any") -> None:
+        self._absences = Absences(holes)
         self._open, self._array = open_array, array
         self._buffer = np.empty((0, *array.shape[1:]), dtype=native(np.dtype(array.dtype)))
         self._rows = 0
@@ -35,7 +38,13 @@ class LoadedArray:
             self._array = self._open()
         array = self._array
         check_rows(array.store_path, array.shape[0], rows)
-        self._load(array, self._rows, rows)
+        before = self._rows
+        self._load(array, before, rows)
+        try:
+            self._absences.refuse(array, before, self._buffer[before:rows])
+        except StoreFormatError:
+            self._rows = before
+            raise
 
     def grow(self) -> None:
         """Load again what is not yet committed, and what is new; see `FlatArray.grow`.

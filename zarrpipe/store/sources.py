@@ -24,9 +24,11 @@ from zarrpipe.store.layout import (
     Attributes,
     field_path,
     find_array,
+    is_dense,
     is_plain,
     present_path,
 )
+from zarrpipe.store.missing import Absences, may_lack
 from zarrpipe.store.root import Root
 from zarrpipe.store.snapshot import Snapshot
 from zarrpipe.store.trust import reading
@@ -155,12 +157,14 @@ class Source:
         if array is None:
             raise StoreFormatError(f"{self.root} lacks the array {path}")
         directory, wanted = self.root.directory, dtype in (None, array.dtype)
+        holes = may_lack(self.attributes, path)
         if directory is not None and wanted and is_plain(array) and MappedArray.fits(array):
-            mapped = MappedArray(array, directory / path)
+            mapped = MappedArray(array, directory / path, holes=holes if is_dense(array) else "any")
             mapped.ensure(rows)
             return self._mapped.setdefault(path, mapped.data)
         self._decoded = {}  # the file of the array before is given back first
-        self._decoded = {path: _decoded(array, rows, dtype or array.dtype, self._scratch)}
+        chosen = dtype or array.dtype
+        self._decoded = {path: _decoded(array, rows, chosen, self._scratch, Absences(holes))}
         return self._decoded[path]
 
 
@@ -178,7 +182,11 @@ def _opened(root: Root) -> zarr.Group:
 
 
 def _decoded(
-    array: zarr.Array[Any], rows: int, dtype: np.dtype[Any], folder: Path | None
+    array: zarr.Array[Any],
+    rows: int,
+    dtype: np.dtype[Any],
+    folder: Path | None,
+    absences: Absences,
 ) -> AnyArray:
     """First rows of an array, in memory where they are few and else in an unnamed file."""
     check_rows(array.store_path, array.shape[0], rows)
@@ -187,13 +195,21 @@ def _decoded(
     unit = int((array.shards or array.chunks)[0])
     step = unit * max(1, _DECODED // (unit * row_bytes))
     if rows <= step:
-        with reading(array.store_path):
-            return np.ascontiguousarray(array[:rows], dtype)
+        return _read(array, 0, rows, dtype, absences)
     with tempfile.TemporaryFile(dir=folder) as file:
         for start in range(0, rows, step):  # not through a map: a full disk would be a SIGBUS
-            with reading(array.store_path):
-                block = np.ascontiguousarray(array[start : min(start + step, rows)], dtype)
+            block = _read(array, start, min(start + step, rows), dtype, absences)
             file.write(block.reshape(-1).view(np.uint8).data)
         file.flush()
         values: AnyArray = np.memmap(file, dtype, "r", shape=shape)
         return values
+
+
+def _read(
+    array: zarr.Array[Any], start: int, stop: int, dtype: np.dtype[Any], absences: Absences
+) -> AnyArray:
+    """Rows of which `start` is the first of a chunk, none of them in a chunk that is lost."""
+    with reading(array.store_path):
+        values = np.ascontiguousarray(array[start:stop], dtype)
+    absences.refuse(array, start, values)
+    return values

@@ -3,7 +3,7 @@
 import math
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,8 +11,8 @@ import zarr
 
 from zarrpipe.data.csr import AnyArray, Int64Array, pointers, segment_rows
 from zarrpipe.errors import StoreClosedError
-from zarrpipe.store.flat import check_rows
-from zarrpipe.store.staging.absent import has_all_chunks, refuse_absent
+from zarrpipe.store.flat import Holes, OpenArray, check_rows
+from zarrpipe.store.missing import Absences
 from zarrpipe.store.staging.pool import Task
 from zarrpipe.store.staging.units import GENERATION, ROWS, UnitFile
 from zarrpipe.store.trust import native
@@ -31,9 +31,13 @@ class StagedArray:
     """
 
     def __init__(
-        self, stage: "Stage", path: str, open_array: Callable[[], zarr.Array[Any]]
+        self,
+        stage: "Stage",
+        path: str,
+        open_array: OpenArray,
+        holes: Holes = "any",
     ) -> None:
-        self.path = path
+        self.path, self._absences = path, Absences(holes)
         # Not both ways: files and threads go with the last use, not with a collection.
         self._stage_of, self._open = weakref.ref(stage), open_array
         self._committed = 0
@@ -157,8 +161,7 @@ class StagedArray:
         if array is None or array.shape[0] < self._committed:
             array = self._reopened()
         values = np.asarray(array[start : min(stop, array.shape[0])], dtype=self._dtype)
-        if has_all_chunks(array):
-            refuse_absent(array, start, values[: max(self._committed - start, 0)])
+        self._absences.refuse(array, start, values[: max(self._committed - start, 0)])
         return values
 
     def named(self, units: Sequence[int]) -> str:

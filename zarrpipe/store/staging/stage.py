@@ -13,12 +13,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
-
-import zarr
+from typing import TypeVar
 
 from zarrpipe.data.csr import Int64Array
 from zarrpipe.errors import StoreClosedError
+from zarrpipe.store.flat import Holes, OpenArray
 from zarrpipe.store.staging.array import StagedArray
 from zarrpipe.store.staging.cache import StageCache
 from zarrpipe.store.staging.fetch import Fetcher, end
@@ -99,10 +98,10 @@ class Stage:
         this = weakref.ref(self)
         os.register_at_fork(after_in_child=lambda: _begin_again(this))
 
-    def array(self, path: str, open_array: Callable[[], zarr.Array[Any]]) -> StagedArray:
-        """Array at `path` of the store; it is opened, by name, when it is needed first."""
+    def array(self, path: str, open_array: OpenArray, holes: Holes = "any") -> StagedArray:
+        """Array at `path`, opened when it is needed first; for `holes` see `Absences`."""
         if path not in self._arrays:
-            self._arrays[path] = StagedArray(self, path, open_array)
+            self._arrays[path] = StagedArray(self, path, open_array, holes)
         return self._arrays[path]
 
     @property
