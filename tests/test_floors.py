@@ -10,7 +10,7 @@ import zarrpipe
 
 ROOT = Path(zarrpipe.__file__).parent
 FLOORS = (
-    {"errors", "closing"},
+    {"errors", "closing", "mutex"},
     {"data"},
     {"adapters"},
     {"store"},

@@ -20,6 +20,7 @@ from zarrpipe.errors import (
     StoreFullError,
     StoreNotFoundError,
 )
+from zarrpipe.mutex import Mutex, alone
 from zarrpipe.store.appender import StoreAppender
 from zarrpipe.store.check.report import Report
 from zarrpipe.store.check.run import check
@@ -38,6 +39,7 @@ class ZarrData(Closing):
     object, by other processes and by any Zarr tool, whether or not the sink is ever closed.
     From its first write until `close`, a sink on a local store is its only writer. Other stores
     have no lock: there a write raises if it finds that another writer has written meanwhile.
+    Threads may share a sink; their calls wait for each other.
 
     Parameters
     ----------
@@ -89,7 +91,7 @@ class ZarrData(Closing):
                 f"capacity={capacity!r}, expected a positive integer of samples, at most "
                 f"{_MOST_SAMPLES}"
             )
-        self._store, self._capacity = store, int(capacity)
+        self._store, self._capacity, self._mutex = store, int(capacity), Mutex()
         self._config = ZarrWriteConfig.of(config)
         self._root, self._durable = Root.of(store), durable
         check_durable(self._root, durable=durable)
@@ -132,6 +134,7 @@ class ZarrData(Closing):
         """Rank among the processes of this machine, as torchrun gives it, else 0."""
         return int(os.environ.get("LOCAL_RANK", "0"))
 
+    @alone
     def write(self, batch: Any, mask: npt.ArrayLike | torch.Tensor | None = None) -> None:
         """Append the systems of a batch for which the mask is True, in order.
 
@@ -170,6 +173,7 @@ class ZarrData(Closing):
             )
         self._writer().append(chosen)
 
+    @alone
     def read(self) -> Batch:
         """Every sample, in the order of writing, on the CPU.
 
@@ -192,6 +196,7 @@ class ZarrData(Closing):
         view.refresh()
         return view.gather(np.arange(view.num_samples))
 
+    @alone
     def drain(self) -> Batch:
         """Every sample, after which the sink is empty.
 
@@ -225,6 +230,7 @@ class ZarrData(Closing):
         except (OSError, StoreFormatError):
             return False
 
+    @alone
     def zero(self) -> None:
         """Remove every sample and what zarrpipe made for them, and nothing else."""
         self._check_open()
@@ -235,6 +241,7 @@ class ZarrData(Closing):
                 self._view = None  # it may have seen what was half cleared
                 raise
 
+    @alone
     def flush(self) -> None:
         """Make array shapes exact and write the number of samples, for plain Zarr tools.
 
@@ -248,6 +255,7 @@ class ZarrData(Closing):
         """Look the store through for damage; see `zarrpipe.check`."""
         return check(self._store)
 
+    @alone
     def close(self) -> None:
         """Do what `flush` does and let other writers in; reading still works after it."""
         self._closed = True
@@ -255,6 +263,7 @@ class ZarrData(Closing):
             self._appender.close()
             self._appender = None
 
+    @alone
     def __len__(self) -> int:
         if self._appender is not None and not self._appender.closed:
             return self._appender.num_samples

@@ -1,10 +1,13 @@
 """What a sink shares with others: the directory, the lock, the ranks."""
 
+import copy
 import os
+import pickle
 import signal
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,11 +20,13 @@ from zarr.storage import MemoryStore, StorePath
 from zarrpipe import AtomicData, AtomicDataZarrWriter, ZarrData, ZarrDataset
 from zarrpipe.errors import (
     StoreClosedError,
+    StoreEmptyError,
     StoreFormatError,
     StoreFullError,
     StoreLockedError,
     StoreReadOnlyError,
 )
+from zarrpipe.mutex import Mutex
 from zarrpipe.store.view import StoreView
 from zarrpipe.testing import assert_batches_equal, numbered_batch
 
@@ -289,3 +294,68 @@ def test_repr(tmp_path):
     sink.write(AtomicData([[0.0, 0.0, 0.0]], [2]))
     assert repr(sink) == f"ZarrData('{tmp_path / 'store'}', 1 of 5 samples)"
     sink.close()
+
+
+@pytest.fixture
+def hasty_threads():
+    """Threads that take turns as often as they can."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.parametrize("kind", ["sink", "writer"])
+def test_threads_may_share_a_writer(tmp_path, hasty_threads, kind):
+    """Each batch is there once and whole, those of a thread in its order."""
+    batches = [
+        [numbered_batch([100 * k + 2 * i, 100 * k + 2 * i + 1]) for i in range(8)] for k in range(4)
+    ]
+    shared = ZarrData(tmp_path / "s") if kind == "sink" else AtomicDataZarrWriter(tmp_path / "s")
+    shared.write(numbered_batch([999]))
+    append = shared.write if kind == "sink" else shared.append
+    with shared, ThreadPoolExecutor(4) as threads:
+        for done in [threads.submit(lambda own=own: [append(b) for b in own]) for own in batches]:
+            done.result()
+    stored = ZarrData(tmp_path / "s").read()
+    order = stored["serial"].reshape(-1).long().tolist()
+    assert_batches_equal(stored, numbered_batch(order))
+    assert sorted(order) == sorted([999, *(100 * k + j for k in range(4) for j in range(16))])
+    for k in range(4):
+        assert [n for n in order if n // 100 == k] == [100 * k + j for j in range(16)]
+
+
+def test_threads_that_drain_lose_nothing(tmp_path, hasty_threads):
+    sink, drained = ZarrData(tmp_path / "s"), []
+
+    def drain():
+        for _ in range(8):
+            with suppress(StoreEmptyError):
+                drained.extend(sink.drain()["serial"].reshape(-1).long().tolist())
+
+    with sink, ThreadPoolExecutor(2) as threads:
+        other = threads.submit(drain)
+        for number in range(24):
+            sink.write(numbered_batch([number]))
+        other.result()
+        if len(sink):
+            drained.extend(sink.read()["serial"].reshape(-1).long().tolist())
+    assert drained == list(range(24))
+
+
+def test_a_forked_child_does_not_wait_for_a_thread_that_it_has_not(monkeypatch):
+    """Nor does a copy."""
+    mutex = Mutex()
+
+    def is_free(one):
+        taken = ThreadPoolExecutor(1).submit(lambda: one.here().acquire(blocking=False))
+        return taken.result()
+
+    with mutex.here():
+        assert not is_free(mutex)
+        assert is_free(copy.copy(mutex))
+        assert is_free(pickle.loads(pickle.dumps(mutex)))
+        monkeypatch.setattr(os, "getpid", lambda: -1)
+        assert is_free(mutex)
+        monkeypatch.undo()
+    assert is_free(mutex)

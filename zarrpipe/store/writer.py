@@ -21,6 +21,7 @@ from zarrpipe.errors import (
     StoreExistsError,
     StoreNotFoundError,
 )
+from zarrpipe.mutex import Mutex, alone
 from zarrpipe.store.appender import StoreAppender
 from zarrpipe.store.config import ZarrWriteConfig
 from zarrpipe.store.layout import ATOMS_PTR, EDGES_PTR, SAMPLES_MASK
@@ -36,6 +37,7 @@ class AtomicDataZarrWriter(Closing):
 
     It has the store to itself from its first change until `close` (or the end of a with
     statement). `ZarrData` is the sink for simulations; this is the tool for everything else.
+    Threads may share one; their calls wait for each other.
 
     Parameters
     ----------
@@ -54,13 +56,14 @@ class AtomicDataZarrWriter(Closing):
         *,
         durable: bool = False,
     ) -> None:
-        self.store, self._durable = store, durable
+        self.store, self._durable, self._mutex = store, durable, Mutex()
         self._root = Root.of(store)
         check_durable(self._root, durable=durable)
         self._config = ZarrWriteConfig.of(config)
         self._appender: StoreAppender | None = None
         self._closed = False
 
+    @alone
     def write(self, data: Any) -> None:
         """Write the first samples of a new store.
 
@@ -83,6 +86,7 @@ class AtomicDataZarrWriter(Closing):
             )
         self._open().append(batch)
 
+    @alone
     def append(self, data: Any) -> None:
         """Append samples to a store that exists; see `write` for `data`.
 
@@ -96,6 +100,7 @@ class AtomicDataZarrWriter(Closing):
         batch = as_batch(data)
         self._existing().append(batch)
 
+    @alone
     def add_custom(self, key: str, data: Any, level: Level | str) -> None:
         """Add a field to every sample that is stored.
 
@@ -142,6 +147,7 @@ class AtomicDataZarrWriter(Closing):
         item = replace(item, unit=self._config.units.get(key, item.unit))
         appender.add_field(item, _spread(item, values, kept))
 
+    @alone
     def delete(self, indices: int | slice | Sequence[int] | torch.Tensor | AnyArray) -> None:
         """Take samples out of sight; `defragment` frees their space.
 
@@ -161,6 +167,7 @@ class AtomicDataZarrWriter(Closing):
         wanted = positions_of(indices, len(active), "sample", f"the store {self._root}")
         delete_samples(appender, np.unique(active[wanted]))
 
+    @alone
     def defragment(self, config: ZarrWriteConfig | Mapping[str, Any] | None = None) -> None:
         """Write the store anew without the deleted samples; it is swapped in when complete.
 
@@ -172,6 +179,7 @@ class AtomicDataZarrWriter(Closing):
         chosen = None if config is None else ZarrWriteConfig.of(config)
         self._appender = defragment(self._existing(), chosen)
 
+    @alone
     def close(self) -> None:
         """Make shapes exact and give the store free; a second call does nothing."""
         self._closed = True
