@@ -5,9 +5,9 @@ import os
 import pytest
 
 from zarrpipe import AtomicDataZarrReader, AtomicDataZarrWriter, ZarrData, ZarrDataset
-from zarrpipe.errors import StoreLockedError
+from zarrpipe.errors import StoreFormatError, StoreLockedError
 from zarrpipe.store import files, lock
-from zarrpipe.testing import assert_batches_equal, numbered_batch
+from zarrpipe.testing import assert_batches_equal, numbered_batch, stored_bytes
 
 
 def fail_once(monkeypatch, name, when):
@@ -120,3 +120,18 @@ def test_locks_that_were_given_up_are_forgotten(tmp_path):
             assert len(known) == before + 1
         del sink
     assert len(known) == before
+
+
+@pytest.mark.parametrize("path", ["meta/samples_mask", "meta/ids", "core/energy", "present/energy"])
+def test_a_writer_does_not_make_anew_what_a_store_with_samples_lacks(tmp_path, path):
+    store = tmp_path / "store"
+    with ZarrData(store) as sink:
+        sink.write(numbered_batch(range(3)))
+        sink.write(numbered_batch([3]).without("energy"))
+    (store / path / "zarr.json").unlink()
+    before = stored_bytes(store)
+    with pytest.raises(StoreFormatError, match=path):
+        ZarrData(store).write(numbered_batch([4]))
+    assert {name: value for name, value in stored_bytes(store).items() if ".lock" not in name} == {
+        name: value for name, value in before.items() if ".lock" not in name
+    }

@@ -1,13 +1,15 @@
 """The arrays of a store as a writer has them open, by path."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import Any
 
 import zarr
 from zarr.storage import MemoryStore
 
 from zarrpipe.data.schema import Schema
+from zarrpipe.errors import StoreFormatError
 from zarrpipe.store.columns import Column, open_column
 from zarrpipe.store.commit import Extent, committed_samples
 from zarrpipe.store.config import ZarrWriteConfig
@@ -64,16 +66,37 @@ class Arrays:
         return self._columns[path]
 
     def open_stored(self, group: zarr.Group, schema: Schema, partly: Iterable[str]) -> Extent:
-        """Open all arrays of a store, and find what is committed in them."""
-        specs = [*meta_specs(), *map(field_spec, schema.values())]
-        self.open_all(group, specs + [present_spec(schema[name]) for name in partly])
-        return self._committed(group[ATOMS_PTR].shape[0])  # type: ignore[union-attr]
+        """Open all arrays of a store, and find what is committed in them.
+
+        Raises
+        ------
+        StoreFormatError
+            If there are samples and one is not there.
+        """
+        pointers, *others = [*meta_specs(), *map(field_spec, schema.values())]
+        first = self.open(group, pointers)
+        entries: int = group[ATOMS_PTR].shape[0]  # type: ignore[union-attr]
+        stored = entries > 1 and bool(first.read(1, 2).any())
+        others += [present_spec(schema[name]) for name in partly]
+        self._open_each(others, partial(self._found if stored else self.open, group))
+        return self._committed(entries)
+
+    def _found(self, group: zarr.Group, spec: ArraySpec) -> Column:
+        array = find_array(group, spec.path)
+        if array is None:  # made anew it would say other things of the samples
+            raise StoreFormatError(
+                f"{self._root} has samples and lacks the array {spec.path}: see zarrpipe check"
+            )
+        return self._column(array, spec)
 
     def open(self, group: zarr.Group, spec: ArraySpec, *, fresh: bool = False) -> Column:
         """Open an array, which is made if it is not there, or anew if it is to be `fresh`."""
         array = None if fresh else find_array(group, spec.path)
         if array is None:
             array = create_array(group, spec, self._config, self._capacity)
+        return self._column(array, spec)
+
+    def _column(self, array: zarr.Array[Any], spec: ArraySpec) -> Column:
         directory = self._root.directory
         own = None if directory is None else directory / spec.path
         column = open_column(array, own, durable=self._durable)
@@ -84,7 +107,12 @@ class Arrays:
         self, group: zarr.Group, specs: Iterable[ArraySpec], *, fresh: bool = False
     ) -> list[Column]:
         """Open arrays as `open` does."""
-        tasks = [partial(self.open, group, spec, fresh=fresh) for spec in specs]
+        return self._open_each(specs, partial(self.open, group, fresh=fresh))
+
+    def _open_each(
+        self, specs: Iterable[ArraySpec], open_one: Callable[[ArraySpec], Column]
+    ) -> list[Column]:
+        tasks = [partial(open_one, spec) for spec in specs]
         return at_once(tasks) if self._far else [task() for task in tasks]
 
     def forget(self, paths: Iterable[str]) -> None:
