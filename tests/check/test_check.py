@@ -203,3 +203,15 @@ def test_one_flipped_byte_in_any_object_of_a_store_with_checksums(config):
         store[key] = type(store[key]).from_bytes(bytes(raw))
         report = check(MemoryStore(store))
         assert "chunk" in report.kinds(ERROR), (key, place)
+
+
+def test_pbc_as_whole_numbers_is_what_a_reader_takes(tmp_path):
+    store = tmp_path / "store"
+    with zp.ZarrData(store) as sink:
+        sink.write(zp.AtomicData(torch.zeros(1, 3), [1], pbc=torch.ones(1, 3, dtype=torch.bool)))
+    group = zarr.open_group(store, mode="r+")
+    mark = group["core/pbc"].attrs.asdict()
+    del group["core/pbc"]
+    group.create_array("core/pbc", data=np.ones((1, 3), "u1"), attributes=mark)
+    assert zp.ZarrDataset(store)[0].pbc.tolist() == [[True] * 3]
+    assert check(store).ok

@@ -9,6 +9,8 @@ import zarr
 from store_faults import ERROR, FAULTS, SHARDED, SMALL, ZSTD, Killed, mortal, opened, write
 
 import zarrpipe as zp
+from zarrpipe.errors import StoreFormatError
+from zarrpipe.store.check import repair
 from zarrpipe.store.check.run import check
 from zarrpipe.store.lock import WriterLock
 from zarrpipe.testing import assert_batches_equal, assert_plain_zarr, numbered_batch
@@ -235,3 +237,15 @@ def test_no_file_of_another_owner_is_removed(tmp_path):
     assert not (store / "core/forces/c/1.partial").exists()
     for path in (store / "notes.txt", store / "core/mine.txt", tmp_path / ".store.rewrite-x"):
         assert path.read_text() == "mine"
+
+
+def test_a_cut_chunk_is_not_made_whole_through_a_link(tmp_path, monkeypatch):
+    store, outside = write(tmp_path / "store", config=SMALL), tmp_path / "outside"
+    chunk = store / "core/forces/c/0/0"
+    outside.write_bytes(chunk.read_bytes()[:100])
+    chunk.unlink()
+    chunk.symlink_to(outside)
+    monkeypatch.setattr(repair, "unfinished_files", lambda *_, **__: [])
+    with pytest.raises(StoreFormatError, match="is a link to"):
+        check(store, repair=True, drop=True)
+    assert outside.stat().st_size == 100

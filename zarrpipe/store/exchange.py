@@ -5,6 +5,7 @@ writer that is killed leaves that directory, or the old store in it; whoever wri
 removes it, since the lock is then nobody's.
 """
 
+import os
 import re
 import shutil
 import uuid
@@ -17,7 +18,7 @@ from zarrpipe.store import files
 from zarrpipe.store.layout import GROUPS
 from zarrpipe.store.lock import WriterLock
 
-_TRIALS = 8
+_TRIALS, _BLOCK = 8, 1 << 23
 _TAKEN = (FileExistsError, FileNotFoundError, StoreLockedError)  # another removes it, or writes it
 
 
@@ -53,11 +54,7 @@ def remove_leftovers(place: Path) -> None:
     Where directories cannot be swapped at once, a kill can leave the store itself aside; it is
     put back. Where another was made at the place by then, both are left.
     """
-    name = re.compile(rf"\.{re.escape(place.name)}\.rewrite-[0-9a-f]{{8}}(\.old)?")
-    if not place.parent.is_dir():
-        return
-    found = [entry for entry in place.parent.iterdir() if name.fullmatch(entry.name)]
-    for left in sorted(found, reverse=True):  # what was put aside is looked at first
+    for left in reversed(left_beside(place)):  # what was put aside is looked at first
         try:
             lock = WriterLock(left)
         except _TAKEN:
@@ -70,6 +67,14 @@ def remove_leftovers(place: Path) -> None:
                 discard(left)
         finally:
             lock.release()
+
+
+def left_beside(place: Path) -> list[Path]:
+    """What writers that were killed, or are writing, have beside a place, by name."""
+    name = re.compile(rf"\.{re.escape(place.name)}\.rewrite-[0-9a-f]{{8}}(\.old)?")
+    if not place.parent.is_dir():
+        return []
+    return sorted(entry for entry in place.parent.iterdir() if name.fullmatch(entry.name))
 
 
 def discard(folder: Path) -> None:
@@ -152,15 +157,30 @@ def _link_others(source: Path, target: Path, ours: frozenset[str]) -> None:
 
 
 def _link(source: Path, target: Path) -> None:
+    """Other names for files, and copies where a file can have but one; links as links."""
     if source.is_dir() and not source.is_symlink():
-        shutil.copytree(source, target, symlinks=True, copy_function=_link_file)
-    else:
-        _link_file(source, target)
-
-
-def _link_file(source: str | Path, target: str | Path) -> None:
-    """Another name for a file, and a copy where a file can have but one."""
+        files.make_folder(target)
+        for entry in source.iterdir():
+            _link(entry, target / entry.name)
+        shutil.copystat(source, target)
+        return
     try:
-        files.link(Path(source), Path(target))
+        files.link(source, target)
     except OSError:
-        shutil.copy2(source, target, follow_symlinks=False)
+        if source.is_file() and not source.is_symlink():
+            _copy(source, target)
+        else:
+            shutil.copy2(source, target, follow_symlinks=False)
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy of a regular file, some megabytes at a time."""
+    descriptor, at = files.create(target), 0
+    try:
+        with source.open("rb") as content:
+            while block := content.read(_BLOCK):
+                files.write_at(descriptor, memoryview(block), at)
+                at += len(block)
+    finally:
+        os.close(descriptor)
+    shutil.copystat(source, target)

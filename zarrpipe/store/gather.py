@@ -245,8 +245,8 @@ class Gather:
             names = ", ".join(str(one.root) for one, _ in self._versions)
             raise StoreFormatError(
                 f"{names}: edges leave their system; nvalchemi 0.2 stores the neighbor_list "
-                "of every write but the first relative to that write: read the other fields and "
-                "find neighbours anew"
+                "of every write but the first relative to that write: `zarrpipe check --repair` on "
+                "a copy of the store makes them count from its first atom, where that can be told"
             )
 
 

@@ -41,7 +41,7 @@ _META_KINDS = {
     EDGES_MASK: "b",
     IDS: "u",
 }
-_KINDS = {Kind.FLOAT: "f", Kind.INTEGER: "iu", Kind.NUMBER: "fiu", Kind.BOOL: "biu"}
+KINDS = {Kind.FLOAT: "f", Kind.INTEGER: "iu", Kind.NUMBER: "fiu", Kind.BOOL: "biu"}
 
 _LEAST_ROWS, _LEAST_ROWS_IN_PLACE = 16_384, 65_536
 _LARGEST_PAGE = 65_536
@@ -249,7 +249,7 @@ def _check_field(item: Field, group: zarr.Group) -> None:
     spec = CORE_FIELDS.get(item.name)
     if spec is None:
         return
-    if item.dtype.kind not in _KINDS[spec.kind] or spec.shape not in (None, item.shape):
+    if item.dtype.kind not in KINDS[spec.kind] or spec.shape not in (None, item.shape):
         shape = "any shape" if spec.shape is None else f"shape {spec.shape}"
         raise StoreFormatError(
             f"{group.store_path}/{field_path(item)} has dtype {item.dtype} and rows of shape "

@@ -1,5 +1,6 @@
 """The single changes of a repair: entries of pointers, lost rows, masks of rows."""
 
+import os
 from collections.abc import Callable
 
 import numpy as np
@@ -111,8 +112,11 @@ def discard_broken(subject: Subject, path: str) -> None:
     if rows.plain and directory is not None:
         size = int(rows.array.chunks[0]) * rows.row_bytes
         for index in rows.broken:
-            with chunk_file(directory / path, index, rows.array.ndim).open("r+b") as file:
-                files.resize(file.fileno(), size)
+            descriptor = files.reopen(chunk_file(directory / path, index, rows.array.ndim))
+            try:
+                files.resize(descriptor, size)
+            finally:
+                os.close(descriptor)
         return
     for units in _whole_objects(rows):
         grid = (units.start // len(units), *[0] * (rows.array.ndim - 1))
@@ -136,6 +140,7 @@ def _whole_objects(rows: Rows) -> list[range]:
 def fill_broken(subject: Subject, path: str, say: Say) -> None:
     """Fill what is lost of an array, so that the rest of it can be read."""
     rows = subject.arrays[path]
+    _fill_lost(subject, path, say)
     if not rows.broken:
         return
     discard_broken(subject, path)
@@ -145,6 +150,19 @@ def fill_broken(subject: Subject, path: str, say: Say) -> None:
         for index in rows.broken:
             array[index * unit : min((index + 1) * unit, len(rows))] = array.fill_value
     say(f"filled {some(rows.broken, 'chunk')} of {path}")
+
+
+def _fill_lost(subject: Subject, path: str, say: Say) -> None:
+    """Make chunks again that are not there, or readers miss them."""
+    rows, last = subject.arrays[path], len(subject.arrays[path])
+    lost = [index for index in rows.lost if index not in rows.broken]
+    column, unit = _column(subject, path), int(rows.array.chunks[0])
+    for begin, end in ((index * unit, min((index + 1) * unit, last)) for index in lost):
+        shape = (max(0, end - begin), *rows.array.shape[1:])
+        column.write(begin, np.full(shape, rows.array.fill_value, rows.array.dtype))
+    column.close()
+    if lost:
+        say(f"filled {some(lost, 'chunk')} of {path}")
 
 
 def complete_ids(subject: Subject, extents: Extents, samples: Int64Array, say: Say) -> None:

@@ -12,11 +12,11 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 from zarr.core.sync import sync
-from zarr.storage import StorePath
 
 from zarrpipe.data.csr import AnyArray, Int64Array
 from zarrpipe.store.check.report import Finding, Severity, some
-from zarrpipe.store.layout import chunk_file, is_plain
+from zarrpipe.store.layout import chunk_file, is_dense, is_plain
+from zarrpipe.store.missing import absent, chunk_place
 from zarrpipe.store.regular import open_regular
 
 BoolArray = npt.NDArray[np.bool_]
@@ -41,6 +41,7 @@ class Rows:
     def __init__(self, path: str, array: zarr.Array[Any], directory: Path | None) -> None:
         self.path, self.array = path, array
         self.plain = directory is not None and is_plain(array)
+        self.dense = is_dense(array)
         self._directory = directory
         self._unit = int(array.chunks[0])
         self.row_bytes = int(array.dtype.itemsize * np.prod(array.shape[1:], dtype=np.int64))
@@ -67,18 +68,19 @@ class Rows:
         return values, good
 
     def missing(self, start: int, stop: int) -> BoolArray:
-        """Which rows that were read stand in chunk files that are not there."""
+        """Which rows that were read stand in chunks, or shards, that are not there."""
         units = np.arange(start, stop) // self._unit
         return np.isin(units, list(self._missing)) if self._missing else np.zeros(len(units), bool)
 
     def absent(self, rows: int) -> list[int]:
         """Stored objects of the first rows that are not there: chunks, or shards."""
         unit = int((self.array.shards or self.array.chunks)[0])
-        return [i for i in range(-(-rows // unit)) if not sync(self._place(i).exists())]
+        return [i for i in range(-(-rows // unit)) if not sync(chunk_place(self.array, i).exists())]
 
-    def _place(self, index: int) -> StorePath:
-        grid = (index, *[0] * (self.array.ndim - 1))
-        return self.array.store_path / self.array.metadata.encode_chunk_key(grid)
+    @property
+    def lost(self) -> list[int]:
+        """Chunks that are not there, of an array that leaves none out."""
+        return sorted(self._missing) if self.dense else []
 
     @property
     def broken(self) -> list[int]:
@@ -137,7 +139,11 @@ class Rows:
         """Rows, and which of them are there."""
         good = np.ones(stop - start, dtype=bool)
         if not self.plain:
-            return np.asarray(self.array[start:stop]), good
+            values = np.asarray(self.array[start:stop])
+            each = int((self.array.shards or self.array.chunks)[0]) // self._unit
+            for index in absent(self.array, start, values):
+                self._missing.update(range(index * each, (index + 1) * each))
+            return values, good
         values = np.full(
             (stop - start, *self.array.shape[1:]), self.array.fill_value, self.array.dtype
         )

@@ -39,9 +39,15 @@ class _Said:
 _SAID = {
     "missing-chunk": _Said(
         Severity.ERROR,
-        "rows of {} stand in chunk files that are not there, though a writer leaves none out; "
-        f"{_RESTORE}",
+        "rows of {} stand in chunks that are not there, though the array leaves none out; put them "
+        "back from a copy of the store (one made with Zarr needs write_empty_chunks=True), or give "
+        "the samples up",
         drop=DELETE,
+    ),
+    "empty-chunk": _Said(
+        Severity.WARNING,
+        "rows of {} read as the fill value, since their chunks are not there: whoever wrote or "
+        "copied the array left out what is all fill, or they were lost, which nothing tells",
     ),
     "ids": _Said(
         Severity.ERROR,
@@ -114,10 +120,8 @@ class Seen:
                 odd = _any_in_row(~np.isfinite(values))
                 of_samples = any_of(odd, piece.ptr(subject.levels[path]))
                 self._add("not-finite", path, piece, of_samples & has & good)
-            if subject.ours:
-                self._add("missing-chunk", path, piece, piece.missing(path) & has)
-        if subject.ours:
-            self._add("missing-chunk", EDGES_PTR, piece, piece.missing(EDGES_PTR))
+            self._look_for_chunks(piece, path, has)
+        self._look_for_chunks(piece, EDGES_PTR, np.ones(len(piece), dtype=bool))
         self._add("atomic-numbers", "core/atomic_numbers", piece, odd_numbers(piece) & active)
         self._add("edges", subject.paths.get("neighbor_list", ""), piece, outside(piece) & active)
         self._add("ids", IDS, piece, changed(piece) & active)
@@ -126,6 +130,12 @@ class Seen:
             self._add("row-masks", path, piece, unlike_mask(piece, path, level))
         if IDS in subject.arrays and sum(map(len, self.ids)) < _MOST_IDS:
             self.ids.append(piece.rows(IDS)[0][active])
+
+    def _look_for_chunks(self, piece: Piece, path: str, has: BoolArray) -> None:
+        """Note samples with rows in chunks that are not there."""
+        if piece.subject.ours:
+            kind = "missing-chunk" if piece.subject.arrays[path].dense else "empty-chunk"
+            self._add(kind, path, piece, piece.missing(path) & has)
 
     def at(self, kind: str, place: str) -> Int64Array:
         """Numbers of the samples in a finding, ascending."""

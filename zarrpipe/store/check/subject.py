@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import zarr
 
-from zarrpipe.data.fields import CORE_FIELDS, REQUIRED_FIELDS, FieldSpec, Kind, Level, level_of
+from zarrpipe.data.fields import CORE_FIELDS, REQUIRED_FIELDS, FieldSpec, Level, level_of
 from zarrpipe.errors import FieldError, StoreFormatError
 from zarrpipe.store.check.pointers import Committed, committed
 from zarrpipe.store.check.report import Finding, Severity
@@ -18,6 +18,7 @@ from zarrpipe.store.layout import (
     EDGES_MASK,
     EDGES_PTR,
     IDS,
+    KINDS,
     SAMPLES_MASK,
     Attributes,
     find_array,
@@ -34,7 +35,6 @@ LEVELS = {
     ATOMS_MASK: Level.ATOM,
     EDGES_MASK: Level.EDGE,
 }
-_KINDS = {Kind.FLOAT: "f", Kind.INTEGER: "iu", Kind.BOOL: "b", Kind.NUMBER: "fiu"}
 
 
 @dataclass
@@ -145,7 +145,7 @@ def _unlike(spec: FieldSpec | None, rows: Rows) -> str:
     dtype, shape = np.dtype(rows.array.dtype), rows.array.shape[1:]
     if spec is None:
         return ""
-    if dtype.kind not in _KINDS[spec.kind]:
+    if dtype.kind not in KINDS[spec.kind]:
         return f"has dtype {dtype}, the registry has {spec.kind.value}"
     if spec.shape is not None and shape != spec.shape:
         return f"has rows of shape {shape}, the registry has {spec.shape}"

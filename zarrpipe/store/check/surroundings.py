@@ -11,6 +11,7 @@ from zarrpipe.errors import StoreFormatError
 from zarrpipe.store.check.report import Finding, Severity
 from zarrpipe.store.check.rows import Rows, Tell
 from zarrpipe.store.check.subject import Subject
+from zarrpipe.store.exchange import left_beside
 from zarrpipe.store.layout import GROUPS
 from zarrpipe.store.lock import LOCK_FILE, Holder
 from zarrpipe.store.trust import reading
@@ -90,8 +91,7 @@ def _members(subject: Subject, part: str) -> list[str]:
 def leftovers(place: Path) -> list[Path]:
     """What writers and repairs that were killed left in and beside a local store."""
     place = place.resolve()
-    beside = re.compile(rf"\.{re.escape(place.name)}\.rewrite-[0-9a-f]{{8}}(\.old)?")
-    found = [entry for entry in place.parent.iterdir() if beside.fullmatch(entry.name)]
+    found = left_beside(place)
     for folder, folders, files in os.walk(place):
         found += [Path(folder, name) for name in files if name.endswith(".partial")]
         left = [name for name in folders if REPAIRED.fullmatch(name)]
