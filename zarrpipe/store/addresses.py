@@ -1,6 +1,7 @@
 """Ranges of addresses into which files are mapped where we say."""
 
 import ctypes
+import errno
 import mmap
 import os
 import weakref
@@ -9,6 +10,12 @@ from zarrpipe.store.libc import libc
 
 _MAP_FIXED = 0x10
 _PROT_NONE = 0
+_MOST_MAPS, _COUNT_EACH = 50_000, 256  # Linux gives a process 65,530, threads and libraries too
+
+
+def maps_left() -> int:
+    """How many more files may be mapped before this process is short of maps."""
+    return _MOST_MAPS - sum(len(one.starts) for one in list(_RANGES))
 
 
 class AddressRange:
@@ -25,6 +32,7 @@ class AddressRange:
 
     def __init__(self, size: int) -> None:
         self.size = size
+        self.starts: set[int] = set()
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
         self.address = _mmap(None, size, _PROT_NONE, flags, -1)
         self._finalizer = weakref.finalize(self, libc().munmap, self.address, size)
@@ -35,15 +43,32 @@ class AddressRange:
             "typestr": "|u1",
             "data": (self.address, True),
         }
+        _RANGES.add(self)
 
     def map(self, start: int, size: int, descriptor: int) -> None:
-        """Map the beginning of a file, shared and read only; zeros for a descriptor of -1."""
+        """Map the beginning of a file, shared and read only; zeros for a descriptor of -1.
+
+        Raises
+        ------
+        OSError
+            If the system refuses, or the process would be short of maps.
+        """
+        if start not in self.starts and len(self.starts) % _COUNT_EACH == 0 and maps_left() <= 0:
+            raise OSError(
+                errno.ENOMEM,
+                f"{_MOST_MAPS} chunk files are mapped in this process, and Linux allows hardly "
+                "more: let go of readers, or give the stores larger chunks (defragment)",
+            )
         kind = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS if descriptor < 0 else mmap.MAP_SHARED
         _mmap(self.address + start, size, mmap.PROT_READ, kind | _MAP_FIXED, descriptor)
+        self.starts.add(start)
 
     def leave(self, size: int) -> None:
         """Let go of the memory of what is mapped in the first bytes; it is read again if needed."""
         libc().madvise(self.address, size, mmap.MADV_DONTNEED)
+
+
+_RANGES: "weakref.WeakSet[AddressRange]" = weakref.WeakSet()
 
 
 def _mmap(address: int | None, size: int, protection: int, flags: int, descriptor: int) -> int:

@@ -58,8 +58,9 @@ def committed_samples(pointers: AnyArray | Entries, known: int = 0) -> int:
     """Number of samples that a pointer array says there are.
 
     A sample exists if and only if its end pointer and all before it are non-zero. The last is found
-    by bisection, and what is new up to there is searched for a zero: after a cut of power an entry
-    may be missing between others. A first end of zero means none, whatever follows.
+    by steps from `known` on that double, and bisection, and what is new up to there is searched for
+    a zero: after a cut of power an entry may be missing between others. A first end of zero means
+    none, whatever follows.
 
     Parameters
     ----------
@@ -81,7 +82,12 @@ def committed_samples(pointers: AnyArray | Entries, known: int = 0) -> int:
         return 0
     if known <= high and pointers[known]:
         low = known
-    first = low
+    first, step = low, 1
+    while low + step < high:
+        if not pointers[low + step]:
+            high = low + step - 1
+            break
+        low, step = low + step, 2 * step
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if pointers[middle] else (low, middle - 1)

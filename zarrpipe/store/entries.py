@@ -7,7 +7,6 @@ is stopped with SIGBUS. Read as a file, a hole costs nothing.
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,11 +35,11 @@ class Entries:
         self,
         data: AnyArray,
         inodes: Sequence[int | None],
-        path: Callable[[int], Path],
+        path: Callable[[int], str],
         fill: Any,
     ) -> None:
         self._data, self._inodes, self._path, self._fill = data, inodes, path, fill
-        self._opened: dict[int, int] = {}
+        self._opened: dict[int, int | None] = {}
 
     @contextmanager
     def opened(self) -> Iterator["Entries"]:
@@ -49,7 +48,8 @@ class Entries:
             yield self
         finally:
             for descriptor in self._opened.values():
-                os.close(descriptor)
+                if descriptor is not None:
+                    os.close(descriptor)
             self._opened.clear()
 
     def __len__(self) -> int:
@@ -61,19 +61,25 @@ class Entries:
         index, place = divmod(key, len(self._data) // len(self._inodes))
         if self._inodes[index] is None:
             return self._fill
-        if not self._open(index):
+        descriptor = self._open(index)
+        if descriptor is None:
             return self._data[key]
         size = self._data.itemsize
-        content = os.pread(self._opened[index], size, place * size)
+        content = os.pread(descriptor, size, place * size)
         if len(content) < size:
             raise StoreFormatError(f"{self._path(index)} was truncated")
         return np.frombuffer(content, self._data.dtype)[0]
 
-    def _open(self, index: int) -> bool:
-        """Open a chunk file; False if it is not the one any more that is mapped."""
+    def _open(self, index: int) -> int | None:
+        """Open a chunk file; None if it is not the one any more that is mapped."""
         if index not in self._opened:
+            self._opened[index] = None
             try:
-                self._opened[index] = open_regular(self._path(index))
+                descriptor = open_regular(self._path(index))
             except FileNotFoundError:
-                return False
-        return os.fstat(self._opened[index]).st_ino == self._inodes[index]
+                return None
+            if os.fstat(descriptor).st_ino == self._inodes[index]:
+                self._opened[index] = descriptor
+            else:
+                os.close(descriptor)
+        return self._opened[index]

@@ -2,11 +2,10 @@
 
 import os
 from contextlib import suppress
-from pathlib import Path
 
 from zarrpipe.errors import StoreNotFoundError
 from zarrpipe.store.flat import FlatArray, MappedArray
-from zarrpipe.store.layout import ATOMS_PTR, chunk_file
+from zarrpipe.store.layout import ATOMS_PTR
 from zarrpipe.store.regular import open_regular
 from zarrpipe.store.root import Root
 
@@ -21,7 +20,7 @@ def stamp(root: Root) -> object:
     """
     if root.directory is not None:
         with suppress(FileNotFoundError):
-            return _document(root.directory / "zarr.json")
+            return _document(f"{root.directory}{os.sep}zarr.json")
     group = root.open_group()  # which knows better what stands there
     if group is None:
         raise StoreNotFoundError(f"there is no Zarr store at {root}")
@@ -39,15 +38,23 @@ def was_replaced(root: Root, pointers: FlatArray | None) -> bool:
     if pointers.first_file is None:
         return False
     try:
-        found = chunk_file(root.directory / ATOMS_PTR, 0, 1).stat()
+        found = os.stat(f"{root.directory}{os.sep}{ATOMS_PTR}{os.sep}c{os.sep}0")  # noqa: PTH116  in less time
     except OSError:
         return False  # it was emptied, or is being: what is known is at hand
     return found.st_ino != pointers.first_file
 
 
-def _document(path: Path) -> object:
+def _document(path: str) -> object:
     """State of a metadata document; inodes and times come again, its content does not."""
     descriptor = open_regular(path)
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         found = os.fstat(descriptor)
-        return found.st_ino, found.st_mtime_ns, file.read()
+        content = os.read(descriptor, found.st_size + 1)
+        while len(content) < found.st_size:
+            rest = os.read(descriptor, found.st_size)
+            if not rest:
+                break
+            content += rest
+    finally:
+        os.close(descriptor)
+    return found.st_ino, found.st_mtime_ns, content
