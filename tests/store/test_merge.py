@@ -537,7 +537,7 @@ class TestWrongInput:
         with pytest.raises(TypeError, match="expected a path"):
             merge([3], tmp_path / "whole")
         zarr.create_array(tmp_path / "array", data=np.arange(3))
-        with pytest.raises(StoreFormatError, match="cannot be opened as a Zarr group"):
+        with pytest.raises(StoreFormatError, match="is a single Zarr array"):
             merge(tmp_path / "array", tmp_path / "whole")
         assert [path.name for path in tmp_path.iterdir()] == ["array"]
 

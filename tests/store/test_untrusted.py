@@ -103,7 +103,7 @@ class TestAttributes:
     def test_fewer_samples_than_when_it_was_closed(self, plain):
         edit(plain, lambda content: content["attributes"].update(num_samples=COUNT + 1))
         refused(
-            store, f"had {COUNT + 1} samples when it was closed, and meta/atoms_ptr has {COUNT}"
+            plain, f"had {COUNT + 1} samples when it was closed, and meta/atoms_ptr has {COUNT}"
         )
 
     def test_the_unit_of_a_users_own_field(self, plain):
