@@ -100,9 +100,9 @@ def test_a_refresh_makes_as_many_calls_for_many_chunks(tmp_path, calls):
     for name, chunk_size in (("few", 1 << 16), ("many", 512)):
         config = {"core": {"chunk_size": chunk_size}}
         with ZarrData(tmp_path / name, config=config) as sink:
-            sink.write(numbered_batch(range(600)))
+            sink.write(numbered_batch(range(1500)))
         view = StoreView(tmp_path / name)
-        assert_batches_equal(view.gather(np.arange(600)), numbered_batch(range(600)))
+        assert_batches_equal(view.gather(np.arange(1500)), numbered_batch(range(1500)))
         view.refresh()
         del calls[:]
         view.refresh()
