@@ -46,7 +46,7 @@ def delete_samples(appender: StoreAppender, samples: Int64Array) -> None:
     try:
         _delete(appender, samples)
     except BaseException:
-        _keep(appender, samples)
+        keep_samples(appender, samples)
         raise
 
 
@@ -59,10 +59,11 @@ def _delete(appender: StoreAppender, samples: Int64Array) -> None:
     appender.count_deleted()
 
 
-def _keep(appender: StoreAppender, samples: Int64Array) -> None:
+def keep_samples(appender: StoreAppender, samples: Int64Array) -> None:
     """Take a deletion back that failed, so that a repetition counts samples as the first call did.
 
-    Where that fails as well the writer is closed, and the next one completes the deletion.
+    Where that fails as well the writer is closed, and the next one completes the deletion, unless
+    it is of the object that was asked for it, which takes it back first.
     """
     try:
         column = appender.column(SAMPLES_MASK)

@@ -25,7 +25,7 @@ from zarrpipe.mutex import Mutex, alone
 from zarrpipe.store.appender import StoreAppender
 from zarrpipe.store.config import ZarrWriteConfig
 from zarrpipe.store.layout import ATOMS_PTR, EDGES_PTR, SAMPLES_MASK
-from zarrpipe.store.maintenance import defragment, delete_samples
+from zarrpipe.store.maintenance import defragment, delete_samples, keep_samples
 from zarrpipe.store.opening import check_durable
 from zarrpipe.store.root import Root, StoreLike
 
@@ -61,6 +61,7 @@ class AtomicDataZarrWriter(Closing):
         check_durable(self._root, durable=durable)
         self._config = ZarrWriteConfig.of(config)
         self._appender: StoreAppender | None = None
+        self._withdrawn: Int64Array | None = None  # what a deletion that failed could not put back
         self._closed = False
 
     @alone
@@ -161,11 +162,19 @@ class AtomicDataZarrWriter(Closing):
         ------
         SampleIndexError
             If there is no such sample; nothing was deleted.
+
+        Whatever else is raised, a repetition means the same samples.
         """
         appender = self._existing()
         active = np.flatnonzero(self._kept_rows(Level.SYSTEM))
         wanted = positions_of(indices, len(active), "sample", f"the store {self._root}")
-        delete_samples(appender, np.unique(active[wanted]))
+        rows = np.unique(active[wanted])
+        try:
+            delete_samples(appender, rows)
+        except BaseException:
+            if appender.closed:
+                self._withdrawn = rows
+            raise
 
     @alone
     def defragment(self, config: ZarrWriteConfig | Mapping[str, Any] | None = None) -> None:
@@ -202,6 +211,9 @@ class AtomicDataZarrWriter(Closing):
             self._appender = StoreAppender(
                 self._root, self._config, _CAPACITY, durable=self._durable
             )
+        if self._withdrawn is not None:
+            keep_samples(self._appender, self._withdrawn)
+            self._withdrawn = None
         return self._appender
 
     def _kept_rows(self, level: Level) -> AnyArray:
