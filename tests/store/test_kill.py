@@ -1,16 +1,11 @@
 """Killed anywhere: the committed samples stay, nothing else shows, and the next writer goes on.
 
-The simulations stop a writer at every single operation on its store, one after the other. The
-processes at the end are killed by the system, at moments that nobody chose.
+The simulations stop a writer at every single operation on its store, one after the other.
+Processes that the system kills, at moments that nobody chose, are in tests/reliability.
 """
 
 import os
-import select
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -473,131 +468,3 @@ def test_a_reader_beside_an_append_that_failed(tmp_path, monkeypatch):
         assert view.num_samples == stop
     assert_batches_equal(view.gather(np.arange(530)), numbered_batch(range(530)))
     sink.close()
-
-
-WRITER = """
-import os, sys
-import zarrpipe
-from zarrpipe.store import layout
-from zarrpipe.testing import numbered_batch
-
-layout._LEAST_ROWS, layout._LARGEST_PAGE = 1, 4096
-
-def write(path):
-    sink = zarrpipe.ZarrData(path)
-    while True:
-        count = len(sink)
-        sink.write(numbered_batch(range(count, count + 1 + count % 37)))
-        os.write(1, b"%d\\n" % len(sink))
-
-for line in sys.stdin:
-    child = os.fork()
-    if child == 0:
-        write(line.strip())
-    os.write(1, b"pid %d\\n" % child)
-    os.waitpid(child, 0)
-    os.write(1, b"dead\\n")
-"""
-
-
-class Writers:
-    """Processes that write a store one after the other, forked before Zarr has any thread."""
-
-    def __init__(self) -> None:
-        self._host = subprocess.Popen(
-            [sys.executable, "-c", WRITER], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
-        self._rest = b""
-
-    def start(self, store: Path) -> int:
-        self._host.stdin.write(b"%s\n" % os.fsencode(store))
-        self._host.stdin.flush()
-        return next(int(line.split()[1]) for line in self.lines(60) if line.startswith(b"pid"))
-
-    def lines(self, seconds: float):
-        """What the writers say within a time."""
-        end = time.monotonic() + seconds
-        while (left := end - time.monotonic()) > 0:
-            if select.select([self._host.stdout], [], [], left)[0]:
-                self._rest += os.read(self._host.stdout.fileno(), 1 << 16)
-                *complete, self._rest = self._rest.split(b"\n")
-                yield from complete
-
-    def kill(self, pid: int) -> list[int]:
-        """Kill a writer; the counts that it acknowledged before."""
-        os.kill(pid, signal.SIGKILL)
-        counts = []
-        for line in self.lines(60):
-            if line == b"dead":
-                break
-            counts.append(int(line))
-        return counts
-
-    def close(self) -> None:
-        self._host.stdin.close()
-        self._host.wait(60)
-        self._host.stdout.close()
-
-
-@pytest.fixture
-def writers():
-    host = Writers()
-    yield host
-    host.close()
-
-
-def test_killed_processes_lose_nothing_that_was_acknowledged(tmp_path, writers):
-    store = tmp_path / "store"
-    rng = np.random.default_rng()
-    acknowledged, grown = 0, 0
-    for _ in range(12):
-        pid = writers.start(store)
-        time.sleep(float(rng.uniform(0.0, 0.25)))
-        acknowledged = max([acknowledged, *writers.kill(pid)])
-        if not (store / "zarr.json").exists():
-            continue
-        view = StoreView(store)
-        count = view.num_samples
-        assert count >= acknowledged
-        index = np.union1d(np.arange(max(0, count - 100), count), rng.integers(0, count or 1, 50))
-        index = index[index < count]
-        assert_batches_equal(view.gather(index), numbered_batch(index)) if count else None
-        grown += count > acknowledged - 1
-    pid = writers.start(store)
-    for line in writers.lines(30):
-        if int(line) > acknowledged + 50:
-            break
-    writers.kill(pid)
-    with ZarrData(store) as sink:
-        assert len(sink) > acknowledged
-        sink.write(numbered_batch([len(sink)]))
-        count = len(sink)
-        assert_batches_equal(sink.read(), numbered_batch(range(count)))
-    assert_plain_zarr(store, numbered_batch(range(count)), exact=True)
-
-
-def test_a_reader_beside_a_writer_sees_right_prefixes(tmp_path, writers):
-    store = tmp_path / "store"
-    pid = writers.start(store)
-    next(line for line in writers.lines(30) if line[:1].isdigit())
-    view, rng = StoreView(store), np.random.default_rng()
-    counts, end = [view.num_samples], time.monotonic() + 2.5
-    while time.monotonic() < end:
-        assert view.refresh() == view.num_samples - counts[-1]
-        counts.append(view.num_samples)
-        recent = np.arange(max(0, counts[-1] - 30), counts[-1])
-        index = np.concatenate([recent, rng.integers(0, counts[-1], 64)])
-        assert_batches_equal(view.gather(index), numbered_batch(index))
-        if len(counts) % 10 == 0:
-            fresh = StoreView(store)
-            assert fresh.num_samples >= counts[-1]
-            last = [fresh.num_samples - 1]
-            assert_batches_equal(fresh.gather(np.array(last)), numbered_batch(last))
-    acknowledged = writers.kill(pid)[-1]
-    assert counts == sorted(counts)
-    assert len(set(counts)) > 5
-    view.refresh()
-    assert view.num_samples >= acknowledged
-    assert_batches_equal(
-        view.gather(np.arange(view.num_samples)), numbered_batch(range(view.num_samples))
-    )

@@ -17,7 +17,8 @@ import numpy as np
 
 from zarrpipe.data.csr import Int64Array
 from zarrpipe.errors import StoreFormatError
-from zarrpipe.store.staging.files import boot_id, write_all
+from zarrpipe.store.files import write_at
+from zarrpipe.store.staging.files import boot_id
 from zarrpipe.store.staging.place import Claim, remove_superseded
 from zarrpipe.store.staging.units import GENERATION, KEPT, ROWS, STAMP, SYNCED, Folder, UnitFile
 
@@ -183,7 +184,7 @@ class StageCache:
             self._claim, self._lock, self._folder = claim, claim.lock, Folder(claim.directory)
             self._header_file = self._folder.open("header")
             if os.fstat(self._header_file).st_size < _HEADER_BYTES:
-                write_all(self._header_file, memoryview(bytes(_HEADER_BYTES)), 0)
+                write_at(self._header_file, memoryview(bytes(_HEADER_BYTES)), 0)
             self._header = memoryview(mmap.mmap(self._header_file, _HEADER_BYTES)).cast("q")
             digest = hashlib.blake2b(boot_id().encode(), digest_size=16).digest()
             boot = np.frombuffer(digest, dtype=np.int64).tolist()

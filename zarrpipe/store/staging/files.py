@@ -186,13 +186,6 @@ def memory_file(name: str) -> int:
         return os.dup(file.fileno())
 
 
-def write_all(descriptor: int, data: memoryview, offset: int) -> None:
-    """Write all of `data` at `offset`."""
-    while data:
-        written = os.pwrite(descriptor, data, offset)
-        data, offset = data[written:], offset + written
-
-
 def punch(descriptor: int, offset: int, size: int) -> bool:
     """Give the storage of a range of a file back; False where the file system cannot."""
     if not hasattr(libc(), "fallocate64"):

@@ -18,12 +18,12 @@ import numpy.typing as npt
 
 from zarrpipe.data.csr import AnyArray, Int64Array
 from zarrpipe.errors import StoreFormatError
+from zarrpipe.store.files import write_at
 from zarrpipe.store.staging.files import (
     SharedRows,
     UnitLocks,
     memory_file,
     punch,
-    write_all,
 )
 
 ROWS, GENERATION, STAMP, SYNCED = range(4)
@@ -136,7 +136,7 @@ class UnitFile:
     def write(self, unit: int, first: int, values: AnyArray) -> None:
         """Write rows of a unit from its `first` on; its line is the caller's to write."""
         data = memoryview(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
-        write_all(self._rows_file, data, unit * self.unit_bytes + first * self.row_bytes)
+        write_at(self._rows_file, data, unit * self.unit_bytes + first * self.row_bytes)
 
     def use(self, units: Int64Array, stamp: int) -> None:
         """Say that units are used now, or until a later moment."""
@@ -197,6 +197,6 @@ class UnitFile:
         have = os.fstat(self._table_file).st_size
         want = -(-(units + 1) * _LINE // _PAGE) * _PAGE
         if have < want:
-            write_all(self._table_file, memoryview(bytes(want - have)), have)
+            write_at(self._table_file, memoryview(bytes(want - have)), have)
         self._map = mmap.mmap(self._table_file, max(have, want))
         self._lines = np.frombuffer(self._map, dtype=np.int64).reshape(-1, _LINE // 8)
