@@ -15,7 +15,7 @@ _MOST_MAPS, _COUNT_EACH = 50_000, 256  # Linux gives a process 65,530, threads a
 
 def maps_left() -> int:
     """How many more files may be mapped before this process is short of maps."""
-    return _MOST_MAPS - sum(len(one.starts) for one in list(_RANGES))
+    return _MOST_MAPS - sum(map(len, list(_STARTS.values())))
 
 
 class AddressRange:
@@ -35,7 +35,8 @@ class AddressRange:
         self.starts: set[int] = set()
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
         self.address = _mmap(None, size, _PROT_NONE, flags, -1)
-        self._finalizer = weakref.finalize(self, libc().munmap, self.address, size)
+        _STARTS[self.address] = self.starts
+        self._finalizer = weakref.finalize(self, _give_back, self.address, size)
         self._finalizer.atexit = False  # a thread may still be reading
         self.__array_interface__ = {
             "version": 3,
@@ -43,7 +44,6 @@ class AddressRange:
             "typestr": "|u1",
             "data": (self.address, True),
         }
-        _RANGES.add(self)
 
     def map(self, start: int, size: int, descriptor: int) -> None:
         """Map the beginning of a file, shared and read only; zeros for a descriptor of -1.
@@ -68,7 +68,13 @@ class AddressRange:
         libc().madvise(self.address, size, mmap.MADV_DONTNEED)
 
 
-_RANGES: "weakref.WeakSet[AddressRange]" = weakref.WeakSet()
+_STARTS: dict[int, set[int]] = {}
+"""Where files are mapped in each range, by its address."""
+
+
+def _give_back(address: int, size: int) -> None:
+    _STARTS.pop(address, None)  # first: the address may be another's as soon as it is free
+    libc().munmap(address, size)
 
 
 def _mmap(address: int | None, size: int, protection: int, flags: int, descriptor: int) -> int:

@@ -289,6 +289,8 @@ def find_array(group: zarr.Group, path: str) -> zarr.Array[Any] | None:
         if not isinstance(found, zarr.Array):
             return None
         check_array(found)
+        if not isinstance(found.metadata.attributes, dict):
+            raise StoreFormatError(f"{place} has attributes that are no object")
         kinds = _META_KINDS.get(path, "b" if path.startswith("present/") else "")
         if kinds and (found.ndim != 1 or np.dtype(found.dtype).kind not in kinds):
             raise StoreFormatError(

@@ -112,8 +112,9 @@ def defragment(appender: StoreAppender, config: ZarrWriteConfig | None) -> Store
     StoreFormatError
         If the store is neither local nor in memory, where no swap is safe.
     """
-    chosen = config or _as_stored(appender)
+    appender.check_usable()
     check_rewritable(appender.root)
+    chosen = config or _as_stored(appender)
     appender.flush()
     selection = Selection([Source(appender.root, scratch_of(appender.root))])
     lock = rewrite_in_place(appender, selection, chosen, capacity=appender.capacity)
