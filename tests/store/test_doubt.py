@@ -7,6 +7,7 @@ import pytest
 from zarrpipe import AtomicDataZarrReader, AtomicDataZarrWriter, ZarrData, ZarrDataset
 from zarrpipe.errors import StoreFormatError, StoreLockedError
 from zarrpipe.store import files, lock
+from zarrpipe.store.view import StoreView
 from zarrpipe.testing import assert_batches_equal, numbered_batch, stored_bytes
 
 
@@ -135,3 +136,21 @@ def test_a_writer_does_not_make_anew_what_a_store_with_samples_lacks(tmp_path, p
     assert {name: value for name, value in stored_bytes(store).items() if ".lock" not in name} == {
         name: value for name, value in before.items() if ".lock" not in name
     }
+
+
+@pytest.mark.parametrize("config", [None, {"core": {"compressors": ("zstd",), "chunk_size": 4}}])
+def test_rows_that_went_when_the_store_was_emptied_are_not_called_damage(tmp_path, config):
+    """A reader that has not fetched them is told why they are not there."""
+    store = tmp_path / "store"
+    with ZarrData(store, config=config) as sink:
+        sink.write(numbered_batch(range(6)))
+        dataset, view = ZarrDataset(store), StoreView(store)
+        sink.zero()
+        for read in (lambda: dataset.gather([5, 0]), lambda: view.gather([3]), lambda: view.ids):
+            with pytest.raises(
+                StoreFormatError, match="was emptied or rewritten since it was opened"
+            ):
+                read()
+        sink.write(numbered_batch(range(2)))
+        view.refresh()
+        assert_batches_equal(view.gather([1, 0]), numbered_batch([1, 0]))

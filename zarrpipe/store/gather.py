@@ -115,6 +115,14 @@ class Gather:
         StoreFormatError
             If the pointers or the edges of a store are damaged.
         """
+        try:
+            return self._read(count, parts)
+        except StoreFormatError:
+            for snapshot, _ in self._versions:
+                snapshot.check_current()
+            raise
+
+    def _read(self, count: int, parts: Sequence[Part]) -> Batch:
         if self._kernels is not None:
             return self._compiled(self._kernels, count, parts)
         batches = [self._taken(part) for part in parts]
@@ -284,7 +292,12 @@ class Gathers:
                 for snapshot in self._snapshots:
                     locks.enter_context(snapshot.lock)
                 self._check_generations()
-                known = Gather(self._snapshots, self._chosen(key), self._pool, kernels)
+                try:
+                    known = Gather(self._snapshots, self._chosen(key), self._pool, kernels)
+                except StoreFormatError:
+                    for snapshot in self._snapshots:
+                        snapshot.check_current()
+                    raise
             self._known[key] = known
         return known
 

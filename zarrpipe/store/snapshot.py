@@ -126,9 +126,13 @@ class Snapshot:
             If the store was emptied or rewritten since it was looked at, and these rows were not
             at hand before.
         """
-        flat = self.array(path, rows)
-        if isinstance(flat, StagedArray):
-            flat.ensure(rows)
+        try:
+            flat = self.array(path, rows)
+            if isinstance(flat, StagedArray):
+                flat.ensure(rows)
+        except StoreFormatError:
+            self.check_current()
+            raise
         return flat.data
 
     def array(self, path: str, rows: int) -> FlatArray:
@@ -147,11 +151,11 @@ class Snapshot:
                 flat.ensure(rows)
             except StoreFormatError:
                 self._flats.drop(path)
-                self._check_generation()
+                self.check_current()
                 raise
             self.version += 1
             try:
-                self._check_generation()
+                self.check_current()
             except StoreFormatError:
                 self._flats.drop(path)
                 raise
@@ -228,11 +232,23 @@ class Snapshot:
         """What fetches the rows of fields that cannot be mapped."""
         return self._flats.stage
 
-    def _check_generation(self) -> None:
-        """Refuse rows that were brought to hand after the store was rewritten."""
+    def check_current(self) -> None:
+        """Refuse rows that were brought to hand after the store was rewritten.
+
+        Called too where rows are not as they should be: that may be why.
+
+        Raises
+        ------
+        StoreNotFoundError
+            If the store is gone.
+        StoreFormatError
+            If it was emptied, rewritten or replaced.
+        """
         if stamp(self.root) != self._seen:
-            group = self.root.open_group()
-            if group is None or Attributes.read(group).generation != self.attributes.generation:
+            group, known = self.root.open_group(), self.attributes
+            now = None if group is None else Attributes.read(group)
+            emptied = now is None or now.num_samples < known.num_samples
+            if now is None or emptied or now.generation != known.generation:
                 raise StoreFormatError(
                     f"{self.root} was emptied or rewritten since it was opened: refresh to read "
                     "what it has now"
@@ -370,4 +386,4 @@ class Snapshot:
 def _still_current(this: "weakref.ref[Snapshot]") -> None:
     snapshot = this()
     if snapshot is not None:
-        snapshot._check_generation()
+        snapshot.check_current()
