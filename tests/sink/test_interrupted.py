@@ -5,7 +5,7 @@ import shutil
 import pytest
 import zarr
 
-from zarrpipe import ZarrData, ZarrDataset
+from zarrpipe import AtomicDataZarrWriter, ZarrData, ZarrDataset
 from zarrpipe.errors import FieldError, StoreLockedError, StoreNotFoundError
 from zarrpipe.store.appender import StoreAppender
 from zarrpipe.store.arrays import Arrays
@@ -118,6 +118,25 @@ def test_an_interrupt_at_the_closing_of_a_file(tmp_path, monkeypatch):
     sink.close()
     dataset = ZarrDataset(tmp_path / "store")
     assert_batches_equal(dataset.__getitems__(range(3)), numbered_batch(range(3)))
+
+
+def test_an_interrupt_that_closes_the_writer_of_a_deletion(tmp_path, monkeypatch):
+    """What was raised is what the caller sees, and a repetition means the same samples."""
+    writer = AtomicDataZarrWriter(tmp_path / "s.zarr")
+    writer.write(numbered_batch(range(6)))
+
+    def interrupted(appender):
+        appender.abandon()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StoreAppender, "count_deleted", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            writer.delete([1, 4])
+    writer.delete([1, 4])
+    writer.close()
+    dataset = ZarrDataset(tmp_path / "s.zarr")
+    assert_batches_equal(dataset.__getitems__(range(4)), numbered_batch([0, 2, 3, 5]))
 
 
 def test_two_sinks_on_a_store_without_a_lock():

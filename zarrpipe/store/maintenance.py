@@ -46,7 +46,8 @@ def delete_samples(appender: StoreAppender, samples: Int64Array) -> None:
     try:
         _delete(appender, samples)
     except BaseException:
-        keep_samples(appender, samples)
+        if not appender.closed:
+            keep_samples(appender, samples)
         raise
 
 
