@@ -25,6 +25,7 @@ FLOORS = (
         "_resident",
         "_ring",
         "_served",
+        "_sides",
         "_workers",
         "dataset",
         "loader",

@@ -5,26 +5,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from lightning.pytorch import LightningDataModule
 
-from zarrpipe._plans import IndexArray, index_dtype
+from zarrpipe._plans import IndexArray
+from zarrpipe._sides import SIDES, Sides
 from zarrpipe.data.batch import Batch
-from zarrpipe.data.csr import Int64Array
 from zarrpipe.dataset import ZarrDataset
 from zarrpipe.errors import ArgumentError, StoreEmptyError
 from zarrpipe.loader import GraphLoader
 from zarrpipe.samplers import GraphBatchSampler
-from zarrpipe.splits import check_fractions, group_keys, hash_split
+from zarrpipe.splits import check_fractions
 from zarrpipe.statistics import Statistics, StatisticsSums, measure
 from zarrpipe.store.root import StoreLike
 from zarrpipe.store.staging.caching import Caching
 
-SIDES = ("train", "val", "test")
 _BATCH_SIZE = 32
-_BLOCK = 1 << 20
 
 
 class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is not followed
@@ -136,8 +133,7 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
         }
         self._stores = {"all": store, "val": val_store, "test": test_store}
         self._datasets: dict[str, ZarrDataset] = {}
-        self._rows: dict[str, IndexArray] = {}
-        self._sides = np.zeros(0, dtype=np.int8)
+        self._sides = Sides(self._shares(), split_by)
         self._loaders: dict[str, GraphLoader] = {}
         self._sums, self._counted = StatisticsSums(), 0
         self._state: Mapping[str, Any] | None = None
@@ -165,7 +161,7 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
     @property
     def statistics(self) -> Statistics:
         """Statistics of `train_dataset`; only samples that are new since the last call are read."""
-        rows = self._split()["train"]
+        rows = self._sides.rows(self.dataset)["train"]
         if len(rows) > self._counted:
             new = self.dataset.index_select(rows[self._counted :])
             self._sums.merge(measure(new))
@@ -183,7 +179,6 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
             if _rank() == 0:
                 dataset.refresh()
             _follow_rank_zero(dataset)
-        self._rows = {}
         return len(self.dataset) - before
 
     def setup(self, stage: str) -> None:
@@ -265,8 +260,7 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
             return
         self._state = state_dict["train"]
         self.dataset.load_state_dict(self._state)
-        self._rows, self._loaders = {}, {}
-        self._sides = np.zeros(0, dtype=np.int8)
+        self._loaders = {}
         self._sums, self._counted = StatisticsSums(), 0
 
     def _open(self) -> dict[str, ZarrDataset]:
@@ -278,35 +272,23 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
             }
         return self._datasets
 
-    def _split(self) -> dict[str, IndexArray]:
-        """Rows of `dataset` on each side; of samples that are known, the side is too."""
-        if not self._rows:
-            known, count = len(self._sides), len(self.dataset)
-            new = [
-                self._sides_of(np.arange(start, min(start + _BLOCK, count)))
-                for start in range(known, count, _BLOCK)
-            ]
-            self._sides = np.concatenate([self._sides[:count], *new])
-            self._rows = {name: _places(self._sides == side) for side, name in enumerate(SIDES)}
-        return self._rows
-
-    def _sides_of(self, samples: Int64Array) -> npt.NDArray[np.int8]:
-        """Side of each of some samples."""
+    def _shares(self) -> tuple[float, ...]:
+        """Shares of `store`; a side that has stores of its own leaves its share to training."""
         train, val, test = self.split
-        if "val" in self._datasets:
+        if self._stores["val"] is not None:
             train, val = train + val, 0.0
-        if "test" in self._datasets:
+        if self._stores["test"] is not None:
             train, test = train + test, 0.0
-        if self.split_by == "id":
-            keys = self.dataset.ids_of(samples)
-        else:
-            keys = group_keys(self.dataset.system_field(self.split_by, samples))
-        return hash_split(keys, (train, val, test))
+        return train, val, test
 
     def _source(self, name: str) -> tuple[ZarrDataset, IndexArray | None]:
         """Dataset of a side, and its rows there where they are not all."""
         dataset = self._open().get(name)
-        return (self.dataset, self._split()[name]) if dataset is None else (dataset, None)
+        return (
+            (self.dataset, self._sides.rows(self.dataset)[name])
+            if dataset is None
+            else (dataset, None)
+        )
 
     def _side(self, name: str) -> ZarrDataset:
         dataset, rows = self._source(name)
@@ -333,17 +315,6 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
 
     def _loader_of(self, dataset: ZarrDataset, sampler: GraphBatchSampler) -> GraphLoader:
         return GraphLoader(dataset, sampler, num_workers=self.num_workers, prefetch=self.prefetch)
-
-
-def _places(mask: npt.NDArray[np.bool_]) -> IndexArray:
-    """Where a mask is True, in as few bits as do; by blocks, as it may be long."""
-    places = np.empty(np.count_nonzero(mask), dtype=index_dtype(len(mask)))
-    end = 0
-    for start in range(0, len(mask), _BLOCK):
-        here = np.flatnonzero(mask[start : start + _BLOCK])
-        places[end : end + len(here)] = here + start
-        end += len(here)
-    return places
 
 
 def _rank() -> int:
