@@ -17,7 +17,7 @@ from zarrpipe._resident import Resident
 from zarrpipe.data.atomic import AtomicData
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.csr import AnyArray, Int64Array, position_of, positions_of
-from zarrpipe.data.fields import REQUIRED_FIELDS, Level
+from zarrpipe.data.fields import CORE_FIELDS, REQUIRED_FIELDS, Level
 from zarrpipe.data.schema import Field
 from zarrpipe.errors import ArgumentError, ArgumentTypeError, SchemaError, StoreFormatError
 from zarrpipe.store.check.report import Report
@@ -247,6 +247,25 @@ class ZarrDataset(Dataset[AtomicData]):
                 )
         rows = self._rows(np.arange(len(self)) if index is None else index)
         return self._collected(rows, lambda view, samples: view.system_field(name, samples))
+
+    def present(self, name: str, index: Index | None = None) -> npt.NDArray[np.bool_]:
+        """Which samples have a field, [N] bool, or of those at integers [K].
+
+        Raises
+        ------
+        SchemaError
+            If no store has the field and the registry does not know it.
+        """
+        _check_fields([] if name in CORE_FIELDS else [name], self.schema)
+        rows = self._rows(np.arange(len(self)) if index is None else index)
+        return self._collected(
+            rows,
+            lambda view, samples: (
+                view.present(name, samples)
+                if name in view.schema
+                else np.zeros(len(samples), dtype=bool)
+            ),
+        )
 
     def _collected(
         self, rows: Int64Array, values_of: Callable[[StoreView, Int64Array], npt.NDArray[Scalar]]

@@ -132,8 +132,10 @@ class StoreView:
             raise FieldError(f"{self._root} has no field {name!r} at system level; it has {have}")
         return self._of_samples(field_path(item), samples)
 
-    def present(self, name: str) -> AnyArray:
+    def present(self, name: str, samples: Int64Array | None = None) -> AnyArray:
         """Which samples have a field, [N] bool.
+
+        Of the samples [K] int64 alone where they are given.
 
         Raises
         ------
@@ -143,8 +145,8 @@ class StoreView:
         if name not in self.schema:
             raise FieldError(f"{self._root} has no field {name!r}; it has {list(self.schema)}")
         if name not in self._snapshot.attributes.partly:
-            return np.ones(self.num_samples, dtype=bool)
-        return self._of_samples(present_path(name))
+            return np.ones(self.num_samples if samples is None else len(samples), dtype=bool)
+        return self._of_samples(present_path(name), samples)
 
     def gather(self, index: AnyArray, fields: Sequence[str] | None = None) -> Batch:
         """Batch of the samples at `index`, copied out of the store.
