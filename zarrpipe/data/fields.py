@@ -48,6 +48,10 @@ class FieldSpec:
         Shape of one row; None leaves it to the data.
     unit
         Unit in ASE's system, "" for what has none.
+    rank
+        How a row turns with its system: 0 not at all, 1 as vectors along the last axis (those of
+        a cell are its rows), 2 as tensors of rank two along the last two; None leaves it to the
+        data.
     """
 
     name: str
@@ -55,38 +59,39 @@ class FieldSpec:
     kind: Kind = Kind.FLOAT
     shape: tuple[int, ...] | None = ()
     unit: str = ""
+    rank: int | None = 0
 
 
 def _registry() -> Mapping[str, FieldSpec]:
     atom, edge, system = Level.ATOM, Level.EDGE, Level.SYSTEM
     integer = Kind.INTEGER
     specs = (
-        FieldSpec("positions", atom, shape=(3,), unit="Angstrom"),
+        FieldSpec("positions", atom, shape=(3,), unit="Angstrom", rank=1),
         FieldSpec("atomic_numbers", atom, integer),
         FieldSpec("atomic_masses", atom, unit="amu"),
         FieldSpec("atom_categories", atom, integer),
-        FieldSpec("forces", atom, shape=(3,), unit="eV/Angstrom"),
-        FieldSpec("velocities", atom, shape=(3,), unit="sqrt(eV/amu)"),
-        FieldSpec("momenta", atom, shape=(3,), unit="sqrt(eV*amu)"),
+        FieldSpec("forces", atom, shape=(3,), unit="eV/Angstrom", rank=1),
+        FieldSpec("velocities", atom, shape=(3,), unit="sqrt(eV/amu)", rank=1),
+        FieldSpec("momenta", atom, shape=(3,), unit="sqrt(eV*amu)", rank=1),
         FieldSpec("charges", atom, unit="e"),
         FieldSpec("kinetic_energies", atom, shape=(1,), unit="eV"),
         FieldSpec("node_alpha_spins", atom, shape=(1,)),
         FieldSpec("node_beta_spins", atom, shape=(1,)),
-        FieldSpec("node_attrs", atom, shape=None),
-        FieldSpec("node_embeddings", atom, shape=None),
+        FieldSpec("node_attrs", atom, shape=None, rank=None),
+        FieldSpec("node_embeddings", atom, shape=None, rank=None),
         FieldSpec("neighbor_list", edge, integer, shape=(2,)),
         FieldSpec("neighbor_list_shifts", edge, Kind.NUMBER, shape=(3,)),
-        FieldSpec("shifts", edge, shape=(3,), unit="Angstrom"),
-        FieldSpec("edge_embeddings", edge, shape=None),
-        FieldSpec("cell", system, shape=(3, 3), unit="Angstrom"),
+        FieldSpec("shifts", edge, shape=(3,), unit="Angstrom", rank=1),
+        FieldSpec("edge_embeddings", edge, shape=None, rank=None),
+        FieldSpec("cell", system, shape=(3, 3), unit="Angstrom", rank=1),
         FieldSpec("pbc", system, Kind.BOOL, shape=(3,)),
         FieldSpec("energy", system, shape=(1,), unit="eV"),
-        FieldSpec("stress", system, shape=(3, 3), unit="eV/Angstrom^3"),
-        FieldSpec("virial", system, shape=(3, 3), unit="eV"),
-        FieldSpec("dipole", system, shape=(3,), unit="e*Angstrom"),
+        FieldSpec("stress", system, shape=(3, 3), unit="eV/Angstrom^3", rank=2),
+        FieldSpec("virial", system, shape=(3, 3), unit="eV", rank=2),
+        FieldSpec("dipole", system, shape=(3,), unit="e*Angstrom", rank=1),
         FieldSpec("charge", system, shape=(1,), unit="e"),
         FieldSpec("spin", system, shape=(1,)),
-        FieldSpec("graph_embeddings", system, shape=None),
+        FieldSpec("graph_embeddings", system, shape=None, rank=None),
     )
     return MappingProxyType({spec.name: spec for spec in specs})
 
