@@ -224,6 +224,16 @@ class ZarrDataset(Dataset[AtomicData]):
         return self._of_samples([view.num_edges for view in self._views])
 
     @property
+    def num_stores(self) -> int:
+        """Number of stores, those without samples included."""
+        return len(self._views)
+
+    def store_of(self, index: Index | None = None) -> Int64Array:
+        """Place of the store of every sample, [N] int64, or of those at integers [K]."""
+        rows = self._rows(np.arange(len(self)) if index is None else index)
+        return self._arrivals.locate(rows)[0]
+
+    @property
     def ids(self) -> npt.NDArray[np.uint64]:
         """64-bit name of each structure, [N] uint64."""
         return self.ids_of(np.arange(len(self)))
@@ -238,15 +248,19 @@ class ZarrDataset(Dataset[AtomicData]):
         Raises
         ------
         SchemaError
-            If some store lacks the field.
+            If a store that has one of the samples lacks the field.
         """
-        for place, view in enumerate(self._views):
+
+        def values_of(view: StoreView, samples: Int64Array) -> AnyArray:
             if name not in view.schema:
                 raise SchemaError(
-                    f"store {place} has no field {name!r}, it has {sorted(view.schema)}"
+                    f"store {self._views.index(view)} has no field {name!r}, it has "
+                    f"{sorted(view.schema)}"
                 )
+            return view.system_field(name, samples)
+
         rows = self._rows(np.arange(len(self)) if index is None else index)
-        return self._collected(rows, lambda view, samples: view.system_field(name, samples))
+        return self._collected(rows, values_of)
 
     def present(self, name: str, index: Index | None = None) -> npt.NDArray[np.bool_]:
         """Which samples have a field, [N] bool, or of those at integers [K].

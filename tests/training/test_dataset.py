@@ -80,6 +80,10 @@ def test_stores_follow_each_other(tmp_path, data):
     assert dataset[-1].serial.tolist() == [2009]
     assert np.array_equal(dataset.num_atoms, truth.num_nodes_per_graph.numpy())
     assert np.array_equal(dataset.system_field("serial"), truth.serial.numpy())
+    assert dataset.num_stores == 3
+    assert np.array_equal(dataset.store_of(), np.repeat([0, 1, 2], 10))
+    assert np.array_equal(dataset.store_of([25, 3, 14, 29]), [2, 0, 1, 2])
+    assert np.array_equal(dataset.index_select([25, 3]).store_of(), [2, 0])
 
 
 def test_a_field_that_one_store_lacks_is_absent_in_every_batch(tmp_path, data):
@@ -97,6 +101,10 @@ def test_a_field_that_one_store_lacks_is_absent_in_every_batch(tmp_path, data):
     assert torch.equal(dataset[6].forces, without.get_data(1).forces)
     with pytest.raises(SchemaError, match="store 1 has no field 'energy'"):
         dataset.system_field("energy")
+    energy = with_edges.energy.numpy()
+    assert np.array_equal(dataset.system_field("energy", [3, 0]), energy[[3, 0]])
+    with pytest.raises(SchemaError, match="store 1 has no field 'energy'"):
+        dataset.system_field("energy", [3, 5])
 
 
 def test_stores_that_differ_in_a_dtype_are_refused(tmp_path, data):
