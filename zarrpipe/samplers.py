@@ -12,18 +12,11 @@ from typing import Any
 import numpy as np
 import torch.distributed as dist
 
-from zarrpipe._blocks import Blocks, block_order
+from zarrpipe._blocks import Blocks
 from zarrpipe._budgets import Budgets
-from zarrpipe._packing import pack, pack_in_order, shared
-from zarrpipe._plans import (
-    IndexArray,
-    Plan,
-    compact_index,
-    cut,
-    epoch_order,
-    first_indices,
-    steps_of,
-)
+from zarrpipe._epochs import Epoch, Recipe
+from zarrpipe._mixing import Mixture, Weights
+from zarrpipe._plans import Plan, compact_index
 from zarrpipe.data.csr import Int64Array
 from zarrpipe.errors import ArgumentError
 
@@ -34,6 +27,11 @@ class GraphBatchSampler:
     It works as ``batch_sampler`` of torch's DataLoader and as the sampler of our own loader.
     An epoch keeps the samples that it began with. Those that `data` or `resample` bring appear
     in the next one.
+
+    With `weights` or `samples_per_epoch` an epoch is drawn of its samples instead: one that is
+    expected c times comes floor(c) or ceil(c) times, and the epoch has exactly as many samples as
+    it is to have. What is drawn depends on the seed, the epoch, the samples that it began with and
+    their weights alone, and is put together, shuffled, shared and resumed as any other epoch is.
 
     Parameters
     ----------
@@ -60,13 +58,23 @@ class GraphBatchSampler:
         Gives how the first n samples are shuffled near each other, for data that are read through
         a cache, as `ZarrDataset.blocks` does; `index` is ascending then. By default every order of
         all samples is as likely.
+    weights : sequence of float, mapping or str, optional
+        A sequence has the share of the epoch of each store of a `ZarrDataset`. A mapping such as
+        ``{"round": {0: 0.2, 1: 0.8}}`` has the shares by the value of a field at system level;
+        the key ``"other"`` is for all values without a share of their own, and for samples that
+        lack the field. A name is that of a field at system level whose value is the weight
+        of its sample. All are relative to their sum, and a share of which there is no sample
+        (yet) goes to the others.
+    samples_per_epoch : int, optional
+        Samples of an epoch that is drawn, over all ranks; by default as many as there are.
     rank, world_size : int, optional
         By default torch.distributed is asked, once batches are needed.
 
     Raises
     ------
     ValueError
-        If an argument is out of its range, or a sample is larger than a budget.
+        If an argument is out of its range, a sample is larger than a budget, or the weights do
+        not fit the data: a sample's is negative or absent, or its value has no share.
 
     Examples
     --------
@@ -87,11 +95,11 @@ class GraphBatchSampler:
         seed: int = 0,
         index: Any = None,
         blocks: Callable[[int], Blocks] | None = None,
+        weights: Weights | None = None,
+        samples_per_epoch: int | None = None,
         rank: int | None = None,
         world_size: int | None = None,
     ) -> None:
-        self._budgets = Budgets.of(batch_size, max_atoms, max_edges)
-        self._packed = bool(balance) or max_atoms is not None or max_edges is not None
         if seed < 0:
             raise ArgumentError(f"seed is {seed}, expected a non-negative integer")
         if (rank is None) != (world_size is None):
@@ -99,34 +107,35 @@ class GraphBatchSampler:
         if rank is not None and world_size is not None and not 0 <= rank < world_size:
             raise ArgumentError(f"rank is {rank}, expected 0 to {world_size - 1}")
         self.balance, self.shuffle, self.seed = bool(balance), bool(shuffle), int(seed)
-        self._data, self._rank, self._world_size = data, rank, world_size
-        self._blocks = blocks
+        self._recipe = Recipe(
+            data=data,
+            budgets=Budgets.of(batch_size, max_atoms, max_edges),
+            packed=self.balance or max_atoms is not None or max_edges is not None,
+            shuffle=self.shuffle,
+            blocks=blocks,
+            mixture=Mixture.of(weights, samples_per_epoch),
+        )
+        self._rank, self._world_size = rank, world_size
         self._next_index = None if index is None else compact_index(np.asarray(index))
-        self._epoch, self._resuming = 0, False
         self._plan: Plan | None = None
-        self._known_blocks: Blocks | None = None
-        self._known_batches: tuple[IndexArray, Int64Array] | None = None
-        self._origin = (0, 0)
-        self._reset()
-        if self._packed:
-            self._budgets.costs(
-                data, self._samples()
-            )  # a sample that no batch can hold is known now
+        self._origin, self._resuming = (0, 0), False
+        self._begin(0)
+        self._now.check()  # what no epoch can be made of is said before training
 
     @property
     def batch_size(self) -> int | None:
         """Most samples of a batch."""
-        return self._budgets.samples
+        return self._recipe.budgets.samples
 
     @property
     def max_atoms(self) -> int | None:
         """Most atoms of a batch."""
-        return self._budgets.atoms
+        return self._recipe.budgets.atoms
 
     @property
     def max_edges(self) -> int | None:
         """Most edges of a batch."""
-        return self._budgets.edges
+        return self._recipe.budgets.edges
 
     @property
     def rank(self) -> int:
@@ -145,12 +154,12 @@ class GraphBatchSampler:
     @property
     def epoch(self) -> int:
         """The epoch that is under way, or that comes next where none has begun."""
-        return self._epoch
+        return self._now.number
 
     @property
     def num_samples(self) -> int:
-        """Number of samples in the epoch, over all ranks."""
-        return self._num_samples
+        """Number of samples in the epoch, over all ranks; one that comes twice counts twice."""
+        return self._now.total
 
     def resample(self, index: Any) -> None:
         """Sample from other indices from the next epoch on.
@@ -161,63 +170,14 @@ class GraphBatchSampler:
 
     def set_epoch(self, epoch: int) -> None:
         """Go to the start of an epoch; a position that was loaded for that epoch is kept."""
-        if self._resuming and epoch == self._epoch:
+        if self._resuming and epoch == self._now.number:
             return
-        self._epoch, self._resuming = int(epoch), False
-        self._reset()
+        self._resuming = False
+        self._begin(int(epoch))
 
     def plan(self) -> Plan:
         """The batches of all ranks from the position on."""
-        blocks = self._block_plan()
-        if self._packed:
-            order, bounds = self._batches()[0][self._position :], self._shared()
-        else:
-            order = self._order()[self._position :]
-            bounds = cut(len(order), self._budgets.samples or 1, self.world_size)
-        return Plan(order, bounds, self.world_size, 0 if blocks is None else blocks.samples)
-
-    def _order(self) -> IndexArray:
-        """Samples of the epoch in the order of the indices, or shuffled."""
-        order = self._samples()
-        blocks = self._block_plan()
-        if blocks is not None:
-            return order[block_order(self.seed, self._epoch, *blocks)]
-        return epoch_order(self.seed, self._epoch, order) if self.shuffle else order
-
-    def _samples(self) -> IndexArray:
-        """Samples of the epoch in the order of the indices."""
-        count = self._num_samples
-        return first_indices(count) if self._index is None else self._index[:count]
-
-    def _batches(self) -> tuple[IndexArray, Int64Array]:
-        """All samples of the epoch, put together, and the bounds of their batches."""
-        if self._known_batches is None:
-            order = self._order()
-            costs = self._budgets.costs(self._data, order)
-            if self.shuffle:
-                places, bounds = pack(costs)
-                self._known_batches = order[places], bounds
-            else:
-                self._known_batches = order, pack_in_order(costs)
-        return self._known_batches
-
-    def _shared(self) -> Int64Array:
-        """Bounds of the batches that are left, counted from the position."""
-        _, bounds = self._batches()
-        left = bounds[np.searchsorted(bounds, self._position, side="right") :] - self._position
-        return shared(np.append(0, left), self.world_size)
-
-    def _block_plan(self) -> Blocks | None:
-        """Blocks of the positions in the epoch's samples; None where there are none."""
-        if self._blocks is None or not self.shuffle or not self._num_samples:
-            return None
-        if self._known_blocks is None and self._index is None:
-            self._known_blocks = self._blocks(self._num_samples)
-        elif self._known_blocks is None and self._index is not None:
-            index = self._index[: self._num_samples]
-            bounds, group = self._blocks(int(index[-1]) + 1)
-            self._known_blocks = Blocks(np.searchsorted(index, bounds).astype(np.int64), group)
-        return self._known_blocks
+        return self._now.plan(self._position, self.world_size)
 
     def start(self) -> Plan:
         """Begin to iterate, and give the plan of what comes.
@@ -225,10 +185,9 @@ class GraphBatchSampler:
         That is the rest of an epoch after `load_state_dict`, the next epoch after a complete one,
         and otherwise the epoch from its start. Call `advance` for each step that is consumed.
         """
-        complete = self._position == self._num_samples
+        complete = self._position == self._now.total
         if self._step and (complete or not self._resuming):
-            self._epoch += complete
-            self._reset()
+            self._begin(self._now.number + complete)
         self._resuming = False
         self._plan = self.plan()
         self._origin = (self._position, self._step)
@@ -242,30 +201,27 @@ class GraphBatchSampler:
         self._step += 1
         self._position = position + self._plan.consumed(self._step - step)
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, Any]:
         """What another run, on any number of ranks, needs to go on; the same on every rank."""
         return {
-            "seed": self.seed,
+            "seed": self._now.seed,
             "shuffle": int(self.shuffle),
-            "epoch": self._epoch,
+            "epoch": self._now.number,
             "step": self._step,
             "position": self._position,
-            "num_samples": self._num_samples,
-            "group": self._group(),
-            **self._packing(),
+            "num_samples": self._now.count,
+            "group": self._now.group,
+            **self._settings(),
         }
 
-    def _packing(self) -> dict[str, int]:
-        """What decides how samples are put together; 0 is no limit."""
+    def _settings(self) -> dict[str, Any]:
+        """What decides which samples are drawn and how they are put together; 0 is no limit."""
         names = ("batch_size", "max_atoms", "max_edges", "balance")
-        return {name: int(getattr(self, name) or 0) if self._packed else 0 for name in names}
+        packed, mixture = self._recipe.packed, self._recipe.mixture
+        packing = {name: int(getattr(self, name) or 0) if packed else 0 for name in names}
+        return packing if mixture is None else {**packing, **mixture.state_dict()}
 
-    def _group(self) -> int:
-        """Blocks that are shuffled together; 0 where samples are not shuffled in blocks."""
-        blocks = self._block_plan()
-        return 0 if blocks is None else blocks.group
-
-    def load_state_dict(self, state: Mapping[str, int]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was taken: the next iteration gives the rest of the epoch.
 
         Samples that came later than the state wait for the next epoch.
@@ -273,11 +229,9 @@ class GraphBatchSampler:
         Raises
         ------
         ValueError
-            If there are fewer samples than the state counts, or only one of the two is shuffled.
+            If there are fewer samples than the state counts, or it is of other settings.
         """
-        count = int(state["num_samples"])
-        self._index = self._next_index
-        available = len(self._data if self._index is None else self._index)
+        count, available = int(state["num_samples"]), self._available()
         if count > available:
             raise ArgumentError(
                 f"the state is of an epoch of {count} samples, here are {available}: give the "
@@ -288,37 +242,40 @@ class GraphBatchSampler:
                 f"the state has shuffle={bool(state['shuffle'])}, the sampler {self.shuffle}: "
                 "the position in one order says nothing about the other"
             )
-        for name, here in self._packing().items():
+        settings = {**dict.fromkeys(Mixture.state_names, 0), **self._settings()}
+        for name, here in settings.items():
             if state.get(name, 0) != here:
                 raise ArgumentError(
                     f"the state is of batches with {name}={state.get(name, 0)} and here it is "
                     f"{here} (0 is none): the position in one order says nothing about another"
                 )
-        self._num_samples, self._known_blocks, self._known_batches = count, None, None
-        if self._group() != state.get("group", 0):
+        epoch = self._epoch_of(count, int(state["seed"]), int(state["epoch"]))
+        if epoch.group != state.get("group", 0):
             raise ArgumentError(
                 f"the state is of an order shuffled in groups of {state.get('group', 0)} blocks, "
-                f"here they have {self._group()} (0 is none): give the cache_bytes, the fields and "
+                f"here they have {epoch.group} (0 is none): give the cache_bytes, the fields and "
                 "the stores that it was saved with"
             )
-        self.seed, self._epoch = int(state["seed"]), int(state["epoch"])
+        self.seed, self._now = epoch.seed, epoch
         self._step, self._position = int(state["step"]), int(state["position"])
         self._resuming, self._plan = True, None
 
-    def _reset(self) -> None:
-        """Stand at the start of the epoch, with the samples that there are now."""
-        self._index = self._next_index
-        self._num_samples = len(self._data if self._index is None else self._index)
+    def _begin(self, number: int) -> None:
+        """Stand at the start of an epoch, with the samples that there are now."""
+        self._now = self._epoch_of(self._available(), self.seed, number)
         self._position = self._step = 0
-        self._plan = self._known_blocks = self._known_batches = None
+        self._plan = None
+
+    def _epoch_of(self, count: int, seed: int, number: int) -> Epoch:
+        return Epoch(self._recipe, self._next_index, count, seed, number)
+
+    def _available(self) -> int:
+        """Number of samples that there are now."""
+        return len(self._recipe.data if self._next_index is None else self._next_index)
 
     def __len__(self) -> int:
         """Number of steps of the epoch, those already consumed (on any ranks) included."""
-        if self._packed:
-            return self._step + (len(self._shared()) - 1) // self.world_size
-        rest = self._num_samples - self._position
-        whole, _, tail_steps = steps_of(rest, self._budgets.samples or 1, self.world_size)
-        return self._step + whole + tail_steps
+        return self._step + self._now.steps(self._position, self.world_size)
 
     def __iter__(self) -> Iterator[Int64Array]:
         plan = self.start()

@@ -1,0 +1,159 @@
+"""The samples of one epoch: which they are, how often they come, in which order and batches."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from zarrpipe._blocks import Blocks, block_order
+from zarrpipe._budgets import Budgets
+from zarrpipe._mixing import Mixture
+from zarrpipe._packing import pack, pack_in_order, shared
+from zarrpipe._plans import IndexArray, Plan, cut, epoch_order, first_indices, steps_of
+from zarrpipe.data.csr import Int64Array
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What all epochs have in common.
+
+    Parameters
+    ----------
+    data
+        One entry for each sample; asked for what budgets, weights and `packed` need.
+    budgets
+        What a batch may hold.
+    packed
+        Whether samples are put together so that batches fill the budgets.
+    shuffle
+        Whether each epoch has an order of its own.
+    blocks
+        How the first n samples of `data` are shuffled near each other, if they are.
+    mixture
+        What an epoch is drawn of; without, it has each sample once.
+    """
+
+    data: Any
+    budgets: Budgets
+    packed: bool
+    shuffle: bool
+    blocks: Callable[[int], Blocks] | None
+    mixture: Mixture | None
+
+
+class Epoch:
+    """One epoch, which is a function of the arguments and of what `recipe.data` has.
+
+    Parameters
+    ----------
+    recipe
+        What it has in common with others.
+    index : array of int, optional
+        Indices of the samples; by default all.
+    count
+        Number of samples that it is of: the first ones of the index.
+    seed, number
+        Decide its order, and what is drawn.
+    """
+
+    def __init__(
+        self, recipe: Recipe, index: IndexArray | None, count: int, seed: int, number: int
+    ) -> None:
+        self._recipe, self._index = recipe, index
+        self.count, self.seed, self.number = count, seed, number
+
+    @property
+    def total(self) -> int:
+        """Number of samples that it has, each as often as it comes."""
+        mixture = self._recipe.mixture
+        return self.count if mixture is None else mixture.total(self.count)
+
+    @property
+    def group(self) -> int:
+        """Blocks that are shuffled together; 0 where samples are not shuffled in blocks."""
+        return 0 if self._data_blocks is None else self._data_blocks.group
+
+    def check(self) -> None:
+        """Look whether it can be drawn and packed.
+
+        Raises
+        ------
+        ArgumentError
+            If a sample is larger than a budget, or `data` does not fit the weights.
+        """
+        if self._recipe.mixture is not None:
+            _ = self._samples
+        elif self._recipe.packed:
+            self._recipe.budgets.costs(self._recipe.data, self._samples)
+
+    def plan(self, position: int, world_size: int) -> Plan:
+        """The batches of all ranks from a position on."""
+        blocks = self._blocks
+        if self._recipe.packed:
+            order, bounds = self._batches[0][position:], self._shared(position, world_size)
+        else:
+            order = self._order()[position:]
+            bounds = cut(len(order), self._recipe.budgets.samples or 1, world_size)
+        self.__dict__.pop("_samples", None)  # an epoch may be long
+        return Plan(order, bounds, world_size, 0 if blocks is None else blocks.samples)
+
+    def steps(self, position: int, world_size: int) -> int:
+        """Number of steps from a position on."""
+        if self._recipe.packed:
+            return (len(self._shared(position, world_size)) - 1) // world_size
+        rest = self.total - position
+        whole, _, tail_steps = steps_of(rest, self._recipe.budgets.samples or 1, world_size)
+        return whole + tail_steps
+
+    @cached_property
+    def _samples(self) -> IndexArray:
+        """Samples in the order of the indices, each as often as it comes."""
+        count, mixture = self.count, self._recipe.mixture
+        samples = first_indices(count) if self._index is None else self._index[:count]
+        if mixture is None or not count:
+            return samples
+        expected = mixture.expected(self._recipe.data, samples)
+        if self._recipe.packed:  # what is drawn seldom is refused in time too
+            self._recipe.budgets.costs(self._recipe.data, samples[expected.counts > 0])
+        return samples.repeat(mixture.counts(expected, self.seed, self.number))
+
+    def _order(self) -> IndexArray:
+        """Samples as they come, shuffled or not."""
+        samples, blocks = self._samples, self._blocks
+        if blocks is not None:
+            return samples[block_order(self.seed, self.number, *blocks)]
+        return epoch_order(self.seed, self.number, samples) if self._recipe.shuffle else samples
+
+    @cached_property
+    def _batches(self) -> tuple[IndexArray, Int64Array]:
+        """All samples, put together, and the bounds of their batches."""
+        order = self._order()
+        costs = self._recipe.budgets.costs(self._recipe.data, order)
+        if not self._recipe.shuffle:
+            return order, pack_in_order(costs)
+        places, bounds = pack(costs)
+        return order[places], bounds
+
+    def _shared(self, position: int, world_size: int) -> Int64Array:
+        """Bounds of the batches that are left, counted from the position."""
+        _, bounds = self._batches
+        left = bounds[np.searchsorted(bounds, position, side="right") :] - position
+        return shared(np.append(0, left), world_size)
+
+    @cached_property
+    def _data_blocks(self) -> Blocks | None:
+        """Blocks of the indices of the data; None where there are none."""
+        if self._recipe.blocks is None or not self._recipe.shuffle or not self.count:
+            return None
+        index = self._index
+        return self._recipe.blocks(self.count if index is None else int(index[self.count - 1]) + 1)
+
+    @cached_property
+    def _blocks(self) -> Blocks | None:
+        """Blocks of the positions in the epoch's samples; None where there are none."""
+        if self._data_blocks is None or (self._index is None and self._recipe.mixture is None):
+            return self._data_blocks
+        bounds, group = self._data_blocks
+        return Blocks(np.searchsorted(self._samples, bounds).astype(np.int64), group)
