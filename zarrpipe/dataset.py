@@ -13,7 +13,10 @@ from torch.utils.data._utils.collate import default_collate_fn_map
 
 from zarrpipe._arrivals import Arrivals
 from zarrpipe._blocks import Blocks, UnitLayout, choose_blocks
+from zarrpipe._conditions import Condition
 from zarrpipe._resident import Resident
+from zarrpipe._where import StoreColumns, holds
+from zarrpipe._where import check as check_condition
 from zarrpipe.data.atomic import AtomicData
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.csr import AnyArray, Int64Array, position_of, positions_of
@@ -30,6 +33,8 @@ from zarrpipe.store.view import StoreView
 Index = npt.ArrayLike | torch.Tensor | slice
 Transform = Callable[[Batch], Batch]
 Scalar = TypeVar("Scalar", bound=np.generic)
+
+_BLOCK = 1 << 18
 
 
 class ZarrDataset(Dataset[AtomicData]):
@@ -280,6 +285,61 @@ class ZarrDataset(Dataset[AtomicData]):
                 else np.zeros(len(samples), dtype=bool)
             ),
         )
+
+    def where(self, condition: str, index: Index | None = None) -> Int64Array:
+        """Positions [K] int64, ascending, of the samples that meet a condition.
+
+        Only the fields that it names are read. What is said of a field that a sample lacks is
+        neither true nor false for it, nor is what divides by zero: ``round < 3`` and ``not round
+        < 3`` both leave it out, ``has(energy) or round < 3`` takes it if it has an energy.
+
+        Parameters
+        ----------
+        condition : str
+            Comparisons (``3 <= round < 7``, ``round in (1, 2)``), ``and``, ``or``, ``not``,
+            ``+ - * / %``, ``abs()``, numbers, fields at system level that have one number for
+            each sample, ``num_atoms``, ``num_edges``, and ``has(field)`` for fields of any level.
+            Numbers count in the precision of the field that they are compared with.
+        index : array [K] of int, optional
+            Samples to look at, which are given back where they meet it, in this order.
+
+        Raises
+        ------
+        ValueError
+            If it is no such condition.
+        SchemaError
+            If it names a field that neither a store nor the registry has, or needs the value of a
+            field that has not one number for each sample.
+
+        Examples
+        --------
+        >>> import zarrpipe as zp
+        >>> store = {}
+        >>> with zp.ZarrData(store) as sink:
+        ...     sink.write(zp.AtomicData([[0.0, 0.0, 0.0]], [1], energy=[[-13.6]]))
+        ...     sink.write(zp.AtomicData([[0.0, 0.0, 0.0]], [8]))
+        >>> zp.ZarrDataset(store).where("has(energy) and energy < 0 and num_atoms < 10")
+        array([0])
+        """
+        wanted = Condition.of(condition)
+        check_condition(wanted, self.schema)
+        given = None if index is None else positions_of(index, len(self), "sample", "a dataset")
+        count = len(self) if given is None else len(given)
+        chosen = [np.zeros(0, dtype=np.int64)]
+        for start in range(0, count, _BLOCK):
+            stop = min(start + _BLOCK, count)
+            block = np.arange(start, stop) if given is None else given[start:stop]
+            chosen.append(block[self._holds(wanted, self._rows(block))])
+        return np.concatenate(chosen)
+
+    def _holds(self, condition: Condition, rows: Int64Array) -> npt.NDArray[np.bool_]:
+        """Which samples, from whichever stores they are in, meet a condition."""
+        mask = np.zeros(len(rows), dtype=bool)
+        for part in self._parts(rows):
+            columns = StoreColumns(self._views[part.store], part.samples)
+            here = slice(None) if part.places is None else part.places
+            mask[here] = holds(condition, columns, len(part.samples))
+        return mask
 
     def _collected(
         self, rows: Int64Array, values_of: Callable[[StoreView, Int64Array], npt.NDArray[Scalar]]

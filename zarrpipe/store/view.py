@@ -95,6 +95,12 @@ class StoreView:
         """Number of edges of each sample, [N] int64."""
         return self._counts(EDGES_PTR)
 
+    def counts_of(self, level: Level, samples: Int64Array) -> Int64Array:
+        """Number of atoms or edges of the samples [K] int64."""
+        ptr = self._snapshot.pointers(ATOMS_PTR if level is Level.ATOM else EDGES_PTR)
+        rows = self._snapshot.physical(samples)
+        return ptr[rows + 1] - ptr[rows]
+
     @property
     def ids(self) -> UInt64Array:
         """Id of each sample's structure, [N] uint64; computed if the store has none."""
