@@ -73,6 +73,26 @@ def draw(seed: int, epoch: int, expected: Expected, total: int) -> Int64Array:
     return counts
 
 
+def copies_in(samples: IndexArray) -> IndexArray | None:
+    """How many equal ones stand before each sample [n], where equal ones are neighbours.
+
+    None if all samples differ.
+
+    Examples
+    --------
+    >>> copies_in(np.array([4, 4, 4, 7, 9, 9])).tolist()
+    [0, 1, 2, 0, 0, 1]
+    """
+    again = samples[1:] == samples[:-1]
+    if not again.any():
+        return None
+    copies = np.arange(len(samples), dtype=index_dtype(len(samples)))
+    first = copies.copy()
+    first[1:][again] = 0
+    copies -= np.maximum.accumulate(first, out=first)
+    return copies
+
+
 def scattered(count: int, generator: np.random.Generator) -> IndexArray:
     """Order [n] of the first `count` integers, shuffled among near neighbours.
 

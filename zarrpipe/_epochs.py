@@ -9,6 +9,7 @@ import numpy as np
 
 from zarrpipe._blocks import Blocks, block_order
 from zarrpipe._budgets import Budgets
+from zarrpipe._draws import copies_in
 from zarrpipe._mixing import Mixture
 from zarrpipe._packing import pack, pack_in_order, shared
 from zarrpipe._plans import IndexArray, Plan, cut, epoch_order, first_indices, steps_of
@@ -92,12 +93,20 @@ class Epoch:
         """The batches of all ranks from a position on."""
         blocks = self._blocks
         if self._recipe.packed:
-            order, bounds = self._batches[0][position:], self._shared(position, world_size)
+            order, copies, _ = self._batches
+            bounds = self._shared(position, world_size)
         else:
-            order = self._order()[position:]
-            bounds = cut(len(order), self._recipe.budgets.samples or 1, world_size)
+            order, copies = self._order()
+            rest = self.total - position
+            bounds = cut(rest, self._recipe.budgets.samples or 1, world_size)
         self.__dict__.pop("_samples", None)  # an epoch may be long
-        return Plan(order, bounds, world_size, 0 if blocks is None else blocks.samples)
+        return Plan(
+            order=order[position:],
+            bounds=bounds,
+            world_size=world_size,
+            ahead=0 if blocks is None else blocks.samples,
+            copies=None if copies is None else copies[position:],
+        )
 
     def steps(self, position: int, world_size: int) -> int:
         """Number of steps from a position on."""
@@ -119,26 +128,33 @@ class Epoch:
             self._recipe.budgets.costs(self._recipe.data, samples[expected.counts > 0])
         return samples.repeat(mixture.counts(expected, self.seed, self.number))
 
-    def _order(self) -> IndexArray:
-        """Samples as they come, shuffled or not."""
+    def _order(self) -> tuple[IndexArray, IndexArray | None]:
+        """Samples as they come, shuffled or not, and which of its copies each is."""
         samples, blocks = self._samples, self._blocks
+        copies = None if self._recipe.mixture is None else copies_in(samples)
         if blocks is not None:
-            return samples[block_order(self.seed, self.number, *blocks)]
-        return epoch_order(self.seed, self.number, samples) if self._recipe.shuffle else samples
+            places: IndexArray = block_order(self.seed, self.number, *blocks)
+        elif not self._recipe.shuffle:
+            return samples, copies
+        elif copies is None:
+            return epoch_order(self.seed, self.number, samples), None
+        else:
+            places = epoch_order(self.seed, self.number, len(samples))
+        return samples[places], None if copies is None else copies[places]
 
     @cached_property
-    def _batches(self) -> tuple[IndexArray, Int64Array]:
-        """All samples, put together, and the bounds of their batches."""
-        order = self._order()
+    def _batches(self) -> tuple[IndexArray, IndexArray | None, Int64Array]:
+        """All samples, put together, their copies, and the bounds of their batches."""
+        order, copies = self._order()
         costs = self._recipe.budgets.costs(self._recipe.data, order)
         if not self._recipe.shuffle:
-            return order, pack_in_order(costs)
+            return order, copies, pack_in_order(costs)
         places, bounds = pack(costs)
-        return order[places], bounds
+        return order[places], None if copies is None else copies[places], bounds
 
     def _shared(self, position: int, world_size: int) -> Int64Array:
         """Bounds of the batches that are left, counted from the position."""
-        _, bounds = self._batches
+        *_, bounds = self._batches
         left = bounds[np.searchsorted(bounds, position, side="right") :] - position
         return shared(np.append(0, left), world_size)
 

@@ -30,12 +30,16 @@ class Plan:
         Number of ranks.
     ahead : int
         Samples, over all ranks, that are worth fetching before they are needed.
+    copies : array [n] int32 or int64, optional
+        Which copy of its sample each is, from 0 on, where a sample may come several times in an
+        epoch; the same wherever the epoch is interrupted.
     """
 
     order: IndexArray
     bounds: Int64Array
     world_size: int
     ahead: int = 0
+    copies: IndexArray | None = None
 
     def __len__(self) -> int:
         """Number of steps, which is the number of batches of each rank."""
@@ -43,11 +47,18 @@ class Plan:
 
     def batches(self, rank: int) -> Iterator[Int64Array]:
         """Indices [K] int64 of the samples of each batch of one rank."""
+        return self._cut(self.order, rank)
+
+    def copies_of(self, rank: int) -> Iterator[Int64Array] | None:
+        """Copies [K] int64 of the samples of each batch of one rank; None if none comes twice."""
+        return None if self.copies is None else self._cut(self.copies, rank)
+
+    def _cut(self, values: IndexArray, rank: int) -> Iterator[Int64Array]:
+        """Values [K] int64 of the samples of each batch of one rank."""
         starts = self.bounds[rank : -1 : self.world_size].tolist()
         stops = self.bounds[rank + 1 :: self.world_size].tolist()
         return (
-            self.order[start:stop].astype(np.int64)
-            for start, stop in zip(starts, stops, strict=True)
+            values[start:stop].astype(np.int64) for start, stop in zip(starts, stops, strict=True)
         )
 
     def consumed(self, steps: int) -> int:

@@ -184,6 +184,18 @@ def possible(case: Case, data: Samples, state: Any, world: int) -> bool:
     return rest >= -(-(len(alone) - state["step"]) // world) * world and rest >= world
 
 
+def copies_handed_out(
+    case: Case, data: Samples, state: Any, world: int, steps: int
+) -> list[tuple[int, int]]:
+    """Samples of the next steps, all ranks together, each with its copy."""
+    sampler = case.sampler(data, 0, world)
+    sampler.load_state_dict(state)
+    plan = sampler.start()
+    count = plan.consumed(steps)
+    copies = np.zeros(count, dtype=int) if plan.copies is None else plan.copies[:count]
+    return list(zip(plan.order[:count].tolist(), copies.tolist(), strict=True))
+
+
 def drawable(case: Case) -> bool:
     """Whether the weights leave anything to draw, now and later."""
     data = case.samples()
@@ -213,6 +225,7 @@ def test_an_epoch_is_what_was_drawn_over_ranks_and_interruptions(case, epoch, wo
     state = pinned.state_dict()
 
     seen: list[int] = []
+    copies: list[tuple[int, int]] = []
     for world in [*worlds, 1]:
         if len(seen) == expected.total():
             break
@@ -232,11 +245,13 @@ def test_an_epoch_is_what_was_drawn_over_ranks_and_interruptions(case, epoch, wo
         for batch in itertools.chain(*by_rank):
             assert_budgets(case, samples, batch, world)
             seen += batch.tolist()
+        copies += copies_handed_out(case, samples, state, world, steps)
         state = ranks[0].state_dict()
         assert all(sampler.state_dict() == state for sampler in ranks)
         assert (state["position"], state["step"]) == (len(seen), length - left + steps)
         samples.count = case.count + case.later  # arrives while the epoch is interrupted
     assert Counter(seen) == expected
+    assert sorted(copies) == sorted((i, copy) for i in expected for copy in range(expected[i]))
 
     samples.count = case.count + case.later
     following = case.sampler(samples)
