@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from zarrpipe.data.csr import AnyArray
-from zarrpipe.data.ids import UInt64Array, mix
+from zarrpipe.data.ids import UInt64Array, mix, unit_places
 from zarrpipe.errors import ArgumentError
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -61,9 +61,7 @@ def hash_split(
     [906, 51, 43]
     """
     ends = np.cumsum(check_fractions(fractions))[:-1]
-    salted = mix(np.array([salt], dtype=np.int64).view(np.uint64) + _GOLDEN)
-    place = (mix(np.asarray(keys, dtype=np.uint64) ^ salted) >> np.uint64(11)) * 2.0**-53
-    return np.searchsorted(ends, place, side="right").astype(np.int8)
+    return np.searchsorted(ends, unit_places(keys, salt), side="right").astype(np.int8)
 
 
 def group_keys(values: AnyArray) -> UInt64Array:

@@ -1,8 +1,4 @@
-"""What a training set looks like, from sums that can be extended and merged.
-
-Energies are summed as what is left after a first guess of the reference energies, since total
-energies are thousands of times larger than what differs between samples.
-"""
+"""What a training set looks like, from sums that can be extended and merged."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -14,17 +10,15 @@ import numpy.typing as npt
 import torch
 
 from zarrpipe.data.batch import Batch
-from zarrpipe.data.csr import Int64Array, pointers
+from zarrpipe.data.csr import AnyArray, Int64Array, pointers
+from zarrpipe.data.label_rows import NUM_ELEMENTS, LabelRows
+from zarrpipe.data.sums import LabelSums
 from zarrpipe.dataset import ZarrDataset
 from zarrpipe.errors import FieldError
 
-FloatArray = npt.NDArray[np.float64]
-
-NUM_ELEMENTS = 119
-"""Atomic numbers 0 (a dummy) to 118."""
+__all__ = ["NUM_ELEMENTS", "Statistics", "StatisticsSums", "measure"]
 
 _BLOCK_SAMPLES, _BLOCK_ATOMS = 8192, 1 << 20
-_RANK_TOLERANCE = 1e-10
 
 
 @dataclass(frozen=True)
@@ -44,6 +38,10 @@ class Statistics:
         Of the energy per atom that is left after the reference energies, eV.
     forces_rms : float
         Root mean square of the force components, eV/Angstrom.
+    size_histogram : mapping of int to int
+        Number of samples by their number of atoms.
+    edges_per_atom : float
+        Mean number of neighbours that are stored with an atom; see `mean_neighbors` for any cutoff.
     """
 
     num_samples: int
@@ -53,6 +51,8 @@ class Statistics:
     energy_per_atom_mean: float
     energy_per_atom_std: float
     forces_rms: float
+    size_histogram: Mapping[int, int] = field(default_factory=lambda: MappingProxyType({}))
+    edges_per_atom: float = float("nan")
 
     def reference_energy_table(self, dtype: torch.dtype = torch.float64) -> torch.Tensor:
         """Reference energies [119] to be indexed by atomic numbers, eV; 0 for the unknown.
@@ -69,33 +69,17 @@ class Statistics:
         return table
 
 
-def _zeros(*shape: int) -> FloatArray:
-    return np.zeros(shape, dtype=np.float64)
-
-
 @dataclass
 class StatisticsSums:
-    """Sums, all float64 or int64, from which `Statistics` follow.
+    """Sums from which `Statistics` follow.
 
-    With a sample's composition ``a`` [119], atoms ``n`` and energy ``r`` that is left after
-    ``origin``, the weighted sums have 1 (total) and 1/n^2 (per atom) as weights.
+    Parameters
+    ----------
+    sums
+        Of one bucket.
     """
 
-    num_samples: int = 0
-    element_counts: Int64Array = field(
-        default_factory=lambda: np.zeros(NUM_ELEMENTS, dtype=np.int64)
-    )
-    num_energies: int = 0
-    origin: FloatArray = field(default_factory=lambda: _zeros(NUM_ELEMENTS))
-    # Of a a^T, r a and r^2, for totals [0] and per atom [1].
-    gram: FloatArray = field(default_factory=lambda: _zeros(2, NUM_ELEMENTS, NUM_ELEMENTS))
-    moment: FloatArray = field(default_factory=lambda: _zeros(2, NUM_ELEMENTS))
-    square: FloatArray = field(default_factory=lambda: _zeros(2))
-    # Of a/n and r/n.
-    fraction: FloatArray = field(default_factory=lambda: _zeros(NUM_ELEMENTS))
-    per_atom: float = 0.0
-    num_force_components: int = 0
-    force_square: float = 0.0
+    sums: LabelSums = field(default_factory=LabelSums)
 
     def add(self, batch: Batch) -> Self:
         """Count the samples of a batch and the labels that they have.
@@ -103,95 +87,88 @@ class StatisticsSums:
         Raises
         ------
         FieldError
-            If an atomic number is not 0 to 118, or a label that is present is not finite.
+            If an atomic number is not 0 to 118, or a label that is present is not finite; the sums
+            stay as they were.
         """
-        composition = _composition(batch)
-        self.num_samples += batch.num_graphs
-        self.element_counts += composition.sum(0).astype(np.int64)
-        if "energy" in batch:
-            self._add_energies(batch, composition)
-        if "forces" in batch:
-            self._add_forces(batch)
+        return self._add(batch, np.diff(batch.edge_ptr.numpy()))
+
+    def _add(self, batch: Batch, edges: Int64Array) -> Self:
+        added = self.sums.copy().add(_rows_of(batch, edges))
+        check_labels(added)
+        self.sums = added
         return self
-
-    def _add_energies(self, batch: Batch, composition: FloatArray) -> None:
-        has = batch.present("energy").numpy()
-        energy = batch["energy"].numpy().astype(np.float64).reshape(-1)[has]
-        composition, atoms = composition[has], batch.num_nodes_per_graph.numpy()[has]
-        if not len(energy):
-            return
-        _check_finite("energy", energy)
-        if self.num_energies == 0:
-            gram = composition.T @ composition
-            self.origin = _fit(gram, composition.T @ energy, self.origin)
-        rest = energy - composition @ self.origin
-        self.num_energies += len(energy)
-        # A block has few of the 119 elements.
-        here = np.flatnonzero(composition.any(0))
-        composition = composition[:, here]
-        for place, weight in enumerate((np.ones(len(energy)), 1.0 / atoms**2)):
-            weighted = composition * weight[:, None]
-            self.gram[place][np.ix_(here, here)] += weighted.T @ composition
-            self.moment[place][here] += weighted.T @ rest
-            self.square[place] += weight @ rest**2
-        self.fraction[here] += (composition / atoms[:, None]).sum(0)
-        self.per_atom += float((rest / atoms).sum())
-
-    def _add_forces(self, batch: Batch) -> None:
-        forces = batch["forces"].numpy()
-        has = batch.present("forces").numpy()
-        if not has.all():
-            forces = forces[np.repeat(has, batch.num_nodes_per_graph.numpy())]
-        _check_finite("forces", forces)
-        self.num_force_components += forces.size
-        self.force_square += float(np.square(forces, dtype=np.float64).sum())
 
     def merge(self, other: "StatisticsSums") -> Self:
         """Add the sums of other samples."""
-        if self.num_energies == 0:
-            self.origin = other.origin.copy()
-        shift = other.origin - self.origin
-        pull: FloatArray = other.gram @ shift
-        self.square += other.square + 2 * other.moment @ shift + pull @ shift
-        self.moment += other.moment + pull
-        self.gram += other.gram
-        self.per_atom += other.per_atom + float(other.fraction @ shift)
-        self.fraction += other.fraction
-        self.element_counts += other.element_counts
-        for name in ("num_samples", "num_energies", "num_force_components", "force_square"):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.sums.merge(other.sums)
         return self
 
     def statistics(self) -> Statistics:
         """What the sums say."""
-        present = np.flatnonzero(self.element_counts)
-        labelled = np.flatnonzero(self.gram[0].diagonal())
-        fitted = _fit(self.gram[0], self.moment[0], self.origin)
-        change = fitted - self.origin
-        mean = spread = float("nan")
-        if self.num_energies:
-            mean = (self.per_atom - float(self.fraction @ change)) / self.num_energies
-            pull = self.gram[1] @ change - 2 * self.moment[1]
-            left = float(self.square[1] + pull @ change)
-            spread = max(left / self.num_energies - mean**2, 0.0) ** 0.5
-        components = self.num_force_components
-        return Statistics(
-            num_samples=self.num_samples,
-            num_atoms=int(self.element_counts.sum()),
-            element_counts=_table(present, self.element_counts[present]),
-            reference_energies=_table(labelled, fitted[labelled]),
-            energy_per_atom_mean=mean,
-            energy_per_atom_std=spread,
-            forces_rms=(self.force_square / components) ** 0.5 if components else float("nan"),
+        return statistics_of(self.sums)
+
+
+def statistics_of(sums: LabelSums) -> Statistics:
+    """Statistics that follow from sums of one bucket.
+
+    Raises
+    ------
+    FieldError
+        If they count an atomic number that is not 0 to 118, or a label that is not finite.
+    """
+    check_labels(sums)
+    elements, counts = sums.elements, sums.counts[0].astype(np.int64)
+    fitted, atoms = sums.fitted_energies(), int(counts.sum())
+    labelled = sums.gram[0, 0, _diagonal(len(elements))] > 0
+    mean = spread = float("nan")
+    if energies := sums.total("energies"):
+        change = fitted - sums.origin
+        mean = (sums.total("per_atom") - float(sums.fraction[0] @ change)) / energies
+        spread = max(sums.left() / energies - mean**2, 0.0) ** 0.5
+    components, edges = sums.total("force_components"), sums.total("edges")
+    squares = sums.total("force_square")
+    return Statistics(
+        num_samples=int(sums.total("samples")),
+        num_atoms=atoms,
+        element_counts=_table(elements[counts > 0], counts[counts > 0]),
+        reference_energies=_table(elements[labelled], fitted[labelled]),
+        energy_per_atom_mean=mean,
+        energy_per_atom_std=spread,
+        forces_rms=(squares / components) ** 0.5 if components else float("nan"),
+        size_histogram=_table(sums.sizes, sums.size_counts),
+        edges_per_atom=edges / atoms if atoms else float("nan"),
+    )
+
+
+def check_labels(sums: LabelSums) -> None:
+    """Refuse sums of samples of which some cannot be summed.
+
+    Raises
+    ------
+    FieldError
+        If an atomic number is not 0 to 118, or a label that is present is not finite.
+    """
+    wrong = int(sums.total("without_element"))
+    if wrong:
+        raise FieldError(
+            f"field 'atomic_numbers' of {wrong} samples has numbers that are not 0 to "
+            f"{NUM_ELEMENTS - 1}: statistics by element need atomic numbers"
         )
+    for name, column in (("energy", "energies_not_finite"), ("forces", "forces_not_finite")):
+        bad = int(sums.total(column))
+        if bad:
+            raise FieldError(
+                f"field {name!r} has {bad} values that are NaN or infinite in samples that are "
+                "said to have it: leave the field out of what is not labelled"
+            )
 
 
 def measure(dataset: ZarrDataset) -> StatisticsSums:
     """Sums over all samples of a dataset, as stored, in blocks of bounded memory."""
     fields = [name for name in ("energy", "forces") if name in dataset.schema]
-    sums = StatisticsSums()
+    sums, edges = StatisticsSums(), dataset.num_edges
     for block in _blocks(dataset.num_atoms):
-        sums.add(dataset.gather(block, fields))
+        sums._add(dataset.gather(block, fields), edges[block])
     return sums
 
 
@@ -205,39 +182,33 @@ def _blocks(num_atoms: Int64Array) -> Iterator[Int64Array]:
         start = stop
 
 
-def _composition(batch: Batch) -> FloatArray:
-    """Number of atoms of each element in each system, [B, 119]."""
-    numbers = batch["atomic_numbers"].numpy()
-    if numbers.size and not 0 <= numbers.min() <= numbers.max() < NUM_ELEMENTS:
-        raise FieldError(
-            f"field 'atomic_numbers' goes from {numbers.min()} to {numbers.max()}, expected 0 to "
-            f"{NUM_ELEMENTS - 1}: statistics by element need atomic numbers"
-        )
-    cell = batch.batch_idx.numpy() * NUM_ELEMENTS + numbers
-    counts = np.bincount(cell, minlength=batch.num_graphs * NUM_ELEMENTS)
-    return counts.reshape(batch.num_graphs, NUM_ELEMENTS).astype(np.float64)
+def _rows_of(batch: Batch, edges: Int64Array) -> LabelRows:
+    """What is summed of a batch, in one bucket."""
+    energy, has_energy = _label(batch, "energy")
+    forces, has_forces = _label(batch, "forces")
+    return LabelRows(
+        batch["atomic_numbers"].numpy(),
+        batch.batch_ptr.numpy(),
+        np.zeros(batch.num_graphs, dtype=np.int64),
+        edges,
+        None if energy is None else energy.reshape(-1),
+        has_energy,
+        forces,
+        has_forces,
+    )
 
 
-def _fit(gram: FloatArray, moment: FloatArray, origin: FloatArray) -> FloatArray:
-    """Least-squares solution of smallest norm, where `moment` is of what `origin` leaves over."""
-    here = np.flatnonzero(gram.diagonal())
-    solution = np.zeros_like(origin)
-    if not len(here):
-        return solution
-    scale, axes = np.linalg.eigh(gram[np.ix_(here, here)])
-    seen = scale > scale[-1] * _RANK_TOLERANCE
-    axes = axes[:, seen]
-    solution[here] = axes @ (axes.T @ origin[here] + (axes.T @ moment[here]) / scale[seen])
-    return solution
+def _label(batch: Batch, name: str) -> tuple[AnyArray | None, AnyArray | None]:
+    if name not in batch:
+        return None, None
+    return batch[name].numpy(), batch.present(name).numpy()
 
 
-def _check_finite(name: str, values: npt.NDArray[np.floating]) -> None:
-    bad = values.size - int(np.isfinite(values).sum())
-    if bad:
-        raise FieldError(
-            f"field {name!r} has {bad} values that are NaN or infinite in samples that are said "
-            "to have it: leave the field out of what is not labelled"
-        )
+def _diagonal(size: int) -> Int64Array:
+    """Where the diagonal stands in an upper triangle."""
+    rows = np.arange(size)
+    places: Int64Array = rows * size - rows * (rows - 1) // 2
+    return places
 
 
 def _table(keys: Int64Array, values: npt.NDArray[Any]) -> Mapping[int, Any]:

@@ -129,7 +129,7 @@ def test_labels_that_are_not_finite_and_numbers_that_are_no_elements_are_refused
     wrong[1].forces[0, 0] = float("nan")
     with pytest.raises(FieldError, match="'forces' has 1 values that are NaN or infinite"):
         StatisticsSums().add(Batch.from_data_list(wrong))
-    with pytest.raises(FieldError, match="goes from 1 to 119"):
+    with pytest.raises(FieldError, match="of 1 samples has numbers that are not 0 to 118"):
         StatisticsSums().add(Batch.from_data_list([AtomicData([[0.0] * 3] * 2, [1, 119])]))
 
 

@@ -42,6 +42,19 @@ def _mix(words: UInt64Array, scratch: UInt64Array) -> None:
     np.bitwise_xor(words, scratch, words)
 
 
+def unit_places(keys: UInt64Array, salt: int = 0) -> npt.NDArray[np.float64]:
+    """Place [N] of each key between 0 and 1, evenly spread; a split cuts these by its shares.
+
+    Examples
+    --------
+    >>> unit_places(np.arange(3, dtype=np.uint64)).round(3).tolist()
+    [0.282, 0.617, 0.242]
+    """
+    salted = mix(np.array([salt], dtype=np.int64).view(np.uint64) + _GOLDEN)
+    scrambled = mix(np.asarray(keys, dtype=np.uint64) ^ salted) >> np.uint64(11)
+    return scrambled * np.float64(2.0**-53)
+
+
 def structure_ids(
     positions: AnyArray,
     atomic_numbers: AnyArray,

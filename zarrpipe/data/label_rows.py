@@ -1,0 +1,116 @@
+"""What is summed of samples: their compositions and labels, each sample in a bucket."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from zarrpipe.data.csr import AnyArray, Int64Array, pointers, segment_rows
+from zarrpipe.data.ids import UInt64Array, unit_places
+
+NUM_ELEMENTS = 119
+"""Atomic numbers 0 (a dummy) to 118."""
+
+BUCKETS = 100
+"""Buckets of the hash of ids, so that every share of a split in whole per cents is some of them."""
+
+
+def buckets_of(ids: UInt64Array) -> Int64Array:
+    """Bucket [N] of each id, in the order in which a split by id gives sides."""
+    return (unit_places(ids) * BUCKETS).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Contents:
+    """Which elements samples have, one entry for each element of a sample, by sample.
+
+    Parameters
+    ----------
+    samples : array [M] int64
+        Sample of each entry, ascending.
+    places : array [M] int64
+        Number of its element, ascending in a sample; in `pairs`, of a pair of them.
+    atoms : array [M]
+        Atoms of the element; in `pairs`, the product of two.
+    """
+
+    samples: Int64Array
+    places: Int64Array
+    atoms: npt.NDArray[np.float64]
+
+    def of(self, has: npt.NDArray[np.bool_]) -> "Contents":
+        """Entries of the samples for which a mask [N] is True."""
+        here = has[self.samples]
+        return Contents(self.samples[here], self.places[here], self.atoms[here])
+
+    def pairs(self, size: int) -> "Contents":
+        """Pairs of the elements of a sample, each with itself too.
+
+        Their places are those in the upper triangle of a matrix [size, size].
+        """
+        parts, apart = [], 0
+        while True:
+            first, second = slice(len(self.samples) - apart), slice(apart, None)
+            here = self.samples[first] == self.samples[second]
+            if not here.any():
+                break
+            rows, columns = self.places[first][here], self.places[second][here]
+            places = rows * size - rows * (rows - 1) // 2 + columns - rows
+            product = self.atoms[first][here] * self.atoms[second][here]
+            parts.append((self.samples[first][here], places, product))
+            apart += 1
+        return Contents(*(np.concatenate(values) for values in zip(*parts, strict=True)))
+
+
+@dataclass(frozen=True)
+class LabelRows:
+    """What is summed of N samples with V atoms.
+
+    Parameters
+    ----------
+    numbers : array [V]
+        Atomic numbers.
+    ptr : array [N+1] int64
+        Pointers to the atoms of each sample.
+    buckets : array [N] int64
+        Bucket of each sample.
+    edges : array [N] int64
+        Number of stored edges.
+    energy : array [N], optional
+        Total energies, eV.
+    has_energy, has_forces : array [N] bool, optional
+        Which samples have the label; all by default.
+    forces : array [V, 3], optional
+        eV/Angstrom.
+    """
+
+    numbers: AnyArray
+    ptr: Int64Array
+    buckets: Int64Array
+    edges: Int64Array
+    energy: AnyArray | None = None
+    has_energy: AnyArray | None = None
+    forces: AnyArray | None = None
+    has_forces: AnyArray | None = None
+
+    def __len__(self) -> int:
+        return len(self.ptr) - 1
+
+    def take(self, chosen: Int64Array) -> "LabelRows":
+        """The samples at some places."""
+        ptr = pointers(np.diff(self.ptr)[chosen])
+        atoms = segment_rows(self.ptr[chosen], ptr)
+        return LabelRows(
+            self.numbers[atoms],
+            ptr,
+            self.buckets[chosen],
+            self.edges[chosen],
+            _taken(self.energy, chosen),
+            _taken(self.has_energy, chosen),
+            _taken(self.forces, atoms),
+            _taken(self.has_forces, chosen),
+        )
+
+
+def _taken(values: AnyArray | None, places: Int64Array) -> AnyArray | None:
+    return None if values is None else values[places]

@@ -1,0 +1,313 @@
+"""Sums over labelled samples, kept apart by bucket, that can be extended, merged and taken back.
+
+Energies are summed as what is left after a first guess of the reference energies, since total
+energies are thousands of times larger than what differs between samples.
+"""
+
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Self
+
+import numpy as np
+
+from zarrpipe.data.csr import AnyArray, Int64Array
+from zarrpipe.data.label_rows import NUM_ELEMENTS, Contents, LabelRows
+from zarrpipe.data.triangles import FloatArray, fit, packed, tallied, unpacked
+
+COLUMNS = (
+    *("samples", "edges", "without_element", "energies", "energies_not_finite"),
+    *("square", "square_per_atom", "per_atom"),
+    *("force_components", "forces_not_finite", "force_square"),
+)
+_AT = {name: place for place, name in enumerate(COLUMNS)}
+_SQUARES = [_AT[name] for name in ("square", "square_per_atom", "force_square")]
+
+_MOST_LOST, _ROUNDING = 1e-7, 1e-9
+_SIZE_BITS = 40
+
+
+def _zeros(*shape: int) -> FloatArray:
+    return np.zeros(shape, dtype=np.float64)
+
+
+@dataclass
+class LabelSums:
+    """Sums of the samples of each of B buckets, over E elements.
+
+    With a sample's composition ``a`` [E], atoms ``n`` and energy ``r`` that is left after
+    ``origin``, weighted sums have 1 [0] and 1/n^2 [1] as weights. Labels that are not finite, and
+    samples with numbers that are no elements, are counted and in no other sum.
+
+    Parameters
+    ----------
+    table : array [B, K]
+        Sums by the names in `COLUMNS`: of samples, edges, r^2, r/n and squared force components.
+    elements : array [E] int64
+        Atomic numbers, ascending.
+    origin : array [E]
+        First guess of the reference energies, the same for all buckets, eV.
+    counts, fraction : array [B, E]
+        Of a over all samples, and of a/n over those with an energy.
+    moment : array [B, 2, E]
+        Of r a.
+    gram : array [B, 2, E (E + 1) / 2]
+        Upper triangle of a a^T.
+    sizes, size_counts : array [S] int64
+        ``bucket * 2^40 + atoms``, ascending, and how many samples there are of it.
+    fitted : int
+        Number of energies when `origin` was last fitted.
+    """
+
+    table: FloatArray = field(default_factory=lambda: _zeros(1, len(COLUMNS)))
+    elements: Int64Array = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    origin: FloatArray = field(default_factory=lambda: _zeros(0))
+    counts: FloatArray = field(default_factory=lambda: _zeros(1, 0))
+    fraction: FloatArray = field(default_factory=lambda: _zeros(1, 0))
+    moment: FloatArray = field(default_factory=lambda: _zeros(1, 2, 0))
+    gram: FloatArray = field(default_factory=lambda: _zeros(1, 2, 0))
+    sizes: Int64Array = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    size_counts: Int64Array = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    fitted: int = 0
+
+    @classmethod
+    def empty(cls, buckets: int) -> Self:
+        """Sums of no samples."""
+        return cls(
+            table=_zeros(buckets, len(COLUMNS)),
+            counts=_zeros(buckets, 0),
+            fraction=_zeros(buckets, 0),
+            moment=_zeros(buckets, 2, 0),
+            gram=_zeros(buckets, 2, 0),
+        )
+
+    def copy(self) -> "LabelSums":
+        """Sums that change apart from these."""
+        return replace(self, **{name: getattr(self, name).copy() for name in _ARRAYS})
+
+    def total(self, name: str) -> float:
+        """Sum over all buckets of a column."""
+        return float(self.table[:, _AT[name]].sum())
+
+    @property
+    def finite(self) -> bool:
+        """Whether no sum has overflown."""
+        return all(bool(np.isfinite(getattr(self, name)).all()) for name in _ARRAYS)
+
+    def of_buckets(self, first: int, stop: int) -> "LabelSums":
+        """Sums over a range of buckets, as one bucket."""
+        chosen = slice(first, stop)
+        summed = {name: getattr(self, name)[chosen].sum(0)[None] for name in _BY_BUCKET}
+        bucket, size = self.sizes >> _SIZE_BITS, self.sizes & ((1 << _SIZE_BITS) - 1)
+        here = (bucket >= first) & (bucket < stop)
+        sizes, counts = tallied(size[here], self.size_counts[here])
+        return replace(self, **summed, sizes=sizes, size_counts=counts)
+
+    def add(self, rows: LabelRows, sign: int = 1) -> Self:
+        """Add samples, or take them back with -1; these must have been added before."""
+        with np.errstate(over="ignore", invalid="ignore"):  # such sums are not kept
+            self._add(rows, sign)
+        return self
+
+    def _add(self, rows: LabelRows, sign: int) -> None:
+        self._sum("samples", rows.buckets, None, sign)
+        numbers = rows.numbers
+        if numbers.size and not 0 <= numbers.min() <= numbers.max() < NUM_ELEMENTS:
+            wrong = np.logical_or.reduceat((numbers < 0) | (numbers >= NUM_ELEMENTS), rows.ptr[:-1])
+            self._sum("without_element", rows.buckets[wrong], None, sign)
+            rows = rows.take(np.flatnonzero(~wrong))
+        if not len(rows):
+            return
+        self._sum("edges", rows.buckets, rows.edges, sign)
+        sizes = (rows.buckets << _SIZE_BITS) + np.diff(rows.ptr)
+        self.sizes, self.size_counts = tallied(
+            np.concatenate([self.sizes, sizes]),
+            np.concatenate([self.size_counts, np.full(len(rows), sign)]),
+        )
+        contents = self._contents(rows)
+        self._spread(self.counts, rows.buckets, contents, contents.atoms, sign)
+        if rows.energy is not None:
+            self._add_energies(rows, rows.energy.astype(np.float64), contents, sign)
+        if rows.forces is not None:
+            self._add_forces(rows, rows.forces, sign)
+
+    def _sum(self, name: str, buckets: Int64Array, values: AnyArray | None, sign: int) -> None:
+        found = np.bincount(buckets, values, minlength=len(self.table))
+        self.table[:, _AT[name]] += sign * found
+
+    def _spread(
+        self,
+        target: FloatArray,
+        buckets: Int64Array,
+        contents: Contents,
+        values: FloatArray,
+        sign: int,
+    ) -> None:
+        """Add a value for each element of a sample to a target [B, E]."""
+        cell = buckets[contents.samples] * len(self.elements) + contents.places
+        target += sign * np.bincount(cell, values, target.size).reshape(target.shape)
+
+    def _contents(self, rows: LabelRows) -> Contents:
+        """Atoms of each element that a sample has."""
+        found = np.flatnonzero(np.bincount(rows.numbers, minlength=NUM_ELEMENTS))
+        self._admit(found)
+        local = np.zeros(NUM_ELEMENTS, dtype=np.int64)
+        local[found] = np.arange(len(found))
+        cell = np.repeat(np.arange(len(rows)) * len(found), np.diff(rows.ptr))
+        cell += local[rows.numbers]
+        counts = np.bincount(cell, minlength=len(rows) * len(found))
+        samples, which = divmod(cells := np.flatnonzero(counts), len(found))
+        places = np.searchsorted(self.elements, found)[which]
+        return Contents(samples, places, counts[cells].astype(np.float64))
+
+    def _admit(self, elements: Int64Array) -> None:
+        """Make room for elements."""
+        known = np.union1d(self.elements, elements)
+        if len(known) == len(self.elements):
+            return
+        at, size = np.searchsorted(known, self.elements), len(known)
+        for name in ("origin", "counts", "fraction", "moment"):
+            values = getattr(self, name)
+            grown = _zeros(*values.shape[:-1], size)
+            grown[..., at] = values
+            setattr(self, name, grown)
+        square = _zeros(*self.gram.shape[:-1], size, size)
+        square[..., at[:, None], at] = unpacked(self.gram, len(at))
+        self.elements, self.gram = known, packed(square)
+
+    def _add_energies(
+        self, rows: LabelRows, energy: FloatArray, contents: Contents, sign: int
+    ) -> None:
+        finite = np.isfinite(energy)
+        has = np.ones(len(rows), bool) if rows.has_energy is None else rows.has_energy
+        self._sum("energies_not_finite", rows.buckets[has & ~finite], None, sign)
+        has = has & finite
+        if not has.any():
+            return
+        if not has.all():
+            contents = contents.of(has)
+        rest_of = partial(_rest, np.where(has, energy, 0.0), contents)
+        pairs = contents.pairs(len(self.elements))
+        if sign > 0:
+            self._fit_origin(contents, pairs, rest_of(self.origin), int(np.count_nonzero(has)))
+        buckets, rest = rows.buckets, rest_of(self.origin)
+        per_atom = 1.0 / np.diff(rows.ptr)
+        self._sum("energies", buckets[has], None, sign)
+        self._sum("per_atom", buckets, rest * per_atom, sign)
+        shares = contents.atoms * per_atom[contents.samples]
+        self._spread(self.fraction, buckets, contents, shares, sign)
+        size = self.gram.shape[-1]
+        cell = buckets[pairs.samples] * size + pairs.places
+        for place, (name, scale) in enumerate(
+            (("square", np.ones(len(rest))), ("square_per_atom", per_atom**2))
+        ):
+            self._sum(name, buckets, rest**2 * scale, sign)
+            values = contents.atoms * (rest * scale)[contents.samples]
+            self._spread(self.moment[:, place], buckets, contents, values, sign)
+            values = pairs.atoms * scale[pairs.samples]
+            found = np.bincount(cell, values, len(self.table) * size)
+            self.gram[:, place] += sign * found.reshape(-1, size)
+
+    def _fit_origin(
+        self, contents: Contents, pairs: Contents, rest: FloatArray, number: int
+    ) -> None:
+        """Fit the origin where there is a new element, or twice as many energies as for the last.
+
+        A poor guess would leave large energies, of whose squares little is left in the end.
+        """
+        size, upper = len(self.elements), self.gram[:, 0].sum(0)
+        number += int(self.total("energies"))
+        known = unpacked(upper, size).diagonal() > 0
+        if number < 2 * self.fitted and known[contents.places].all():
+            return
+        upper += np.bincount(pairs.places, pairs.atoms, len(upper))
+        left = contents.atoms * rest[contents.samples]
+        moment = self.moment[:, 0].sum(0) + np.bincount(contents.places, left, size)
+        self.move_origin(fit(unpacked(upper, size), moment, self.origin))
+        self.fitted = number
+
+    def move_origin(self, origin: FloatArray) -> None:
+        """Count energies from another origin [E]."""
+        shift = self.origin - origin
+        if not shift.any():
+            return
+        pull = unpacked(self.gram, len(shift)) @ shift
+        squares = slice(_AT["square"], _AT["square_per_atom"] + 1)
+        self.table[:, squares] += 2 * self.moment @ shift + pull @ shift
+        self.table[:, _AT["per_atom"]] += self.fraction @ shift
+        self.moment += pull
+        self.origin = origin
+
+    def _add_forces(self, rows: LabelRows, forces: AnyArray, sign: int) -> None:
+        ptr, components = rows.ptr[:-1] * forces.shape[1], np.diff(rows.ptr) * forces.shape[1]
+        values = forces.reshape(-1)
+        square = np.add.reduceat(np.square(values, dtype=np.float64), ptr)
+        has = np.ones(len(rows), bool) if rows.has_forces is None else rows.has_forces
+        bad = np.zeros(len(rows), dtype=np.int64)
+        if not np.isfinite(square[has]).all():
+            bad = np.add.reduceat(~np.isfinite(values), ptr, dtype=np.int64)
+            self._sum("forces_not_finite", rows.buckets[has], bad[has], sign)
+        has = has & (bad == 0)
+        self._sum("force_components", rows.buckets[has], components[has], sign)
+        self._sum("force_square", rows.buckets[has], square[has], sign)
+
+    def take_back(self, rows: LabelRows) -> bool:
+        """Take samples back; whether what is left is as exact as if they had never been added."""
+        before = self.table[:, _SQUARES].copy()
+        self.add(rows, -1)
+        for name, column in (("energies", slice(0, 2)), ("force_components", slice(2, 3))):
+            gone = self.table[:, _AT[name]] == 0
+            self.table[np.ix_(gone, _SQUARES[column])] = 0
+            before[gone, column] = 0
+            if name == "energies":
+                self.table[gone, _AT["per_atom"]] = 0
+                self.fraction[gone] = self.moment[gone] = self.gram[gone] = 0
+        return bool((self.table[:, _SQUARES] >= 1e-6 * before).all())
+
+    def merge(self, other: "LabelSums") -> Self:
+        """Add the sums of other samples, bucket by bucket."""
+        other = other.copy()
+        self._admit(other.elements)
+        other._admit(self.elements)
+        first, second = (int(sums.total("energies")) for sums in (self, other))
+        if second > first:
+            self.move_origin(other.origin)
+        else:
+            other.move_origin(self.origin)
+        for name in _BY_BUCKET:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.sizes, self.size_counts = tallied(
+            np.concatenate([self.sizes, other.sizes]),
+            np.concatenate([self.size_counts, other.size_counts]),
+        )
+        self.fitted = first + second
+        return self
+
+    @property
+    def exact(self) -> bool:
+        """Whether the spread of energies is not lost beside what the origin leaves of them."""
+        number = self.total("energies")
+        left, square = self.left(), self.total("square_per_atom")
+        noise = _ROUNDING * float(np.abs(self.origin).max(initial=0.0))
+        return self.finite and (left >= _MOST_LOST * square or square <= number * noise**2)
+
+    def fitted_energies(self) -> FloatArray:
+        """Reference energies [E] that fit best, eV."""
+        gram = unpacked(self.gram[:, 0].sum(0), len(self.elements))
+        return fit(gram, self.moment[:, 0].sum(0), self.origin)
+
+    def left(self) -> float:
+        """Sum of the squared energies per atom that are left after the reference energies."""
+        change = self.fitted_energies() - self.origin
+        pull = unpacked(self.gram[:, 1].sum(0), len(change)) @ change
+        pull -= 2 * self.moment[:, 1].sum(0)
+        return self.total("square_per_atom") + float(pull @ change)
+
+
+_BY_BUCKET = ("table", "counts", "fraction", "moment", "gram")
+_ARRAYS = (*_BY_BUCKET, "elements", "origin", "sizes", "size_counts")
+
+
+def _rest(energy: FloatArray, contents: Contents, origin: FloatArray) -> FloatArray:
+    """Energies [N] that reference energies leave, 0 of samples without contents."""
+    explained = np.bincount(contents.samples, contents.atoms * origin[contents.places], len(energy))
+    return energy - explained
