@@ -20,6 +20,8 @@ class Arrivals:
     >>> arrivals = Arrivals([(0, 2), (1, 1), (0, 3)])
     >>> [part.tolist() for part in arrivals.locate(np.array([0, 2, 4]))]
     [[0, 1, 0], [0, 0, 3]]
+    >>> arrivals.until(4).runs
+    ((0, 2), (1, 1), (0, 1))
     """
 
     def __init__(self, runs: Iterable[tuple[int, int]]) -> None:
@@ -52,6 +54,14 @@ class Arrivals:
             self.runs[: len(before)] == before
             and bool(here)
             and (here[0][0] == store and here[0][1] >= count)
+        )
+
+    def until(self, count: int) -> "Arrivals":
+        """Those of the first `count` samples."""
+        left = np.clip(count - self._ptr[:-1], 0, None).tolist()
+        return Arrivals(
+            (store, min(length, most))
+            for (store, length), most in zip(self.runs, left, strict=True)
         )
 
     def placed(self) -> Iterator[tuple[int, int, int]]:

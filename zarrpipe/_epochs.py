@@ -1,5 +1,6 @@
 """The samples of one epoch: which they are, how often they come, in which order and batches."""
 
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -75,6 +76,11 @@ class Epoch:
     def group(self) -> int:
         """Blocks that are shuffled together; 0 where samples are not shuffled in blocks."""
         return 0 if self._data_blocks is None else self._data_blocks.group
+
+    @property
+    def blocks_checksum(self) -> int:
+        """Number that other blocks hardly share; 0 where there are none."""
+        return 0 if self._data_blocks is None else zlib.crc32(self._data_blocks.bounds.tobytes())
 
     def check(self) -> None:
         """Look whether it can be drawn and packed.

@@ -43,6 +43,9 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
         Most atoms and edges of a batch, which training batches fill; see `GraphBatchSampler`.
     balance : bool
         Whether training batches of `batch_size` have nearly the same number of atoms.
+    weights, samples_per_epoch : optional
+        What training epochs are drawn by, and their number of samples, over all devices; see
+        `GraphBatchSampler`. The weights are those of the samples that an epoch begins with.
     split : sequence of float
         Shares of training, validation and test. Those of validation and test go to training
         where `val_store` or `test_store` is given.
@@ -87,6 +90,8 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
         max_atoms: int | None = None,
         max_edges: int | None = None,
         balance: bool = False,
+        weights: Sequence[float] | Mapping[str, Mapping[Any, float]] | str | None = None,
+        samples_per_epoch: int | None = None,
         split: Sequence[float] = (0.9, 0.05, 0.05),
         split_by: str = "id",
         val_store: StoreLike | Sequence[StoreLike] | None = None,
@@ -113,7 +118,9 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
             "max_edges": max_edges,
             "seed": seed,
         }
-        self._loader_of(None, GraphBatchSampler((), **self._batching))  # type: ignore[arg-type]
+        self._mixing: dict[str, Any] = {"weights": weights, "samples_per_epoch": samples_per_epoch}
+        checked = GraphBatchSampler((), **self._batching, **self._mixing)
+        self._loader_of(None, checked)  # type: ignore[arg-type]
         Caching.of(cache_dir, cache_bytes)
         if shuffle not in ("samples", "blocks", None):
             raise ArgumentError(f"shuffle is {shuffle!r}, expected 'samples', 'blocks' or None")
@@ -303,6 +310,7 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
             sampler = GraphBatchSampler(
                 dataset,
                 **self._batching,
+                **(self._mixing if shuffle else {}),
                 balance=self.balance and shuffle,
                 shuffle=shuffle,
                 index=rows,

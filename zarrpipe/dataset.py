@@ -29,9 +29,17 @@ from zarrpipe.store.gather import Gathers, Part
 from zarrpipe.store.root import StoreLike
 from zarrpipe.store.staging.caching import Caching
 from zarrpipe.store.view import StoreView
+from zarrpipe.transforms._compose import (
+    Transform,
+    apply,
+    as_transform,
+    fields_read,
+    is_random,
+    joined,
+)
+from zarrpipe.transforms._numbers import sample_keys
 
 Index = npt.ArrayLike | torch.Tensor | slice
-Transform = Callable[[Batch], Batch]
 Scalar = TypeVar("Scalar", bound=np.generic)
 
 _BLOCK = 1 << 18
@@ -51,9 +59,11 @@ class ZarrDataset(Dataset[AtomicData]):
     fields : sequence of str, optional
         The fields to read; by default all. Positions and atomic numbers always come. A sample
         whose store lacks a field has it filled and marked as absent.
-    transform : callable, optional
+    transform : callable or sequence of callable, optional
         Called with each `Batch` that is read (with a batch of one for ``dataset[i]``) and gives
-        the `Batch` to use. It has to be picklable where worker processes are used.
+        the `Batch` to use; several are called one after the other. It has to be picklable where
+        worker processes are used. What a random one of `zarrpipe.transforms` draws belongs to the
+        sample and to the epoch that `set_epoch` says.
     cache_dir : str or Path, optional
         Directory on a local disk for the rows of stores that are compressed or not local. Each is
         fetched and decoded once, and found again by other processes and later runs. By default
@@ -79,14 +89,13 @@ class ZarrDataset(Dataset[AtomicData]):
         self,
         store_or_stores: StoreLike | Sequence[StoreLike],
         fields: Sequence[str] | None = None,
-        transform: Transform | None = None,
+        transform: Transform | Sequence[Transform] | None = None,
         *,
         cache_dir: str | Path | None = None,
         cache_bytes: int | None = None,
         resident: str | torch.device | None = None,
     ) -> None:
-        if transform is not None and not callable(transform):
-            raise ArgumentTypeError(f"transform is {transform!r}, expected a function of a Batch")
+        self._transform, self._draw = as_transform(transform), (0, 0)
         stores = _listed(store_or_stores)
         caching = Caching.of(cache_dir, cache_bytes)
         self._views = [StoreView(store, caching) for store in stores]
@@ -94,10 +103,10 @@ class ZarrDataset(Dataset[AtomicData]):
         self._arrivals = Arrivals((i, view.num_samples) for i, view in enumerate(self._views))
         self._chosen: Int64Array | None = None
         self._fields = _names(fields)
-        self._transform = transform
         self._resident = None if resident is None else Resident(_device(resident))
         self.schema: Mapping[str, Field] = _common_schema([view.schema for view in self._views])
         _check_fields(self._fields, self.schema)
+        _check_reads(self._transform, self._fields, self.schema)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_gathers"}
@@ -124,11 +133,38 @@ class ZarrDataset(Dataset[AtomicData]):
         SampleIndexError
             If an index is outside of the dataset, or is none.
         """
+        return self.read(index)
+
+    def read(self, index: Index, copies: Int64Array | None = None) -> Batch:
+        """As ``__getitems__``; `copies` [K] tell the random numbers of equal samples apart."""
         if self._resident is None:
             batch = self.gather(index, self._fields)
         else:
             batch = self._followed(self._resident).gather(self._rows(index))
-        return batch if self._transform is None else self._transform(batch)
+        if self._transform is None:
+            return batch
+        if not self.random:
+            return apply(self._transform, batch)
+        return apply(self._transform, batch, sample_keys(*self._draw, self.ids_of(index), copies))
+
+    @property
+    def random(self) -> bool:
+        """Whether its transform, or one of them, draws for each sample."""
+        return is_random(self._transform)
+
+    def set_epoch(self, epoch: int, seed: int = 0) -> None:
+        """Let a random transform draw what belongs to an epoch and a seed, 0 and 0 at first.
+
+        Only a loop of one's own has to say it: loaders of a `ZarrDataModule` do.
+        """
+        self._draw = (int(seed), int(epoch))
+
+    def preceded_by(self, transform: Transform | None) -> Self:
+        """Dataset of the samples that are known now, with a transform before its own."""
+        _check_reads(transform, self._fields, self.schema)
+        other = copy.copy(self)
+        other._transform = joined(transform, self._transform)
+        return other
 
     @property
     def resident(self) -> torch.device | None:
@@ -157,23 +193,29 @@ class ZarrDataset(Dataset[AtomicData]):
         """How the first `count` samples, by default all, are shuffled near each other.
 
         Groups of them fit the caches of their stores, so that each chunk is fetched once an epoch.
+        What came after these samples changes nothing.
         """
         count = len(self._arrivals) if count is None else count
-        chosen = [self._blocks_of(view) for view in self._views]
+        arrivals = self._arrivals.until(count)
+        chosen = {
+            store: self._blocks_of(view, arrivals.held(store))
+            for store, view in enumerate(self._views)
+            if arrivals.held(store)
+        }
         bounds, end = [np.zeros(1, dtype=np.int64)], 0
-        for store, length, first in self._arrivals.placed():
+        for store, length, first in arrivals.placed():
             here = np.clip(chosen[store].bounds, first, first + length) - first + end
             bounds.append(here)
             end += length
-        cut = np.unique(np.minimum(np.concatenate(bounds), count))
-        return Blocks(cut, min(blocks.group for blocks in chosen))
+        groups = [blocks.group for blocks in chosen.values()]
+        return Blocks(np.unique(np.concatenate(bounds)), min(groups, default=1))
 
-    def _blocks_of(self, view: StoreView) -> Blocks:
+    def _blocks_of(self, view: StoreView, count: int) -> Blocks:
         layouts = [
             UnitLayout(unit.rows, unit.row_bytes, view.row_starts(unit.level))
             for unit in view.units(self._fields)
         ]
-        return Blocks(*choose_blocks(view.num_samples, layouts, view.snapshot.limit))
+        return Blocks(*choose_blocks(count, layouts, view.snapshot.limit))
 
     @property
     def exceeds_cache(self) -> bool:
@@ -488,6 +530,17 @@ def _check_fields(fields: Sequence[str] | None, schema: Mapping[str, Field]) -> 
     for name in fields or ():
         if name not in schema:
             raise SchemaError(f"no store has a field {name!r}, they have {sorted(schema)}")
+
+
+def _check_reads(
+    transform: Transform | None, fields: Sequence[str] | None, schema: Mapping[str, Field]
+) -> None:
+    """Refuse to leave out a field without which a transform would do another thing."""
+    for name in fields_read(transform):
+        if name in schema and fields is not None and name not in fields:
+            raise ArgumentError(
+                f"fields leaves out {name!r}, which {transform!r} has to see: add it to fields"
+            )
 
 
 def _common_schema(schemas: Sequence[Mapping[str, Field]]) -> Mapping[str, Field]:

@@ -211,6 +211,7 @@ class GraphBatchSampler:
             "position": self._position,
             "num_samples": self._now.count,
             "group": self._now.group,
+            "blocks": self._now.blocks_checksum,
             **self._settings(),
         }
 
@@ -237,6 +238,25 @@ class GraphBatchSampler:
                 f"the state is of an epoch of {count} samples, here are {available}: give the "
                 "data and the split that it was saved with"
             )
+        self._check_settings(state)
+        epoch = self._epoch_of(count, int(state["seed"]), int(state["epoch"]))
+        if epoch.group != state.get("group", 0):
+            raise ArgumentError(
+                f"the state is of an order shuffled in groups of {state.get('group', 0)} blocks, "
+                f"here they have {epoch.group} (0 is none): give the cache_bytes, the fields and "
+                "the stores that it was saved with"
+            )
+        if epoch.blocks_checksum != state.get("blocks", epoch.blocks_checksum):
+            raise ArgumentError(
+                "the state is of an order shuffled in other blocks than there are here: give the "
+                "fields and the stores that it was saved with"
+            )
+        self.seed, self._now = epoch.seed, epoch
+        self._step, self._position = int(state["step"]), int(state["position"])
+        self._resuming, self._plan = True, None
+
+    def _check_settings(self, state: Mapping[str, Any]) -> None:
+        """Refuse the state of a sampler that draws, orders or puts together otherwise."""
         if bool(state["shuffle"]) is not self.shuffle:
             raise ArgumentError(
                 f"the state has shuffle={bool(state['shuffle'])}, the sampler {self.shuffle}: "
@@ -249,16 +269,6 @@ class GraphBatchSampler:
                     f"the state is of batches with {name}={state.get(name, 0)} and here it is "
                     f"{here} (0 is none): the position in one order says nothing about another"
                 )
-        epoch = self._epoch_of(count, int(state["seed"]), int(state["epoch"]))
-        if epoch.group != state.get("group", 0):
-            raise ArgumentError(
-                f"the state is of an order shuffled in groups of {state.get('group', 0)} blocks, "
-                f"here they have {epoch.group} (0 is none): give the cache_bytes, the fields and "
-                "the stores that it was saved with"
-            )
-        self.seed, self._now = epoch.seed, epoch
-        self._step, self._position = int(state["step"]), int(state["position"])
-        self._resuming, self._plan = True, None
 
     def _begin(self, number: int) -> None:
         """Stand at the start of an epoch, with the samples that there are now."""
