@@ -24,7 +24,7 @@ def learning_curve(rows: Sequence[Row], path: Path) -> None:
     Where an arm has several rows for a round (several seeds), the line is their mean and the shade
     reaches from the smallest to the largest.
     """
-    figure, axes = _figure(1, 2, (9.0, 3.8))
+    figure, axes = panels(1, 2, (9.0, 3.8))
     for axis, (quantity, title, logarithmic) in zip(axes, QUANTITIES, strict=True):
         for kelvin, style in zip(TEST_TEMPERATURES, ("-", "--"), strict=True):
             for arm in sorted({row.arm for row in rows}):
@@ -58,7 +58,7 @@ def _draw_arm(axis: Any, rows: Sequence[Row], column: str, style: str) -> None:
 
 def parity(arms: Mapping[str, Path], path: Path) -> None:
     """Force components of the committee against those of xTB, a panel for each arm."""
-    figure, axes = _figure(1, len(arms), (4.2 * len(arms), 4.0))
+    figure, axes = panels(1, len(arms), (4.2 * len(arms), 4.0))
     for axis, (name, directory) in zip(np.atleast_1d(axes), arms.items(), strict=True):
         with np.load(directory / "test_forces.npz") as forces:
             for kelvin in reversed(TEST_TEMPERATURES):
@@ -75,7 +75,7 @@ def parity(arms: Mapping[str, Path], path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
+def panels(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
     """Figure and axes that need no display and leave no global state."""
     figure = Figure(size, layout="constrained")
     FigureCanvasAgg(figure)

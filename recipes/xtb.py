@@ -6,6 +6,8 @@ Lightning, so that a worker process starts in a fraction of a second.
 
 import os
 import threading
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from multiprocessing import connection, parent_process
 from typing import NamedTuple
 
@@ -74,7 +76,7 @@ def label(numbers: NDArray[np.int64], positions: Array) -> tuple[float, Array] |
 def trajectory(
     temperature: float, frames: int, seed: int, stride: int = 20, burn_in: int = 400
 ) -> Frames:
-    """Frames of Langevin dynamics of ethanol on xTB's own forces.
+    """First frames of a `walk`.
 
     Parameters
     ----------
@@ -86,6 +88,19 @@ def trajectory(
         Seed of the velocities and of the thermostat.
     stride, burn_in
         Steps of 0.5 fs between frames and before the first.
+    """
+    return gather(islice(walk(temperature, seed, stride, burn_in), frames))
+
+
+def walk(
+    temperature: float, seed: int, stride: int = 20, burn_in: int = 400
+) -> Iterator[tuple[Array, float, Array]]:
+    """Langevin dynamics of ethanol on xTB's own forces, without end; see `trajectory`.
+
+    Yields
+    ------
+    tuple
+        Positions [n, 3] in Angstrom, energy in eV, and forces [n, 3] in eV/Angstrom.
     """
     from tblite.ase import TBLite
 
@@ -103,9 +118,12 @@ def trajectory(
         rng=rng,
     )
     dynamics.run(burn_in)
-    found = []
-    for _ in range(frames):
+    while True:
         dynamics.run(stride)
-        found.append((atoms.get_positions(), atoms.get_potential_energy(), atoms.get_forces()))
+        yield atoms.get_positions(), atoms.get_potential_energy(), atoms.get_forces()
+
+
+def gather(found: Iterable[tuple[Array, float, Array]]) -> Frames:
+    """Frames of what a `walk` yields."""
     positions, energies, forces = (np.array(column) for column in zip(*found, strict=True))
-    return Frames(atoms.numbers.astype(np.int64), positions, energies, forces)
+    return Frames(ethanol().numbers.astype(np.int64), positions, energies, forces)
