@@ -21,6 +21,7 @@ import torch
 from zarrpipe._ring import Slot
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.buffers import BufferPool, Bytes
+from zarrpipe.data.csr import Int64Array
 from zarrpipe.data.packed import pack, packed_bytes, unpack
 from zarrpipe.dataset import ZarrDataset
 from zarrpipe.errors import ArgumentTypeError
@@ -31,7 +32,9 @@ BATCH, RAISED = 0, 1
 REQUEST = struct.Struct("=BQQQ")
 """Slot, seed of the batch's random numbers, and the lengths of two things that are in the slot:
 
-a pickled ``state_dict`` that the dataset is to follow (0 for none), and indices as int64.
+a pickle of what an iteration begins with (0 for none) and indices as int64, with their copies
+behind them if it says so. It begins with the ``state_dict`` that the dataset is to follow, what its
+transform draws from, and whether there are copies.
 """
 
 ANSWER = struct.Struct("=BQQ")
@@ -73,6 +76,7 @@ class _Reader:
     def __init__(self, pickled: bytes) -> None:
         self._dataset: ZarrDataset | None = None
         self._failure: Exception | None = None
+        self._copied = False
         try:
             self._dataset = pickle.loads(pickled)  # noqa: S301  of our own
         except Exception as error:  # noqa: BLE001  goes to the main process
@@ -82,23 +86,33 @@ class _Reader:
         """Put a batch into a slot, or what was raised on the way, and say so."""
         try:
             if state:
-                self._follow(pickle.loads(state))  # noqa: S301  of our own
+                self._follow(*pickle.loads(state))  # noqa: S301  of our own
             _seed(seed)
-            return _put(slot, self._ready().__getitems__(np.frombuffer(index, dtype=np.int64)))
+            return _put(slot, self._ready().read(*self._asked(np.frombuffer(index, np.int64))))
         except Exception as error:  # noqa: BLE001  goes to the main process
             return _put_raised(slot, error)
 
     def advise(self, indices: list[Bytes]) -> None:
         """Say which samples the next requests of a group want."""
         with contextlib.suppress(Exception):  # to read them will say what is wrong
-            self._ready().advise(np.concatenate([index.view(np.int64) for index in indices]))
+            asked = [self._asked(index.view(np.int64))[0] for index in indices]
+            self._ready().advise(np.concatenate(asked))
 
-    def _follow(self, state: dict[str, Any]) -> None:
-        """Let indices mean what they do in the main process."""
+    def _asked(self, words: Int64Array) -> tuple[Int64Array, Int64Array | None]:
+        """Indices, and which copies of them if that was sent."""
+        if not self._copied:
+            return words, None
+        index, copies = words.reshape(2, -1)
+        return index, copies
+
+    def _follow(self, state: dict[str, Any], draw: tuple[int, int], copied: bool) -> None:
+        """Let indices and draws mean what they do in the main process."""
+        self._copied = copied
         if self._dataset is not None:
             self._failure = None
             try:
                 self._dataset.load_state_dict(state)
+                self._dataset.set_epoch(*draw)
             except Exception as error:
                 self._failure = error
                 raise

@@ -43,6 +43,7 @@ _PRELOAD = ("zarrpipe._served", "zarrpipe.store._compiled")
 """What a fork server imports once for all workers; where numba lacks the second is skipped."""
 
 Request = tuple[int, Int64Array]
+"""Seed, and indices [K] or indices and copies [2, K]."""
 
 
 class Workers:
@@ -85,7 +86,12 @@ class Workers:
         self._finalizer()
 
     def read(
-        self, state: dict[str, Any], seed: int, batches: Iterator[Int64Array]
+        self,
+        state: dict[str, Any],
+        seed: int,
+        batches: Iterator[Int64Array],
+        copies: Iterator[Int64Array] | None = None,
+        draw: tuple[int, int] = (0, 0),
     ) -> Generator[Batch, None, None]:
         """Batches of the samples at given indices, in order; one iteration at a time.
 
@@ -97,6 +103,10 @@ class Workers:
             Of the random numbers of batch 0; batch i has ``seed + i``.
         batches
             Indices of the samples of each batch.
+        copies
+            Which copies of them they are, where one may come several times.
+        draw
+            Epoch and seed of what random transforms draw for a sample.
 
         Raises
         ------
@@ -107,8 +117,9 @@ class Workers:
         """
         self._iteration += 1
         mine, ahead = self._iteration, SLOTS * len(self._workers)
-        requests = zip(itertools.count(seed), batches, strict=False)
-        known = pickle.dumps(state)
+        paired = batches if copies is None else map(np.stack, zip(batches, copies, strict=True))
+        requests = zip(itertools.count(seed), paired, strict=False)
+        known = pickle.dumps((state, draw, copies is not None))
         with self._ending():
             for worker in self._workers:
                 worker.begin(known)
@@ -208,7 +219,7 @@ class _Worker:
         while self._waiting and self._free:
             seed, index = self._waiting.popleft()
             place = self._free.pop()
-            state, rows = self._state, np.ascontiguousarray(index, dtype=np.int64).view(np.uint8)
+            state, rows = self._state, np.ravel(index).astype(np.int64).view(np.uint8)
             self._state = b""
             first, second = split(self._slots[place], len(state), len(rows))
             first[:], second[:] = np.frombuffer(state, dtype=np.uint8), rows

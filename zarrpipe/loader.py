@@ -7,6 +7,8 @@ compute (neighbour lists, augmentation).
 """
 
 import contextlib
+import copy
+import itertools
 import time
 from collections.abc import Generator, Iterator, Mapping
 from typing import Any
@@ -20,6 +22,7 @@ from zarrpipe.data.batch import Batch
 from zarrpipe.dataset import ZarrDataset
 from zarrpipe.errors import ArgumentError, ArgumentTypeError
 from zarrpipe.samplers import GraphBatchSampler
+from zarrpipe.transforms._compose import Transform
 
 
 class GraphLoader:
@@ -40,6 +43,10 @@ class GraphLoader:
     prefetch : int
         Batches that a thread reads ahead where there are no workers. It helps a loop that waits
         outside of Python (for a GPU), and costs one that does not.
+    transform : callable, optional
+        Called with each batch before the dataset's own. What random transforms draw for a sample
+        follows from the sampler's seed and epoch and from the id of its structure alone; it is the
+        same in every epoch where samples are not shuffled.
 
     Raises
     ------
@@ -58,6 +65,7 @@ class GraphLoader:
         *,
         num_workers: int = 0,
         prefetch: int = 0,
+        transform: Transform | None = None,
     ) -> None:
         for name, number in (("num_workers", num_workers), ("prefetch", prefetch)):
             if isinstance(number, bool) or not isinstance(number, int):
@@ -71,7 +79,7 @@ class GraphLoader:
             )
         # Not named `dataset`: Lightning would rebuild whatever has that attribute to overfit.
         self._dataset, self._num_workers, self._prefetch = dataset, num_workers, prefetch
-        self.sampler = sampler
+        self.sampler, self._transform = sampler, transform
         self._workers: Workers | None = None
         self.waited = 0.0
         """Seconds in which whoever iterates has waited for batches, over all epochs."""
@@ -95,20 +103,32 @@ class GraphLoader:
         return batch
 
     def _read(self, plan: Plan) -> Generator[Batch, None, None]:
-        batches = plan.batches(self.sampler.rank)
+        rank, dataset = self.sampler.rank, self._dataset
+        if self._transform is not None:
+            dataset = dataset.preceded_by(self._transform)
+        batches, copies = plan.batches(rank), plan.copies_of(rank) if dataset.random else None
         if self._num_workers:
             if self._workers is None or self._workers.closed:
-                self._workers = Workers(self._dataset, self._num_workers)
-            return self._workers.read(self._dataset.state_dict(), self._seed(), batches)
-        ahead = plan.ahead // plan.world_size
-        read = map(self._dataset.__getitems__, advised(batches, self._dataset.advise, ahead))
+                self._workers = Workers(dataset, self._num_workers)
+            state, draw = dataset.state_dict(), self._draw()
+            return self._workers.read(state, self._seed(), batches, copies, draw)
+        if dataset.random:
+            dataset = copy.copy(dataset)
+            dataset.set_epoch(*self._draw())
+        told = advised(batches, dataset.advise, plan.ahead // plan.world_size)
+        read = map(dataset.read, told, itertools.repeat(None) if copies is None else copies)
         return read_ahead(read, self._prefetch) if self._prefetch else (batch for batch in read)
+
+    def _draw(self) -> tuple[int, int]:
+        """Epoch and seed of what random transforms draw."""
+        state = self.sampler.state_dict()
+        return (state["epoch"] if self.sampler.shuffle else 0), state["seed"]
 
     def _seed(self) -> int:
         """Seed of the next batch: a function of the settings, the epoch, the step and the rank."""
         state = self.sampler.state_dict()
         known = np.random.SeedSequence([state["seed"], state["epoch"], self.sampler.rank])
-        return int(known.generate_state(1, np.uint64)[0]) + state["step"]
+        return int(known.generate_state(1, np.uint64)[0]) + int(state["step"])
 
     def close(self) -> None:
         """End the workers; another iteration starts new ones."""
