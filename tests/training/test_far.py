@@ -46,6 +46,31 @@ def test_groups_fit_the_cache_and_blocks_follow_chunks(store):
     assert dataset.blocks(5000).bounds[-1] == 5000
 
 
+def test_blocks_of_the_first_samples_are_those_of_a_store_that_has_no_others(store, tmp_path):
+    """So an epoch that is resumed once its store has grown goes on in the same order."""
+    place = tmp_path / "shorter"
+    with zp.ZarrData(place, config=SMALL) as sink:
+        sink.write(numbered_batch(np.arange(9000)))
+    shorter = zp.ZarrDataset(place, cache_bytes=LIMIT)
+    both = zp.ZarrDataset([store, place], cache_bytes=LIMIT)
+    for count in (1, 5000, 9000):
+        bounds, group = shorter.blocks(count)
+        for longer in (zp.ZarrDataset(store, cache_bytes=LIMIT), both):
+            assert np.array_equal(longer.blocks(count).bounds, bounds)
+            assert longer.blocks(count).group == group
+    assert both.blocks(COUNT + 5000).bounds[-1] == COUNT + 5000
+
+
+def test_a_state_of_other_blocks_is_refused():
+    def blocks(size):
+        return lambda count: Blocks(np.arange(0, count + 1, size), 2)
+
+    state = GraphBatchSampler(range(24), 4, blocks=blocks(3)).state_dict()
+    GraphBatchSampler(range(24), 4, blocks=blocks(3)).load_state_dict(state)
+    with pytest.raises(ValueError, match="in other blocks than there are here"):
+        GraphBatchSampler(range(24), 4, blocks=blocks(4)).load_state_dict(state)
+
+
 @pytest.mark.parametrize("index", [None, np.flatnonzero(np.arange(COUNT) % 3)])
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_each_sample_once_and_near_each_other(store, index, world_size):
