@@ -1,6 +1,7 @@
 """What a training run can be told about its data while it runs."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,8 +71,9 @@ class DataMonitor(Callback):  # type: ignore[misc]  # lightning is not followed
 
     Logged as ``data/wait`` (share of the time, 0 to 1), ``data/samples_per_s``,
     ``data/atoms_per_s``, ``data/bytes_per_s`` and, with budgets, ``data/fill_atoms`` and
-    ``data/fill_edges`` (share of the budget that a batch fills on average). Time in validation
-    loops does not count. With several devices each process measures itself, and the first logs.
+    ``data/fill_edges`` (share of the budget that a batch fills on average), and once an epoch
+    ``data/num_samples``, the samples that it has over all ranks. Time in validation loops does not
+    count. With several devices each process measures itself, and the first logs.
 
     Parameters
     ----------
@@ -104,8 +106,10 @@ class DataMonitor(Callback):  # type: ignore[misc]  # lightning is not followed
         self._begin(trainer)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure the epoch's loader."""
+        """Measure the epoch's loader, and log how many samples the epoch has."""
         self._begin(trainer)
+        samples = float(self._loader(trainer).sampler.num_samples)
+        _say(trainer, {"num_samples": samples})
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, *_: Any
@@ -138,9 +142,7 @@ class DataMonitor(Callback):  # type: ignore[misc]  # lightning is not followed
         self._recent = Flow()
         figures = recent.metrics(sampler.max_atoms, sampler.max_edges)
         self.log("data/wait", figures["wait"], prog_bar=True, logger=False, batch_size=1)
-        for logger in trainer.loggers:
-            named = {f"data/{name}": value for name, value in figures.items()}
-            logger.log_metrics(named, step=trainer.global_step)
+        _say(trainer, figures)
 
     def _loader(self, trainer: Trainer) -> GraphLoader:
         loader = trainer.train_dataloader
@@ -150,3 +152,10 @@ class DataMonitor(Callback):  # type: ignore[misc]  # lightning is not followed
                 f"{type(loader).__name__}: leave the callback out, or use a ZarrDataModule"
             )
         return loader
+
+
+def _say(trainer: Trainer, figures: Mapping[str, float]) -> None:
+    """Give figures to all loggers."""
+    for logger in trainer.loggers:
+        named = {f"data/{name}": value for name, value in figures.items()}
+        logger.log_metrics(named, step=trainer.global_step)

@@ -70,7 +70,7 @@ class Notes(Logger):
 
     def __init__(self):
         super().__init__()
-        self.said = []
+        self.said, self.counts = [], []
 
     def log_hyperparams(self, *_):
         pass
@@ -78,6 +78,8 @@ class Notes(Logger):
     def log_metrics(self, metrics, step=None):
         if "data/wait" in metrics:
             self.said.append((step, dict(metrics)))
+        if "data/num_samples" in metrics:
+            self.counts.append((step, metrics["data/num_samples"]))
 
 
 def fit(tmp_path, monitor, model, module, **settings):
@@ -145,7 +147,19 @@ def test_it_writes_to_a_file_of_figures(tmp_path, store):
     fit(tmp_path, DataMonitor(5), Model(clock), module, max_epochs=2, logger=logger)
     text = next(tmp_path.rglob("metrics.csv")).read_text()
     assert "data/samples_per_s" in text.splitlines()[0]
-    assert len(text.splitlines()) == 3
+    assert len(text.splitlines()) == 4  # steps 0, 5 and 10
+
+
+def test_an_epoch_says_how_many_samples_it_has(tmp_path, store, data):
+    class Growing(Model):
+        def on_train_batch_end(self, *_):
+            if self.global_step == 3:
+                data.append(store[0], data.batch(7, tag=1))
+
+    clock, notes = type("Still", (), {"now": 0.0})(), Notes()
+    module = zp.ZarrDataModule(store[0], batch_size=8, split=(1.0, 0.0, 0.0))
+    fit(tmp_path, DataMonitor(), Growing(clock), module, max_epochs=3, logger=notes)
+    assert notes.counts == [(0, 40.0), (5, 47.0), (11, 47.0)]
 
 
 def test_another_loader_is_refused_when_training_begins(tmp_path):
