@@ -1,7 +1,8 @@
 """The samples of one epoch: which they are, how often they come, in which order and batches."""
 
+import hashlib
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,6 +16,9 @@ from zarrpipe._mixing import Mixture
 from zarrpipe._packing import pack, pack_in_order, shared
 from zarrpipe._plans import IndexArray, Plan, cut, epoch_order, first_indices, steps_of
 from zarrpipe.data.csr import Int64Array
+from zarrpipe.errors import ArgumentError
+
+_BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -72,16 +76,6 @@ class Epoch:
         mixture = self._recipe.mixture
         return self.count if mixture is None else mixture.total(self.count)
 
-    @property
-    def group(self) -> int:
-        """Blocks that are shuffled together; 0 where samples are not shuffled in blocks."""
-        return 0 if self._data_blocks is None else self._data_blocks.group
-
-    @property
-    def blocks_checksum(self) -> int:
-        """Number that other blocks hardly share; 0 where there are none."""
-        return 0 if self._data_blocks is None else zlib.crc32(self._data_blocks.bounds.tobytes())
-
     def check(self) -> None:
         """Look whether it can be drawn and packed.
 
@@ -94,6 +88,36 @@ class Epoch:
             _ = self._samples
         elif self._recipe.packed:
             self._recipe.budgets.costs(self._recipe.data, self._samples)
+
+    def state_dict(self) -> dict[str, int]:
+        """What the epoch is, as plain types."""
+        return {
+            "seed": self.seed,
+            "epoch": self.number,
+            "num_samples": self.count,
+            "index": self._index_digest,
+            "group": self._group,
+            "blocks": self._blocks_checksum,
+        }
+
+    def check_state(self, state: Mapping[str, Any]) -> None:
+        """Refuse the state of an epoch of other samples or blocks."""
+        if self._index_digest != state.get("index", self._index_digest):
+            raise ArgumentError(
+                "the state is of other samples: give the data, the split and the where that it was "
+                "saved with"
+            )
+        if self._group != state.get("group", 0):
+            raise ArgumentError(
+                f"the state is of an order shuffled in groups of {state.get('group', 0)} blocks, "
+                f"here they have {self._group} (0 is none): give the cache_bytes, the fields and "
+                "the stores that it was saved with"
+            )
+        if self._blocks_checksum != state.get("blocks", self._blocks_checksum):
+            raise ArgumentError(
+                "the state is of an order shuffled in other blocks than there are here: give the "
+                "fields and the stores that it was saved with"
+            )
 
     def plan(self, position: int, world_size: int) -> Plan:
         """The batches of all ranks from a position on."""
@@ -179,3 +203,34 @@ class Epoch:
             return self._data_blocks
         bounds, group = self._data_blocks
         return Blocks(np.searchsorted(self._samples, bounds).astype(np.int64), group)
+
+    @property
+    def _group(self) -> int:
+        """Blocks that are shuffled together; 0 where samples are not shuffled in blocks."""
+        return 0 if self._data_blocks is None else self._data_blocks.group
+
+    @property
+    def _blocks_checksum(self) -> int:
+        """Number that other blocks hardly share; 0 where there are none."""
+        return 0 if self._data_blocks is None else zlib.crc32(self._data_blocks.bounds.tobytes())
+
+    @cached_property
+    def _index_digest(self) -> int:
+        """Number below 2**63 that other indices hardly share; 0 for the first ones."""
+        index = None if self._index is None else self._index[: self.count]
+        if index is None or _are_first(index):
+            return 0
+        digest = hashlib.blake2b(digest_size=8)
+        for start in range(0, self.count, _BLOCK):
+            some = np.ascontiguousarray(index[start : start + _BLOCK], dtype="<i8")
+            digest.update(some.data)
+        return int.from_bytes(digest.digest()) >> 1
+
+
+def _are_first(index: IndexArray) -> bool:
+    """Whether an index is 0, 1, 2, and so on."""
+    for start in range(0, len(index), _BLOCK):
+        some = index[start : start + _BLOCK]
+        if not np.array_equal(some, np.arange(start, start + len(some))):
+            return False
+    return True

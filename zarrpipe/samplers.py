@@ -204,14 +204,10 @@ class GraphBatchSampler:
     def state_dict(self) -> dict[str, Any]:
         """What another run, on any number of ranks, needs to go on; the same on every rank."""
         return {
-            "seed": self._now.seed,
+            **self._now.state_dict(),
             "shuffle": int(self.shuffle),
-            "epoch": self._now.number,
             "step": self._step,
             "position": self._position,
-            "num_samples": self._now.count,
-            "group": self._now.group,
-            "blocks": self._now.blocks_checksum,
             **self._settings(),
         }
 
@@ -240,17 +236,7 @@ class GraphBatchSampler:
             )
         self._check_settings(state)
         epoch = self._epoch_of(count, int(state["seed"]), int(state["epoch"]))
-        if epoch.group != state.get("group", 0):
-            raise ArgumentError(
-                f"the state is of an order shuffled in groups of {state.get('group', 0)} blocks, "
-                f"here they have {epoch.group} (0 is none): give the cache_bytes, the fields and "
-                "the stores that it was saved with"
-            )
-        if epoch.blocks_checksum != state.get("blocks", epoch.blocks_checksum):
-            raise ArgumentError(
-                "the state is of an order shuffled in other blocks than there are here: give the "
-                "fields and the stores that it was saved with"
-            )
+        epoch.check_state(state)
         self.seed, self._now = epoch.seed, epoch
         self._step, self._position = int(state["step"]), int(state["position"])
         self._resuming, self._plan = True, None

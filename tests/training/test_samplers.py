@@ -225,6 +225,28 @@ def test_a_state_of_more_samples_or_another_order_is_refused():
         GraphBatchSampler(range(10), 3, shuffle=False).load_state_dict(sampler.state_dict())
 
 
+def test_a_state_of_other_indices_is_refused():
+    def over(index):
+        return GraphBatchSampler(range(40), 3, index=index, rank=0, world_size=1)
+
+    state = over([5, 3, 11]).state_dict()
+    assert 0 < state["index"] < 1 << 63
+    grown = over(np.array([5, 3, 11, 7], dtype=np.int16))
+    grown.load_state_dict(state)
+    assert grown.state_dict() == state
+    for index in ([5, 11, 3], [5, 3, 12, 11], None):
+        with pytest.raises(ValueError, match="the state is of other samples: give the data, the"):
+            over(index).load_state_dict(state)
+    del state["index"]  # as states had none once
+    over([5, 11, 3]).load_state_dict(state)
+    long = np.arange(3 << 19)
+    state = over(long).state_dict()
+    assert state["index"] == 0  # as without an index
+    long[-1] += 1
+    with pytest.raises(ValueError, match="of other samples"):
+        over(long).load_state_dict(state)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
