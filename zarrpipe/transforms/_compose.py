@@ -1,7 +1,7 @@
 """Several transforms as one, and what a random one is."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.ids import UInt64Array
@@ -67,11 +67,9 @@ class Compose:
     """
 
     def __init__(self, transforms: Sequence[Callable[..., Any]]) -> None:
-        if callable(transforms) or not isinstance(transforms, Sequence):
+        if not isinstance(transforms, list | tuple):
             raise ArgumentTypeError(f"transforms is {transforms!r}, expected a list of transforms")
-        self.transforms = tuple(transforms)
-        for transform in self.transforms:
-            check_transform(transform)
+        self.transforms = tuple(map(checked, transforms))
         self.random = any(map(is_random, self.transforms))
         self.reads = tuple({name: None for one in self.transforms for name in fields_read(one)})
 
@@ -99,8 +97,8 @@ class Compose:
         return f"Compose({list(self.transforms)})"
 
 
-def check_transform(transform: object, what: str = "a transform") -> None:
-    """Refuse what cannot be called with a batch.
+def checked(transform: object, what: str = "a transform") -> Transform:
+    """What can be called with a batch, as it is.
 
     Raises
     ------
@@ -110,11 +108,13 @@ def check_transform(transform: object, what: str = "a transform") -> None:
     if not callable(transform):
         raise ArgumentTypeError(f"{what} is {transform!r}, expected a function of a Batch")
     if isinstance(transform, type):
-        name = f"{transform.__module__}.{transform.__qualname__}"
+        public = [part for part in transform.__module__.split(".") if not part.startswith("_")]
+        name = ".".join([*public, transform.__qualname__])
         raise ArgumentTypeError(
             f"{what} is the class {name}, expected an object of it: {transform.__name__}(...), or "
             f"in a configuration file 'class_path: {name}'"
         )
+    return cast("Transform", transform)
 
 
 def as_transform(
@@ -129,10 +129,7 @@ def as_transform(
     """
     if given is None:
         return None
-    if callable(given) or not isinstance(given, Sequence):
-        check_transform(given, what)
-        return given
-    return Compose(given)
+    return Compose(given) if isinstance(given, list | tuple) else checked(given, what)
 
 
 def joined(first: Transform | None, second: Transform | None) -> Transform | None:
