@@ -27,6 +27,7 @@ from zarrpipe.store.snapshot import Snapshot
 from zarrpipe.store.staging.caching import Caching
 
 _IDS_BLOCK = 4096
+_MANY = 1 << 16
 
 
 class StoreView:
@@ -56,6 +57,7 @@ class StoreView:
         self._closed = False
         self._snapshot = Snapshot(self._root, caching)
         self._gathers = Gathers([self._snapshot])
+        self._with_ids: tuple[int, bool] = (-1, False)
 
     def __getstate__(self) -> dict[str, Any]:
         moment = self._snapshot.moment()
@@ -108,7 +110,9 @@ class StoreView:
 
     def ids_of(self, samples: Int64Array) -> UInt64Array:
         """As `ids`, of the samples [K] int64 alone."""
-        if self._snapshot.has(IDS):
+        if self._with_ids[0] != self._snapshot.version:  # to look takes longer than to read
+            self._with_ids = (self._snapshot.version, self._snapshot.has(IDS))
+        if self._with_ids[1]:
             stored: UInt64Array = self._of_samples(IDS, samples)
             return stored
         wanted = [name for name in ("cell", "pbc") if name in self._snapshot.schema]
@@ -237,6 +241,6 @@ class StoreView:
         if samples is None and self._snapshot.active is None:
             return stored[: self._snapshot.extent.samples].copy()
         values = stored.take(self._snapshot.physical(samples), axis=0)
-        if samples is not None:  # who asks for some goes through them all, once
+        if samples is not None and len(samples) >= _MANY:  # goes through them all, once
             self._snapshot.leave(path)
         return values
