@@ -22,12 +22,14 @@ from zarrpipe.data.batch import Batch
 from zarrpipe.data.csr import AnyArray, Int64Array, position_of, positions_of
 from zarrpipe.data.fields import CORE_FIELDS, REQUIRED_FIELDS, Level
 from zarrpipe.data.schema import Field
+from zarrpipe.data.sums import LabelSums
 from zarrpipe.errors import ArgumentError, ArgumentTypeError, SchemaError, StoreFormatError
 from zarrpipe.store.check.report import Report
 from zarrpipe.store.check.run import check
 from zarrpipe.store.gather import Gathers, Part
 from zarrpipe.store.root import StoreLike
 from zarrpipe.store.staging.caching import Caching
+from zarrpipe.store.sums import kept_sums
 from zarrpipe.store.view import StoreView
 from zarrpipe.transforms._compose import (
     Transform,
@@ -424,6 +426,22 @@ class ZarrDataset(Dataset[AtomicData]):
         new = [(i, view.num_samples - known.held(i)) for i, view in enumerate(self._views)]
         self._arrivals = Arrivals([*known.runs, *new])
         return len(self) - before
+
+    def kept_sums(self) -> tuple[list[LabelSums], Int64Array]:
+        """Sums that the stores keep, by bucket, and the positions [K] that are in none of them."""
+        if self._chosen is not None:
+            return [], np.arange(len(self))
+        found: dict[int, LabelSums] = {}
+        for store, view in enumerate(self._views):
+            kept = kept_sums(view.snapshot)
+            if kept is not None and kept.samples <= self._arrivals.held(store):
+                found[store] = kept.sums
+        rest, end = [np.zeros(0, dtype=np.int64)], 0
+        for store, count, first in self._arrivals.placed():
+            known = int(found[store].total("samples")) if store in found else 0
+            rest.append(np.arange(end + min(count, max(0, known - first)), end + count))
+            end += count
+        return list(found.values()), np.concatenate(rest)
 
     def check(self) -> tuple[Report, ...]:
         """Look each store through for damage; see `zarrpipe.check`."""

@@ -11,7 +11,7 @@ import torch
 
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.csr import AnyArray, Int64Array, pointers
-from zarrpipe.data.label_rows import NUM_ELEMENTS, LabelRows
+from zarrpipe.data.label_rows import BUCKETS, NUM_ELEMENTS, LabelRows
 from zarrpipe.data.sums import LabelSums
 from zarrpipe.dataset import ZarrDataset
 from zarrpipe.errors import FieldError
@@ -19,6 +19,7 @@ from zarrpipe.errors import FieldError
 __all__ = ["NUM_ELEMENTS", "Statistics", "StatisticsSums", "measure"]
 
 _BLOCK_SAMPLES, _BLOCK_ATOMS = 8192, 1 << 20
+_NO_SHARE = 1e-9
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,50 @@ def check_labels(sums: LabelSums) -> None:
 
 
 def measure(dataset: ZarrDataset) -> StatisticsSums:
-    """Sums over all samples of a dataset, as stored, in blocks of bounded memory."""
+    """Sums over all samples of a dataset, as stored.
+
+    What the sums tell that its stores keep is not read, unless the dataset is a selection.
+    """
+    sums, rest = known_sums(dataset, np.arange(len(dataset)))
+    return sums.merge(count(dataset.index_select(rest))) if len(rest) else sums
+
+
+def known_sums(
+    dataset: ZarrDataset, rows: Int64Array, share: float = 1.0
+) -> tuple[StatisticsSums, Int64Array]:
+    """Sums of samples out of what the stores keep, and those that are in none of it.
+
+    Parameters
+    ----------
+    dataset
+        Samples of which a split by the hash of the id has put some on its first side.
+    rows : array [K] int64
+        Positions of all of these, ascending.
+    share
+        Share of that side. Sums are kept for whole per cents.
+
+    Returns
+    -------
+    sums : StatisticsSums
+        Of all but those of the second.
+    rest : array [R] int64
+        Positions that are yet to be counted.
+    """
+    stop = round(share * BUCKETS)
+    if abs(stop - share * BUCKETS) > _NO_SHARE:
+        return StatisticsSums(), rows
+    kept, unknown = dataset.kept_sums()
+    sums = LabelSums()
+    for one in kept:
+        sums.merge(one.of_buckets(0, stop))
+    rest = rows[np.isin(rows, unknown, assume_unique=True)] if len(unknown) else rows[:0]
+    if sums.total("samples") + len(rest) != len(rows) or not sums.exact:
+        return StatisticsSums(), rows
+    return StatisticsSums(sums), rest
+
+
+def count(dataset: ZarrDataset) -> StatisticsSums:
+    """Sums over all samples of a dataset, each of which is read, in blocks of bounded memory."""
     fields = [name for name in ("energy", "forces") if name in dataset.schema]
     sums, edges = StatisticsSums(), dataset.num_edges
     for block in _blocks(dataset.num_atoms):

@@ -202,6 +202,10 @@ def test_one_flipped_byte_in_any_object_of_a_store_with_checksums(config):
         raw[place] ^= 1 << int(rng.integers(8))
         store[key] = type(store[key]).from_bytes(bytes(raw))
         report = check(MemoryStore(store))
+        if key.startswith("meta/sums/"):  # which no sample needs
+            assert report.ok, place
+            assert "sums" in {finding.kind for finding in report.findings}, place
+            continue
         assert "chunk" in report.kinds(ERROR), (key, place)
 
 

@@ -297,9 +297,9 @@ class TestOnTheWayToALoss:
         sums = measure(ZarrDataset(store))
         labelled = [number for number in range(40) if "forces" not in lacking(number % 16)]
         atoms = np.array([1 + number % 4 for number in labelled])
-        assert sums.num_samples == 40
-        assert sums.num_energies == 20
-        assert sums.num_force_components == 3 * atoms.sum()
+        assert sums.sums.total("samples") == 40
+        assert sums.sums.total("energies") == 20
+        assert sums.sums.total("force_components") == 3 * atoms.sum()
         expected = np.sqrt((np.square(labelled) * atoms).sum() / atoms.sum())
         assert sums.statistics().forces_rms == pytest.approx(expected, rel=1e-12)
 

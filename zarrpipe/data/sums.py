@@ -22,7 +22,7 @@ COLUMNS = (
 _AT = {name: place for place, name in enumerate(COLUMNS)}
 _SQUARES = [_AT[name] for name in ("square", "square_per_atom", "force_square")]
 
-_MOST_LOST, _ROUNDING = 1e-7, 1e-9
+_MOST_LOST, _ROUNDING, _AGREEMENT = 1e-7, 1e-9, 1e-7
 _SIZE_BITS = 40
 
 
@@ -281,6 +281,23 @@ class LabelSums:
         )
         self.fitted = first + second
         return self
+
+    def agrees(self, other: "LabelSums") -> bool:
+        """Whether sums are of the same samples, as far as counts and squares can tell."""
+        ours, theirs = self.copy(), other.copy()
+        ours._admit(theirs.elements)
+        theirs._admit(ours.elements)
+        theirs.move_origin(ours.origin)
+        same = np.array_equal(ours.counts, theirs.counts) and np.array_equal(
+            (ours.sizes, ours.size_counts), (theirs.sizes, theirs.size_counts)
+        )
+        noise = _ROUNDING * float(np.abs(self.origin).max(initial=0.0))
+        floor = np.zeros(len(COLUMNS))
+        floor[[_AT["square"], _AT["square_per_atom"]]] = noise**2
+        floor[_AT["per_atom"]] = noise
+        floor *= self.total("energies")
+        apart = np.abs(ours.table - theirs.table).max(0)
+        return same and bool((apart <= floor + _AGREEMENT * np.abs(ours.table).max(0)).all())
 
     @property
     def exact(self) -> bool:

@@ -8,6 +8,7 @@ import numpy as np
 import zarr
 
 from zarrpipe.data.batch import Batch
+from zarrpipe.data.csr import Int64Array
 from zarrpipe.data.schema import Field, Schema, make_of
 from zarrpipe.store import files
 from zarrpipe.store.admission import NewArray, plan_admission
@@ -21,6 +22,7 @@ from zarrpipe.store.layout import (
     ATOMS_PTR,
     EDGES_MASK,
     SAMPLES_MASK,
+    SUMS,
     ArraySpec,
     Attributes,
     field_path,
@@ -38,6 +40,7 @@ from zarrpipe.store.recovery import (
     remove_unfinished,
 )
 from zarrpipe.store.root import Root
+from zarrpipe.store.tally import SUMMED, Stored, Tally
 from zarrpipe.store.tenure import Tenure
 
 
@@ -95,6 +98,7 @@ class StoreAppender:
 
     def _open(self) -> None:
         self._admitted: tuple[object, ...] | None = None
+        self._tally = Tally()
         self._header = header = Header(self.root)
         stated = self.schema.with_units(self.config.units)
         self.extent = self._arrays.open_stored(header.group, self.schema, self.attributes.partly)
@@ -109,6 +113,7 @@ class StoreAppender:
         if self._deleted() != self.attributes.deleted:
             complete_deletion(self.column, self.run, self.extent)
             self.count_deleted()
+        self._tally.open(self._stored)
         if self.durable and self.root.directory is not None:
             files.sync_tree(self.root.directory)  # what others wrote before, who were not durable
 
@@ -161,6 +166,8 @@ class StoreAppender:
         """
         self.check_usable()
         self._tenure.check_alone(self.group, self.extent)
+        if self._tally.is_due(self.extent):  # before anything is written that it could fail
+            self._tally.keep(self._stored)
         batch = on_host(batch)
         self._admit(batch)
         after = self.extent.after(batch)
@@ -235,6 +242,8 @@ class StoreAppender:
         """
         with self._new_arrays([field_spec(item)]):
             self.run([RowWrite(field_path(item), 0, values)])
+            if item.name in SUMMED:
+                self._tally.forget(self.group)
             self._publish(self.schema.extended((item,)))
 
     def _publish(self, schema: Schema, **changes: Any) -> None:
@@ -257,6 +266,17 @@ class StoreAppender:
         deleted = self._deleted()
         if deleted != self.attributes.deleted:
             self._publish(self.schema, deleted=deleted)
+        self._tally.settle(deleted)
+
+    def take_back(self, samples: Int64Array) -> None:
+        """Take samples out of the sums, before they are deleted; see `Tally.take_back`."""
+        self.check_usable()
+        self._tally.take_back(self._stored, samples)
+
+    @property
+    def _stored(self) -> Stored:
+        arrays, extent = self._arrays, self.extent
+        return Stored(self.group, arrays.__getitem__, self.schema, self.attributes, extent)
 
     def _deleted(self) -> int:
         return int(np.count_nonzero(~self.column(SAMPLES_MASK).read(0, self.extent.samples)))
@@ -277,7 +297,7 @@ class StoreAppender:
 
     def _remove_all(self) -> None:
         """Remove all arrays of a store without samples, and open it as of a new generation."""
-        paths = self.paths - {ATOMS_PTR}
+        paths = (self.paths | {SUMS}) - {ATOMS_PTR}
         self._header.empty()
         self._arrays.release()
         for path in paths:
@@ -296,12 +316,13 @@ class StoreAppender:
             self.abandon()
 
     def flush(self) -> None:
-        """Make every shape exact and write the number of samples."""
+        """Make every shape exact, and write the number of samples and the sums of statistics."""
         self.check_usable()
         self._tenure.check_alone(self.group, self.extent)  # or what others wrote would be cut off
         self._arrays.trim(self.schema, self.extent)
         if self.attributes.num_samples != self.extent.samples:
             self._publish(self.schema, num_samples=self.extent.samples)
+        self._tally.keep(self._stored)
 
     def abandon(self) -> None:
         """Let go of files and lock without touching the store."""

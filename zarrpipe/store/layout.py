@@ -32,6 +32,7 @@ GROUPS = ("meta", "core", "custom", "present")
 ATOMS_PTR, EDGES_PTR = "meta/atoms_ptr", "meta/edges_ptr"
 SAMPLES_MASK, ATOMS_MASK, EDGES_MASK = "meta/samples_mask", "meta/atoms_mask", "meta/edges_mask"
 IDS = "meta/ids"
+SUMS = "meta/sums"
 
 _META_KINDS = {
     ATOMS_PTR: "iu",

@@ -10,7 +10,7 @@ from zarr.abc.codec import ArrayArrayCodec, ArrayBytesCodec, BytesBytesCodec
 from zarr.storage import MemoryStore
 
 from zarrpipe.data.csr import Int64Array, pointers, segment_rows
-from zarrpipe.errors import StoreFormatError
+from zarrpipe.errors import StoreFormatError, StoreNotFoundError
 from zarrpipe.store.appender import StoreAppender
 from zarrpipe.store.config import ZarrArrayConfig, ZarrWriteConfig
 from zarrpipe.store.exchange import discard, room_beside, swap_in
@@ -20,6 +20,7 @@ from zarrpipe.store.layout import (
     EDGES_MASK,
     EDGES_PTR,
     SAMPLES_MASK,
+    SUMS,
     is_plain,
 )
 from zarrpipe.store.lock import WriterLock
@@ -52,6 +53,7 @@ def delete_samples(appender: StoreAppender, samples: Int64Array) -> None:
 
 
 def _delete(appender: StoreAppender, samples: Int64Array) -> None:
+    appender.take_back(samples)
     _unmask(appender, SAMPLES_MASK, samples)
     for mask, path in ((ATOMS_MASK, ATOMS_PTR), (EDGES_MASK, EDGES_PTR)):
         stored = appender.column(path).read(0, appender.extent.samples + 1)
@@ -201,13 +203,25 @@ def rewrite_in_place(
         _rewrite_in_memory(appender, selection, config, capacity, done)
         return None
     place = appender.root.directory.resolve()
-    with room_beside(place) as (room, lock):
-        fresh = Root.of(room)
-        write_store(selection, fresh, config, capacity=capacity, others=others, done=done)
-        swap_in(room, place, appender.paths)
+    try:
+        with room_beside(place) as (room, lock):
+            fresh = Root.of(room)
+            write_store(selection, fresh, config, capacity=capacity, others=others, done=done)
+            swap_in(room, place, appender.paths | {SUMS})
+    except BaseException:
+        _let_go(appender)
+        raise
     appender.abandon()
     discard(room)
     return lock
+
+
+def _let_go(appender: StoreAppender) -> None:
+    """Close a writer whose store was exchanged, so that the next one opens what stands there."""
+    try:
+        appender.check_usable()
+    except StoreNotFoundError:
+        appender.abandon()
 
 
 def _rewrite_in_memory(

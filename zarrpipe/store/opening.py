@@ -14,7 +14,7 @@ from zarrpipe.errors import (
 )
 from zarrpipe.store.attributes import Attributes, new_generation
 from zarrpipe.store.inside import unfinished_files
-from zarrpipe.store.layout import GROUPS, is_empty, meta_specs, present_path
+from zarrpipe.store.layout import GROUPS, SUMS, is_empty, meta_specs, present_path
 from zarrpipe.store.lock import LOCK_FILE
 from zarrpipe.store.root import Root
 from zarrpipe.store.trust import reading
@@ -55,7 +55,7 @@ def check_writable(root: Root) -> list[Path]:
     """
     if root.read_only:
         raise StoreReadOnlyError(f"{root} was opened read-only: open it for writing")
-    group, arrays = root.open_group(), [spec.path for spec in meta_specs()]
+    group, arrays = root.open_group(), [*(spec.path for spec in meta_specs()), SUMS]
     if group is not None:
         attributes = Attributes.read(group)
         if not attributes.ours and not is_empty(group):

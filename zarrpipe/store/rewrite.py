@@ -14,7 +14,9 @@ import zarr
 
 from zarrpipe.data.csr import AnyArray
 from zarrpipe.data.fields import Level
+from zarrpipe.data.label_rows import BUCKETS
 from zarrpipe.data.schema import Schema
+from zarrpipe.data.sums import LabelSums
 from zarrpipe.store.columns import Column, PlainColumn, open_column
 from zarrpipe.store.config import ZarrArrayConfig, ZarrWriteConfig
 from zarrpipe.store.layout import (
@@ -37,6 +39,8 @@ from zarrpipe.store.layout import (
 from zarrpipe.store.local import for_writing
 from zarrpipe.store.root import Root
 from zarrpipe.store.selection import Selection
+from zarrpipe.store.sums import write_sums
+from zarrpipe.store.tally import Stored, kept_of, rows_of
 
 _LARGE, _ENCODED, _INNER = 1 << 26, 1 << 23, 1 << 20
 _MOST_CHUNKS = 4_096
@@ -85,10 +89,26 @@ def write_store(
             source.check_unchanged()
         _write_backwards(columns[EDGES_PTR], selection.ptr(Level.EDGE))
         _write_backwards(columns[ATOMS_PTR], selection.ptr(Level.ATOM))
+        written = Stored(group, columns.__getitem__, schema, attributes, selection.extent)
+        write_sums(group, kept_of(written, _sums(selection, written)))
     for column in columns.values():
         column.close()
     complete = replace(attributes, num_samples=selection.extent.samples)
     group.update_attributes(complete.to_dict(schema))
+
+
+def _sums(selection: Selection, written: Stored) -> LabelSums:
+    """Sums of the new store: those of its sources, or counted where one has none."""
+    sums = LabelSums.empty(BUCKETS)
+    sources = [source for source in selection.sources if len(source.samples)]
+    kept = [found for source in sources if (found := source.sums()) is not None]
+    if len(kept) == len(sources):
+        for one in kept:
+            sums.merge(one)
+    else:
+        for rows in rows_of(written, np.arange(written.extent.samples)):
+            sums.add(rows)
+    return sums
 
 
 def field_bytes(selection: Selection) -> int:

@@ -5,6 +5,7 @@ import weakref
 from dataclasses import dataclass
 
 import numpy as np
+import zarr
 
 from zarrpipe.data.csr import AnyArray, Int64Array
 from zarrpipe.data.fields import REQUIRED_FIELDS
@@ -85,6 +86,11 @@ class Snapshot:
         self.lock = threading.RLock()
         self._seen: object = None
         self._load(None)
+
+    @property
+    def group(self) -> zarr.Group:
+        """Root group."""
+        return self._group
 
     @property
     def generation(self) -> str:

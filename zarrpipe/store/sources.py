@@ -15,6 +15,7 @@ from zarrpipe.data.csr import AnyArray, Int64Array, pointers, segment_rows
 from zarrpipe.data.fields import Level
 from zarrpipe.data.ids import UInt64Array, structure_ids
 from zarrpipe.data.schema import Field
+from zarrpipe.data.sums import LabelSums
 from zarrpipe.errors import StoreFormatError, StoreNotFoundError
 from zarrpipe.store.flat import MappedArray, check_rows
 from zarrpipe.store.layout import (
@@ -31,6 +32,7 @@ from zarrpipe.store.layout import (
 from zarrpipe.store.missing import Absences, may_lack
 from zarrpipe.store.root import Root
 from zarrpipe.store.snapshot import Snapshot
+from zarrpipe.store.sums import kept_sums
 from zarrpipe.store.trust import reading
 
 _DECODED = 1 << 26
@@ -123,6 +125,11 @@ class Source:
             here = (None if values is None else values[block] for values in box)
             blocks.append(structure_ids(positions[rows], numbers[rows], ptr, *here))
         return np.concatenate(blocks)
+
+    def sums(self) -> LabelSums | None:
+        """Sums for statistics of all samples, if the store keeps them."""
+        kept = kept_sums(self._snapshot)
+        return kept.sums if kept is not None and kept.samples == len(self.samples) else None
 
     def check_unchanged(self) -> None:
         """Refuse what was read if the store was emptied or rewritten before all was at hand.

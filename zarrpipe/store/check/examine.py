@@ -12,6 +12,7 @@ from zarrpipe.errors import StoreFormatError, StoreNotFoundError
 from zarrpipe.store.check.extents import Extents, measure, tell_extents, tell_masks
 from zarrpipe.store.check.neighbours import Shifts, explained, shifts_of
 from zarrpipe.store.check.pieces import Piece, pieces
+from zarrpipe.store.check.recounted import Recount
 from zarrpipe.store.check.report import FieldFacts, Finding, Report, Severity, worst_first
 from zarrpipe.store.check.samples import Seen
 from zarrpipe.store.check.subject import Subject, open_subject, units_of
@@ -29,7 +30,16 @@ from zarrpipe.store.root import Root
 
 _WORTH_NUMBA = 1 << 28
 FILL = "fill what is lost and delete the samples with rows in it"
-_LIVE = {"uncommitted", "not-closed", "num-samples", "deleted", "row-masks", "leftover", "length"}
+_LIVE = {
+    "uncommitted",
+    "not-closed",
+    "num-samples",
+    "deleted",
+    "row-masks",
+    "leftover",
+    "length",
+    "sums",
+}
 
 
 @dataclass(frozen=True)
@@ -121,7 +131,7 @@ def _look_through(subject: Subject, findings: list[Finding], progress: bool | No
     if extents is None:
         return Examination(Report(str(subject.root)), subject)
     tell_extents(subject, extents, tell)
-    seen, shifts = Seen(), None
+    seen, recount, shifts = Seen(), Recount(subject), None
     total = sum(
         extents.rows(subject.levels[path]) * rows.row_bytes for path, rows in subject.arrays.items()
     )
@@ -129,9 +139,10 @@ def _look_through(subject: Subject, findings: list[Finding], progress: bool | No
         with suppress(ImportError):
             importlib.import_module("numba")
     with progress_bar(progress, f"check {subject.root}", total) as done:
-        _see(subject, extents, seen, done)
+        _see(subject, extents, (seen, recount), done)
     about_samples: list[Finding] = []
     seen.conclude(about_samples.append, ours=subject.ours)
+    recount.conclude(extents, seen, tell)
     if len(seen.of("edges")) and subject.appended_by_another:
         shifts = shifts_of(_pieces(subject, extents), extents.samples)
     for finding in about_samples:
@@ -146,10 +157,16 @@ def _look_through(subject: Subject, findings: list[Finding], progress: bool | No
     return Examination(Report(str(subject.root)), subject, extents, seen, shifts)
 
 
-def _see(subject: Subject, extents: Extents, seen: Seen, done: Callable[[int], object]) -> None:
+def _see(
+    subject: Subject,
+    extents: Extents,
+    lookers: tuple[Seen, Recount],
+    done: Callable[[int], object],
+) -> None:
     before = 0
     for piece in _pieces(subject, extents):
-        seen.look(piece)
+        for looker in lookers:
+            looker.look(piece)
         read = sum(rows.read_bytes for rows in subject.arrays.values())
         done(read - before)
         before = read

@@ -15,6 +15,7 @@ from zarrpipe.store.check.extents import Extents
 from zarrpipe.store.check.mend import complete_ids, fill_broken, mask_rows, mend_pointers
 from zarrpipe.store.check.neighbours import RELATIVE
 from zarrpipe.store.check.recount import recount_edges
+from zarrpipe.store.check.recounted import DISCARD
 from zarrpipe.store.check.report import Severity, some
 from zarrpipe.store.check.samples import Seen
 from zarrpipe.store.check.subject import Subject
@@ -25,6 +26,7 @@ from zarrpipe.store.inside import unfinished_files
 from zarrpipe.store.layout import ATOMS_PTR, EDGES_PTR, IDS, SAMPLES_MASK
 from zarrpipe.store.lock import WriterLock
 from zarrpipe.store.maintenance import delete_samples
+from zarrpipe.store.sums import remove_sums
 
 Say = Callable[[str], object]
 _CAPACITY = 1_000_000
@@ -78,7 +80,10 @@ def repair(found: Examination, lock: WriterLock | None, say: Say, *, drop: bool)
             recount_edges(subject, found.shifts)
             moved = some(np.flatnonzero(found.shifts.by), "sample")
             say(f"made the edges of {moved} count from the store")
-        if subject.ours and any(step not in (SWEEP, RELATIVE) for step in plan):
+        if DISCARD in plan:
+            remove_sums(subject.group)
+            say(DISCARD.replace("remove", "removed"))
+        if subject.ours and any(step not in (SWEEP, RELATIVE, DISCARD) for step in plan):
             _write_anew(subject, found.extents, found.seen, lock, say, drop=drop)
     finally:
         if lock is not None:
@@ -116,6 +121,7 @@ def _write_anew(
     drop: bool,
 ) -> None:
     """Mend pointers, masks, shapes and numbers of a store of ours."""
+    remove_sums(subject.group)  # they may be of rows that change
     samples, lost = mend_pointers(subject, extents, say, drop=drop)
     if samples is None or (subject.attributes.num_samples > samples and not drop):
         say("left all else as it is, since it is not known how many samples there are")

@@ -20,6 +20,7 @@ from zarrpipe.store.layout import (
     IDS,
     KINDS,
     SAMPLES_MASK,
+    SUMS,
     Attributes,
     find_array,
     meta_specs,
@@ -101,7 +102,7 @@ class Subject:
 
 def open_subject(root: Root, group: zarr.Group, attributes: Attributes, tell: Tell) -> Subject:
     """Open the arrays that a store should have."""
-    subject = Subject(root, group, attributes)
+    subject = Subject(root, group, attributes, known={SUMS})
     for spec in meta_specs():
         required = attributes.ours or spec.path in (ATOMS_PTR, EDGES_PTR, SAMPLES_MASK)
         subject.open(spec.path, tell=tell, required=required)
