@@ -21,6 +21,7 @@ FLOORS = (
         "_budgets",
         "_draws",
         "_epochs",
+        "_index_files",
         "_mixing",
         "_conditions",
         "_packing",
@@ -39,7 +40,7 @@ FLOORS = (
         "statistics",
         "transforms",
     },
-    {"callbacks", "datamodule"},
+    {"_counts", "callbacks", "datamodule"},
     {"testing", "__init__"},
     {"cli"},
     {"__main__"},
@@ -62,7 +63,12 @@ OPTIONAL = {
     "tqdm",
     "vesin",
 }
-MAY = {("callbacks", "lightning"), ("datamodule", "lightning"), ("store._compiled", "numba")}
+MAY = {
+    ("_counts", "lightning"),
+    ("callbacks", "lightning"),
+    ("datamodule", "lightning"),
+    ("store._compiled", "numba"),
+}
 MODULES = sorted(
     path
     for path in ROOT.rglob("*.py")

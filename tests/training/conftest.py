@@ -1,8 +1,13 @@
 """Small stores with the truth beside them."""
 
 import importlib
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -53,7 +58,7 @@ def assert_equal(got: Batch, expected: Batch) -> None:
         assert torch.equal(got.present(name), expected.present(name)), name
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def data() -> SimpleNamespace:
     """Helpers: ``data.batch(count, ...)``, ``data.append(store, batch)``, ``data.same(a, b)``."""
     return SimpleNamespace(batch=random_batch, append=append, same=assert_equal)
@@ -78,3 +83,51 @@ def two_ranks_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("grown") / "store"
     append(path, random_batch(40))
     return path
+
+
+class Trained:
+    """What a run of training_runs.py left: exit codes, and what the first rank noted by kind."""
+
+    def __init__(self, codes: list[int], output: Path) -> None:
+        self.codes, self.output = codes, output
+        self.ranks = [
+            [json.loads(line) for line in (output / f"rank{rank}.jsonl").read_text().splitlines()]
+            for rank in range(len(codes))
+        ]
+        self.lines = self.ranks[0]
+        self.text = "\n".join(
+            (output / f"rank{rank}.txt").read_text()[-3000:] for rank in range(len(codes))
+        )
+
+    def __getitem__(self, kind: str) -> list[list[Any]]:
+        return self.of(kind, 0)
+
+    def of(self, kind: str, rank: int) -> list[list[Any]]:
+        """What a rank noted under a name."""
+        return [rest for name, *rest in self.ranks[rank] if name == kind]
+
+    @property
+    def last(self) -> str:
+        """The checkpoint to resume from."""
+        return str(self.output / "checkpoints" / "last.ckpt")
+
+
+@pytest.fixture(scope="session")
+def training() -> Iterator[Callable[..., Trained]]:
+    """Runs a job of training_runs.py in processes of its own: ``training(output, **job)``."""
+    script = Path(__file__).with_name("training_runs.py")
+    command = [sys.executable, "-W", "ignore", str(script)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as server:
+        assert server.stdin is not None
+        assert server.stdout is not None
+
+        def run(output: Path, **job: Any) -> Trained:
+            output.mkdir(exist_ok=True)
+            server.stdin.write(json.dumps({**job, "output": str(output)}) + "\n")
+            server.stdin.flush()
+            return Trained(json.loads(server.stdout.readline()), output)
+
+        yield run
+        server.stdin.close()

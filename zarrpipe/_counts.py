@@ -1,0 +1,117 @@
+"""Lightning's counts of epochs and steps, beside those of a loader whose epochs differ."""
+
+import math
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+
+from zarrpipe.errors import ArgumentError
+from zarrpipe.loader import GraphLoader
+
+
+class Counts(Callback):  # type: ignore[misc]  # lightning is not followed
+    """Ends an epoch that Lightning resumes after its last batch, and says when a schedule is short.
+
+    Lightning 2.6 begins the epoch after a checkpoint of the last batch with the counts of the
+    epoch before: if it has more batches, because the store grew, as many of them as that had are
+    taken for done. With ``max_steps``, a checkpoint of the end of an epoch has it skip the next.
+
+    Attributes
+    ----------
+    estimate : float, optional
+        The trainer's ``estimated_stepping_batches``, if it was read to configure optimizers.
+    """
+
+    def __init__(self) -> None:
+        self.estimate: float | None = None
+        self._before: object = None
+        self._said = False
+
+    @classmethod
+    def of(cls, trainer: Trainer) -> "Counts":
+        """The one that a trainer has, or gets, as of before any fit."""
+        found = [one for one in trainer.callbacks if isinstance(one, cls)]
+        counts = found[0] if found else cls()
+        if not found:
+            trainer.callbacks.insert(0, counts)
+        counts.estimate, counts._before, counts._said = None, trainer.train_dataloader, False
+        return counts
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remember what optimizers were configured with; a resumed run had it from its first."""
+        loader = trainer.train_dataloader
+        if self.estimate is None and loader is not None and loader is not self._before:
+            self.estimate = trainer.estimated_stepping_batches
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin with an epoch, or with the rest of one."""
+        loader, loop = trainer.train_dataloader, trainer.fit_loop
+        if not isinstance(loader, GraphLoader):
+            return
+        if loop.epoch_progress.current.processed > loader.sampler.epoch:
+            _end_epoch(trainer)
+        elif loop.restarted_mid_epoch:
+            self._check(trainer, loop.epoch_loop.batch_progress.current.ready)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """See whether there are more steps than were expected."""
+        self._check(trainer, 0)
+
+    def _check(self, trainer: Trainer, done: int) -> None:
+        coming = _steps(trainer, done)
+        if self._said or self.estimate is None or coming <= self.estimate:
+            return
+        self._said = True
+        rank_zero_warn(
+            f"training comes to {coming} steps, and optimizers were configured when "
+            f"estimated_stepping_batches was {self.estimate}: there are more batches now, since "
+            "the store grew, budgets were filled otherwise or there are fewer devices. A schedule "
+            "of that length ends too early, and OneCycleLR raises when it does: expected "
+            "Trainer(max_epochs=-1, max_steps=...), which is the estimate whatever the data do"
+        )
+
+
+def check_reloading(trainer: Trainer, *, packed: bool) -> None:
+    """Have the loader fetched anew in each epoch, so that it has what was committed by then.
+
+    Raises
+    ------
+    ValueError
+        If it would be fetched more seldom, though epochs differ in their number of batches.
+    """
+    every = trainer.reload_dataloaders_every_n_epochs
+    if not every:
+        trainer.reload_dataloaders_every_n_epochs = 1
+    elif every > 1 and packed:
+        raise ArgumentError(
+            f"reload_dataloaders_every_n_epochs is {every}, and batches that fill a budget are not "
+            "as many in each epoch: Lightning counts them only when it fetches the loader, and "
+            "would leave some out; expected 0 or 1"
+        )
+
+
+def _end_epoch(trainer: Trainer) -> None:
+    """Have the next epoch begin as it does where nothing is resumed."""
+    loop, inner = trainer.fit_loop, trainer.fit_loop.epoch_loop
+    if loop.epoch_progress.current.completed < loop.epoch_progress.current.processed:
+        loop.epoch_progress.increment_completed()
+    if inner.restarted_on_train_batch_end:
+        inner.batch_progress.increment_completed()
+        inner._batches_that_stepped += 1
+    inner.restarting = False
+    inner.reset_restart_stage()
+    loop.on_iteration_done()
+    loop._last_train_dl_reload_epoch = inner.val_loop._last_val_dl_reload_epoch = -math.inf
+
+
+def _steps(trainer: Trainer, done: int) -> int:
+    """Steps of optimizers in all, if later epochs are as long as this one; 0 where it is unknown.
+
+    `done` batches of this epoch have been trained on.
+    """
+    if trainer.max_epochs in (None, -1) or not trainer.lightning_module.automatic_optimization:
+        return 0
+    every, batches = trainer.accumulate_grad_batches, trainer.num_training_batches
+    later = (trainer.max_epochs - trainer.current_epoch - 1) * math.ceil(batches / every)
+    steps = trainer.global_step + math.ceil((batches - done) / every) + later
+    return int(steps if trainer.max_steps == -1 else min(steps, trainer.max_steps))
