@@ -1,5 +1,6 @@
 """What a user does in a notebook: interrupt, remove, open twice, and go on."""
 
+import errno
 import shutil
 
 import pytest
@@ -137,6 +138,26 @@ def test_an_interrupt_that_closes_the_writer_of_a_deletion(tmp_path, monkeypatch
     writer.close()
     dataset = ZarrDataset(tmp_path / "s.zarr")
     assert_batches_equal(dataset.__getitems__(range(4)), numbered_batch([0, 2, 3, 5]))
+
+
+def test_a_disk_that_fails_right_after_a_rewrite_took_its_place(tmp_path, monkeypatch):
+    """The new store stands, and the writer goes on with it."""
+    writer = AtomicDataZarrWriter(tmp_path / "s.zarr")
+    writer.write(numbered_batch(range(6)))
+    writer.delete([1, 4])
+
+    def failing(path):
+        if path == tmp_path:
+            raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("zarrpipe.store.files.sync_path", failing)
+        with pytest.raises(OSError, match="Input/output"):
+            writer.defragment()
+    writer.append(numbered_batch([7]))
+    writer.close()
+    dataset = ZarrDataset(tmp_path / "s.zarr")
+    assert_batches_equal(dataset.__getitems__(range(5)), numbered_batch([0, 2, 3, 5, 7]))
 
 
 def test_two_sinks_on_a_store_without_a_lock():
