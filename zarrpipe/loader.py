@@ -77,6 +77,8 @@ class GraphLoader:
                 f"num_workers is {num_workers}, but the dataset is held on {dataset.resident} by "
                 "this process alone: expected num_workers=0, or a dataset that is not resident"
             )
+        if transform is not None:
+            dataset.preceded_by(transform)  # which refuses what it cannot precede
         # Not named `dataset`: Lightning would rebuild whatever has that attribute to overfit.
         self._dataset, self._num_workers, self._prefetch = dataset, num_workers, prefetch
         self.sampler, self._transform = sampler, transform

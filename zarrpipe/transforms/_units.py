@@ -3,7 +3,6 @@
 import functools
 import re
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import NamedTuple
 
 from zarrpipe.data.batch import Batch
@@ -102,9 +101,7 @@ class ConvertUnits:
                     f"fields has {name!r}, which is not in the registry: give the unit in which it "
                     f"comes by own={{{name!r}: ...}}"
                 )
-        self.factors: Mapping[str, float] = MappingProxyType(
-            {name: self._factor(name, parse(text), base) for name, text in come.items()}
-        )
+        self.factors = {name: self._factor(name, parse(text), base) for name, text in come.items()}
 
     def _factor(self, name: str, unit: Unit, base: list[Unit]) -> float:
         """What values of a field in a unit are multiplied by."""
