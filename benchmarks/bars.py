@@ -159,6 +159,19 @@ BARS = (
     Bar("100 M samples: open, s", "scale", "*", "open", 1, most=True),
     Bar("100 M samples: plan one epoch, s", "scale", "*", "plan one epoch*", 20, most=True),
     Bar("100 M samples: resident memory of a rank, MB", "scale", "*", "peak*", 2048, most=True),
+    Bar("share of a budget of atoms that is filled", "plans", "*", "share of*", 0.95),
+    Bar("heaviest of 8 ranks beyond their mean", "plans", "*", "*worst step", 0.05, most=True),
+    Bar(
+        "10 M samples: plan batches by atoms, s", "plans", "*seconds", "each*by atoms", 5, most=True
+    ),
+    Bar(
+        "10 M samples: plan an epoch drawn by weights, s",
+        "plans",
+        "*seconds",
+        "drawn*",
+        None,
+        most=True,
+    ),
 )
 """In the order of the tables."""
 

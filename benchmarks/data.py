@@ -1,7 +1,7 @@
 """The samples that every engine gets, made by seeded generators."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
@@ -127,9 +127,50 @@ class Samples:
         )
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """As much of a dataset as a sampler asks for, in memory.
+
+    Parameters
+    ----------
+    num_atoms
+        [N] int64.
+    fields
+        [N] by name.
+    stores
+        [N] int64, from 0 on.
+    """
+
+    num_atoms: Int64Array
+    fields: Mapping[str, AnyArray] = field(default_factory=dict)
+    stores: Int64Array | None = None
+    num_stores: int = 2
+
+    def __len__(self) -> int:
+        return len(self.num_atoms)
+
+    def system_field(self, name: str, index: Int64Array) -> AnyArray:
+        """Values of a field."""
+        return self.fields[name][index]
+
+    def present(self, name: str, index: Int64Array) -> AnyArray:
+        """All have all fields."""
+        return np.ones(len(index), dtype=bool)
+
+    def store_of(self, index: Int64Array) -> Int64Array:
+        """Store of each sample."""
+        stores: Int64Array = np.asarray(self.stores)[index]
+        return stores
+
+
+def sizes(kind: DataSet, count: int, seed: int) -> Int64Array:
+    """Atoms of each of the first `count` samples of a set, [count] int64."""
+    return _generator(kind, seed).integers(kind.least, kind.most + 1, count)
+
+
 def make(kind: DataSet, count: int, seed: int) -> Samples:
     """The first `count` samples of a set; equal arguments give equal samples."""
-    rng = np.random.default_rng([seed, kind.least, kind.most, int(kind.edges)])
+    rng = _generator(kind, seed)
     counts = rng.integers(kind.least, kind.most + 1, count)
     atoms_ptr = _pointers(counts)
     atoms = int(atoms_ptr[-1])
@@ -173,6 +214,10 @@ def shuffled_batches(count: int, batch_size: int, samples: int, seed: int) -> li
         order = rng.permutation(count)
         batches += [order[i : i + size] for i in range(0, count - size + 1, size)]
     return batches
+
+
+def _generator(kind: DataSet, seed: int) -> np.random.Generator:
+    return np.random.default_rng([seed, kind.least, kind.most, int(kind.edges)])
 
 
 def _pointers(counts: Int64Array) -> Int64Array:

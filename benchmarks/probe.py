@@ -7,11 +7,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, process_time
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
+
 import zarrpipe as zp
+from benchmarks.data import SETS, Sizes, sizes
 from zarrpipe.loader import GraphLoader
 
 
@@ -103,8 +106,26 @@ def refresh(store: str, capacity: int) -> dict[str, float]:
     return {"write": written - start, "refresh": seen - written, "new": new, **_peak()}
 
 
+def epoch(count: int, seed: int, settings: Mapping[str, Any]) -> dict[str, float]:
+    """Making a sampler of structures and planning its first epoch; MB beyond what the data are."""
+    kind, rng = SETS["structures"], np.random.default_rng(seed)
+    fields = {
+        "weight": rng.random(count, dtype=np.float32),
+        "round": rng.integers(0, 3, count),
+    }
+    stores = (np.arange(count) // 1000) % 2  # they grew in turns
+    data = Sizes(sizes(kind, count, seed), fields, stores)
+    before = _memory()[0]
+    start, spent = perf_counter(), process_time()
+    sampler = zp.GraphBatchSampler(data, **settings, rank=0, world_size=1)
+    length = len(sampler.start())
+    seconds = perf_counter() - start
+    spent = process_time() - spent
+    return {"seconds": seconds, "spent": spent, "extra": _peak()["peak"] - before, "steps": length}
+
+
 PROBES: Mapping[str, Callable[..., dict[str, float]]] = MappingProxyType(
-    {probe.__name__: probe for probe in (growth, workers, plan, module, refresh)}
+    {probe.__name__: probe for probe in (growth, workers, plan, module, refresh, epoch)}
 )
 
 

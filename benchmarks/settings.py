@@ -30,6 +30,8 @@ class Size:
         Writes of nvalchemi before its writes are timed.
     pointers
         Samples of the store that has only pointers.
+    planned
+        Samples of a long epoch that is planned.
     cold_seconds
         Longest cold epoch; a longer one is stopped and its time extrapolated.
     epochs
@@ -45,6 +47,7 @@ class Size:
     stored: tuple[int, int]
     warm_writes: int
     pointers: int
+    planned: int
     cold_seconds: float
     epochs: int
 
@@ -61,6 +64,7 @@ SIZES: Mapping[str, Size] = MappingProxyType(
             stored=(5_000, 5_000_000),
             warm_writes=200,
             pointers=100_000_000,
+            planned=10_000_000,
             cold_seconds=60.0,
             epochs=20,
         ),
@@ -74,6 +78,7 @@ SIZES: Mapping[str, Size] = MappingProxyType(
             stored=(50, 1_000),
             warm_writes=2,
             pointers=10_000,
+            planned=20_000,
             cold_seconds=2.0,
             epochs=3,
         ),

@@ -20,6 +20,7 @@ Float64Array = npt.NDArray[np.float64]
 _PURPOSE = 0xD7A3
 _NEIGHBOURS = 4096
 _ROUNDING = 1e-12
+_BLOCK = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -58,19 +59,29 @@ def draw(seed: int, epoch: int, expected: Expected, total: int) -> Int64Array:
     """
     seeds = np.random.SeedSequence([seed, epoch, _PURPOSE])
     generator = np.random.Generator(np.random.PCG64(seeds))
-    fractions = expected.counts.copy()
-    nearest = np.rint(fractions)
-    whole = np.abs(fractions - nearest) <= _ROUNDING * np.maximum(nearest, 1.0)
-    np.copyto(fractions, nearest, where=whole)
-    counts = np.floor(fractions, out=nearest).astype(np.int64)
-    fractions -= nearest
+    counts, fractions = _parts(expected.counts)
     left = total - int(counts.sum())
     if left:
         order = scattered(len(counts), generator)
         if expected.groups is not None:
             order = order[np.argsort(expected.groups[order], kind="stable")]
-        counts[order] += _systematic(fractions[order], left, generator.random())
+        fractions = fractions[order]  # lets go of those in the other order
+        counts[order] += _systematic(fractions, left, generator.random())
     return counts
+
+
+def _parts(expected: Float64Array) -> tuple[Int64Array, Float64Array]:
+    """Whole and fractional parts, both [n]; what is an integer but for rounding has no fraction."""
+    whole = np.empty(len(expected), dtype=np.int64)
+    fractions = np.empty(len(expected))
+    for start in range(0, len(expected), _BLOCK):
+        here = slice(start, start + _BLOCK)
+        nearest = np.rint(expected[here])
+        close = np.abs(expected[here] - nearest) <= _ROUNDING * np.maximum(nearest, 1.0)
+        some = np.where(close, nearest, expected[here])
+        whole[here] = floor = np.floor(some)
+        fractions[here] = some - floor
+    return whole, fractions
 
 
 def copies_in(samples: IndexArray) -> IndexArray | None:
@@ -109,12 +120,15 @@ def scattered(count: int, generator: np.random.Generator) -> IndexArray:
     return flat[flat < count] if blocks * width > count else flat
 
 
-def _systematic(fractions: Float64Array, left: int, offset: float) -> Int64Array:
-    """Which of the samples come once more, [n] int64 of 0 and 1 with the sum `left`."""
+def _systematic(fractions: Float64Array, left: int, offset: float) -> npt.NDArray[np.int8]:
+    """Which of the samples come once more, [n] of 0 and 1 with the sum `left`."""
     ends = np.cumsum(fractions, out=fractions)
     last = int(np.searchsorted(ends, ends[-1]))
     ends *= left / ends[-1]  # the expectations sum to the total but for rounding
     ends += offset
-    passed = np.minimum(np.floor(ends, out=ends), left).astype(np.int64)
-    passed[last:] = left
-    return np.diff(passed, prepend=0)
+    np.minimum(np.floor(ends, out=ends), left, out=ends)
+    ends[last:] = left
+    more = np.empty(len(ends), dtype=np.int8)
+    more[0] = ends[0]
+    np.subtract(ends[1:], ends[:-1], out=more[1:], casting="unsafe")
+    return more

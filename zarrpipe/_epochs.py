@@ -13,7 +13,7 @@ from zarrpipe._blocks import Blocks, block_order
 from zarrpipe._budgets import Budgets
 from zarrpipe._draws import copies_in
 from zarrpipe._mixing import Mixture
-from zarrpipe._packing import pack, pack_in_order, shared
+from zarrpipe._packing import deal_steps, pack, pack_in_order, shared
 from zarrpipe._plans import IndexArray, Plan, cut, epoch_order, first_indices, steps_of
 from zarrpipe.data.csr import Int64Array
 from zarrpipe.errors import ArgumentError
@@ -130,13 +130,35 @@ class Epoch:
             rest = self.total - position
             bounds = cut(rest, self._recipe.budgets.samples or 1, world_size)
         self.__dict__.pop("_samples", None)  # an epoch may be long
-        return Plan(
+        plan = Plan(
             order=order[position:],
             bounds=bounds,
             world_size=world_size,
             ahead=0 if blocks is None else blocks.samples,
             copies=None if copies is None else copies[position:],
         )
+        return self._levelled(plan) if self._recipe.packed and self._recipe.shuffle else plan
+
+    def _levelled(self, plan: Plan) -> Plan:
+        """Plan whose last steps, where batches were cut to be enough, are dealt to the ranks anew.
+
+        The last two steps share what they have evenly, or else the last is dealt by itself. What
+        is consumed stays a prefix of the same order, and what a step gets depends only on what is
+        left then, so that the plan is the same from wherever it is made.
+        """
+        world_size, canonical = plan.world_size, self._batches[-1]
+        first = len(self._batches[0]) - len(plan.order)
+        if np.isin(plan.bounds[-world_size - 1 :] + first, canonical).all():
+            return plan
+        for steps in range(min(2, len(plan)), 0, -1):
+            start = int(plan.bounds[-steps * world_size - 1])
+            # The last step is of no more batches than there are ranks, or a rest of it had two.
+            latest = int(canonical[max(0, len(canonical) - 1 - world_size)]) - first - start
+            costs = self._recipe.budgets.costs(self._recipe.data, plan.order[start:])
+            found = deal_steps(costs, steps, world_size, latest)
+            if found is not None:
+                return plan.with_tail(start, *found)
+        return plan
 
     def steps(self, position: int, world_size: int) -> int:
         """Number of steps from a position on."""

@@ -130,13 +130,11 @@ class _ByValue:
     def expected(self, data: Any, samples: IndexArray, total: int) -> Expected:
         values, has = _scalars(data, self.field, samples)
         keys = np.array(self.values, dtype=values.dtype if values.dtype.kind == "f" else None)
-        few = len(keys) < np.iinfo(np.int16).max  # NumPy sorts short integers faster
-        short = np.int16 if few else np.int64
-        groups: _Groups = np.searchsorted(keys, values).astype(short)
+        groups = np.searchsorted(keys, values)
         groups[groups == len(keys)] = 0
         groups[(keys[groups] != values) | ~has] = len(keys)
-        if self.other is None and len(keys) in groups:
-            place = int(np.argmax(groups == len(keys)))
+        if self.other is None and groups.max() == len(keys):
+            place = int(np.argmax(groups))
             raise ArgumentError(
                 f"sample {samples[place]} has {_said(self.field, values, has, place)}, and weights "
                 f"name {list(self.values)}: name it too, or give the rest a share as {OTHER!r}"
@@ -231,6 +229,8 @@ def _number(key: Any, field: Any) -> float:
 
 def _of_groups(groups: _Groups, shares: Sequence[float], total: int) -> Expected:
     """Shares of groups, spread evenly over their samples; others take that of an empty one."""
+    if len(shares) < np.iinfo(np.int16).max:
+        groups = groups.astype(np.int16, copy=False)  # NumPy sorts short integers faster
     members = np.bincount(groups, minlength=len(shares))
     there = np.where(members > 0, np.asarray(shares, dtype=np.float64), 0.0)
     if not there.max() > 0:
@@ -248,12 +248,15 @@ def _scalars(data: Any, name: str, samples: IndexArray) -> tuple[AnyArray, npt.N
     has: npt.NDArray[np.bool_] = data.present(name, samples)
     if not has.any():
         return np.zeros(len(samples)), has
-    known: AnyArray = data.system_field(name, samples[has])
+    everywhere = bool(has.all())
+    known: AnyArray = data.system_field(name, samples if everywhere else samples[has])
     if math.prod(known.shape[1:]) != 1:
         raise ArgumentError(
             f"field {name!r} has rows of shape {known.shape[1:]}, expected one number a sample "
             "where samples are weighted by it"
         )
+    if everywhere:
+        return known.reshape(-1), has
     values = np.zeros(len(samples), dtype=known.dtype)
     values[has] = known.reshape(-1)
     return values, has

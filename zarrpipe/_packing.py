@@ -17,6 +17,7 @@ from zarrpipe.data.csr import Int64Array, pointers
 from zarrpipe.errors import ArgumentError
 
 _WINDOW_BATCHES, _LEAST_WINDOW = 256, 1024
+_FEW = 4096
 _EASE = 0.999  # fewer batches than the last window needed are tried first
 
 
@@ -47,6 +48,14 @@ class Costs:
         """Costs of some of the samples."""
         weight = None if self.weight is None else self.weight[start:stop]
         return Costs(self.each[:, start:stop], self.limits, weight)
+
+    @property
+    def takes(self) -> npt.NDArray[Any]:
+        """What samples are dealt by, [n]: their weight, or the largest share of a budget."""
+        if self.weight is not None:
+            return self.weight
+        takes: npt.NDArray[Any] = (self.each / self.limits[:, None]).max(axis=0)
+        return takes
 
     @property
     def least_batches(self) -> int:
@@ -150,16 +159,14 @@ def _pack_window(costs: Costs, surplus: float) -> tuple[Int64Array, Int64Array, 
 
     The batches follow each other by what they take, so that neighbours take as much.
     """
-    limits = costs.limits[:, None]
-    takes = (costs.each / limits).max(axis=0) if costs.weight is None else costs.weight
+    takes = costs.takes
     order = np.argsort(-takes, kind="stable")
-    each, takes = costs.each[:, order], takes[order]
+    takes = takes[order]
     least = costs.least_batches
     batches = max(least, round(least * surplus * _EASE))
     while True:
         batch = _deal(takes, batches, batches if costs.weight is not None else batches // 2)
-        held = np.stack([np.bincount(batch, one, batches) for one in each])
-        if (held <= limits).all():
+        if _kept(costs, order, batch, batches):
             break
         batches += max(1, batches // 100)
     rank = np.empty(batches, dtype=np.int64)
@@ -168,6 +175,64 @@ def _pack_window(costs: Costs, surplus: float) -> tuple[Int64Array, Int64Array, 
     sizes = np.bincount(batch, minlength=batches)
     places = order[np.argsort(batch, kind="stable")]
     return places, sizes[sizes > 0].astype(np.int64), batches / least
+
+
+def deal_steps(
+    costs: Costs, steps: int, ranks: int, least_before_last: int = 0
+) -> tuple[Int64Array, Int64Array] | None:
+    """Put all samples into steps of a batch for each rank that take as much as each other.
+
+    Parameters
+    ----------
+    costs
+        What each sample takes.
+    steps
+        One or two; of two each gets a half of the samples, by what they take, in their order.
+    ranks
+        Number of batches of a step.
+    least_before_last : int
+        Samples that are not in the last of two steps.
+
+    Returns
+    -------
+    order : array [n] int64
+        Where the samples of the batches stand among those given; each once.
+    bounds : array [steps * ranks + 1] int64
+        Batch b is ``order[bounds[b]:bounds[b + 1]]``; none is empty.
+
+    None is returned where budgets are not kept so, or a rank gets nothing.
+
+    Examples
+    --------
+    >>> atoms = np.array([9, 1, 7, 2, 5, 6])
+    >>> order, bounds = deal_steps(Costs(atoms[None], np.array([12])), 1, 3)
+    >>> np.add.reduceat(atoms[order], bounds[:-1])
+    array([10,  9, 11])
+    """
+    cuts = [0, len(costs)]
+    if steps == 2:
+        total = pointers(costs.takes)
+        half = int(np.searchsorted(total, total[-1] / 2))
+        cuts.insert(1, min(max(half, least_before_last), len(costs)))
+    orders, sizes = [], []
+    for start, stop in itertools.pairwise(cuts):
+        some = costs.window(start, stop)
+        if len(some) < ranks:
+            return None
+        order = np.argsort(-some.takes, kind="stable")
+        few = len(some) <= _FEW and some.weight is None
+        batch = _deal(some.takes[order], ranks, 1 if few else ranks)
+        if not _kept(some, order, batch, ranks):
+            return None
+        orders.append(order[np.argsort(batch, kind="stable")] + start)
+        sizes.append(np.bincount(batch, minlength=ranks))
+    return np.concatenate(orders), pointers(np.concatenate(sizes))
+
+
+def _kept(costs: Costs, order: Int64Array, batch: Int64Array, batches: int) -> bool:
+    """Whether batches, given for the samples in an order, keep all budgets."""
+    held = (np.bincount(batch, each[order], batches) for each in costs.each)
+    return all((one <= limit).all() for one, limit in zip(held, costs.limits, strict=True))
 
 
 def _deal(takes: npt.NDArray[Any], batches: int, at_a_time: int) -> Int64Array:

@@ -1,7 +1,7 @@
 """The batches of an epoch as data: an order of samples, cut into steps of one batch a rank."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -59,6 +59,17 @@ class Plan:
         stops = self.bounds[rank + 1 :: self.world_size].tolist()
         return (
             values[start:stop].astype(np.int64) for start, stop in zip(starts, stops, strict=True)
+        )
+
+    def with_tail(self, start: int, places: Int64Array, bounds: Int64Array) -> "Plan":
+        """Plan in which the samples from `start` on, and so their batches, have another order."""
+        moved = np.append(np.arange(start), places + start)
+        before = self.bounds[: len(self.bounds) - len(bounds)]
+        return replace(
+            self,
+            order=self.order[moved],
+            bounds=np.append(before, bounds + start),
+            copies=None if self.copies is None else self.copies[moved],
         )
 
     def consumed(self, steps: int) -> int:

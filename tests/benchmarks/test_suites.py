@@ -3,12 +3,13 @@
 import json
 import math
 
+import numpy as np
 import pytest
 import zarr
 
 import zarrpipe as zp
 from benchmarks import __main__ as command
-from benchmarks import loop, memory, probe, report, scale
+from benchmarks import loop, memory, plans, probe, report, scale
 from benchmarks.engines import ENGINES
 from benchmarks.machine import facts
 from benchmarks.rows import read_rows
@@ -52,7 +53,7 @@ def here(monkeypatch):
     def ask(name, **arguments):
         return json.loads(json.dumps(probe.PROBES[name](**arguments)))
 
-    for suite in (memory, scale):
+    for suite in (memory, plans, scale):
         monkeypatch.setattr(suite, "ask", ask)
 
 
@@ -136,6 +137,16 @@ def test_scale(run):
     rows = run("scale")
     assert {row.unit for row in rows.values()} == {"s", "MB"}
     assert len(rows) == 9
+
+
+@pytest.mark.usefixtures("here")
+def test_plans(run, monkeypatch):
+    monkeypatch.setattr(plans, "sizes", lambda *_: np.full(128, 128))  # eight make a batch
+    rows = run("plans")
+    assert {row.unit for row in rows.values()} == {"", "s", "MB"}
+    assert len(rows) == 3 + 3 * len(plans.LONG)
+    found = {name: row.value for (_, name), row in rows.items() if row.unit == ""}
+    assert list(found.values()) == [1.0, 0.0, 0.0]
 
 
 def test_a_store_that_has_only_pointers_is_valid(tmp_path):

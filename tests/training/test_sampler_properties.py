@@ -260,3 +260,20 @@ def test_an_epoch_is_what_was_drawn_over_ranks_and_interruptions(case, epoch, wo
         case.sampler(samples), epoch + 1
     )
     assert following.epoch == epoch + 1
+
+
+@given(cases().filter(drawable), st.integers(1, 6), st.data())
+def test_an_epoch_that_goes_on_with_as_many_ranks_has_the_same_batches(case, world, data):
+    samples = case.samples()
+    whole = case.sampler(samples, world - 1, world)
+    if not possible(case, samples, whole.state_dict(), world):
+        return
+    batches = [batch.tolist() for batch in whole]
+    again = case.sampler(samples, world - 1, world)
+    stop = data.draw(st.integers(max(0, len(batches) - 3), len(batches)), label="steps")
+    seen = [batch.tolist() for batch in itertools.islice(iter(again), stop)]
+    resumed = case.sampler(samples, world - 1, world)
+    resumed.load_state_dict(again.state_dict())
+    if stop < len(batches):
+        seen += [batch.tolist() for batch in resumed]
+    assert seen == batches
