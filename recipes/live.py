@@ -139,6 +139,7 @@ def train(
         logger=CSVLogger(out, name=None, version="metrics"),
         enable_checkpointing=False,
         enable_progress_bar=False,
+        log_every_n_steps=10,
         enable_model_summary=False,
     )
     data = zp.ZarrDataModule(store, batch_size=batch_size, split=(0.95, 0.05, 0.0), seed=seed)

@@ -141,7 +141,14 @@ class DataMonitor(Callback):  # type: ignore[misc]  # lightning is not followed
         self.total.merge(recent)
         self._recent = Flow()
         figures = recent.metrics(sampler.max_atoms, sampler.max_edges)
-        self.log("data/wait", figures["wait"], prog_bar=True, logger=False, batch_size=1)
+        self.log(
+            "data/wait",
+            figures["wait"],
+            prog_bar=True,
+            logger=False,
+            batch_size=1,
+            rank_zero_only=True,
+        )
         _say(trainer, figures)
 
     def _loader(self, trainer: Trainer) -> GraphLoader:
