@@ -1,7 +1,8 @@
-"""Two real processes under Lightning's ddp: no flag needed, each sample once, growth agreed."""
+"""Two real processes under Lightning's ddp, started by it or by torchrun: no flag needed."""
 
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -20,17 +21,22 @@ def samples(steps, epoch):
     return Counter(serial for when, batch in steps if when == epoch for serial in batch)
 
 
-@pytest.fixture(scope="module")
-def ran(tmp_path_factory, two_ranks_store):
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+
+
+@pytest.fixture(scope="module", params=[(), TORCHRUN], ids=["lightning", "torchrun"])
+def started(request, tmp_path_factory, two_ranks_store):
+    """What two processes saw that Lightning started, or torchrun, and the store they made grow."""
     output = tmp_path_factory.mktemp("two_ranks")
-    command = [sys.executable, str(SCRIPT), str(two_ranks_store), str(output)]
+    store = shutil.copytree(two_ranks_store, output / "store")
+    command = [sys.executable, *request.param, str(SCRIPT), str(store), str(output)]
     subprocess.run(command, check=True, timeout=300, capture_output=True)
     ranks = [json.loads((output / f"rank{rank}.json").read_text()) for rank in (0, 1)]
     return output, ranks
 
 
-def test_two_ranks_see_each_sample_once_and_agree_on_growth(ran):
-    _, ranks = ran
+def test_two_ranks_see_each_sample_once_and_agree_on_growth(started):
+    _, ranks = started
     assert [rank["N"] for rank in ranks] == [60, 60]
     assert ranks[0]["splits"] == ranks[1]["splits"]
     for side, place in (("train", 0), ("val", 1)):
@@ -49,13 +55,13 @@ def test_two_ranks_see_each_sample_once_and_agree_on_growth(ran):
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")
 @pytest.mark.filterwarnings("ignore:.*Checkpoint directory")
 @pytest.mark.filterwarnings("ignore:.*`isinstance.treespec, LeafSpec.` is deprecated")
-def test_one_process_goes_through_the_rest_of_what_two_began(ran, two_ranks_store):
-    output, ranks = ran
+def test_one_process_goes_through_the_rest_of_what_two_began(started):
+    output, ranks = started
     spec = importlib.util.spec_from_file_location("two_ranks", SCRIPT)
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     model = script.Model()
-    module = ZarrDataModule(two_ranks_store, batch_size=3, split=(0.8, 0.2, 0.0))
+    module = ZarrDataModule(output / "store", batch_size=3, split=(0.8, 0.2, 0.0))
     Trainer(
         accelerator="cpu",
         max_epochs=3,

@@ -92,6 +92,11 @@ class Watch(Callback):
         if wanted and [trainer.fit_loop.total_batch_idx, place] == wanted:
             os.kill(os.getpid(), signal.SIGKILL)
 
+    def on_train_start(self, trainer, *_):
+        loader, loop = trainer.train_dataloader, trainer.fit_loop.epoch_loop
+        steps = [len(loader), trainer.num_training_batches, loop.batch_progress.current.ready]
+        self.note("begin", trainer.current_epoch, *steps, trainer.global_step)
+
     def on_train_epoch_start(self, trainer, *_):
         loader = trainer.train_dataloader
         steps = [len(loader), trainer.num_training_batches]
