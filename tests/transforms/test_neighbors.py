@@ -78,12 +78,18 @@ def test_vectors_of_edges_are_shorter_than_the_cutoff():
 def test_edges_of_a_system_do_not_depend_on_its_batch():
     search, every = NeighborList(CUTOFF), from_ase(structures())
     # A grid whose distances are the cutoff but for rounding: where it stands must not count.
-    grid = torch.cartesian_prod(*[torch.arange(3.0, dtype=torch.float64) * CUTOFF] * 3) + 0.1
+    grid = torch.cartesian_prod(*[torch.arange(3.0, dtype=torch.float64) * CUTOFF] * 3)
+    grid += torch.tensor([0.37, 1.13, 2.9], dtype=torch.float64)
     every = Batch.concatenate([every.without("cell", "pbc"), AtomicData(grid, [18] * 27)])
     whole = search(every)
     for order in ([9], [0, 9, 5], [7, 9, 9]):
         some = search(every.index_select(order))
         assert_batches_equal(some, whole.index_select(order))
+    squares = (grid[None] - grid[:, None]).square().sum(2)
+    at_cutoff = (squares - CUTOFF**2).abs() < 1e-6
+    near = (squares < CUTOFF**2) & (squares > 0)
+    assert 0 < int((near & at_cutoff).sum()) < int(at_cutoff.sum())
+    assert torch.equal(whole.get_data(9).neighbor_list, near.nonzero())
 
 
 def test_a_batch_without_systems_or_neighbours():
