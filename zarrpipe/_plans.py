@@ -63,13 +63,16 @@ class Plan:
 
     def with_tail(self, start: int, places: Int64Array, bounds: Int64Array) -> "Plan":
         """Plan in which the samples from `start` on, and so their batches, have another order."""
-        moved = np.append(np.arange(start), places + start)
+
+        def moved(values: IndexArray) -> IndexArray:
+            return np.concatenate([values[:start], values[start:][places]])
+
         before = self.bounds[: len(self.bounds) - len(bounds)]
         return replace(
             self,
-            order=self.order[moved],
+            order=moved(self.order),
             bounds=np.append(before, bounds + start),
-            copies=None if self.copies is None else self.copies[moved],
+            copies=None if self.copies is None else moved(self.copies),
         )
 
     def consumed(self, steps: int) -> int:
