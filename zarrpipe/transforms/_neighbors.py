@@ -25,7 +25,8 @@ class NeighborList:
     of the positions, so that the vector of an edge is ``positions[j] + shift @ cell -
     positions[i]``. Both directions of a pair are there, and images of an atom itself where a
     cell is small. Edges are sorted by i. They are searched on the CPU, molecules all at once and
-    periodic systems one by one, for which worker processes are of use.
+    periodic systems one by one, for which worker processes are of use. A budget of edges
+    (``max_edges``) counts those that are stored, not these.
 
     Parameters
     ----------
