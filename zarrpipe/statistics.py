@@ -169,30 +169,37 @@ def measure(dataset: ZarrDataset) -> StatisticsSums:
 
     What the sums tell that its stores keep is not read, unless the dataset is a selection.
     """
-    sums, rest = known_sums(dataset, np.arange(len(dataset)))
-    return sums.merge(count(dataset.index_select(rest))) if len(rest) else sums
+    return measure_side(dataset, np.arange(len(dataset)))
 
 
-def known_sums(
-    dataset: ZarrDataset, rows: Int64Array, share: float = 1.0
-) -> tuple[StatisticsSums, Int64Array]:
-    """Sums of samples out of what the stores keep, and those that are in none of it.
+def measure_side(
+    dataset: ZarrDataset, rows: npt.NDArray[np.integer], share: float = 1.0
+) -> StatisticsSums:
+    """Sums over the first side of a split by the hash of the id, by what the stores keep.
 
     Parameters
     ----------
     dataset
-        Samples of which a split by the hash of the id has put some on its first side.
-    rows : array [K] int64
-        Positions of all of these, ascending.
+        All samples.
+    rows : array [K] integer
+        Positions of those of the side, ascending.
     share
-        Share of that side. Sums are kept for whole per cents.
+        Share of the side. Sums are kept for whole per cents; for others all of it is read.
+    """
+    sums, rest = known_sums(dataset, rows, share)
+    if len(rest):
+        sums.merge(count(dataset.index_select(rest)))
+    if len(rest) < len(rows) and not sums.sums.exact:
+        return count(dataset.index_select(rows))
+    return sums
 
-    Returns
-    -------
-    sums : StatisticsSums
-        Of all but those of the second.
-    rest : array [R] int64
-        Positions that are yet to be counted.
+
+def known_sums(
+    dataset: ZarrDataset, rows: npt.NDArray[np.integer], share: float = 1.0
+) -> tuple[StatisticsSums, npt.NDArray[np.integer]]:
+    """Sums out of what the stores keep, and the positions that are in none of it.
+
+    See `measure_side` for the arguments.
     """
     stop = round(share * BUCKETS)
     if abs(stop - share * BUCKETS) > _NO_SHARE:

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from zarrpipe.data.csr import AnyArray, Int64Array, pointers, segment_rows
 from zarrpipe.data.ids import UInt64Array, unit_places
@@ -18,48 +17,6 @@ BUCKETS = 100
 def buckets_of(ids: UInt64Array) -> Int64Array:
     """Bucket [N] of each id, in the order in which a split by id gives sides."""
     return (unit_places(ids) * BUCKETS).astype(np.int64)
-
-
-@dataclass(frozen=True)
-class Contents:
-    """Which elements samples have, one entry for each element of a sample, by sample.
-
-    Parameters
-    ----------
-    samples : array [M] int64
-        Sample of each entry, ascending.
-    places : array [M] int64
-        Number of its element, ascending in a sample; in `pairs`, of a pair of them.
-    atoms : array [M]
-        Atoms of the element; in `pairs`, the product of two.
-    """
-
-    samples: Int64Array
-    places: Int64Array
-    atoms: npt.NDArray[np.float64]
-
-    def of(self, has: npt.NDArray[np.bool_]) -> "Contents":
-        """Entries of the samples for which a mask [N] is True."""
-        here = has[self.samples]
-        return Contents(self.samples[here], self.places[here], self.atoms[here])
-
-    def pairs(self, size: int) -> "Contents":
-        """Pairs of the elements of a sample, each with itself too.
-
-        Their places are those in the upper triangle of a matrix [size, size].
-        """
-        parts, apart = [], 0
-        while True:
-            first, second = slice(len(self.samples) - apart), slice(apart, None)
-            here = self.samples[first] == self.samples[second]
-            if not here.any():
-                break
-            rows, columns = self.places[first][here], self.places[second][here]
-            places = rows * size - rows * (rows - 1) // 2 + columns - rows
-            product = self.atoms[first][here] * self.atoms[second][here]
-            parts.append((self.samples[first][here], places, product))
-            apart += 1
-        return Contents(*(np.concatenate(values) for values in zip(*parts, strict=True)))
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,13 @@ energies are thousands of times larger than what differs between samples.
 """
 
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Self
 
 import numpy as np
 
+from zarrpipe.data.compositions import Contents, Groups
 from zarrpipe.data.csr import AnyArray, Int64Array
-from zarrpipe.data.label_rows import NUM_ELEMENTS, Contents, LabelRows
+from zarrpipe.data.label_rows import NUM_ELEMENTS, LabelRows
 from zarrpipe.data.triangles import FloatArray, fit, packed, tallied, unpacked
 
 COLUMNS = (
@@ -118,15 +118,18 @@ class LabelSums:
         if not len(rows):
             return
         self._sum("edges", rows.buckets, rows.edges, sign)
-        sizes = (rows.buckets << _SIZE_BITS) + np.diff(rows.ptr)
+        groups = Groups.find(rows)
+        self._admit(groups.elements)
+        at = np.searchsorted(self.elements, groups.elements)
+        contents = replace(groups.contents, places=at[groups.contents.places])
         self.sizes, self.size_counts = tallied(
-            np.concatenate([self.sizes, sizes]),
-            np.concatenate([self.size_counts, np.full(len(rows), sign)]),
+            np.concatenate([self.sizes, (groups.buckets << _SIZE_BITS) + groups.atoms]),
+            np.concatenate([self.size_counts, sign * groups.number]),
         )
-        contents = self._contents(rows)
-        self._spread(self.counts, rows.buckets, contents, contents.atoms, sign)
+        counts = contents.atoms * groups.number[contents.samples]
+        self._spread(self.counts, groups, contents, counts, sign)
         if rows.energy is not None:
-            self._add_energies(rows, rows.energy.astype(np.float64), contents, sign)
+            self._add_energies(rows, rows.energy.astype(np.float64), groups, contents, sign)
         if rows.forces is not None:
             self._add_forces(rows, rows.forces, sign)
 
@@ -137,27 +140,15 @@ class LabelSums:
     def _spread(
         self,
         target: FloatArray,
-        buckets: Int64Array,
+        groups: Groups,
         contents: Contents,
         values: FloatArray,
         sign: int,
     ) -> None:
-        """Add a value for each element of a sample to a target [B, E]."""
-        cell = buckets[contents.samples] * len(self.elements) + contents.places
+        """Add a value for each entry of the contents of groups to a target [B, ...]."""
+        size = target.shape[-1]
+        cell = groups.buckets[contents.samples] * size + contents.places
         target += sign * np.bincount(cell, values, target.size).reshape(target.shape)
-
-    def _contents(self, rows: LabelRows) -> Contents:
-        """Atoms of each element that a sample has."""
-        found = np.flatnonzero(np.bincount(rows.numbers, minlength=NUM_ELEMENTS))
-        self._admit(found)
-        local = np.zeros(NUM_ELEMENTS, dtype=np.int64)
-        local[found] = np.arange(len(found))
-        cell = np.repeat(np.arange(len(rows)) * len(found), np.diff(rows.ptr))
-        cell += local[rows.numbers]
-        counts = np.bincount(cell, minlength=len(rows) * len(found))
-        samples, which = divmod(cells := np.flatnonzero(counts), len(found))
-        places = np.searchsorted(self.elements, found)[which]
-        return Contents(samples, places, counts[cells].astype(np.float64))
 
     def _admit(self, elements: Int64Array) -> None:
         """Make room for elements."""
@@ -175,55 +166,61 @@ class LabelSums:
         self.elements, self.gram = known, packed(square)
 
     def _add_energies(
-        self, rows: LabelRows, energy: FloatArray, contents: Contents, sign: int
+        self,
+        rows: LabelRows,
+        energy: FloatArray,
+        groups: Groups,
+        contents: Contents,
+        sign: int,
     ) -> None:
         finite = np.isfinite(energy)
         has = np.ones(len(rows), bool) if rows.has_energy is None else rows.has_energy
         self._sum("energies_not_finite", rows.buckets[has & ~finite], None, sign)
         has = has & finite
-        if not has.any():
+        of, energy, total = groups.of[has], energy[has], len(groups.number)
+        if not len(of):
             return
-        if not has.all():
-            contents = contents.of(has)
-        rest_of = partial(_rest, np.where(has, energy, 0.0), contents)
+        number = np.bincount(of, minlength=total)
+        if not number.all():
+            contents = contents.of(number > 0)
         pairs = contents.pairs(len(self.elements))
         if sign > 0:
-            self._fit_origin(contents, pairs, rest_of(self.origin), int(np.count_nonzero(has)))
-        buckets, rest = rows.buckets, rest_of(self.origin)
-        per_atom = 1.0 / np.diff(rows.ptr)
-        self._sum("energies", buckets[has], None, sign)
-        self._sum("per_atom", buckets, rest * per_atom, sign)
-        shares = contents.atoms * per_atom[contents.samples]
-        self._spread(self.fraction, buckets, contents, shares, sign)
-        size = self.gram.shape[-1]
-        cell = buckets[pairs.samples] * size + pairs.places
+            rest = energy - contents.weighted(self.origin, total)[of]
+            left = np.bincount(of, rest, total).astype(np.float64, copy=False)
+            self._fit_origin(contents, pairs, number, left)
+        rest = energy - contents.weighted(self.origin, total)[of]
+        summed, squared = (np.bincount(of, rest**power, total) for power in (1, 2))
+        per_atom = 1.0 / groups.atoms
+        self._sum("energies", groups.buckets, number, sign)
+        self._sum("per_atom", groups.buckets, summed * per_atom, sign)
+        shares = contents.atoms * (number * per_atom)[contents.samples]
+        self._spread(self.fraction, groups, contents, shares, sign)
         for place, (name, scale) in enumerate(
-            (("square", np.ones(len(rest))), ("square_per_atom", per_atom**2))
+            (("square", np.ones(total)), ("square_per_atom", per_atom**2))
         ):
-            self._sum(name, buckets, rest**2 * scale, sign)
-            values = contents.atoms * (rest * scale)[contents.samples]
-            self._spread(self.moment[:, place], buckets, contents, values, sign)
-            values = pairs.atoms * scale[pairs.samples]
-            found = np.bincount(cell, values, len(self.table) * size)
-            self.gram[:, place] += sign * found.reshape(-1, size)
+            self._sum(name, groups.buckets, squared * scale, sign)
+            values = contents.atoms * (summed * scale)[contents.samples]
+            self._spread(self.moment[:, place], groups, contents, values, sign)
+            values = pairs.atoms * (number * scale)[pairs.samples]
+            self._spread(self.gram[:, place], groups, pairs, values, sign)
 
     def _fit_origin(
-        self, contents: Contents, pairs: Contents, rest: FloatArray, number: int
+        self, contents: Contents, pairs: Contents, number: Int64Array, rest: FloatArray
     ) -> None:
         """Fit the origin where there is a new element, or twice as many energies as for the last.
 
         A poor guess would leave large energies, of whose squares little is left in the end.
         """
         size, upper = len(self.elements), self.gram[:, 0].sum(0)
-        number += int(self.total("energies"))
+        energies = int(self.total("energies")) + int(number.sum())
         known = unpacked(upper, size).diagonal() > 0
-        if number < 2 * self.fitted and known[contents.places].all():
+        if energies < 2 * self.fitted and known[contents.places].all():
             return
-        upper += np.bincount(pairs.places, pairs.atoms, len(upper))
+        upper += np.bincount(pairs.places, pairs.atoms * number[pairs.samples], len(upper))
         left = contents.atoms * rest[contents.samples]
         moment = self.moment[:, 0].sum(0) + np.bincount(contents.places, left, size)
         self.move_origin(fit(unpacked(upper, size), moment, self.origin))
-        self.fitted = number
+        self.fitted = energies
 
     def move_origin(self, origin: FloatArray) -> None:
         """Count energies from another origin [E]."""
@@ -269,16 +266,18 @@ class LabelSums:
         self._admit(other.elements)
         other._admit(self.elements)
         first, second = (int(sums.total("energies")) for sums in (self, other))
-        if second > first:
-            self.move_origin(other.origin)
-        else:
-            other.move_origin(self.origin)
+        few, many = (self, other) if first < second else (other, self)
+        known = unpacked(many.gram[:, 0].sum(0), len(many.elements)).diagonal() > 0
+        origin = np.where(known, many.origin, few.origin)
+        for sums in (self, other):
+            sums.move_origin(origin)
         for name in _BY_BUCKET:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.sizes, self.size_counts = tallied(
             np.concatenate([self.sizes, other.sizes]),
             np.concatenate([self.size_counts, other.size_counts]),
         )
+        self.move_origin(self.fitted_energies())
         self.fitted = first + second
         return self
 
@@ -322,9 +321,3 @@ class LabelSums:
 
 _BY_BUCKET = ("table", "counts", "fraction", "moment", "gram")
 _ARRAYS = (*_BY_BUCKET, "elements", "origin", "sizes", "size_counts")
-
-
-def _rest(energy: FloatArray, contents: Contents, origin: FloatArray) -> FloatArray:
-    """Energies [N] that reference energies leave, 0 of samples without contents."""
-    explained = np.bincount(contents.samples, contents.atoms * origin[contents.places], len(energy))
-    return energy - explained

@@ -22,7 +22,6 @@ from zarrpipe.store.layout import (
     ATOMS_PTR,
     EDGES_MASK,
     SAMPLES_MASK,
-    SUMS,
     ArraySpec,
     Attributes,
     field_path,
@@ -40,6 +39,7 @@ from zarrpipe.store.recovery import (
     remove_unfinished,
 )
 from zarrpipe.store.root import Root
+from zarrpipe.store.sums import remove_sums
 from zarrpipe.store.tally import SUMMED, Stored, Tally
 from zarrpipe.store.tenure import Tenure
 
@@ -297,12 +297,13 @@ class StoreAppender:
 
     def _remove_all(self) -> None:
         """Remove all arrays of a store without samples, and open it as of a new generation."""
-        paths = (self.paths | {SUMS}) - {ATOMS_PTR}
+        paths = self.paths - {ATOMS_PTR}
         self._header.empty()
         self._arrays.release()
         for path in paths:
             if path in self.group:
                 del self.group[path]
+        remove_sums(self.group)
         self._open()
 
     def close(self) -> None:

@@ -7,6 +7,7 @@ metadata, and `trim` makes the shape exact. Rows may be written again; nothing i
 import json
 import math
 import os
+from io import RawIOBase
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -140,21 +141,21 @@ class PlainColumn:
 
     def read(self, start: int, stop: int) -> AnyArray:
         """Rows as they are; see `Column.read`."""
-        values = np.full((stop - start, *self._shape[1:]), self._fill, dtype=self._dtype)
+        values = np.empty((stop - start, *self._shape[1:]), dtype=self._dtype)
         flat = values.reshape(stop - start, math.prod(self._shape[1:]))
         row = start
         while row < stop:
             index, first = divmod(row, self._chunk_rows)
             last = min(first + stop - row, self._chunk_rows)
             path = chunk_file(self._directory, index, len(self._shape))
+            piece = flat[row - start : row - start + last - first]
             if path.exists():
-                with path.open("rb") as file:
+                with path.open("rb", buffering=0) as file:
                     file.seek(first * self._row_bytes)
-                    content = file.read((last - first) * self._row_bytes)
-                if len(content) != (last - first) * self._row_bytes:
-                    raise self._truncated(path, path.stat().st_size)
-                piece = np.frombuffer(content, self._dtype)
-                flat[row - start : row - start + last - first] = piece.reshape(last - first, -1)
+                    if not _read_into(file, piece):
+                        raise self._truncated(path, path.stat().st_size)
+            else:
+                piece[...] = self._fill
             row += last - first
         return values
 
@@ -240,6 +241,17 @@ class PlainColumn:
         metadata["shape"][0] = rows
         files.write_json(path, metadata, durable=self._durable)
         self._shape[0] = rows
+
+
+def _read_into(file: RawIOBase, rows: AnyArray) -> bool:
+    """Fill rows with what a file has next; False where it ends before."""
+    left = rows.reshape(-1).view(np.uint8).data
+    while left:
+        taken = file.readinto(left)
+        if not taken:
+            return False
+        left = left[taken:]
+    return True
 
 
 def _clear(path: Path, start: int, *, durable: bool) -> None:

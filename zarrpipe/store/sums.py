@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import zarr
+from zarr.core.sync import sync
 
 from zarrpipe.data.label_rows import BUCKETS, NUM_ELEMENTS
 from zarrpipe.data.sums import COLUMNS, LabelSums
@@ -123,8 +124,9 @@ def write_sums(group: zarr.Group, kept: Kept) -> bool:
 
 def remove_sums(group: zarr.Group) -> None:
     """Remove a store's array of sums, if there is one."""
-    if SUMS in group:
-        del group[SUMS]
+    place = group.store_path / SUMS
+    if sync((place / "zarr.json").exists()):  # which may not be readable
+        sync(place.store.delete_dir(place.path))
 
 
 def _array_for(group: zarr.Group, values: int) -> zarr.Array[Any]:
