@@ -34,8 +34,7 @@ def learning_curve(rows: Sequence[Row], path: Path) -> None:
         axis.set(xlabel="labels", ylabel=title)
         if logarithmic:
             axis.set_yscale("log")
-            axis.yaxis.set_major_formatter(ticker.ScalarFormatter())
-            axis.yaxis.set_minor_formatter(ticker.FormatStrFormatter("%.0f"))
+            plain_ticks(axis)
         else:
             axis.set_ylim(bottom=0)
     axes[0].legend(frameon=False, fontsize=9)
@@ -83,3 +82,9 @@ def panels(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any
     for axis in np.atleast_1d(axes):
         axis.spines[["top", "right"]].set_visible(False)
     return figure, axes
+
+
+def plain_ticks(axis: Any) -> None:
+    """Numbers without powers of ten on a logarithmic axis."""
+    axis.yaxis.set_major_formatter(ticker.ScalarFormatter())
+    axis.yaxis.set_minor_formatter(ticker.FormatStrFormatter("%.0f"))

@@ -9,7 +9,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from figures import panels
+from figures import panels, plain_ticks
 
 ERROR = "val/force_mae_meV_A"
 
@@ -102,11 +102,13 @@ def _draw(epochs: list[dict[str, Any]], commits: list[dict[str, Any]], path: Pat
     for number, epoch in enumerate(epochs):
         span = [(epoch[when] - start) / 60 for when in ("begun", "ended")]
         name = None if number else "in the epoch"
-        grown.plot(span, [epoch["samples"]] * 2, color="#1f6fb4", lw=3, label=name)
+        grown.plot(
+            span, [epoch["samples"]] * 2, color="#1f6fb4", lw=3, solid_capstyle="butt", label=name
+        )
     grown.set(xlabel="time (min)", ylabel="samples")
     grown.legend(frameon=False, fontsize=9)
     learnt.plot([e["trained"] for e in epochs], [e["error"] for e in epochs], "o-", color="#1f6fb4")
-    learnt.set(
-        xlabel="training samples of the epoch", ylabel="force MAE (meV/\u00c5)", yscale="log"
-    )
+    learnt.set(xlabel="training samples of the epoch", ylabel="force MAE (meV/\u00c5)")
+    learnt.set_yscale("log")
+    plain_ticks(learnt)
     figure.savefig(path, dpi=150)

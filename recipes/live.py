@@ -5,7 +5,7 @@
 A sampler labels ethanol by GFN2-xTB, at four temperatures, and appends every hundred frames. Two
 ranks train beside it: each epoch begins with what is committed by then, the same samples on both,
 and training ends after the first epoch that has them all. Nothing has to be set for that but
-``zarrpipe.ZarrDataModule``. 10,000 samples take about six minutes on two cores, which three
+``zarrpipe.ZarrDataModule``. 10,000 samples take about ten minutes on two cores, which three
 processes share; ``torchrun --nproc-per-node 2 recipes/live.py`` does the same.
 
 ``runs/live`` gets the store, ``epochs.jsonl`` and ``committed.jsonl`` with what happened when, the
