@@ -1,10 +1,13 @@
-"""Lightning's counts of epochs and steps, beside those of a loader whose epochs differ."""
+"""Lightning's counts of epochs, steps and devices, beside a loader whose epochs differ."""
 
 import math
 
+import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
+from zarrpipe._plans import IndexArray, first_indices
+from zarrpipe.dataset import ZarrDataset
 from zarrpipe.errors import ArgumentError
 from zarrpipe.loader import GraphLoader
 
@@ -69,6 +72,34 @@ class Counts(Callback):  # type: ignore[misc]  # lightning is not followed
             "of that length ends too early, and OneCycleLR raises when it does: expected "
             "Trainer(max_epochs=-1, max_steps=...), which is the estimate whatever the data do"
         )
+
+
+def unfinished(trainer: Trainer, loader: GraphLoader) -> int:
+    """Batches that a loop took from its loader and has not trained on: 1 inside of a step, else 0.
+
+    A checkpoint is saved there where an exception is raised or the machine is taken away.
+    """
+    processed = trainer.fit_loop.epoch_loop.batch_progress.current.processed
+    return int(trainer.training and loader.sampler.step == processed + 1)
+
+
+def shareable(name: str, dataset: ZarrDataset, rows: IndexArray | None) -> IndexArray | None:
+    """Rows that devices can share to evaluate; none, which is said, where some would have no batch.
+
+    So a first validation sample that arrives while several devices train does not end training.
+    """
+    devices = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    count = len(dataset) if rows is None else len(rows)
+    if devices == 1:
+        return rows
+    if 0 < count < devices:
+        rank_zero_warn(
+            f"the {name} loader has {count} samples for {devices} devices, and one of them would "
+            "have no batch: it is left empty until there are as many; use fewer devices, or a "
+            "larger share"
+        )
+        count = 0
+    return first_indices(count) if rows is None else rows[:count]
 
 
 def check_reloading(trainer: Trainer, *, packed: bool) -> None:

@@ -10,7 +10,7 @@ import contextlib
 import copy
 import itertools
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -85,6 +85,8 @@ class GraphLoader:
         self._workers: Workers | None = None
         self.waited = 0.0
         """Seconds in which whoever iterates has waited for batches, over all epochs."""
+        self.unfinished: Callable[[], int] = int
+        """Gives how many of the batches that were handed out a state does not count."""
 
     def __len__(self) -> int:
         """Number of batches of this rank in the epoch, those before a resume included."""
@@ -140,7 +142,7 @@ class GraphLoader:
 
     def state_dict(self) -> dict[str, Any]:
         """Position after the batches that were handed out, as plain types, equal on all ranks."""
-        return {**self.sampler.state_dict(), **self._dataset.state_dict()}
+        return {**self.sampler.state_dict(self.unfinished()), **self._dataset.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was taken: the next iteration gives the rest of the epoch.

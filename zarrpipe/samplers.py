@@ -157,6 +157,11 @@ class GraphBatchSampler:
         return self._now.number
 
     @property
+    def step(self) -> int:
+        """Number of steps of the epoch that were taken, on any ranks."""
+        return self._step
+
+    @property
     def num_samples(self) -> int:
         """Number of samples in the epoch, over all ranks; one that comes twice counts twice."""
         return self._now.total
@@ -201,13 +206,19 @@ class GraphBatchSampler:
         self._step += 1
         self._position = position + self._plan.consumed(self._step - step)
 
-    def state_dict(self) -> dict[str, Any]:
-        """What another run, on any number of ranks, needs to go on; the same on every rank."""
+    def state_dict(self, unfinished: int = 0) -> dict[str, Any]:
+        """What another run, on any number of ranks, needs to go on; the same on every rank.
+
+        Steps that were taken since `start` but are `unfinished` come again.
+        """
+        position, step = self._position, self._step - unfinished
+        if unfinished and self._plan is not None:
+            position = self._origin[0] + self._plan.consumed(step - self._origin[1])
         return {
             **self._now.state_dict(),
             "shuffle": int(self.shuffle),
-            "step": self._step,
-            "position": self._position,
+            "step": step,
+            "position": position,
             **self._settings(),
         }
 

@@ -96,7 +96,7 @@ class Trained:
         ]
         self.lines = self.ranks[0]
         self.text = "\n".join(
-            (output / f"rank{rank}.txt").read_text()[-3000:] for rank in range(len(codes))
+            (output / f"rank{rank}.txt").read_text()[-9000:] for rank in range(len(codes))
         )
 
     def __getitem__(self, kind: str) -> list[list[Any]]:
@@ -116,7 +116,7 @@ class Trained:
 def training() -> Iterator[Callable[..., Trained]]:
     """Runs a job of training_runs.py in processes of its own: ``training(output, **job)``."""
     script = Path(__file__).with_name("training_runs.py")
-    command = [sys.executable, "-W", "ignore", str(script)]
+    command = [sys.executable, str(script)]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as server:

@@ -8,6 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from zarrpipe.datamodule import ZarrDataModule
+from zarrpipe.samplers import GraphBatchSampler
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
@@ -127,3 +128,24 @@ def test_epochs_of_different_length_are_fetched_each(tmp_path, store, batching):
     trainer_of(tmp_path, reload_dataloaders_every_n_epochs=2, max_epochs=1).fit(
         Scheduled(), ZarrDataModule(store[0], batch_size=8)
     )
+
+
+@pytest.mark.parametrize("begun", [0, 2])
+def test_a_state_may_leave_out_steps_that_are_not_finished(begun):
+    def sampler():
+        return GraphBatchSampler(range(23), batch_size=4, seed=3, rank=0, world_size=1)
+
+    whole = [batch.tolist() for batch in sampler()]
+    first, second = sampler(), sampler()
+    steps = iter(first)
+    for _ in range(begun):
+        next(steps)
+    second.load_state_dict(first.state_dict())
+    taken = iter(second)
+    next(taken), next(taken)
+    assert second.step == begun + 2
+    state = second.state_dict(unfinished=1)
+    assert (state["step"], state["position"]) == (begun + 1, 4 * (begun + 1))
+    third = sampler()
+    third.load_state_dict(state)
+    assert [batch.tolist() for batch in third] == whole[begun + 1 :]

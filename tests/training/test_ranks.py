@@ -150,3 +150,15 @@ def test_two_ranks_that_were_killed_end_with_the_bits_of_two_that_were_not(train
     for rank in (0, 1):
         assert resumed.of("train", rank) == whole.of("train", rank)[first:]
         assert resumed.of("result", rank) == whole.of("result", rank)
+
+
+def test_one_validation_sample_waits_for_as_many_as_there_are_ranks(training, copied, data):
+    root, new = copied
+    data.append(root / "val", data.batch(1, tag=4))
+    job = job_of(root, {"module": {"val_store": str(root / "val")}})
+    more = {"from": new["from"][:1], "to": [str(root / "val")]}
+    run = training(root / "run", **job, world=2, grow={"at": [0, 2], **more})
+    assert run.codes == [0, 0], run.text
+    assert "val loader has 1 samples for 2 devices" in run.text
+    assert serials(run, "val", 0) == Counter()
+    assert serials(run, "val", 1) == Counter([4000, *range(2000, 2015)])

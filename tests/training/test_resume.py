@@ -121,6 +121,25 @@ def test_a_run_that_was_killed_ends_with_the_bits_of_one_that_was_not(
         assert 0 < assert_goes_on(resumed, whole) <= drawn[0] + 1
 
 
+@pytest.mark.parametrize("moment", ["transfer", "start", "update", "end"])
+@pytest.mark.parametrize("kind", ["plain", "budgets"])
+def test_a_batch_that_was_not_trained_on_comes_again(
+    training, stores, wholes, tmp_path, kind, moment
+):
+    whole = wholes(kind)
+    batch = random.Random(f"{kind} {moment} {SEED}").randrange(2, 9)
+    job = {**job_of(stores, kind), "saving": {"save_on_exception": True, "save_last": True}}
+    broken = training(tmp_path / "run", **job, kill=[batch, f"{moment}, raised"])
+    assert broken.codes == [1]
+    assert f"RuntimeError: raised at [{batch}, " in broken.text
+    resumed = training(tmp_path / "run", **job, resume=broken.last)
+    assert resumed.codes == [0], resumed.text
+    # A batch whose transfer failed comes after the one that Lightning has counted.
+    first = batch if moment in ("start", "update") else batch + 1
+    assert [rest for _, *rest in resumed["train"]] == [rest for _, *rest in whole["train"][first:]]
+    assert resumed["result"] == whole["result"]
+
+
 def test_workers_and_reading_ahead_change_no_bit(wholes):
     for kind in ("workers", "prefetch"):
         assert wholes(kind).lines == wholes("plain").lines

@@ -3,8 +3,8 @@
 A job has ``output``, a directory; ``module``, the arguments of ZarrDataModule; and it may have
 ``trainer`` and ``saving``, those of Trainer and ModelCheckpoint; ``world``, a number of ranks;
 ``resume``, a checkpoint; ``schedule``; ``grow``, stores that are appended to others after a batch;
-``kill``, the batch at which and the moment when the process is killed; ``fits``, attributes of the
-fit loop for each of several fits.
+``kill``, the batch at which and the moment when the process is killed, or raises; ``fits``,
+attributes of the fit loop for each of several fits.
 """
 
 import hashlib
@@ -52,9 +52,9 @@ def digest(value) -> str:
 class Model(LightningModule):
     """A potential whose weights depend on every bit and on the order of what it is given."""
 
-    def __init__(self, job):
+    def __init__(self, job, watch):
         super().__init__()
-        self.job = job
+        self.job, self.watch = job, watch
         torch.manual_seed(7)
         self.net = torch.nn.Sequential(
             torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1)
@@ -65,6 +65,11 @@ class Model(LightningModule):
         sums = torch.zeros(batch.num_graphs, 4, dtype=atoms.dtype)
         sums = sums.index_add(0, batch.batch_idx, atoms).to(torch.float32)
         return ((self.net(sums) - batch.energy.to(torch.float32)) ** 2).mean()
+
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        if self.trainer.training:
+            self.watch.on_after_batch_transfer(self.trainer)
+        return batch
 
     def training_step(self, batch, batch_idx):
         return self.loss(batch)
@@ -91,6 +96,8 @@ class Watch(Callback):
         wanted = self.job.get("kill")
         if wanted and [trainer.fit_loop.total_batch_idx, place] == wanted:
             os.kill(os.getpid(), signal.SIGKILL)
+        if wanted and [trainer.fit_loop.total_batch_idx, f"{place}, raised"] == wanted:
+            raise RuntimeError(f"raised at {wanted}")
 
     def on_train_start(self, trainer, *_):
         loader, loop = trainer.train_dataloader, trainer.fit_loop.epoch_loop
@@ -106,6 +113,9 @@ class Watch(Callback):
         numbers = [trainer.fit_loop.total_batch_idx, trainer.current_epoch, index]
         self.note("train", *numbers, trainer.global_step, batch.serial.ravel().tolist())
         self.at(trainer, "start")
+
+    def on_after_batch_transfer(self, trainer):
+        self.at(trainer, "transfer")
 
     def on_before_optimizer_step(self, trainer, *_):
         self.at(trainer, "update")
@@ -141,7 +151,8 @@ def train(job, rank):
             lines.write(json.dumps(entry) + "\n")
             lines.flush()
 
-        model, watch = Model(job), Watch(job, note)
+        watch = Watch(job, note)
+        model = Model(job, watch)
         several = {"strategy": "ddp", "devices": job["world"]} if "world" in job else {"devices": 1}
         saving = {"save_last": True, **job.get("saving", {"every_n_train_steps": 3})}
         trainer = Trainer(
