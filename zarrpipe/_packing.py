@@ -211,8 +211,8 @@ def deal_steps(
     """
     cuts = [0, len(costs)]
     if steps == 2:
-        total = pointers(costs.takes)
-        half = int(np.searchsorted(total, total[-1] / 2))
+        taken = np.cumsum(costs.takes)
+        half = int(np.searchsorted(taken, taken[-1] / 2)) + 1
         cuts.insert(1, min(max(half, least_before_last), len(costs)))
     orders, sizes = [], []
     for start, stop in itertools.pairwise(cuts):

@@ -46,19 +46,24 @@ def test_groups_fit_the_cache_and_blocks_follow_chunks(store):
     assert dataset.blocks(5000).bounds[-1] == 5000
 
 
-def test_blocks_of_the_first_samples_are_those_of_a_store_that_has_no_others(store, tmp_path):
+def test_blocks_of_the_first_samples_are_those_of_a_store_that_has_no_others(tmp_path):
     """So an epoch that is resumed once its store has grown goes on in the same order."""
-    place = tmp_path / "shorter"
-    with zp.ZarrData(place, config=SMALL) as sink:
-        sink.write(numbered_batch(np.arange(9000)))
-    shorter = zp.ZarrDataset(place, cache_bytes=LIMIT)
-    both = zp.ZarrDataset([store, place], cache_bytes=LIMIT)
-    for count in (1, 5000, 9000):
+    small = {"core": {"compressors": ("zstd",), "chunk_size": 256}}
+    datasets = []
+    for place, count in enumerate((6000, 2000)):
+        with zp.ZarrData(tmp_path / str(place), config=small) as sink:
+            sink.write(numbered_batch(np.arange(count)))
+        datasets.append(zp.ZarrDataset(tmp_path / str(place), cache_bytes=300_000))
+    longer, shorter = datasets
+    both = zp.ZarrDataset([tmp_path / "0", tmp_path / "1"], cache_bytes=300_000)
+    cut = np.unique(np.minimum(longer.blocks().bounds, 2000))
+    assert not np.array_equal(cut, shorter.blocks().bounds)
+    for count in (1, 700, 2000):
         bounds, group = shorter.blocks(count)
-        for longer in (zp.ZarrDataset(store, cache_bytes=LIMIT), both):
-            assert np.array_equal(longer.blocks(count).bounds, bounds)
-            assert longer.blocks(count).group == group
-    assert both.blocks(COUNT + 5000).bounds[-1] == COUNT + 5000
+        for other in (longer, both):
+            assert np.array_equal(other.blocks(count).bounds, bounds)
+            assert other.blocks(count).group == group
+    assert both.blocks(7000).bounds[-1] == 7000
 
 
 def test_a_state_of_other_blocks_is_refused():

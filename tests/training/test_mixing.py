@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zarrpipe._draws import Expected, copies_in, draw, scattered
+from zarrpipe._draws import Expected, _systematic, copies_in, draw, scattered
 from zarrpipe._mixing import Mixture
 from zarrpipe.data.fields import Level
 from zarrpipe.datamodule import ZarrDataModule
@@ -78,6 +78,27 @@ def test_halves_of_long_epochs_are_other_ones_each_time():
         assert np.bincount(np.arange(count) // 4096, seen[-1])[:4].tolist() == [2048.0] * 4
     shared = [np.count_nonzero(seen[a] & seen[b]) / (count // 2) for a, b in ((0, 1), (1, 2))]
     assert np.allclose(shared, 0.5, atol=0.03)
+
+
+def test_long_draws_follow_their_expectation_all_along():
+    expected = np.random.default_rng(0).random(100_000) * 3
+    expected *= 120_000 / expected.sum()
+    ahead = np.cumsum(draw(0, 0, Expected(expected), 120_000) - expected)[4095::4096]
+    assert len(ahead) == 24
+    assert np.abs(ahead).max() < 1 + 1e-6
+
+
+@pytest.mark.parametrize("offset", [0.0, np.nextafter(1.0, 0.0)])
+def test_a_grid_that_begins_at_an_end_takes_as_many(offset):
+    random = np.random.default_rng(0)
+    for count in range(2, 200):
+        fractions = random.random(count)
+        fractions[random.random(count) < 0.2] = 0.0
+        fractions[0] = 0.5
+        left = max(1, int(fractions.sum()))
+        more = _systematic(fractions.copy(), left, offset)
+        assert (more.sum(), more.min()) == (left, 0)
+        assert not more[fractions == 0].any()
 
 
 def test_copies_are_counted():

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zarrpipe._blocks import Blocks
-from zarrpipe._packing import Costs, pack, pack_in_order, shared
+from zarrpipe._packing import Costs, deal_steps, pack, pack_in_order, shared
 from zarrpipe.samplers import GraphBatchSampler
 
 
@@ -177,6 +177,39 @@ def test_batches_are_cut_until_every_rank_has_as_many(sizes, world):
     whole = len(sizes) // world * world
     if int((sizes[whole:] - 1).sum()) >= -len(sizes) % world:
         assert np.array_equal(cut[: whole + 1], bounds[: whole + 1])
+
+
+def test_the_last_steps_are_as_even_as_others():
+    atoms = np.random.default_rng(0).integers(20, 201, 3000)
+    for world in (2, 3, 5, 8):
+        for count in (3000, 2950, 2900):
+            sampler = GraphBatchSampler(
+                Sizes(atoms[:count]), max_atoms=1024, rank=0, world_size=world
+            )
+            plan = sampler.plan()
+            assert np.array_equal(np.sort(plan.order), np.arange(count))
+            filled = held(atoms, plan.order, plan.bounds)
+            assert filled.max() <= 1024
+            steps = filled.reshape(-1, world)
+            assert (steps.max(1) / steps.mean(1) - 1).max() < 0.06
+
+
+def test_steps_that_would_not_keep_a_budget_are_not_dealt():
+    each = np.array([[9, 9, 1, 1, 9, 1], [1, 1, 9, 9, 1, 9]])
+    assert deal_steps(Costs(each, np.array([10, 10])), 1, 4) is None
+    assert deal_steps(Costs(each, np.array([18, 10])), 1, 4) is not None
+    assert deal_steps(Costs(each, np.array([18, 18])), 1, 7) is None  # a rank would get nothing
+
+
+def test_two_steps_share_what_they_have():
+    atoms = np.array([5, 5, 5, 5, 1, 1, 1, 1])
+    costs = Costs(atoms[None], np.array([10]))
+    order, bounds = deal_steps(costs, 2, 2)
+    assert held(atoms, order, bounds).tolist() == [10, 5, 5, 4]
+    assert set(order[:3]) == {0, 1, 2}
+    order, bounds = deal_steps(costs, 2, 2, least_before_last=4)
+    assert held(atoms, order, bounds).tolist() == [10, 10, 2, 2]
+    assert deal_steps(costs, 2, 2, least_before_last=7) is None
 
 
 def test_a_sample_larger_than_a_budget_is_named_before_training():
