@@ -209,7 +209,7 @@ def known_sums(
     for one in kept:
         sums.merge(one.of_buckets(0, stop))
     rest = rows[np.isin(rows, unknown, assume_unique=True)] if len(unknown) else rows[:0]
-    if sums.total("samples") + len(rest) != len(rows) or not sums.exact:
+    if sums.total("samples") + len(rest) != len(rows):
         return StatisticsSums(), rows
     return StatisticsSums(sums), rest
 
