@@ -120,11 +120,14 @@ class DataMonitor(Callback):  # type: ignore[misc]  # lightning is not followed
         self._recent.seconds += now - self._since
         self._recent.waited += waited - self._waited
         self._since, self._waited = now, waited
-        if self._recent.batches >= (self.every_n_steps or trainer.log_every_n_steps or 1):
+        due = self._recent.batches >= (self.every_n_steps or trainer.log_every_n_steps or 1)
+        if due or trainer.is_last_batch:
+            wait = self._recent.wait
             self._log(trainer)
+            self.log("data/wait", wait, prog_bar=True, logger=False, batch_size=1)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Count what came after the last figures."""
+        """Count what came after the last figures, where an epoch is cut short."""
         if self._recent.batches:
             self._log(trainer)
 
@@ -141,14 +144,6 @@ class DataMonitor(Callback):  # type: ignore[misc]  # lightning is not followed
         self.total.merge(recent)
         self._recent = Flow()
         figures = recent.metrics(sampler.max_atoms, sampler.max_edges)
-        self.log(
-            "data/wait",
-            figures["wait"],
-            prog_bar=True,
-            logger=False,
-            batch_size=1,
-            rank_zero_only=True,
-        )
         _say(trainer, figures)
 
     def _loader(self, trainer: Trainer) -> GraphLoader:
