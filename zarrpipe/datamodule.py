@@ -20,6 +20,7 @@ from zarrpipe.splits import check_fractions
 from zarrpipe.statistics import Statistics, StatisticsSums, measure
 from zarrpipe.store.root import StoreLike
 from zarrpipe.store.staging.caching import Caching
+from zarrpipe.transforms._compose import Transform, as_transform
 
 _BATCH_SIZE = 32
 
@@ -57,10 +58,15 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
         Stores used whole for validation and test.
     fields : sequence of str, optional
         Fields of the batches; by default all.
-    transform : callable, optional
+    transform : callable or sequence of callable, optional
         What makes the `Batch` to use of each `Batch` that is read, on every side: a function or
-        an object. In a configuration file a dotted path, or ``class_path`` and ``init_args`` of a
-        class with ``__call__``. With workers it runs in them.
+        an object, or several that follow each other; see `zarrpipe.transforms`. In a configuration
+        file a dotted path, or ``class_path`` and ``init_args`` of a class with ``__call__``, or a
+        list of such. With workers it runs in them.
+    train_transform : callable or sequence of callable, optional
+        The same for training batches alone, before `transform`: augmentation. What random ones
+        draw follows from `seed`, the epoch and the id of a structure. Random ones in `transform`
+        draw the same in each validation.
     seed : int
         Of the order of training samples. The split does not depend on it.
     shuffle : str, optional
@@ -97,7 +103,8 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
         val_store: StoreLike | Sequence[StoreLike] | None = None,
         test_store: StoreLike | Sequence[StoreLike] | None = None,
         fields: Sequence[str] | None = None,
-        transform: Callable[..., Any] | None = None,
+        transform: Callable[..., Any] | Sequence[Callable[..., Any]] | None = None,
+        train_transform: Callable[..., Any] | Sequence[Callable[..., Any]] | None = None,
         seed: int = 0,
         shuffle: str | None = None,
         num_workers: int = 0,
@@ -131,7 +138,8 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
         self.split, self.split_by, self.fields = check_fractions(split), split_by, fields
         if len(self.split) != len(SIDES):
             raise ArgumentError(f"split is {self.split}, expected shares of {', '.join(SIDES)}")
-        self.transform = transform
+        self.transform = as_transform(transform)
+        self.train_transform = as_transform(train_transform, "train_transform")
         self.device = None if device is None else torch.device(device)
         self._reading: dict[str, Any] = {
             "cache_dir": cache_dir,
@@ -316,13 +324,22 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
                 index=rows,
                 blocks=dataset.blocks if in_blocks else None,
             )
-            self._loaders[name] = loader = self._loader_of(dataset, sampler)
+            transform = self.train_transform if name == "train" else None
+            self._loaders[name] = loader = self._loader_of(dataset, sampler, transform)
         elif rows is not None:
             loader.sampler.resample(rows)
         return loader
 
-    def _loader_of(self, dataset: ZarrDataset, sampler: GraphBatchSampler) -> GraphLoader:
-        return GraphLoader(dataset, sampler, num_workers=self.num_workers, prefetch=self.prefetch)
+    def _loader_of(
+        self,
+        dataset: ZarrDataset,
+        sampler: GraphBatchSampler,
+        transform: Transform | None = None,
+    ) -> GraphLoader:
+        workers, prefetch = self.num_workers, self.prefetch
+        return GraphLoader(
+            dataset, sampler, num_workers=workers, prefetch=prefetch, transform=transform
+        )
 
 
 def _rank() -> int:
