@@ -81,7 +81,9 @@ class Budgets:
             limits.append(limit)
         by_count = self.atoms is None and self.edges is None
         weight = _sizes(data, "atoms", samples) if by_count else None
-        return Costs(np.stack(each), np.array(limits), weight)
+        # An epoch may be long: one budget is not copied.
+        stacked = np.stack(each) if len(each) > 1 else each[0][None]
+        return Costs(stacked, np.array(limits), weight)
 
 
 def _sizes(data: Any, name: str, samples: IndexArray) -> Int64Array:

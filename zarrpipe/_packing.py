@@ -159,9 +159,8 @@ def _pack_window(costs: Costs, surplus: float) -> tuple[Int64Array, Int64Array, 
 
     The batches follow each other by what they take, so that neighbours take as much.
     """
-    takes = costs.takes
-    order = np.argsort(-takes, kind="stable")
-    takes = takes[order]
+    order = _costliest_first(costs)
+    takes = costs.takes[order]
     least = costs.least_batches
     batches = max(least, round(least * surplus * _EASE))
     while True:
@@ -219,7 +218,7 @@ def deal_steps(
         some = costs.window(start, stop)
         if len(some) < ranks:
             return None
-        order = np.argsort(-some.takes, kind="stable")
+        order = _costliest_first(some)
         few = len(some) <= _FEW and some.weight is None
         batch = _deal(some.takes[order], ranks, 1 if few else ranks)
         if not _kept(some, order, batch, ranks):
@@ -227,6 +226,16 @@ def deal_steps(
         orders.append(order[np.argsort(batch, kind="stable")] + start)
         sizes.append(np.bincount(batch, minlength=ranks))
     return np.concatenate(orders), pointers(np.concatenate(sizes))
+
+
+def _costliest_first(costs: Costs) -> Int64Array:
+    """Places [n] of samples by what they take, which falls."""
+    if costs.weight is None and len(costs.each) > 1:
+        return np.argsort(-costs.takes, kind="stable")
+    key = costs.each[0] if costs.weight is None else costs.weight
+    if key.max() <= np.iinfo(np.int16).max:
+        key = key.astype(np.int16)  # NumPy sorts short integers faster
+    return np.argsort(-key, kind="stable")
 
 
 def _kept(costs: Costs, order: Int64Array, batch: Int64Array, batches: int) -> bool:
