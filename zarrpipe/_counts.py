@@ -54,7 +54,8 @@ class Counts(Callback):  # type: ignore[misc]  # lightning is not followed
         if loop.epoch_progress.current.processed > loader.sampler.epoch:
             _end_epoch(trainer)
         elif loop.restarted_mid_epoch:
-            self._check(trainer, loop.epoch_loop.batch_progress.current.ready)
+            _go_back(trainer, loader.sampler.step)
+            self._check(trainer, loader.sampler.step)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """See whether there are more steps than were expected."""
@@ -75,12 +76,19 @@ class Counts(Callback):  # type: ignore[misc]  # lightning is not followed
 
 
 def unfinished(trainer: Trainer, loader: GraphLoader) -> int:
-    """Batches that a loop took from its loader and has not trained on: 1 inside of a step, else 0.
+    """Batches that a loop took from its loader and whose gradients no optimizer has used.
 
-    A checkpoint is saved there where an exception is raised or the machine is taken away.
+    They are one inside of a step, where a checkpoint is saved if an exception is raised, and those
+    whose gradients are being accumulated, which Lightning does not save. They come again.
     """
-    processed = trainer.fit_loop.epoch_loop.batch_progress.current.processed
-    return int(trainer.training and loader.sampler.step == processed + 1)
+    if not (trainer.training or trainer.validating):
+        return 0
+    progress = trainer.fit_loop.epoch_loop.batch_progress
+    processed = progress.current.processed
+    begun = loader.sampler.step == processed + 1
+    if progress.is_last_batch and not begun:
+        return 0
+    return int(begun + processed % trainer.accumulate_grad_batches)
 
 
 def shareable(name: str, dataset: ZarrDataset, rows: IndexArray | None) -> IndexArray | None:
@@ -119,6 +127,17 @@ def check_reloading(trainer: Trainer, *, packed: bool) -> None:
             "as many in each epoch: Lightning counts them only when it fetches the loader, and "
             "would leave some out; expected 0 or 1"
         )
+
+
+def _go_back(trainer: Trainer, step: int) -> None:
+    """Have Lightning count the batches that come again, before it goes on at a step."""
+    inner = trainer.fit_loop.epoch_loop
+    current, total = inner.batch_progress.current, inner.batch_progress.total
+    again = current.completed + inner.restarted_on_train_batch_end - step
+    if again > 0:
+        current.completed -= again
+        for name in ("ready", "started", "processed", "completed"):
+            setattr(total, name, getattr(total, name) - again)
 
 
 def _end_epoch(trainer: Trainer) -> None:

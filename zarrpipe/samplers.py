@@ -209,11 +209,13 @@ class GraphBatchSampler:
     def state_dict(self, unfinished: int = 0) -> dict[str, Any]:
         """What another run, on any number of ranks, needs to go on; the same on every rank.
 
-        Steps that were taken since `start` but are `unfinished` come again.
+        The last steps that were taken since `start` come again, as many as are `unfinished`.
         """
-        position, step = self._position, self._step - unfinished
+        position, step = self._position, self._step
         if unfinished and self._plan is not None:
-            position = self._origin[0] + self._plan.consumed(step - self._origin[1])
+            begun = self._origin[1]
+            step = max(begun, step - unfinished)
+            position = self._origin[0] + self._plan.consumed(step - begun)
         return {
             **self._now.state_dict(),
             "shuffle": int(self.shuffle),

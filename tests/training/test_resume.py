@@ -26,6 +26,8 @@ KINDS = {
     "budgets": {"module": {"batch_size": None, "max_atoms": 20, "max_edges": 14}},
     "balance": {"module": {"balance": True}},
     "blocks": {"module": {"shuffle": "blocks"}},
+    "weights": {"module": {"weights": [0.3, 0.7], "samples_per_epoch": 48}},
+    "where": {"module": {"where": "num_atoms < 6", "split_by": "serial"}},
     "cycle": {"schedule": "cycle"},
     "steps": {"trainer": {"max_epochs": -1, "max_steps": 29}, "schedule": "cycle"},
     "limited": {"trainer": {"limit_train_batches": 7}},
@@ -136,6 +138,24 @@ def test_a_batch_that_was_not_trained_on_comes_again(
     assert resumed.codes == [0], resumed.text
     # A batch whose transfer failed comes after the one that Lightning has counted.
     first = batch if moment in ("start", "update") else batch + 1
+    assert [rest for _, *rest in resumed["train"]] == [rest for _, *rest in whole["train"][first:]]
+    assert resumed["result"] == whole["result"]
+
+
+@pytest.mark.parametrize("moment", [[7, "start, raised"], [4, "end, raised"], [6, "start"]])
+def test_gradients_that_were_being_accumulated_are_computed_again(
+    training, stores, tmp_path, moment
+):
+    accumulate = {"accumulate_grad_batches": 3, "val_check_interval": 5}
+    job = {**job_of(stores), "trainer": accumulate}
+    whole = training(tmp_path / "whole", **job)
+    always = {"save_on_exception": True, "save_on_train_epoch_end": False, "save_last": True}
+    broken = training(tmp_path / "run", **job, saving=always, kill=moment)
+    assert broken.codes != [0]
+    resumed = training(tmp_path / "run", **job, resume=broken.last)
+    assert resumed.codes == [0], resumed.text
+    first = resumed["train"][0][2]
+    assert first == (6 if moment[0] == 7 else 3)
     assert [rest for _, *rest in resumed["train"]] == [rest for _, *rest in whole["train"][first:]]
     assert resumed["result"] == whole["result"]
 
