@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch import LightningDataModule
 
+from zarrpipe._counts import Counts, check_reloading, shareable, unfinished
 from zarrpipe._plans import IndexArray
 from zarrpipe._sides import SIDES, Sides
 from zarrpipe.data.batch import Batch
@@ -152,6 +153,7 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
         self._loaders: dict[str, GraphLoader] = {}
         self._sums, self._counted = StatisticsSums(), 0
         self._state: Mapping[str, Any] | None = None
+        self._counts = Counts()
 
     @property
     def dataset(self) -> ZarrDataset:
@@ -213,8 +215,10 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
                 f"no sample to train on: of {len(self.dataset)} samples split={self.split} gives "
                 "none to training; write more samples or give training a larger share"
             )
-        if self.trainer is not None and not self.trainer.reload_dataloaders_every_n_epochs:
-            self.trainer.reload_dataloaders_every_n_epochs = 1
+        if self.trainer is not None:
+            packed = self.balance or self._batching["max_atoms"] or self._batching["max_edges"]
+            check_reloading(self.trainer, packed=bool(packed))
+            self._counts = Counts.of(self.trainer)
 
     def teardown(self, stage: str) -> None:
         """Let go of the loaders and end their workers."""
@@ -267,13 +271,17 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
         the loader before; a scheduler that reads ``estimated_stepping_batches`` has.
         """
         loader = self._loaders.get("train")
-        return {} if loader is None else {"train": loader.state_dict()}
+        estimate = self._counts.estimate
+        return (
+            {} if loader is None else {"train": loader.state_dict(), "estimated_steps": estimate}
+        )
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Let the next fit go on where the checkpoint was taken."""
         if self.trainer is not None and self.trainer.state.fn != "fit":
             return
         self._state = state_dict["train"]
+        self._counts.estimate = state_dict.get("estimated_steps")
         self.dataset.load_state_dict(self._state)
         self._loaders = {}
         self._sums, self._counted = StatisticsSums(), 0
@@ -312,6 +320,8 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
     def _loader(self, name: str, *, shuffle: bool = False) -> GraphLoader:
         """The loader of a side, kept with its workers, with the samples that are known now."""
         dataset, rows = self._source(name)
+        if name != "train":
+            rows = shareable(name, dataset, rows)
         loader = self._loaders.get(name)
         if loader is None:
             in_blocks = self.shuffle == "blocks" or (self.shuffle is None and dataset.exceeds_cache)
@@ -328,7 +338,16 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
             self._loaders[name] = loader = self._loader_of(dataset, sampler, transform)
         elif rows is not None:
             loader.sampler.resample(rows)
+        if name == "train":
+            loader.unfinished = self._unfinished
+        else:
+            # Lightning takes the length before it says which epoch comes.
+            loader.sampler.set_epoch(loader.sampler.epoch)
         return loader
+
+    def _unfinished(self) -> int:
+        known = self._loaders.get("train")
+        return 0 if self.trainer is None or known is None else unfinished(self.trainer, known)
 
     def _loader_of(
         self,
