@@ -3,6 +3,7 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from zarrpipe._index_files import write_split
 from zarrpipe.data.atomic import AtomicData
 from zarrpipe.data.batch import Batch
 from zarrpipe.dataset import ZarrDataset, collate
@@ -34,6 +35,7 @@ __all__ = [
     "collate",
     "compact",
     "merge",
+    "write_split",
 ]
 
 

@@ -9,16 +9,16 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch import LightningDataModule
 
+from zarrpipe._conditions import Condition
 from zarrpipe._counts import Counts, check_reloading, shareable, unfinished
 from zarrpipe._plans import IndexArray
-from zarrpipe._sides import SIDES, Sides
+from zarrpipe._sides import SIDES, Sides, Split
 from zarrpipe.data.batch import Batch
 from zarrpipe.dataset import ZarrDataset
 from zarrpipe.errors import ArgumentError, StoreEmptyError
 from zarrpipe.loader import GraphLoader
 from zarrpipe.samplers import GraphBatchSampler
-from zarrpipe.splits import check_fractions
-from zarrpipe.statistics import Statistics, StatisticsSums, measure
+from zarrpipe.statistics import Statistics, StatisticsSums, measure, measure_side
 from zarrpipe.store.root import StoreLike
 from zarrpipe.store.staging.caching import Caching
 from zarrpipe.transforms._compose import Transform, as_transform
@@ -48,13 +48,19 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
     weights, samples_per_epoch : optional
         What training epochs are drawn by, and their number of samples, over all devices; see
         `GraphBatchSampler`. The weights are those of the samples that an epoch begins with.
-    split : sequence of float
+    split : sequence of float, or mapping of str to index file or float
         Shares of training, validation and test. Those of validation and test go to training
-        where `val_store` or `test_store` is given.
+        where `val_store` or `test_store` is given. Or, for "train", "val" and "test", index files
+        (``.npy`` with ids, which `write_split` writes; or arrays of ids, uint64) or shares of the
+        samples that no file names; None is none. A side that is not named has all other samples:
+        "train", or where that is named the only other one. Samples with equal ids are on one side.
     split_by : str
         "id" puts each structure on a side of its own by the hash of its id; the name of a field
         at system level keeps samples with equal values of it together. A sample never changes
-        sides while its store grows.
+        sides while its store grows, or is merged, compacted or reordered.
+    where : str, optional
+        Condition that a sample has to meet to be on any side, such as ``"round >= 3 and
+        has(forces)"``; see `ZarrDataset.where`. What arrives later has to meet it too.
     val_store, test_store : StoreLike or sequence of StoreLike, optional
         Stores used whole for validation and test.
     fields : sequence of str, optional
@@ -99,8 +105,9 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
         balance: bool = False,
         weights: Sequence[float] | Mapping[str, Mapping[Any, float]] | str | None = None,
         samples_per_epoch: int | None = None,
-        split: Sequence[float] = (0.9, 0.05, 0.05),
+        split: Sequence[float] | Mapping[str, Any] = (0.9, 0.05, 0.05),
         split_by: str = "id",
+        where: str | None = None,
         val_store: StoreLike | Sequence[StoreLike] | None = None,
         test_store: StoreLike | Sequence[StoreLike] | None = None,
         fields: Sequence[str] | None = None,
@@ -136,9 +143,8 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
             raise ArgumentError(f"num_workers is {num_workers}, expected 0 with resident=True")
         self.batch_size, self.seed, self.shuffle = batch_size, seed, shuffle
         self.balance = balance
-        self.split, self.split_by, self.fields = check_fractions(split), split_by, fields
-        if len(self.split) != len(SIDES):
-            raise ArgumentError(f"split is {self.split}, expected shares of {', '.join(SIDES)}")
+        self.split, self.split_by, self.fields = split, split_by, fields
+        self.where = None if where is None else Condition.of(where).text
         self.transform = as_transform(transform)
         self.train_transform = as_transform(train_transform, "train_transform")
         self.device = None if device is None else torch.device(device)
@@ -149,7 +155,9 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
         }
         self._stores = {"all": store, "val": val_store, "test": test_store}
         self._datasets: dict[str, ZarrDataset] = {}
-        self._sides = Sides(self._shares(), split_by)
+        own = [side for side in SIDES if self._stores.get(side) is not None]
+        self._sides = Sides(Split.of(split, split_by, own), self.where)
+        self._chosen = {name: Sides(Split(), self.where) for name in self._stores}
         self._loaders: dict[str, GraphLoader] = {}
         self._sums, self._counted = StatisticsSums(), 0
         self._state: Mapping[str, Any] | None = None
@@ -177,11 +185,18 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
 
     @property
     def statistics(self) -> Statistics:
-        """Statistics of `train_dataset`; only samples that are new since the last call are read."""
-        rows = self._sides.rows(self.dataset)["train"]
+        """Statistics of `train_dataset`; only samples that are new since the last call are read.
+
+        At the first call it is those that the sums of their stores do not tell of; these are all
+        of them where the share of training is no whole per cent of the ids.
+        """
+        rows, split = self._sides.rows(self.dataset)["train"], self._sides.split
         if len(rows) > self._counted:
-            new = self.dataset.index_select(rows[self._counted :])
-            self._sums.merge(measure(new))
+            if self._counted == 0 and split.by_hash_of_id and self.where is None:
+                new = measure_side(self.dataset, rows, split.shares[0])
+            else:
+                new = measure(self.dataset.index_select(rows[self._counted :]))
+            self._sums.merge(new)
             self._counted = len(rows)
         return self._sums.statistics()
 
@@ -208,12 +223,14 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
         """
         self._loaders, self._state = {}, None
         self.refresh()
+        self._sides.check(self.dataset, warn=_rank() == 0)
         if stage != "fit":
             return
         if not len(self.train_dataset):
+            met = "" if self.where is None else f" that meets where={self.where!r}"
             raise StoreEmptyError(
-                f"no sample to train on: of {len(self.dataset)} samples split={self.split} gives "
-                "none to training; write more samples or give training a larger share"
+                f"no sample to train on: of {len(self.dataset)} samples split={self._sides.split} "
+                f"gives none to training{met}; write more samples or give training a larger share"
             )
         if self.trainer is not None:
             packed = self.balance or self._batching["max_atoms"] or self._batching["max_edges"]
@@ -252,7 +269,7 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
         return self._loader("test")
 
     def predict_dataloader(self) -> GraphLoader:
-        """Loader of every sample of `store`, in order."""
+        """Loader of every sample of `store` that meets `where`, in order."""
         return self._loader("all")
 
     def transfer_batch_to_device(
@@ -272,9 +289,7 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
         """
         loader = self._loaders.get("train")
         estimate = self._counts.estimate
-        return (
-            {} if loader is None else {"train": loader.state_dict(), "estimated_steps": estimate}
-        )
+        return {} if loader is None else {"train": loader.state_dict(), "estimated_steps": estimate}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Let the next fit go on where the checkpoint was taken."""
@@ -295,23 +310,12 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
             }
         return self._datasets
 
-    def _shares(self) -> tuple[float, ...]:
-        """Shares of `store`; a side that has stores of its own leaves its share to training."""
-        train, val, test = self.split
-        if self._stores["val"] is not None:
-            train, val = train + val, 0.0
-        if self._stores["test"] is not None:
-            train, test = train + test, 0.0
-        return train, val, test
-
     def _source(self, name: str) -> tuple[ZarrDataset, IndexArray | None]:
         """Dataset of a side, and its rows there where they are not all."""
         dataset = self._open().get(name)
-        return (
-            (self.dataset, self._sides.rows(self.dataset)[name])
-            if dataset is None
-            else (dataset, None)
-        )
+        if dataset is None:
+            return self.dataset, self._sides.rows(self.dataset)[name]
+        return dataset, None if self.where is None else self._chosen[name].rows(dataset)["train"]
 
     def _side(self, name: str) -> ZarrDataset:
         dataset, rows = self._source(name)
