@@ -24,6 +24,7 @@ FLOORS = (
         "_index_files",
         "_mixing",
         "_conditions",
+        "_neighbors",
         "_packing",
         "_plans",
         "_prefetch",

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from zarrpipe._neighbors import mean_neighbors
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.csr import AnyArray, Int64Array, pointers
 from zarrpipe.data.label_rows import BUCKETS, NUM_ELEMENTS, LabelRows
@@ -16,7 +17,7 @@ from zarrpipe.data.sums import LabelSums
 from zarrpipe.dataset import ZarrDataset
 from zarrpipe.errors import FieldError
 
-__all__ = ["NUM_ELEMENTS", "Statistics", "StatisticsSums", "measure"]
+__all__ = ["NUM_ELEMENTS", "Statistics", "StatisticsSums", "mean_neighbors", "measure"]
 
 _BLOCK_SAMPLES, _BLOCK_ATOMS = 8192, 1 << 20
 _NO_SHARE = 1e-9

@@ -6,10 +6,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zarrpipe import AtomicData, Batch
+from zarrpipe import AtomicData, Batch, ZarrDataModule
 from zarrpipe.dataset import ZarrDataset
 from zarrpipe.errors import FieldError
-from zarrpipe.statistics import StatisticsSums, _blocks, measure
+from zarrpipe.statistics import StatisticsSums, _blocks, count, mean_neighbors, measure
 
 REFERENCE = {1: -13.6, 6: -1029.0, 8: -2042.0}
 
@@ -150,3 +150,61 @@ def test_blocks_hold_every_sample_once_and_not_too_many_atoms(sizes):
     for block in blocks:
         assert len(block) <= 7
         assert len(block) == 1 or sum(sizes[sample] for sample in block) <= 60
+
+
+def test_mean_neighbours_within_a_cutoff(tmp_path, data):
+    pytest.importorskip("vesin")
+    systems = molecules(40)
+    for system in systems[::2]:
+        system.add_field("cell", 4.0 * torch.eye(3, dtype=torch.float64)[None])
+        system.add_field("pbc", torch.ones(1, 3, dtype=torch.bool))
+    data.append(tmp_path / "store", Batch.from_data_list(systems[::2]))
+    data.append(tmp_path / "store", Batch.from_data_list(systems[1::2]))
+    images = 4.0 * np.stack(np.meshgrid(*[[-1, 0, 1]] * 3), -1).reshape(-1, 3)
+    pairs = 0
+    for number, system in enumerate(systems):
+        places = system.positions.numpy() % 4.0 if number % 2 == 0 else system.positions.numpy()
+        shifts = images if number % 2 == 0 else np.zeros((1, 3))
+        apart = places[:, None, None] - places[None, :, None] + shifts
+        pairs += int((np.linalg.norm(apart, axis=-1) < 2.5).sum()) - len(places)
+    dataset = ZarrDataset(tmp_path / "store")
+    atoms = sum(system.num_nodes for system in systems)
+    assert mean_neighbors(dataset, 2.5) == pytest.approx(pairs / atoms)
+    some = [mean_neighbors(dataset, 2.5, samples=10, seed=seed) for seed in (0, 0, 1)]
+    assert some[0] == some[1] != some[2]
+    assert np.isnan(mean_neighbors(dataset.index_select([]), 2.5))
+    with pytest.raises(ValueError, match="samples is 0"):
+        mean_neighbors(dataset, 2.5, samples=0)
+    with pytest.raises(ValueError, match="cutoff is -1"):
+        mean_neighbors(dataset, -1.0)
+
+
+def test_sizes_and_edges_are_counted(tmp_path, data):
+    batch = data.append(tmp_path / "store", data.batch(50))
+    statistics = measure(ZarrDataset(tmp_path / "store")).statistics()
+    sizes = np.bincount(batch.num_nodes_list)
+    assert statistics.size_histogram == {n: int(sizes[n]) for n in np.flatnonzero(sizes)}
+    assert statistics.edges_per_atom == pytest.approx(batch.num_edges / batch.num_nodes)
+
+
+@pytest.mark.parametrize("split", [(0.8, 0.1, 0.1), (0.33, 0.67, 0.0)])
+def test_what_the_stores_keep_is_not_read(tmp_path, data, monkeypatch, split):
+    for part in "ab":
+        data.append(tmp_path / part, Batch.from_data_list(molecules(100, ord(part))))
+    stores, read = [tmp_path / "a", tmp_path / "b"], []
+    plain = ZarrDataModule(stores, split=split)
+    expected = count(plain.train_dataset).statistics()
+    monkeypatch.setattr(
+        "zarrpipe.statistics.count", lambda new: read.append(len(new)) or count(new)
+    )
+    found = plain.statistics
+    assert read == []
+    for name in ("energy_per_atom_mean", "energy_per_atom_std", "forces_rms", "edges_per_atom"):
+        assert getattr(found, name) == pytest.approx(
+            getattr(expected, name), rel=1e-6, abs=1e-9, nan_ok=True
+        )
+    for name in ("num_samples", "num_atoms", "element_counts", "size_histogram"):
+        assert getattr(found, name) == getattr(expected, name)
+    ZarrDataModule(stores, split=(0.805, 0.195, 0.0)).statistics  # noqa: B018  it is read
+    ZarrDataModule(stores, split=split, where="num_atoms < 5").statistics  # noqa: B018  as well
+    assert len(read) == 2
