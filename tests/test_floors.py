@@ -28,6 +28,7 @@ FLOORS = (
         "_packing",
         "_plans",
         "_prefetch",
+        "_ranks",
         "_resident",
         "_ring",
         "_served",

@@ -2,11 +2,11 @@
 
 import math
 
-import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from zarrpipe._plans import IndexArray, first_indices
+from zarrpipe._ranks import world_size
 from zarrpipe.dataset import ZarrDataset
 from zarrpipe.errors import ArgumentError
 from zarrpipe.loader import GraphLoader
@@ -96,7 +96,7 @@ def shareable(name: str, dataset: ZarrDataset, rows: IndexArray | None) -> Index
 
     So a first validation sample that arrives while several devices train does not end training.
     """
-    devices = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    devices = world_size()
     count = len(dataset) if rows is None else len(rows)
     if devices == 1:
         return rows

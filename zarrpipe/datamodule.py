@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from lightning.pytorch import LightningDataModule
 
 from zarrpipe._conditions import Condition
 from zarrpipe._counts import Counts, check_reloading, shareable, unfinished
 from zarrpipe._plans import IndexArray
+from zarrpipe._ranks import rank, refresh_together
 from zarrpipe._sides import SIDES, Sides, Split
 from zarrpipe.data.batch import Batch
 from zarrpipe.dataset import ZarrDataset
@@ -163,6 +163,13 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
         self._state: Mapping[str, Any] | None = None
         self._counts = Counts()
 
+    def __str__(self) -> str:
+        """What it was made of; Lightning's own would read a batch of each loader."""
+        stores = ", ".join(f"{name}={store!r}" for name, store in self._stores.items() if store)
+        return f"{type(self).__name__}({stores.replace('all=', '', 1)})"
+
+    __repr__ = __str__
+
     @property
     def dataset(self) -> ZarrDataset:
         """Every sample of `store`."""
@@ -208,9 +215,7 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
         """
         before = len(self._datasets["all"]) if self._datasets else 0
         for dataset in self._open().values():
-            if _rank() == 0:
-                dataset.refresh()
-            _follow_rank_zero(dataset)
+            refresh_together(dataset)
         return len(self.dataset) - before
 
     def setup(self, stage: str) -> None:
@@ -223,7 +228,7 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
         """
         self._loaders, self._state = {}, None
         self.refresh()
-        self._sides.check(self.dataset, warn=_rank() == 0)
+        self._sides.check(self.dataset, warn=rank() == 0)
         if stage != "fit":
             return
         if not len(self.train_dataset):
@@ -363,14 +368,3 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
         return GraphLoader(
             dataset, sampler, num_workers=workers, prefetch=prefetch, transform=transform
         )
-
-
-def _rank() -> int:
-    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
-
-
-def _follow_rank_zero(dataset: ZarrDataset) -> None:
-    if dist.is_available() and dist.is_initialized():
-        seen = [dataset.state_dict()]
-        dist.broadcast_object_list(seen, src=0)
-        dataset.load_state_dict(seen[0])

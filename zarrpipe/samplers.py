@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
-import torch.distributed as dist
 
+from zarrpipe import _ranks
 from zarrpipe._blocks import Blocks
 from zarrpipe._budgets import Budgets
 from zarrpipe._epochs import Epoch, Recipe
@@ -142,14 +142,14 @@ class GraphBatchSampler:
         """The rank whose batches are given."""
         if self._rank is not None:
             return self._rank
-        return dist.get_rank() if _distributed() else 0
+        return _ranks.rank()
 
     @property
     def world_size(self) -> int:
         """The number of ranks that share each epoch."""
         if self._world_size is not None:
             return self._world_size
-        return dist.get_world_size() if _distributed() else 1
+        return _ranks.world_size()
 
     @property
     def epoch(self) -> int:
@@ -291,7 +291,3 @@ class GraphBatchSampler:
         for batch in plan.batches(self.rank):
             self.advance()
             yield batch
-
-
-def _distributed() -> bool:
-    return dist.is_available() and dist.is_initialized()

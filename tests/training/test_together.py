@@ -1,0 +1,118 @@
+"""Ranks that look into stores at different moments, as two threads that take turns."""
+
+import threading
+
+import pytest
+import torch
+
+from zarrpipe import Batch, ZarrData, ZarrDataModule, ZarrDataset, _ranks
+from zarrpipe.errors import StoreFormatError
+from zarrpipe.testing import numbered_batch
+
+
+class Ranks:
+    """What `_ranks` asks of torch.distributed, for two threads."""
+
+    def __init__(self):
+        self.barrier = threading.Barrier(2, timeout=30)
+        self.told = [None, None]
+        self.here = threading.local()
+
+    def is_available(self):
+        return True
+
+    is_initialized = is_available
+
+    def get_rank(self):
+        return self.here.rank
+
+    def get_world_size(self):
+        return 2
+
+    def all_gather_object(self, gathered, mine):
+        self.told[self.here.rank] = mine
+        self.barrier.wait()
+        gathered[:] = self.told
+        self.barrier.wait()
+
+    def run(self, functions):
+        """Call a function on each rank; what they gave or raised."""
+        found = [None, None]
+
+        def call(rank):
+            self.here.rank = rank
+            try:
+                found[rank] = functions[rank]()
+            except Exception as error:  # noqa: BLE001  it is looked at
+                found[rank] = error
+
+        threads = [threading.Thread(target=call, args=(rank,)) for rank in (0, 1)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return found
+
+
+@pytest.fixture
+def ranks(monkeypatch):
+    ranks = Ranks()
+    monkeypatch.setattr(_ranks, "dist", ranks)
+    return ranks
+
+
+def test_a_field_that_comes_between_the_looks_of_two_ranks(tmp_path, ranks):
+    """Both have it in the end, and the same samples."""
+    store = tmp_path / "store"
+    with ZarrData(store) as sink:
+        sink.write(numbered_batch(range(4)))
+    datasets = [ZarrDataset(store), ZarrDataset(store)]
+    looked, grown = threading.Event(), threading.Event()
+    first = datasets[0].refresh
+
+    def refresh():
+        new = first()
+        if not looked.is_set():
+            looked.set()
+            grown.wait(30)
+        return new
+
+    datasets[0].refresh = refresh
+
+    def other():
+        looked.wait(30)
+        new = numbered_batch(range(4, 9))
+        fields = {**new.fields, "round": torch.full((5, 1), 3)}
+        levels = {"serial": "system", "round": "system"}
+        with ZarrData(store) as sink:
+            sink.write(Batch(fields, new.batch_ptr, new.edge_ptr, levels=levels))
+        grown.set()
+        _ranks.refresh_together(datasets[1])
+
+    assert ranks.run([lambda: _ranks.refresh_together(datasets[0]), other]) == [None, None]
+    assert [len(dataset) for dataset in datasets] == [9, 9]
+    for dataset in datasets:
+        assert dataset.where("round == 3").tolist() == [4, 5, 6, 7, 8]
+
+
+def test_a_rank_that_cannot_read_its_stores_ends_both(tmp_path, ranks):
+    store = tmp_path / "store"
+    with ZarrData(store) as sink:
+        sink.write(numbered_batch(range(4)))
+    datasets = [ZarrDataset(store), ZarrDataset(store)]
+
+    def refresh():
+        raise StoreFormatError("the array is damaged")
+
+    datasets[1].refresh = refresh
+    told = ranks.run([lambda d=d: _ranks.refresh_together(d) for d in datasets])
+    assert str(told[0]) == (
+        "rank 1 cannot go on with its stores: StoreFormatError: the array is damaged"
+    )
+    assert (type(told[0]), str(told[1])) == (StoreFormatError, "the array is damaged")
+
+
+def test_a_data_module_is_printed_without_reading(tmp_path):
+    module = ZarrDataModule([tmp_path / "a", "b"], val_store=tmp_path / "c")
+    expected = f"ZarrDataModule([{tmp_path / 'a'!r}, 'b'], val={tmp_path / 'c'!r})"
+    assert (str(module), repr(module)) == (expected, expected)
