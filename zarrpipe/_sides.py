@@ -1,7 +1,7 @@
 """Which samples of a dataset are on which side, decided once and kept while it grows."""
 
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -13,6 +13,7 @@ from zarrpipe._arrivals import Arrivals
 from zarrpipe._index_files import IdTable, described, read_ids
 from zarrpipe._plans import IndexArray, index_dtype
 from zarrpipe.data.csr import Int64Array
+from zarrpipe.data.schema import Field
 from zarrpipe.dataset import ZarrDataset
 from zarrpipe.errors import ArgumentError, ArgumentTypeError, SchemaError
 from zarrpipe.splits import check_fractions, group_keys, hash_split
@@ -136,10 +137,17 @@ class Sides:
         How samples are given to sides.
     where : str, optional
         Condition that a sample has to meet to be on any side; see `ZarrDataset.where`.
+    schema : callable, optional
+        What gives the fields of all stores that the condition is for.
     """
 
-    def __init__(self, split: Split, where: str | None = None) -> None:
-        self.split, self.where = split, where
+    def __init__(
+        self,
+        split: Split,
+        where: str | None = None,
+        schema: Callable[[], Mapping[str, Field]] = dict,
+    ) -> None:
+        self.split, self.where, self._schema = split, where, schema
         self._arrivals = Arrivals(())
         self._sides = np.zeros(0, dtype=np.int8)
         self._rows: dict[str, IndexArray] = {}
@@ -191,7 +199,7 @@ class Sides:
         """Side of each of some samples that follow each other."""
         if self.where is None:
             return self.split.side_of(dataset, samples)
-        chosen = dataset.where(self.where, samples)
+        chosen = dataset.where(self.where, samples, beside=self._schema())
         sides = np.full(len(samples), _UNUSED, dtype=np.int8)
         if self.split.files:  # ids of samples that are left out are there all the same
             chosen, every = chosen - samples[0], self.split.side_of(dataset, samples)

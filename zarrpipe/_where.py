@@ -36,17 +36,17 @@ class Columns(Protocol):
 
 
 class StoreColumns:
-    """Columns of some samples [K] int64 of a store."""
+    """Columns of some samples [K] int64 of a store, which may lack fields of a schema."""
 
-    def __init__(self, view: StoreView, samples: Int64Array) -> None:
-        self._view, self._samples = view, samples
+    def __init__(self, view: StoreView, samples: Int64Array, schema: Mapping[str, Field]) -> None:
+        self._view, self._samples, self._schema = view, samples, schema
 
     def values(self, name: str) -> AnyArray:
         """Value of each sample, [K]."""
         if name in _COUNTS:
             return self._view.counts_of(_COUNTS[name], self._samples)
         if name not in self._view.schema:
-            return np.zeros(len(self._samples))
+            return np.zeros(len(self._samples), dtype=_dtype_of(name, self._schema))
         return self._view.system_field(name, self._samples).reshape(len(self._samples))
 
     def present(self, name: str) -> BoolArray | None:
@@ -66,12 +66,16 @@ class _Samples:
         self._schema = schema
 
     def values(self, name: str) -> AnyArray:
-        item = self._schema.get(name)
-        counts = np.dtype(np.int64 if name in _COUNTS else np.float64)
-        return np.zeros(0, dtype=counts if item is None else item.dtype)
+        return np.zeros(0, dtype=_dtype_of(name, self._schema))
 
     def present(self, name: str) -> BoolArray | None:
         return None
+
+
+def _dtype_of(name: str, schema: Mapping[str, Field]) -> Any:
+    if name in schema:
+        return schema[name].dtype
+    return np.int64 if name in _COUNTS else np.float64
 
 
 def check(condition: Condition, schema: Mapping[str, Field]) -> None:

@@ -14,6 +14,7 @@ from zarrpipe._plans import IndexArray
 from zarrpipe._ranks import rank, refresh_together
 from zarrpipe._sides import SIDES, Sides, Split
 from zarrpipe.data.batch import Batch
+from zarrpipe.data.schema import Field
 from zarrpipe.dataset import ZarrDataset
 from zarrpipe.errors import ArgumentError, StoreEmptyError
 from zarrpipe.loader import GraphLoader
@@ -156,8 +157,8 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
         self._stores = {"all": store, "val": val_store, "test": test_store}
         self._datasets: dict[str, ZarrDataset] = {}
         own = [side for side in SIDES if self._stores.get(side) is not None]
-        self._sides = Sides(Split.of(split, split_by, own), self.where)
-        self._chosen = {name: Sides(Split(), self.where) for name in self._stores}
+        self._sides = Sides(Split.of(split, split_by, own), self.where, self._schema)
+        self._chosen = {name: Sides(Split(), self.where, self._schema) for name in self._stores}
         self._loaders: dict[str, GraphLoader] = {}
         self._sums, self._counted = StatisticsSums(), 0
         self._state: Mapping[str, Any] | None = None
@@ -314,6 +315,14 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
                 if store is not None
             }
         return self._datasets
+
+    def _schema(self) -> dict[str, Field]:
+        """Fields of all stores, of whichever side."""
+        return {
+            name: field
+            for dataset in self._open().values()
+            for name, field in dataset.schema.items()
+        }
 
     def _source(self, name: str) -> tuple[ZarrDataset, IndexArray | None]:
         """Dataset of a side, and its rows there where they are not all."""

@@ -330,7 +330,13 @@ class ZarrDataset(Dataset[AtomicData]):
             ),
         )
 
-    def where(self, condition: str, index: Index | None = None) -> Int64Array:
+    def where(
+        self,
+        condition: str,
+        index: Index | None = None,
+        *,
+        beside: Mapping[str, Field] | None = None,
+    ) -> Int64Array:
         """Positions [K] int64, ascending, of the samples that meet a condition.
 
         Only the fields that it names are read. What is said of a field that a sample lacks is
@@ -346,6 +352,8 @@ class ZarrDataset(Dataset[AtomicData]):
             Numbers count in the precision of the field that they are compared with.
         index : array [K] of int, optional
             Samples to look at, which are given back where they meet it, in this order.
+        beside : mapping of str to Field, optional
+            Schema of stores beside these: fields that it may name too, which no sample here has.
 
         Raises
         ------
@@ -366,21 +374,24 @@ class ZarrDataset(Dataset[AtomicData]):
         array([0])
         """
         wanted = Condition.of(condition)
-        check_condition(wanted, self.schema)
+        schema = {**(beside or {}), **self.schema}
+        check_condition(wanted, schema)
         given = None if index is None else positions_of(index, len(self), "sample", "a dataset")
         count = len(self) if given is None else len(given)
         chosen = [np.zeros(0, dtype=np.int64)]
         for start in range(0, count, _BLOCK):
             stop = min(start + _BLOCK, count)
             block = np.arange(start, stop) if given is None else given[start:stop]
-            chosen.append(block[self._holds(wanted, self._rows(block))])
+            chosen.append(block[self._holds(wanted, self._rows(block), schema)])
         return np.concatenate(chosen)
 
-    def _holds(self, condition: Condition, rows: Int64Array) -> npt.NDArray[np.bool_]:
+    def _holds(
+        self, condition: Condition, rows: Int64Array, schema: Mapping[str, Field]
+    ) -> npt.NDArray[np.bool_]:
         """Which samples, from whichever stores they are in, meet a condition."""
         mask = np.zeros(len(rows), dtype=bool)
         for part in self._parts(rows):
-            columns = StoreColumns(self._views[part.store], part.samples)
+            columns = StoreColumns(self._views[part.store], part.samples, schema)
             here = slice(None) if part.places is None else part.places
             mask[here] = holds(condition, columns, len(part.samples))
         return mask

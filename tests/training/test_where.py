@@ -183,6 +183,21 @@ def test_stores_that_lack_a_field_have_no_value_of_it(tmp_path, data):
     assert dataset.where("num_atoms < 100 and serial >= 2000").tolist() == [11, 12]
 
 
+def test_what_is_true_or_false_may_be_a_field_that_a_store_lacks(tmp_path, data):
+    places = [tmp_path / "old", tmp_path / "new"]
+    data.append(places[0], data.batch(2, tag=0))
+    data.append(places[1], rounds(data, 3, 1, converged=[True, False, True]))
+    dataset = ZarrDataset(places)
+    assert dataset.where("converged").tolist() == [2, 4]
+    assert dataset.where("not converged").tolist() == [3]
+    assert dataset.where("not has(converged) or converged").tolist() == [0, 1, 2, 4]
+    old, schema = ZarrDataset(places[0]), dataset.schema
+    assert old.where("not has(converged) or converged", beside=schema).tolist() == [0, 1]
+    assert old.where("converged", [1, 0], beside=schema).tolist() == []
+    with pytest.raises(SchemaError, match="no store has a field 'converged'"):
+        old.where("converged")
+
+
 def test_deleted_samples_are_left_out(tmp_path, data):
     data.append(tmp_path / "store", rounds(data, 10, 0, round=np.arange(10)))
     with AtomicDataZarrWriter(tmp_path / "store") as writer:
