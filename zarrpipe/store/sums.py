@@ -122,11 +122,13 @@ def write_sums(group: zarr.Group, kept: Kept) -> bool:
     return True
 
 
-def remove_sums(group: zarr.Group) -> None:
-    """Remove a store's array of sums, if there is one."""
+def remove_sums(group: zarr.Group) -> bool:
+    """Remove a store's array of sums; whether there was one."""
     place = group.store_path / SUMS
-    if sync((place / "zarr.json").exists()):  # which may not be readable
-        sync(place.store.delete_dir(place.path))
+    if not sync((place / "zarr.json").exists()):  # which may not be readable
+        return False
+    sync(place.store.delete_dir(place.path))
+    return True
 
 
 def _array_for(group: zarr.Group, values: int) -> zarr.Array[Any]:

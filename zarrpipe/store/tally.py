@@ -143,6 +143,7 @@ class Tally:
         self._kept: Kept | None = None
         self._left: Kept | None = None  # what a deletion leaves once it is published
         self._written = False
+        self._removed = False  # sums that were there, which are counted anew where that is little
         self._opened = Extent()
         self._due = (_DUE_SAMPLES, _DUE_ATOMS)
 
@@ -156,7 +157,7 @@ class Tally:
         if kept is not None and _belongs(kept, stored):
             self._kept, self._written = kept, True
         else:
-            remove_sums(stored.group)
+            self._removed = remove_sums(stored.group)
 
     def is_due(self, extent: Extent) -> bool:
         """Whether so much was written since the last count that the next one should be."""
@@ -169,7 +170,7 @@ class Tally:
         if kept is not None and kept.extent == extent and self._written:
             return
         own, known = extent.atoms - self._opened.atoms, Extent() if kept is None else kept.extent
-        if extent.atoms - known.atoms > max(_FREE_ATOMS, own) or (kept is None and not own):
+        if extent.atoms - known.atoms > max(_FREE_ATOMS, own) or not (kept or own or self._removed):
             return
         sums = LabelSums.empty(BUCKETS) if kept is None else kept.sums.copy()
         mask = stored.column(SAMPLES_MASK).read(known.samples, extent.samples)
@@ -188,7 +189,8 @@ class Tally:
             Rows of samples, ascending, none deleted before.
         """
         kept, self._written = self._kept, False
-        if kept is None:
+        if kept is None:  # but there may be some of a deletion that was not finished
+            self.forget(stored.group)
             return
         sums, exact = kept.sums.copy(), True
         for rows in rows_of(stored, samples[samples < kept.extent.samples]):
@@ -208,7 +210,7 @@ class Tally:
         """Remove the sums: what was counted is to change."""
         self._kept = self._left = None
         self._written = False
-        remove_sums(group)
+        self._removed |= remove_sums(group)
 
     def _write(self, stored: Stored, kept: Kept) -> None:
         self._written = False
