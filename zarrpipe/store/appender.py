@@ -312,18 +312,21 @@ class StoreAppender:
             self.abandon()
             return
         try:
-            self.flush()
+            self.flush(every=True)
         finally:
             self.abandon()
 
-    def flush(self) -> None:
-        """Make every shape exact, and write the number of samples and the sums of statistics."""
+    def flush(self, *, every: bool = False) -> None:
+        """Make every shape exact, and write the number of samples and the sums of statistics.
+
+        These may leave some of the last samples to readers, unless `every` one is to be counted.
+        """
         self.check_usable()
         self._tenure.check_alone(self.group, self.extent)  # or what others wrote would be cut off
         self._arrays.trim(self.schema, self.extent)
         if self.attributes.num_samples != self.extent.samples:
             self._publish(self.schema, num_samples=self.extent.samples)
-        self._tally.keep(self._stored)
+        self._tally.keep(self._stored, every=every)
 
     def abandon(self) -> None:
         """Let go of files and lock without touching the store."""

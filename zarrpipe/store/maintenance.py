@@ -118,7 +118,7 @@ def defragment(appender: StoreAppender, config: ZarrWriteConfig | None) -> Store
     appender.check_usable()
     check_rewritable(appender.root)
     chosen = config or _as_stored(appender)
-    appender.flush()
+    appender.flush(every=True)
     selection = Selection([Source(appender.root, scratch_of(appender.root))])
     lock = rewrite_in_place(appender, selection, chosen, capacity=appender.capacity)
     durable = appender.durable

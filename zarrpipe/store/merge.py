@@ -150,7 +150,7 @@ def compact(
         raise StoreNotFoundError(f"there is no Zarr store at {root}")
     appender = StoreAppender(root, chosen, _CAPACITY)
     try:
-        appender.flush()
+        appender.flush(every=True)
         selection = Selection([Source(root, scratch_of(root))], shuffle)
         with progress_bar(progress, f"compact {root}", field_bytes(selection)) as done:
             lock = rewrite_in_place(appender, selection, chosen, done=done)

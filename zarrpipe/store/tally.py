@@ -28,7 +28,7 @@ SUMMED = ("energy", "forces")
 
 _BLOCK_SAMPLES, _BLOCK_ATOMS, _GAP = 1 << 15, 1 << 20, 256
 _DUE_SAMPLES, _DUE_ATOMS = 1 << 16, 1 << 21
-_FREE_ATOMS = 1 << 22
+_FREE_ATOMS, _FEW = 1 << 22, 8
 
 
 @dataclass(frozen=True)
@@ -144,6 +144,7 @@ class Tally:
         self._left: Kept | None = None  # what a deletion leaves once it is published
         self._written = False
         self._removed = False  # sums that were there, which are counted anew where that is little
+        self._hopeless = False  # sums have overflown, and do until something is deleted
         self._opened = Extent()
         self._due = (_DUE_SAMPLES, _DUE_ATOMS)
 
@@ -163,18 +164,26 @@ class Tally:
         """Whether so much was written since the last count that the next one should be."""
         return extent.samples >= self._due[0] or extent.atoms >= self._due[1]
 
-    def keep(self, stored: Stored) -> None:
-        """Count what is new, and write the sums."""
+    def keep(self, stored: Stored, *, every: bool = True) -> None:
+        """Count what is new, and write the sums; without `every`, not for a few samples more."""
         extent, kept = stored.extent, self._kept
+        if self._hopeless:
+            return
+        if not every and self._written and kept is not None and not self.is_due(extent):
+            known = kept.extent.samples
+            if extent.samples - known < known // _FEW:
+                return
         self._due = (extent.samples + _DUE_SAMPLES, extent.atoms + _DUE_ATOMS)
         if kept is not None and kept.extent == extent and self._written:
             return
-        own, known = extent.atoms - self._opened.atoms, Extent() if kept is None else kept.extent
-        if extent.atoms - known.atoms > max(_FREE_ATOMS, own) or not (kept or own or self._removed):
+        own, before = extent.atoms - self._opened.atoms, Extent() if kept is None else kept.extent
+        if extent.atoms - before.atoms > max(_FREE_ATOMS, own) or not (
+            kept or own or self._removed
+        ):
             return
         sums = LabelSums.empty(BUCKETS) if kept is None else kept.sums.copy()
-        mask = stored.column(SAMPLES_MASK).read(known.samples, extent.samples)
-        for rows in rows_of(stored, np.flatnonzero(mask) + known.samples):
+        mask = stored.column(SAMPLES_MASK).read(before.samples, extent.samples)
+        for rows in rows_of(stored, np.flatnonzero(mask) + before.samples):
             sums.add(rows)
         self._write(stored, kept_of(stored, sums))
 
@@ -189,6 +198,7 @@ class Tally:
             Rows of samples, ascending, none deleted before.
         """
         kept, self._written = self._kept, False
+        self._hopeless = False
         if kept is None:  # but there may be some of a deletion that was not finished
             self.forget(stored.group)
             return
@@ -216,6 +226,7 @@ class Tally:
         self._written = False
         self._written = write_sums(stored.group, kept)
         self._kept = kept if self._written else None
+        self._hopeless = not self._written
 
 
 def _belongs(kept: Kept, stored: Stored) -> bool:
