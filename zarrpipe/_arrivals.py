@@ -56,6 +56,10 @@ class Arrivals:
             and (here[0][0] == store and here[0][1] >= count)
         )
 
+    def begin_as(self, other: "Arrivals", count: int) -> bool:
+        """Whether the first `count` samples are those of another order."""
+        return count <= len(self) and self.until(count).runs == other.until(count).runs
+
     def until(self, count: int) -> "Arrivals":
         """Those of the first `count` samples."""
         left = np.clip(count - self._ptr[:-1], 0, None).tolist()

@@ -75,7 +75,8 @@ class Budgets:
                 place = int(sizes.argmax())
                 raise ArgumentError(
                     f"sample {samples[place]} has {sizes[place]} {name}, more than max_{name}="
-                    f"{limit}: raise max_{name}, or leave the sample out"
+                    f"{limit}: raise max_{name}, or leave the sample out "
+                    f"(where='num_{name} <= {limit}')"
                 )
             each.append(sizes)
             limits.append(limit)

@@ -1,6 +1,8 @@
 """What all ranks of a training run have to see alike."""
 
-from typing import Any
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 
@@ -8,6 +10,8 @@ from zarrpipe.dataset import ZarrDataset
 from zarrpipe.errors import StoreFormatError, ZarrPipeError
 
 _TRIALS = 100
+
+T = TypeVar("T")
 
 
 def rank() -> int:
@@ -32,26 +36,65 @@ def refresh_together(dataset: ZarrDataset) -> None:
         dataset.refresh()
         return
     for _ in range(_TRIALS):
-        failed = None
-        try:
-            dataset.refresh()
-        except (ZarrPipeError, OSError) as error:
-            failed = error
-        told: list[Any] = [None] * world_size()
-        text = None if failed is None else f"{type(failed).__name__}: {failed}"
-        dist.all_gather_object(told, (text, dataset.state_dict(), sorted(dataset.schema)))
-        if failed is not None:
-            raise failed
-        for other, (text, _, _) in enumerate(told):
-            if text is not None:
-                raise StoreFormatError(f"rank {other} cannot go on with its stores: {text}")
-        dataset.load_state_dict(told[0][1])
-        if all(names == told[0][2] for _, _, names in told):
+        state = _told(partial(_look, dataset))[0]
+        first, *others = _told(partial(_return_to, dataset, state))
+        if all(names == first for names in others):
             return
     raise StoreFormatError(
         f"the ranks saw different fields of a store {_TRIALS} times in turn: let the writer add "
         "its fields before training begins"
     )
+
+
+def _look(dataset: ZarrDataset) -> Mapping[str, Any]:
+    """Samples that a dataset sees now."""
+    dataset.refresh()
+    return dataset.state_dict()
+
+
+def _return_to(dataset: ZarrDataset, state: Mapping[str, Any]) -> list[str]:
+    """Fields that a dataset has with these samples."""
+    dataset.load_state_dict(state)
+    return sorted(dataset.schema)
+
+
+def _told(look: Callable[[], T]) -> list[T]:
+    """What each rank finds; an error of one ends all."""
+    found, failed, text = None, None, None
+    try:
+        found = look()
+    except (ZarrPipeError, OSError) as error:
+        failed, text = error, f"{type(error).__name__}: {error}"
+    told: list[Any] = [None] * world_size()
+    dist.all_gather_object(told, (text, found))
+    if failed is not None:
+        raise failed
+    for other, (why, _) in enumerate(told):
+        if why is not None:
+            raise StoreFormatError(f"rank {other} cannot go on with its stores: {why}")
+    return [found for _, found in told]
+
+
+def check_alike(state: Mapping[str, Any]) -> None:
+    """Look whether the state of an epoch is the same on every rank.
+
+    Raises
+    ------
+    StoreFormatError
+        On every rank, if it is not, so that samples would be left out or come twice.
+    """
+    if not _distributed():
+        return
+    told: list[Any] = [None] * world_size()
+    dist.all_gather_object(told, dict(state))
+    for other, own in enumerate(told):
+        names = [name for name in {**told[0], **own} if told[0].get(name) != own.get(name)]
+        if names:
+            raise StoreFormatError(
+                f"ranks 0 and {other} begin an epoch of other {names}: "
+                f"{[told[0].get(name) for name in names]} and {[own.get(name) for name in names]}; "
+                "give all of them the same stores, index files and settings"
+            )
 
 
 def _distributed() -> bool:

@@ -11,7 +11,7 @@ from lightning.pytorch import LightningDataModule
 from zarrpipe._conditions import Condition
 from zarrpipe._counts import Counts, check_reloading, shareable, unfinished
 from zarrpipe._plans import IndexArray
-from zarrpipe._ranks import rank, refresh_together
+from zarrpipe._ranks import check_alike, rank, refresh_together
 from zarrpipe._sides import SIDES, Sides, Split
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.schema import Field
@@ -259,11 +259,13 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
             if self._state is not None:
                 loader.load_state_dict(self._state)
                 self._state = None
+            check_alike(loader.state_dict())
         elif trainer is None or trainer.current_epoch != known.sampler.epoch:
             self.refresh()
             loader = self._loader("train")
             if trainer is not None:
                 loader.sampler.set_epoch(trainer.current_epoch)
+            check_alike(loader.state_dict())
         return self._loaders["train"]
 
     def val_dataloader(self) -> GraphLoader:
@@ -343,6 +345,8 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
         loader = self._loaders.get(name)
         if loader is None:
             in_blocks = self.shuffle == "blocks" or (self.shuffle is None and dataset.exceeds_cache)
+            if self.shuffle is None and name == "train" and self._state is not None:
+                in_blocks = bool(self._state.get("group", 0))  # the store may have grown since
             sampler = GraphBatchSampler(
                 dataset,
                 **self._batching,

@@ -213,20 +213,24 @@ class ZarrDataset(Dataset[AtomicData]):
         return Blocks(np.unique(np.concatenate(bounds)), min(groups, default=1))
 
     def _blocks_of(self, view: StoreView, count: int) -> Blocks:
-        layouts = [
-            UnitLayout(unit.rows, unit.row_bytes, view.row_starts(unit.level))
+        layouts = [layout for _, layout in self._layouts(view)]
+        return Blocks(*choose_blocks(count, layouts, view.snapshot.limit))
+
+    def _layouts(self, view: StoreView) -> list[tuple[bool, UnitLayout]]:
+        """How the arrays of a store that are read are cut, and whether through a cache."""
+        return [
+            (unit.staged, UnitLayout(unit.rows, unit.row_bytes, view.row_starts(unit.level)))
             for unit in view.units(self._fields)
         ]
-        return Blocks(*choose_blocks(count, layouts, view.snapshot.limit))
 
     @property
     def exceeds_cache(self) -> bool:
-        """Whether a cache cannot hold all that is read of its store."""
-        for view in self._views:
-            extent, limit = view.snapshot.extent, view.snapshot.limit
-            counts = (extent.samples, extent.atoms, extent.edges)
-            staged = [unit for unit in view.units(self._fields) if unit.staged]
-            if limit and sum(counts[unit.level] * unit.row_bytes for unit in staged) > limit:
+        """Whether a cache cannot hold all that is read of the samples in its store."""
+        for store, view in enumerate(self._views):
+            count, limit = self._arrivals.held(store), view.snapshot.limit
+            if limit is None:
+                continue
+            if sum(own.bytes_of(count) for staged, own in self._layouts(view) if staged) > limit:
                 return True
         return False
 
@@ -495,7 +499,11 @@ class ZarrDataset(Dataset[AtomicData]):
                     f"{generation!r}, the store is {view.generation!r}): give the stores that it "
                     "was saved with, in the same order and as they were"
                 )
-        if self._resident is not None and not arrivals.continues(self._arrivals):
+        held = 0 if self._resident is None else len(self._resident)
+        same = (
+            held <= len(arrivals) and arrivals.until(held).runs == self._arrivals.until(held).runs
+        )
+        if self._resident is not None and not same:
             self._resident = Resident(self._resident.device)  # selections keep theirs
         self._arrivals = arrivals
         self.schema = _common_schema([view.schema for view in self._views])

@@ -234,7 +234,8 @@ class GraphBatchSampler:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was taken: the next iteration gives the rest of the epoch.
 
-        Samples that came later than the state wait for the next epoch.
+        Samples that came later than the state wait for the next epoch. Of the state of a complete
+        epoch only its number counts, so the next one may be of other samples and settings.
 
         Raises
         ------
@@ -242,16 +243,21 @@ class GraphBatchSampler:
             If there are fewer samples than the state counts, or it is of other settings.
         """
         count, available = int(state["num_samples"]), self._available()
-        if count > available:
-            raise ArgumentError(
-                f"the state is of an epoch of {count} samples, here are {available}: give the "
-                "data and the split that it was saved with"
-            )
-        self._check_settings(state)
-        epoch = self._epoch_of(count, int(state["seed"]), int(state["epoch"]))
-        epoch.check_state(state)
+        position = int(state["position"])
+        if position == (int(state.get("samples_per_epoch", 0)) or count):
+            epoch = self._epoch_of(min(count, available), int(state["seed"]), int(state["epoch"]))
+            position = epoch.total
+        else:
+            if count > available:
+                raise ArgumentError(
+                    f"the state is of an epoch of {count} samples, here are {available}: give the "
+                    "data and the split that it was saved with"
+                )
+            self._check_settings(state)
+            epoch = self._epoch_of(count, int(state["seed"]), int(state["epoch"]))
+            epoch.check_state(state)
         self.seed, self._now = epoch.seed, epoch
-        self._step, self._position = int(state["step"]), int(state["position"])
+        self._step, self._position = int(state["step"]), position
         self._resuming, self._plan = True, None
 
     def _check_settings(self, state: Mapping[str, Any]) -> None:

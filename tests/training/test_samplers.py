@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zarrpipe._plans import cut, epoch_order
+from zarrpipe.errors import ArgumentError
 from zarrpipe.samplers import GraphBatchSampler
 
 sizes = st.integers(1, 200)
@@ -264,3 +265,24 @@ def test_arguments_out_of_range_are_named(arguments, message):
 def test_advance_needs_a_plan():
     with pytest.raises(RuntimeError, match="start"):
         GraphBatchSampler(range(3), 1).advance()
+
+
+def test_a_complete_epoch_is_no_obstacle_to_other_settings_and_samples():
+    """A run goes on with other weights, budgets or sides where a round of it is done."""
+    done = GraphBatchSampler(range(10), batch_size=3, seed=2)
+    list(done)
+    state = done.state_dict()
+    half = GraphBatchSampler(range(10), batch_size=3, seed=2)
+    next(iter(half))
+    for other in ({"index": np.arange(7)}, {"samples_per_epoch": 5}, {"shuffle": False}):
+        following = GraphBatchSampler(range(10), batch_size=3, seed=2, **other)
+        following.load_state_dict(state)
+        assert (following.epoch, len(following)) == (0, 4)
+        assert list(following.plan().batches(0)) == []
+        first = [batch.tolist() for batch in following]
+        assert following.epoch == 1
+        fresh = GraphBatchSampler(range(10), batch_size=3, seed=2, **other)
+        fresh.set_epoch(1)
+        assert first == [batch.tolist() for batch in fresh]
+        with pytest.raises(ArgumentError):
+            GraphBatchSampler(range(10), batch_size=3, **other).load_state_dict(half.state_dict())

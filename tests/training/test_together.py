@@ -116,3 +116,41 @@ def test_a_data_module_is_printed_without_reading(tmp_path):
     module = ZarrDataModule([tmp_path / "a", "b"], val_store=tmp_path / "c")
     expected = f"ZarrDataModule([{tmp_path / 'a'!r}, 'b'], val={tmp_path / 'c'!r})"
     assert (str(module), repr(module)) == (expected, expected)
+
+
+def test_ranks_that_begin_other_epochs_are_told_so(ranks):
+    states = [{"num_samples": 4, "group": 0}, {"num_samples": 4, "group": 2}]
+    told = ranks.run([lambda s=s: _ranks.check_alike(s) for s in states])
+    for error in told:
+        assert "ranks 0 and 1 begin an epoch of other ['group']: [0] and [2]" in str(error)
+    assert ranks.run([lambda: _ranks.check_alike(states[0])] * 2) == [None, None]
+
+
+def test_a_store_that_outgrows_its_cache_is_shuffled_as_its_epoch_began(tmp_path):
+    """So a run can be resumed, and ranks that look at different moments do the same."""
+    store, small = tmp_path / "store", {"batch_size": 7, "cache_bytes": 400_000}
+    config = {
+        group: {"chunk_size": 16, "compressors": ({"name": "zstd"},)}
+        for group in ("core", "custom")
+    }
+    with ZarrData(store, config=config) as sink:
+        sink.write(numbered_batch(range(40)))
+    dataset = ZarrDataset(store, cache_bytes=small["cache_bytes"])
+    module = ZarrDataModule(store, split=(1.0, 0.0, 0.0), **small)
+    module.setup("fit")
+    batches = iter(module.train_dataloader())
+    seen = next(batches)["serial"].flatten().tolist()
+    state = module.state_dict()
+    rest = [serial for batch in batches for serial in batch["serial"].flatten().tolist()]
+    with ZarrData(store) as sink:
+        sink.write(numbered_batch(range(40, 4000)))
+    grown = ZarrDataset(store, cache_bytes=small["cache_bytes"])
+    assert (dataset.exceeds_cache, grown.exceeds_cache) == (False, True)
+    grown.load_state_dict(dataset.state_dict())
+    assert not grown.exceeds_cache
+    again = ZarrDataModule(store, split=(1.0, 0.0, 0.0), **small)
+    again.setup("fit")
+    again.load_state_dict(state)
+    left = [s for batch in again.train_dataloader() for s in batch["serial"].flatten().tolist()]
+    assert left == rest
+    assert sorted(seen + left) == list(range(40))

@@ -7,13 +7,14 @@ object of that kind, or several in a list.
 A random one has ``random = True`` and takes one more argument: ``keys [B] uint64``, one for each
 sample, a mixture of seed, epoch and the id of its structure. If all that it draws follows from
 the keys, then the same sample is treated alike in any batch, by any number of workers or ranks
-and after a resume, and otherwise in another epoch. `uniform` and `normal` draw so.
+and after a resume, and otherwise in another epoch. `uniform` and `normal` draw so; a transform that
+draws twice asks `child_keys` for the keys of each.
 """
 
 from zarrpipe.transforms._compose import Compose, RandomTransform, Transform
 from zarrpipe.transforms._neighbors import NeighborList
 from zarrpipe.transforms._noise import GaussianNoise
-from zarrpipe.transforms._numbers import normal, sample_keys, uniform
+from zarrpipe.transforms._numbers import child_keys, normal, sample_keys, uniform
 from zarrpipe.transforms._rotation import RandomRotation
 from zarrpipe.transforms._units import ConvertUnits
 
@@ -25,6 +26,7 @@ __all__ = [
     "RandomRotation",
     "RandomTransform",
     "Transform",
+    "child_keys",
     "normal",
     "sample_keys",
     "uniform",

@@ -45,7 +45,8 @@ class Compose:
     Parameters
     ----------
     transforms : sequence of callable
-        Each gets the batch that the one before it gave. Random ones draw independently.
+        Each gets the batch that the one before it gave. Random ones draw independently. One that
+        is a `Compose` itself contributes its transforms.
 
     Attributes
     ----------
@@ -66,10 +67,15 @@ class Compose:
     True
     """
 
+    transforms: tuple[Transform, ...]
+
     def __init__(self, transforms: Sequence[Callable[..., Any]]) -> None:
         if not isinstance(transforms, list | tuple):
             raise ArgumentTypeError(f"transforms is {transforms!r}, expected a list of transforms")
-        self.transforms = tuple(map(checked, transforms))
+        every: list[Transform] = []
+        for one in map(checked, transforms):
+            every += one.transforms if isinstance(one, Compose) else [one]
+        self.transforms = tuple(every)
         self.random = any(map(is_random, self.transforms))
         self.reads = tuple({name: None for one in self.transforms for name in fields_read(one)})
 

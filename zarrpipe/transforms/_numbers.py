@@ -53,8 +53,18 @@ def sample_keys(
 
 
 def child_keys(keys: UInt64Array, number: int) -> UInt64Array:
-    """Keys [B] uint64 for one of several transforms, which are `keys` for number 0."""
-    return mix(keys ^ mix(np.array([number], dtype=np.uint64))) if number else keys
+    """Keys [B] uint64 for one of several things that are drawn independently for a sample.
+
+    `uniform` and `normal` give the same numbers for the same keys, so a transform that draws twice
+    asks for the keys of two numbers.
+
+    Examples
+    --------
+    >>> keys = np.arange(3, dtype=np.uint64)
+    >>> bool((child_keys(keys, 0) == child_keys(keys, 1)).any())
+    False
+    """
+    return mix(mix(keys) + np.array([number + 1], dtype=np.uint64) * _GOLDEN)
 
 
 def _words(keys: UInt64Array, first: UInt64Array, count: int) -> UInt64Array:
