@@ -13,6 +13,7 @@ metrics of training, and ``growth.png``. A second run goes on with the store, so
 what there is; ``--samples`` says how many there are to be at the end.
 """
 
+import contextlib
 import json
 import time
 from collections.abc import Iterator
@@ -36,7 +37,7 @@ FRAMES = 25
 START = 400
 """Samples that are there before training begins."""
 
-_POLL = 0.2
+_POLL, _PATIENCE = 0.2, 120.0
 
 
 def main(
@@ -75,7 +76,12 @@ def main(
             target=sample, args=(store, samples, seed, stride, out / "committed.jsonl")
         )
         sampler.start()
-    train(store, out, samples, batch_size, devices, seed, sampler)
+    try:
+        train(store, out, samples, batch_size, devices, seed, sampler)
+    except BaseException:
+        if sampler is not None:
+            sampler.terminate()
+        raise
     if sampler is not None:
         sampler.join()
         if sampler.exitcode:
@@ -147,16 +153,24 @@ def train(
 
 
 def wait_for(store: Path, samples: int, sampler: BaseProcess | None) -> None:
-    """Return once the store has so many samples, or its sampler has ended."""
+    """Return once the store has so many samples.
+
+    Raises
+    ------
+    RuntimeError
+        If nothing was added for two minutes, or the sampler has ended before.
+    """
     import zarrpipe as zp
     from zarrpipe.errors import StoreNotFoundError
 
-    while sampler is None or sampler.is_alive():
-        try:
-            if len(zp.ZarrDataset(store)) >= samples:
-                return
-        except StoreNotFoundError:
-            pass
+    seen, since = 0, time.monotonic()
+    while seen < samples:
+        ended = sampler is not None and not sampler.is_alive()
+        with contextlib.suppress(StoreNotFoundError):
+            if len(zp.ZarrDataset(store)) > seen:
+                seen, since = len(zp.ZarrDataset(store)), time.monotonic()
+        if seen < samples and (ended or time.monotonic() - since > _PATIENCE):
+            raise RuntimeError(f"the sampler has left {seen} samples in {store}: see its error")
         time.sleep(_POLL)
 
 

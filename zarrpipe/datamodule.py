@@ -166,7 +166,9 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
 
     def __str__(self) -> str:
         """What it was made of; Lightning's own would read a batch of each loader."""
-        stores = ", ".join(f"{name}={store!r}" for name, store in self._stores.items() if store)
+        stores = ", ".join(
+            f"{name}={_place(store)}" for name, store in self._stores.items() if store is not None
+        )
         return f"{type(self).__name__}({stores.replace('all=', '', 1)})"
 
     __repr__ = __str__
@@ -381,3 +383,10 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
         return GraphLoader(
             dataset, sampler, num_workers=workers, prefetch=prefetch, transform=transform
         )
+
+
+def _place(store: StoreLike | Sequence[StoreLike]) -> str:
+    """Stores in a few words; those in memory without what they hold."""
+    if isinstance(store, Sequence) and not isinstance(store, str):
+        return f"[{', '.join(map(_place, store))}]"
+    return repr(str(store)) if isinstance(store, str | Path) else f"<{type(store).__name__}>"
