@@ -18,11 +18,14 @@ COLUMNS = (
     *("samples", "edges", "without_element", "energies", "energies_not_finite"),
     *("square", "square_per_atom", "largest", "per_atom"),
     *("force_components", "forces_not_finite", "force_square"),
+    *("most", "most_per_atom", "most_force"),
 )
 _AT = {name: place for place, name in enumerate(COLUMNS)}
 _SQUARES = [_AT[name] for name in ("square", "square_per_atom", "force_square")]
+_MOST = [_AT[name] for name in ("most", "most_per_atom", "most_force")]
 
 _MOST_LOST, _ROUNDING, _AGREEMENT = 1e-9, 1e-9, 1e-7
+_MOST_TAKEN = 1e-6
 _SIZE_BITS = 40
 
 
@@ -42,7 +45,8 @@ class LabelSums:
     ----------
     table : array [B, K]
         Sums by the names in `COLUMNS`: of samples, edges, r^2, r/n and squared force components;
-        "largest" is of what squares went through when the origin was moved.
+        "largest" is of what squares went through when the origin was moved, "most" and its like of
+        what they were before samples were taken back.
     elements : array [E] int64
         Atomic numbers, ascending.
     origin : array [E]
@@ -252,16 +256,15 @@ class LabelSums:
 
     def take_back(self, rows: LabelRows) -> bool:
         """Take samples back; whether what is left is as exact as if they had never been added."""
-        before = self.table[:, _SQUARES].copy()
+        self.table[:, _MOST] = np.maximum(self.table[:, _MOST], self.table[:, _SQUARES])
         self.add(rows, -1)
         for name, column in (("energies", slice(0, 2)), ("force_components", slice(2, 3))):
             gone = self.table[:, _AT[name]] == 0
-            self.table[np.ix_(gone, _SQUARES[column])] = 0
-            before[gone, column] = 0
+            self.table[np.ix_(gone, _SQUARES[column] + _MOST[column])] = 0
             if name == "energies":
                 self.table[gone, _AT["per_atom"]] = 0
                 self.fraction[gone] = self.moment[gone] = self.gram[gone] = 0
-        return bool((self.table[:, _SQUARES] >= 1e-6 * before).all())
+        return bool((self.table[:, _SQUARES] >= _MOST_TAKEN * self.table[:, _MOST]).all())
 
     def merge(self, other: "LabelSums") -> Self:
         """Add the sums of other samples, bucket by bucket."""
@@ -299,7 +302,7 @@ class LabelSums:
         floor[_AT["per_atom"]] = noise
         floor *= self.total("energies")
         apart = np.abs(ours.table - theirs.table).max(0)
-        apart[_AT["largest"]] = 0.0
+        apart[[_AT["largest"], *_MOST]] = 0.0
         return same and bool((apart <= floor + _AGREEMENT * np.abs(ours.table).max(0)).all())
 
     @property
