@@ -499,12 +499,9 @@ class ZarrDataset(Dataset[AtomicData]):
                     f"{generation!r}, the store is {view.generation!r}): give the stores that it "
                     "was saved with, in the same order and as they were"
                 )
-        held = 0 if self._resident is None else len(self._resident)
-        same = (
-            held <= len(arrivals) and arrivals.until(held).runs == self._arrivals.until(held).runs
-        )
-        if self._resident is not None and not same:
-            self._resident = Resident(self._resident.device)  # selections keep theirs
+        resident = self._resident
+        if resident is not None and not arrivals.begin_as(self._arrivals, len(resident)):
+            self._resident = Resident(resident.device)  # selections keep theirs
         self._arrivals = arrivals
         self.schema = _common_schema([view.schema for view in self._views])
 

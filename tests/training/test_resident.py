@@ -170,3 +170,21 @@ def test_a_selection_keeps_its_samples_when_another_order_is_loaded(tmp_path, de
     dataset.load_state_dict(early.state_dict())
     dataset.__getitems__([0])
     assert_batches_equal(some.__getitems__([0, 1, 2]).cpu(), before.cpu())
+
+
+def test_who_looked_later_than_others_keeps_its_samples(tmp_path, device):
+    """A rank that sees more than rank 0 goes back to what that sees."""
+    write(tmp_path / "store", batch_of(0))
+    resident = zp.ZarrDataset(tmp_path / "store", resident=device)
+    resident.__getitems__([0])
+    held, state = resident._resident, resident.state_dict()
+    write(tmp_path / "store", batch_of(1))
+    resident.refresh()
+    resident.load_state_dict(state)
+    assert resident._resident is held
+    resident.refresh()
+    resident.__getitems__([0])
+    resident.load_state_dict(state)
+    assert resident._resident is not held
+    expected = zp.ZarrDataset(tmp_path / "store").__getitems__([29, 3])
+    assert_batches_equal(resident.__getitems__([29, 3]).cpu(), expected)
