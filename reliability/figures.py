@@ -1,12 +1,13 @@
 """Results as a table: ``python -m reliability.figures FILES --docs docs/reliability.md``.
 
-Of each campaign the last line counts.
+Of each campaign, or part of one (``--only``), the last line counts.
 """
 
 import argparse
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from benchmarks.report import fill, machine_text
@@ -18,13 +19,13 @@ _LISTED = 6
 def command(row: Mapping[str, Any]) -> str:
     """What was run."""
     given = {name: value for name, value in row["arguments"].items() if value not in (None, "")}
-    options = "".join(f" --{name} {value}" for name, value in given.items())
+    options = "".join(f" --{name} {quote(str(value))}" for name, value in given.items())
     return f"python -m reliability {row['campaign']}{options} --seed {row['seed']}"
 
 
 def figures(rows: Sequence[Mapping[str, Any]]) -> str:
     """Markdown table of what was done and found, and the machine."""
-    last = {row["campaign"]: row for row in rows}
+    last = {(row["campaign"], row["arguments"].get("only")): row for row in rows}
     lines = ["| command | done | " + " | ".join(KINDS) + " | minutes | commit |"]
     lines.append("|---|---|" + "---|" * (len(KINDS) + 2))
     for row in last.values():
