@@ -88,7 +88,7 @@ class History:
         for name in (*before, method, "write", "close"):
             chosen = "write" if name == "open" else name
             if not state.numbers and chosen in ("append", "delete", "add_custom", "drain"):
-                chosen = "write"
+                chosen = "write" if method != "first" else "zero"
             wanted = held if chosen == "close" else OBJECT.get(chosen, "")
             if held and held != wanted:
                 steps.append(("close", {}))

@@ -69,6 +69,22 @@ def test_samples_are_told_by_their_numbers():
         assert wrong_values(damaged).startswith(f"{name!r} differs first at row {row}")
 
 
+@pytest.mark.parametrize("held", [(), tuple(range(50))])
+def test_a_first_write_meets_an_empty_store(tmp_path, held):
+    """Otherwise it is refused, rightly, and the campaign would count that as a defect."""
+    with ZarrData(tmp_path / "small" / "store", config={"core": {"chunk_size": 4}}):
+        pass
+    for seed in range(10):
+        history = History(tmp_path / str(seed), "small", np.random.default_rng(seed))
+        history.store, state = tmp_path / "small" / "store", State(held)
+        history.state = state
+        steps, armed = history.plan("first")
+        assert steps[armed][0] == "first"
+        for step in steps[:armed]:
+            state = state.after(step)
+        assert state.numbers == ()
+
+
 def test_a_history_sees_samples_that_are_gone(tmp_path):
     """The same check as after a kill, on a store from which another took samples."""
     history = History(tmp_path, "small", np.random.default_rng(0))
