@@ -3,11 +3,11 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from zarrpipe._index_files import write_split
 from zarrpipe.data.atomic import AtomicData
 from zarrpipe.data.batch import Batch
 from zarrpipe.dataset import ZarrDataset, collate
 from zarrpipe.samplers import GraphBatchSampler
+from zarrpipe.sides.index_files import write_split
 from zarrpipe.sink import ZarrData
 from zarrpipe.store.check.run import check
 from zarrpipe.store.config import ZarrArrayConfig, ZarrWriteConfig

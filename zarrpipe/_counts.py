@@ -5,9 +5,9 @@ import math
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from zarrpipe._plans import IndexArray, first_indices
 from zarrpipe._ranks import world_size
 from zarrpipe.dataset import ZarrDataset
+from zarrpipe.epochs.plans import IndexArray, first_indices
 from zarrpipe.errors import ArgumentError
 from zarrpipe.loader import GraphLoader
 

@@ -8,17 +8,17 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 
-from zarrpipe._conditions import Condition
 from zarrpipe._counts import Counts, check_reloading, shareable, unfinished
-from zarrpipe._plans import IndexArray
 from zarrpipe._ranks import check_alike, rank, refresh_together
-from zarrpipe._sides import SIDES, Sides, Split
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.schema import Field
 from zarrpipe.dataset import ZarrDataset
+from zarrpipe.epochs.plans import IndexArray
 from zarrpipe.errors import ArgumentError, StoreEmptyError
 from zarrpipe.loader import GraphLoader
 from zarrpipe.samplers import GraphBatchSampler
+from zarrpipe.samples.conditions import Condition
+from zarrpipe.sides.assignment import SIDES, Sides, Split
 from zarrpipe.statistics import Statistics, StatisticsSums, measure, measure_side
 from zarrpipe.store.root import StoreLike
 from zarrpipe.store.staging.caching import Caching

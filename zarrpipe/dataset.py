@@ -11,19 +11,19 @@ import torch
 from torch.utils.data import Dataset
 from torch.utils.data._utils.collate import default_collate_fn_map
 
-from zarrpipe._arrivals import Arrivals
-from zarrpipe._blocks import Blocks, UnitLayout, choose_blocks
-from zarrpipe._conditions import Condition
-from zarrpipe._resident import Resident
-from zarrpipe._where import StoreColumns, holds
-from zarrpipe._where import check as check_condition
 from zarrpipe.data.atomic import AtomicData
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.csr import AnyArray, Int64Array, position_of, positions_of
 from zarrpipe.data.fields import CORE_FIELDS, REQUIRED_FIELDS, Level
 from zarrpipe.data.schema import Field
 from zarrpipe.data.sums import LabelSums
+from zarrpipe.epochs.blocks import Blocks, UnitLayout, choose_blocks
 from zarrpipe.errors import ArgumentError, ArgumentTypeError, SchemaError, StoreFormatError
+from zarrpipe.samples.arrivals import Arrivals
+from zarrpipe.samples.columns import StoreColumns, holds
+from zarrpipe.samples.columns import check as check_condition
+from zarrpipe.samples.conditions import Condition
+from zarrpipe.samples.resident import Resident
 from zarrpipe.store.check.report import Report
 from zarrpipe.store.check.run import check
 from zarrpipe.store.gather import Gathers, Part

@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from zarrpipe._plans import Plan
-from zarrpipe._prefetch import advised, read_ahead
-from zarrpipe._workers import Workers
 from zarrpipe.data.batch import Batch
 from zarrpipe.dataset import ZarrDataset
+from zarrpipe.epochs.plans import Plan
 from zarrpipe.errors import ArgumentError, ArgumentTypeError
 from zarrpipe.samplers import GraphBatchSampler
+from zarrpipe.serving.prefetch import advised, read_ahead
+from zarrpipe.serving.workers import Workers
 from zarrpipe.transforms._compose import Transform
 
 

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 
 from zarrpipe import _ranks
-from zarrpipe._blocks import Blocks
-from zarrpipe._budgets import Budgets
-from zarrpipe._epochs import Epoch, Recipe
-from zarrpipe._mixing import Mixture, Weights
-from zarrpipe._plans import Plan, compact_index
 from zarrpipe.data.csr import Int64Array
+from zarrpipe.epochs.blocks import Blocks
+from zarrpipe.epochs.budgets import Budgets
+from zarrpipe.epochs.epoch import Epoch, Recipe
+from zarrpipe.epochs.mixing import Mixture, Weights
+from zarrpipe.epochs.plans import Plan, compact_index
 from zarrpipe.errors import ArgumentError
 
 

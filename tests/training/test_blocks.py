@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zarrpipe._blocks import UnitLayout, block_order, choose_blocks, group_bounds
+from zarrpipe.epochs.blocks import UnitLayout, block_order, choose_blocks, group_bounds
 
 
 @settings(deadline=None)

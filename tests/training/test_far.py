@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import zarrpipe as zp
-from zarrpipe._blocks import Blocks
-from zarrpipe._plans import Plan, compact_index, first_indices
+from zarrpipe.epochs.blocks import Blocks
+from zarrpipe.epochs.plans import Plan, compact_index, first_indices
 from zarrpipe.samplers import GraphBatchSampler
 from zarrpipe.testing import assert_batches_equal, numbered_batch
 

@@ -9,11 +9,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zarrpipe._draws import Expected, _systematic, copies_in, draw, scattered
-from zarrpipe._mixing import Mixture
 from zarrpipe.data.fields import Level
 from zarrpipe.datamodule import ZarrDataModule
 from zarrpipe.dataset import ZarrDataset
+from zarrpipe.epochs.draws import Expected, _systematic, copies_in, draw, scattered
+from zarrpipe.epochs.mixing import Mixture
 from zarrpipe.samplers import GraphBatchSampler
 
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zarrpipe._blocks import Blocks
-from zarrpipe._packing import Costs, deal_steps, pack, pack_in_order, shared
+from zarrpipe.epochs.blocks import Blocks
+from zarrpipe.epochs.packing import Costs, deal_steps, pack, pack_in_order, shared
 from zarrpipe.samplers import GraphBatchSampler
 
 

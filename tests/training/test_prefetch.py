@@ -5,10 +5,10 @@ import threading
 import numpy as np
 import pytest
 
-from zarrpipe._prefetch import advised, read_ahead
 from zarrpipe.dataset import ZarrDataset
 from zarrpipe.loader import GraphLoader
 from zarrpipe.samplers import GraphBatchSampler
+from zarrpipe.serving.prefetch import advised, read_ahead
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,7 @@ import numpy as np
 from hypothesis import event, given
 from hypothesis import strategies as st
 
-from zarrpipe._blocks import Blocks
+from zarrpipe.epochs.blocks import Blocks
 from zarrpipe.samplers import GraphBatchSampler
 
 STORES, ROUNDS = 3, 4

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zarrpipe._plans import cut, epoch_order
+from zarrpipe.epochs.plans import cut, epoch_order
 from zarrpipe.errors import ArgumentError
 from zarrpipe.samplers import GraphBatchSampler
 

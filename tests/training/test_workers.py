@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 import torch
 
-from zarrpipe._workers import Workers
 from zarrpipe.dataset import ZarrDataset
 from zarrpipe.loader import GraphLoader
 from zarrpipe.samplers import GraphBatchSampler
+from zarrpipe.serving.workers import Workers
 
 
 @pytest.fixture(autouse=True)

@@ -70,7 +70,7 @@ def run(train, job):
 
 def share_a_fork_server() -> None:
     """Start the server that starts workers, once for all runs."""
-    multiprocessing.set_forkserver_preload(["zarrpipe._served", "zarrpipe.store._compiled"])
+    multiprocessing.set_forkserver_preload(["zarrpipe.serving.served", "zarrpipe.store._compiled"])
     forkserver.ensure_running()
     server, wait = forkserver._forkserver._forkserver_pid, os.waitpid
 

@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from zarrpipe._ring import Slot
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.buffers import BufferPool, Bytes
 from zarrpipe.data.csr import Int64Array
 from zarrpipe.data.packed import pack, packed_bytes, unpack
 from zarrpipe.dataset import ZarrDataset
 from zarrpipe.errors import ArgumentTypeError
+from zarrpipe.serving.ring import Slot
 
 BATCH, RAISED = 0, 1
 """Answers: the bytes of a batch and its pickled header, or a traceback and a pickled exception."""

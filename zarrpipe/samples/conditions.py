@@ -1,7 +1,7 @@
 """Conditions on samples as text: a small part of Python's expressions.
 
 Nothing is handed to the interpreter. A text is parsed into a tree, of which every node has to be
-one that stands here; `zarrpipe._where` follows the tree with one array a field.
+one that stands here; `zarrpipe.samples.columns` follows the tree with one array a field.
 """
 
 import ast

@@ -14,11 +14,11 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from zarrpipe._conditions import ARITHMETIC, COMPARISONS, Condition, listed
 from zarrpipe.data.csr import AnyArray, Int64Array
 from zarrpipe.data.fields import CORE_FIELDS, Level
 from zarrpipe.data.schema import Field
 from zarrpipe.errors import SchemaError
+from zarrpipe.samples.conditions import ARITHMETIC, COMPARISONS, Condition, listed
 from zarrpipe.store.view import StoreView
 
 BoolArray = npt.NDArray[np.bool_]

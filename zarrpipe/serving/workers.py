@@ -24,12 +24,12 @@ from typing import Any
 
 import numpy as np
 
-from zarrpipe._ring import Slot
-from zarrpipe._served import ANSWER, REQUEST, received, serve, split
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.buffers import BufferPool
 from zarrpipe.data.csr import Int64Array
 from zarrpipe.dataset import ZarrDataset
+from zarrpipe.serving.ring import Slot
+from zarrpipe.serving.served import ANSWER, REQUEST, received, serve, split
 
 SLOTS = 8
 """Batches that each worker is asked for ahead."""
@@ -39,7 +39,7 @@ _GROUP = SLOTS // 2
 
 _GRACE = 2.0
 _SEEDS = 1 << 64
-_PRELOAD = ("zarrpipe._served", "zarrpipe.store._compiled")
+_PRELOAD = ("zarrpipe.serving.served", "zarrpipe.store._compiled")
 """What a fork server imports once for all workers; where numba lacks the second is skipped."""
 
 Request = tuple[int, Int64Array]

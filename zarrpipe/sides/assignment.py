@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from zarrpipe._arrivals import Arrivals
-from zarrpipe._index_files import IdTable, described, read_ids
-from zarrpipe._plans import IndexArray, index_dtype
 from zarrpipe.data.csr import Int64Array
 from zarrpipe.data.schema import Field
 from zarrpipe.dataset import ZarrDataset
+from zarrpipe.epochs.plans import IndexArray, index_dtype
 from zarrpipe.errors import ArgumentError, ArgumentTypeError, SchemaError
+from zarrpipe.samples.arrivals import Arrivals
+from zarrpipe.sides.index_files import IdTable, described, read_ids
 from zarrpipe.splits import check_fractions, group_keys, hash_split
 
 SIDES = ("train", "val", "test")

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from zarrpipe._plans import IndexArray, index_dtype
 from zarrpipe.data.csr import Int64Array
+from zarrpipe.epochs.plans import IndexArray, index_dtype
 
 Float64Array = npt.NDArray[np.float64]
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from zarrpipe._blocks import Blocks, block_order
-from zarrpipe._budgets import Budgets
-from zarrpipe._draws import copies_in
-from zarrpipe._mixing import Mixture
-from zarrpipe._packing import deal_steps, pack, pack_in_order, shared
-from zarrpipe._plans import IndexArray, Plan, cut, epoch_order, first_indices, steps_of
 from zarrpipe.data.csr import Int64Array
+from zarrpipe.epochs.blocks import Blocks, block_order
+from zarrpipe.epochs.budgets import Budgets
+from zarrpipe.epochs.draws import copies_in
+from zarrpipe.epochs.mixing import Mixture
+from zarrpipe.epochs.packing import deal_steps, pack, pack_in_order, shared
+from zarrpipe.epochs.plans import IndexArray, Plan, cut, epoch_order, first_indices, steps_of
 from zarrpipe.errors import ArgumentError
 
 _BLOCK = 1 << 20

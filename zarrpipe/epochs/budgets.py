@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from zarrpipe._packing import Costs
-from zarrpipe._plans import IndexArray
 from zarrpipe.data.csr import Int64Array
+from zarrpipe.epochs.packing import Costs
+from zarrpipe.epochs.plans import IndexArray
 from zarrpipe.errors import ArgumentError, ArgumentTypeError
 
 

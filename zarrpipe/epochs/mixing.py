@@ -9,9 +9,9 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from zarrpipe._draws import Expected, draw
-from zarrpipe._plans import IndexArray
 from zarrpipe.data.csr import AnyArray, Int64Array
+from zarrpipe.epochs.draws import Expected, draw
+from zarrpipe.epochs.plans import IndexArray
 from zarrpipe.errors import ArgumentError, ArgumentTypeError
 
 OTHER = "other"

@@ -1,0 +1,1 @@
+"""What a dataset of several stores is put together of."""

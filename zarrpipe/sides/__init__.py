@@ -1,0 +1,1 @@
+"""Training, validation and test: on which side each sample is, for good."""
