@@ -212,7 +212,7 @@ def test_deleted_samples_are_left_out(tmp_path, data):
 
 def test_only_the_fields_that_are_named_are_read(labelled, monkeypatch):
     dataset, read = labelled[0], set()
-    snapshot = type(dataset._views[0].snapshot)
+    snapshot = type(dataset._stores.views[0].snapshot)
     rows = snapshot.rows
 
     def noted(self, path, count):

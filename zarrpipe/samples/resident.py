@@ -15,6 +15,7 @@ from zarrpipe.data.batch import Batch
 from zarrpipe.data.concatenate import fill_value
 from zarrpipe.data.csr import AnyArray, Int64Array, pointers, tensor_segment_rows
 from zarrpipe.data.fields import Level
+from zarrpipe.errors import ArgumentError
 
 _BLOCK = 8192
 _GROWTH = 1.25
@@ -127,3 +128,20 @@ class Resident:
             larger[:start] = fill_value(rows.dtype) if tensor is None else tensor[:start]
             self._tensors[name] = tensor = larger
         tensor[start:stop] = rows
+
+
+def device_named(name: str | torch.device) -> torch.device:
+    """Device that is there.
+
+    Raises
+    ------
+    ValueError
+        If torch knows no such device, or has none.
+    """
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise ArgumentError(
+            f"resident={name!r} is no device that torch has here, expected 'cpu', 'cuda' or "
+            f"another that it can use ({str(error).splitlines()[0]})"
+        ) from error

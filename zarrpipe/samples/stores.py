@@ -1,0 +1,129 @@
+"""Several stores as one, in which a position means the same sample while they grow."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import numpy as np
+
+from zarrpipe.data.csr import Int64Array
+from zarrpipe.data.schema import Field
+from zarrpipe.errors import ArgumentError, StoreFormatError
+from zarrpipe.samples.arrivals import Arrivals
+from zarrpipe.samples.schemas import common_schema
+from zarrpipe.store.gather import Gathers, Part
+from zarrpipe.store.root import StoreLike
+from zarrpipe.store.staging.caching import Caching
+from zarrpipe.store.view import StoreView
+
+
+@dataclass(frozen=True, eq=False)
+class Stores:
+    """The samples that were known of open stores at one moment.
+
+    It stays as it is: `refreshed` and `returned` give another one over the same open stores.
+
+    Parameters
+    ----------
+    views
+        The stores.
+    arrivals
+        Which sample each position means.
+    schema
+        Fields that the stores have between them.
+    """
+
+    views: tuple[StoreView, ...]
+    arrivals: Arrivals
+    schema: Mapping[str, Field]
+
+    @classmethod
+    def open(cls, stores: StoreLike | Sequence[StoreLike], caching: Caching) -> Self:
+        """All samples of one store or of several, store after store."""
+        views = tuple(StoreView(store, caching) for store in _listed(stores))
+        arrivals = Arrivals((place, view.num_samples) for place, view in enumerate(views))
+        return cls(views, arrivals, common_schema(view.schema for view in views))
+
+    def __len__(self) -> int:
+        return len(self.arrivals)
+
+    def gathers(self) -> Gathers:
+        """What reads batches, and refuses to once a store was rewritten."""
+        return Gathers([view.snapshot for view in self.views], fixed=True)
+
+    def parts(self, rows: Int64Array) -> list[Part]:
+        """Samples at positions [K] by store, and where they stand among these."""
+        if len(self.views) == 1:
+            return [Part(0, np.ascontiguousarray(rows))]
+        store, row = self.arrivals.locate(rows)
+        places = [np.flatnonzero(store == one) for one in range(len(self.views))]
+        return [Part(one, row[here], here) for one, here in enumerate(places) if len(here)]
+
+    def refreshed(self) -> Self:
+        """What is known now; samples that are new come last.
+
+        Raises
+        ------
+        StoreFormatError
+            If a store was rewritten.
+        SchemaError
+            If a store has a new field that differs from that of another.
+        """
+        for place, view in enumerate(self.views):
+            generation = view.generation
+            view.refresh()
+            if view.generation != generation:
+                raise StoreFormatError(
+                    f"store {place} was rewritten: samples were deleted or moved, so indices mean "
+                    "others than before; open a new dataset"
+                )
+        known = self.arrivals
+        new = [(i, view.num_samples - known.held(i)) for i, view in enumerate(self.views)]
+        return self._of(Arrivals([*known.runs, *new]))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What positions mean, as plain types."""
+        return {
+            "arrivals": [list(run) for run in self.arrivals.runs],
+            "generations": [view.generation for view in self.views],
+        }
+
+    def returned(self, state: Mapping[str, Any]) -> Self:
+        """What was known when a state was saved, here or elsewhere.
+
+        Raises
+        ------
+        StoreFormatError
+            If the stores are not those of the state.
+        """
+        arrivals = Arrivals((store, count) for store, count in state["arrivals"])
+        generations = state["generations"]
+        if len(generations) != len(self.views):
+            raise StoreFormatError(
+                f"the state is of {len(generations)} stores, here are {len(self.views)}: give "
+                "those that it was saved with, in the same order"
+            )
+        for place, (view, generation) in enumerate(zip(self.views, generations, strict=True)):
+            count = arrivals.held(place)
+            if view.num_samples < count:
+                view.refresh()
+            if view.num_samples < count or view.generation != generation:
+                raise StoreFormatError(
+                    f"store {place} has {view.num_samples} samples, the state counts {count} (of "
+                    f"{generation!r}, the store is {view.generation!r}): give the stores that it "
+                    "was saved with, in the same order and as they were"
+                )
+        return self._of(arrivals)
+
+    def _of(self, arrivals: Arrivals) -> Self:
+        schema = common_schema(view.schema for view in self.views)
+        return replace(self, arrivals=arrivals, schema=schema)
+
+
+def _listed(stores: StoreLike | Sequence[StoreLike]) -> Sequence[StoreLike]:
+    """One or many stores as a list."""
+    if not isinstance(stores, Sequence) or isinstance(stores, str | bytes):
+        return [stores]
+    if not stores:
+        raise ArgumentError("an empty list of stores makes no dataset: expected at least one")
+    return stores
