@@ -20,6 +20,7 @@ FLOORS = (
     {"_neighbors", "_ranks"},
     {"samplers", "serving", "sides", "statistics"},
     {"loader"},
+    {"_loaders"},
     {"_counts", "callbacks", "datamodule"},
     {"testing", "__init__"},
     {"cli"},

@@ -3,6 +3,7 @@
 import math
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import BatchSizeFinder
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from zarrpipe._ranks import world_size
@@ -127,6 +128,24 @@ def check_reloading(trainer: Trainer, *, packed: bool) -> None:
             "as many in each epoch: Lightning counts them only when it fetches the loader, and "
             "would leave some out; expected 0 or 1"
         )
+
+
+def check_finders(trainer: Trainer, batch_size: int | None) -> None:
+    """Refuse to look for the largest batch size where budgets alone are the size of batches.
+
+    Raises
+    ------
+    ValueError
+        If a BatchSizeFinder would scale what there is not; Lightning's own error has no words.
+    """
+    for callback in trainer.callbacks:
+        scaled = getattr(callback, "_batch_arg_name", None)
+        if batch_size is None and isinstance(callback, BatchSizeFinder) and scaled == "batch_size":
+            raise ArgumentError(
+                "batch_size is None, as max_atoms or max_edges alone limit a batch, so there is "
+                "nothing for the batch size finder to scale: expected batch_arg_name='max_atoms' "
+                "and an init_val of no less than the largest sample, or a batch_size"
+            )
 
 
 def _go_back(trainer: Trainer, step: int) -> None:

@@ -8,23 +8,21 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 
-from zarrpipe._counts import Counts, check_reloading, shareable, unfinished
+from zarrpipe._counts import Counts, check_finders, check_reloading, shareable, unfinished
+from zarrpipe._loaders import Fixed, Loaders, Setting, Settings
 from zarrpipe._ranks import check_alike, rank, refresh_together
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.schema import Field
 from zarrpipe.dataset import ZarrDataset
 from zarrpipe.epochs.plans import IndexArray
-from zarrpipe.errors import ArgumentError, StoreEmptyError
+from zarrpipe.errors import StoreEmptyError
 from zarrpipe.loader import GraphLoader
-from zarrpipe.samplers import GraphBatchSampler
 from zarrpipe.samples.conditions import Condition
 from zarrpipe.sides.assignment import SIDES, Sides, Split
 from zarrpipe.statistics import Statistics, StatisticsSums, measure, measure_side
 from zarrpipe.store.root import StoreLike
 from zarrpipe.store.staging.caching import Caching
-from zarrpipe.transforms._compose import Transform, as_transform
-
-_BATCH_SIZE = 32
+from zarrpipe.transforms._compose import as_transform
 
 
 class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is not followed
@@ -96,6 +94,13 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
         If `split` does not sum to 1, or a number is out of its range.
     """
 
+    batch_size, max_atoms, max_edges = Setting(), Setting(), Setting()
+    balance, weights, samples_per_epoch = Setting(), Setting(), Setting()
+    seed, shuffle, train_transform = Setting(), Setting(), Setting()
+    num_workers, prefetch = Setting(), Setting()
+    split, split_by, where = Fixed(), Fixed(), Fixed()
+    fields, transform, device = Fixed(), Fixed(), Fixed()
+
     def __init__(
         self,
         store: StoreLike | Sequence[StoreLike],
@@ -124,30 +129,27 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
         cache_bytes: int | None = None,
     ) -> None:
         super().__init__()
-        self.num_workers, self.prefetch = num_workers, prefetch
         # Arguments are checked here, not when Lightning has begun to set up.
-        if batch_size is None and max_atoms is None and max_edges is None:
-            batch_size = _BATCH_SIZE
-        self._batching: dict[str, Any] = {
-            "batch_size": batch_size,
-            "max_atoms": max_atoms,
-            "max_edges": max_edges,
-            "seed": seed,
-        }
-        self._mixing: dict[str, Any] = {"weights": weights, "samples_per_epoch": samples_per_epoch}
-        checked = GraphBatchSampler((), **self._batching, **self._mixing)
-        self._loader_of(None, checked)  # type: ignore[arg-type]
+        self._loaders = Loaders(
+            Settings.of(
+                batch_size=batch_size,
+                max_atoms=max_atoms,
+                max_edges=max_edges,
+                balance=balance,
+                weights=weights,
+                samples_per_epoch=samples_per_epoch,
+                train_transform=train_transform,
+                seed=seed,
+                shuffle=shuffle,
+                num_workers=num_workers,
+                prefetch=prefetch,
+                resident=resident,
+            )
+        )
         Caching.of(cache_dir, cache_bytes)
-        if shuffle not in ("samples", "blocks", None):
-            raise ArgumentError(f"shuffle is {shuffle!r}, expected 'samples', 'blocks' or None")
-        if resident and num_workers:
-            raise ArgumentError(f"num_workers is {num_workers}, expected 0 with resident=True")
-        self.batch_size, self.seed, self.shuffle = batch_size, seed, shuffle
-        self.balance = balance
         self.split, self.split_by, self.fields = split, split_by, fields
         self.where = None if where is None else Condition.of(where).text
         self.transform = as_transform(transform)
-        self.train_transform = as_transform(train_transform, "train_transform")
         self.device = None if device is None else torch.device(device)
         self._reading: dict[str, Any] = {
             "cache_dir": cache_dir,
@@ -159,7 +161,6 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
         own = [side for side in SIDES if self._stores.get(side) is not None]
         self._sides = Sides(Split.of(split, split_by, own), self.where, self._schema)
         self._chosen = {name: Sides(Split(), self.where, self._schema) for name in self._stores}
-        self._loaders: dict[str, GraphLoader] = {}
         self._sums, self._counted = StatisticsSums(), 0
         self._state: Mapping[str, Any] | None = None
         self._counts = Counts()
@@ -229,9 +230,12 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
         StoreEmptyError
             If there is no sample to train on.
         """
-        self._loaders, self._state = {}, None
+        self._loaders.close()
+        self._state = None
         self.refresh()
         self._sides.check(self.dataset, warn=rank() == 0)
+        if self.trainer is not None:
+            check_finders(self.trainer, self.batch_size)
         if stage != "fit":
             return
         if not len(self.train_dataset):
@@ -241,34 +245,32 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
                 f"gives none to training{met}; write more samples or give training a larger share"
             )
         if self.trainer is not None:
-            packed = self.balance or self._batching["max_atoms"] or self._batching["max_edges"]
-            check_reloading(self.trainer, packed=bool(packed))
+            check_reloading(self.trainer, packed=self._loaders.settings.packed)
             self._counts = Counts.of(self.trainer)
 
     def teardown(self, stage: str) -> None:
         """Let go of the loaders and end their workers."""
-        for loader in self._loaders.values():
-            loader.close()
-        self._loaders = {}
+        self._loaders.close()
 
     def train_dataloader(self) -> GraphLoader:
         """Loader of the training samples; where a new epoch begins, of those committed by then."""
-        trainer = self.trainer
-        known = self._loaders.get("train")
+        trainer, known = self.trainer, self._loaders.get("train")
         if known is None:
-            shuffle = trainer is None or not trainer.overfit_batches
-            loader = self._loader("train", shuffle=shuffle)
+            loader = self._loader("train")
             if self._state is not None:
                 loader.load_state_dict(self._state)
                 self._state = None
-            check_alike(loader.state_dict())
-        elif trainer is None or trainer.current_epoch != known.sampler.epoch:
+        else:
+            coming = _next_epoch(known) if trainer is None else trainer.current_epoch
+            same = trainer is not None and coming == known.sampler.epoch
+            if same and known is self._loaders.current("train"):
+                return known
             self.refresh()
             loader = self._loader("train")
-            if trainer is not None:
-                loader.sampler.set_epoch(trainer.current_epoch)
-            check_alike(loader.state_dict())
-        return self._loaders["train"]
+            if trainer is not None or loader is not known:
+                loader.sampler.set_epoch(coming)
+        check_alike(loader.state_dict())
+        return loader
 
     def val_dataloader(self) -> GraphLoader:
         """Loader of the validation samples, in order; of length 0, and skipped, without any."""
@@ -308,7 +310,7 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
         self._state = state_dict["train"]
         self._counts.estimate = state_dict.get("estimated_steps")
         self.dataset.load_state_dict(self._state)
-        self._loaders = {}
+        self._loaders.close()
         self._sums, self._counted = StatisticsSums(), 0
 
     def _open(self) -> dict[str, ZarrDataset]:
@@ -339,30 +341,26 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
         dataset, rows = self._source(name)
         return dataset.index_select(np.arange(len(dataset)) if rows is None else rows)
 
-    def _loader(self, name: str, *, shuffle: bool = False) -> GraphLoader:
+    def _loader(self, name: str) -> GraphLoader:
         """The loader of a side, kept with its workers, with the samples that are known now."""
         dataset, rows = self._source(name)
-        if name != "train":
+        training, state, settings = name == "train", self._state, self._loaders.settings
+        if not training:
             rows = shareable(name, dataset, rows)
-        loader = self._loaders.get(name)
+        loader = self._loaders.current(name)
         if loader is None:
-            in_blocks = self.shuffle == "blocks" or (self.shuffle is None and dataset.exceeds_cache)
-            if self.shuffle is None and name == "train" and self._state is not None:
-                in_blocks = bool(self._state.get("group", 0))  # the store may have grown since
-            sampler = GraphBatchSampler(
-                dataset,
-                **self._batching,
-                **(self._mixing if shuffle else {}),
-                balance=self.balance and shuffle,
-                shuffle=shuffle,
-                index=rows,
-                blocks=dataset.blocks if in_blocks else None,
-            )
-            transform = self.train_transform if name == "train" else None
-            self._loaders[name] = loader = self._loader_of(dataset, sampler, transform)
+            in_blocks = settings.shuffle == "blocks"
+            if settings.shuffle is None:
+                in_blocks = dataset.exceeds_cache
+                if training and state is not None:  # the store may have grown since
+                    in_blocks = bool(state.get("group", 0))
+            shuffle = training and (self.trainer is None or not self.trainer.overfit_batches)
+            sampler = settings.sampler(dataset, shuffle=shuffle, index=rows, in_blocks=in_blocks)
+            loader = settings.loader(dataset, sampler, training=training)
+            self._loaders.keep(name, loader)
         elif rows is not None:
             loader.sampler.resample(rows)
-        if name == "train":
+        if training:
             loader.unfinished = self._unfinished
         else:
             # Lightning takes the length before it says which epoch comes.
@@ -373,16 +371,11 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
         known = self._loaders.get("train")
         return 0 if self.trainer is None or known is None else unfinished(self.trainer, known)
 
-    def _loader_of(
-        self,
-        dataset: ZarrDataset,
-        sampler: GraphBatchSampler,
-        transform: Transform | None = None,
-    ) -> GraphLoader:
-        workers, prefetch = self.num_workers, self.prefetch
-        return GraphLoader(
-            dataset, sampler, num_workers=workers, prefetch=prefetch, transform=transform
-        )
+
+def _next_epoch(loader: GraphLoader) -> int:
+    """The epoch that an iteration begins: the one after a complete one."""
+    sampler = loader.sampler
+    return sampler.epoch + (0 < sampler.step == len(sampler))
 
 
 def _place(store: StoreLike | Sequence[StoreLike]) -> str:

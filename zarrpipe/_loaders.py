@@ -1,0 +1,170 @@
+"""The loader of each side of a data module, and the settings that loaders are made by."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from zarrpipe.dataset import ZarrDataset
+from zarrpipe.epochs.mixing import Weights
+from zarrpipe.epochs.plans import IndexArray
+from zarrpipe.errors import ArgumentError, ArgumentTypeError
+from zarrpipe.loader import GraphLoader
+from zarrpipe.samplers import GraphBatchSampler
+from zarrpipe.transforms._compose import as_transform
+
+_BATCH_SIZE = 32
+
+
+@dataclass(frozen=True, eq=False)
+class Settings:
+    """What loaders are made by; each as `ZarrDataModule` says it.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If one is nothing that it can be, or they do not go together.
+    """
+
+    batch_size: int | None = None
+    max_atoms: int | None = None
+    max_edges: int | None = None
+    balance: bool = False
+    weights: Weights | None = None
+    samples_per_epoch: int | None = None
+    train_transform: Callable[..., Any] | Sequence[Callable[..., Any]] | None = None
+    seed: int = 0
+    shuffle: str | None = None
+    num_workers: int = 0
+    prefetch: int = 0
+    resident: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("balance", "resident"):
+            if not isinstance(getattr(self, name), bool):
+                raise ArgumentTypeError(f"{name} is {getattr(self, name)!r}, expected a bool")
+        if self.shuffle not in ("samples", "blocks", None):
+            raise ArgumentError(
+                f"shuffle is {self.shuffle!r}, expected 'samples', 'blocks' or None"
+            )
+        known = as_transform(self.train_transform, "train_transform")
+        object.__setattr__(self, "train_transform", known)
+        sampler = self.sampler((), shuffle=True)
+        self.loader(None, sampler)  # type: ignore[arg-type]  # one that reads nothing
+        if self.resident and self.num_workers:
+            raise ArgumentError(f"num_workers is {self.num_workers}, expected 0 with resident=True")
+
+    @classmethod
+    def of(cls, **given: Any) -> "Settings":
+        """Those of arguments, with a size of batches where none is given."""
+        if all(given.get(name) is None for name in ("batch_size", "max_atoms", "max_edges")):
+            given["batch_size"] = _BATCH_SIZE
+        return cls(**given)
+
+    def sampler(
+        self,
+        data: Any,
+        *,
+        shuffle: bool,
+        index: IndexArray | None = None,
+        in_blocks: bool = False,
+    ) -> GraphBatchSampler:
+        """Sampler of a side; weights and balance are for one that shuffles."""
+        return GraphBatchSampler(
+            data,
+            self.batch_size,
+            max_atoms=self.max_atoms,
+            max_edges=self.max_edges,
+            balance=self.balance and shuffle,
+            shuffle=shuffle,
+            seed=self.seed,
+            index=index,
+            blocks=data.blocks if in_blocks else None,
+            weights=self.weights if shuffle else None,
+            samples_per_epoch=self.samples_per_epoch if shuffle else None,
+        )
+
+    def loader(
+        self, dataset: ZarrDataset, sampler: GraphBatchSampler, *, training: bool = False
+    ) -> GraphLoader:
+        """Loader of what a sampler decides."""
+        return GraphLoader(
+            dataset,
+            sampler,
+            num_workers=self.num_workers,
+            prefetch=self.prefetch,
+            transform=self.train_transform if training else None,  # type: ignore[arg-type]
+        )
+
+    @property
+    def packed(self) -> bool:
+        """Whether the batches of an epoch are as many as its budgets make them."""
+        return self.balance or self.max_atoms is not None or self.max_edges is not None
+
+
+class Loaders:
+    """The loaders that a data module gave, with their workers.
+
+    A loader goes on with what it was made by, to the end of its epoch; where other settings were
+    given meanwhile, the next one is made anew.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._kept: dict[str, tuple[Settings, GraphLoader]] = {}
+
+    def change(self, **given: Any) -> None:
+        """Make the loaders that come by other settings; those that cannot be change nothing."""
+        self.settings = replace(self.settings, **given)
+
+    def get(self, name: str) -> GraphLoader | None:
+        """The last loader of a side."""
+        return self._kept[name][1] if name in self._kept else None
+
+    def current(self, name: str) -> GraphLoader | None:
+        """The last loader of a side if it has the settings of now."""
+        made_by, loader = self._kept.get(name, (None, None))
+        return loader if made_by is self.settings else None
+
+    def keep(self, name: str, loader: GraphLoader) -> None:
+        """Put a loader in the place of the last one of its side, whose workers end."""
+        last = self.get(name)
+        if last is not None:
+            last.close()
+        self._kept[name] = self.settings, loader
+
+    def close(self) -> None:
+        """Let go of all loaders and end their workers."""
+        for _, loader in self._kept.values():
+            loader.close()
+        self._kept = {}
+
+
+class Setting:
+    """An argument of a data module that may be assigned: checked then, obeyed by later loaders."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, module: Any, owner: type | None = None) -> Any:
+        return self if module is None else getattr(module._loaders.settings, self._name)
+
+    def __set__(self, module: Any, value: Any) -> None:
+        module._loaders.change(**{self._name: value})
+
+
+class Fixed:
+    """An argument of a data module that decides what its datasets and sides are, for good."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, module: Any, owner: type | None = None) -> Any:
+        return self if module is None else vars(module)[self._name]
+
+    def __set__(self, module: Any, value: Any) -> None:
+        if self._name in vars(module):
+            raise AttributeError(
+                f"{self._name} cannot be assigned, as it decides what was read already: give it "
+                f"to a new {type(module).__name__}({self._name}=...)"
+            )
+        vars(module)[self._name] = value
