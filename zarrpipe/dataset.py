@@ -97,6 +97,7 @@ class ZarrDataset(SampleTable, Dataset[AtomicData]):
         self._gathers = self._stores.gathers()
         self._fields = field_names(fields)
         self._resident = None if resident is None else Resident(device_named(resident))
+        self._borrowed = False
         check_fields(self._fields, self.schema)
         _check_reads(self._transform, self._fields, self.schema)
 
@@ -105,6 +106,7 @@ class ZarrDataset(SampleTable, Dataset[AtomicData]):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        self._borrowed = True  # of another dataset, in case this is a copy
         self._gathers = self._stores.gathers()
 
     def __getitem__(self, index: int) -> AtomicData:
@@ -173,6 +175,11 @@ class ZarrDataset(SampleTable, Dataset[AtomicData]):
             resident.follow(totals, lambda index: every.gather(index, self._fields))
         return resident
 
+    def _hold_anew(self) -> None:
+        """Hold other samples than selections and copies, which keep theirs."""
+        if self._resident is not None:
+            self._resident, self._borrowed = Resident(self._resident.device), False
+
     def gather(self, index: Index, fields: Sequence[str] | None = None) -> Batch:
         """As ``__getitems__``, but the fields that are given (all for None) and no transform."""
         rows = self._rows(index)
@@ -214,7 +221,10 @@ class ZarrDataset(SampleTable, Dataset[AtomicData]):
         if self._chosen is not None:
             return 0
         before, self._stores = len(self), self._stores.refreshed()
-        return len(self) - before
+        new = len(self) - before
+        if new and self._borrowed:
+            self._hold_anew()
+        return new
 
     def kept_sums(self) -> tuple[list[LabelSums], Int64Array]:
         """Sums that the stores keep, by bucket, and the positions [K] that are in none of them."""
@@ -224,7 +234,7 @@ class ZarrDataset(SampleTable, Dataset[AtomicData]):
 
     def check(self) -> tuple[Report, ...]:
         """Look each store through for damage; see `zarrpipe.check`."""
-        return tuple(check(view.store) for view in self._stores.views)
+        return tuple(check(view.store) for view in self._stores.opened)
 
     def state_dict(self) -> dict[str, Any]:
         """What indices mean, as plain types.
@@ -243,12 +253,13 @@ class ZarrDataset(SampleTable, Dataset[AtomicData]):
             If the stores are not those of the state: there are more or fewer, one was rewritten
             since, or has fewer samples than the state counts.
         """
-        stores, resident = self._stores.returned(state), self._resident
-        if resident is not None:
-            held = self._stores.arrivals
-            if not stores.arrivals.begin_as(held, len(resident)):
-                self._resident = Resident(resident.device)  # selections keep theirs
-        self._stores = stores
+        before, self._stores = self._stores, self._stores.returned(state)
+        if self._stores.generations != before.generations:
+            self._gathers = self._stores.gathers()
+        held = 0 if self._resident is None else len(self._resident)
+        grown = len(self._stores) > len(before)
+        if (grown and self._borrowed) or not self._stores.begin_as(before, held):
+            self._hold_anew()
 
 
 def collate(samples: Sequence[AtomicData | Batch] | Batch, **_: Any) -> Batch:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Subset
 
-from zarrpipe import AtomicData, Batch
+from zarrpipe import AtomicData, AtomicDataZarrWriter, Batch
 from zarrpipe.dataset import ZarrDataset, collate
 from zarrpipe.errors import FieldError, SchemaError, StoreFormatError, StoreNotFoundError
 
@@ -218,3 +218,51 @@ def test_lists_of_batches_are_collated(store, data):
     samples = [ZarrDataset(path).__getitems__([1, 2]), ZarrDataset(path).__getitems__([3])]
     loader = DataLoader(samples, batch_size=2)
     data.same(next(iter(loader)), truth.index_select([1, 2, 3]))
+
+
+def test_what_was_rewritten_is_read_no_more(tmp_path, data):
+    """Once a refresh was refused, nothing that was made of the dataset gives other samples."""
+    first = data.append(tmp_path / "a", data.batch(5))
+    data.append(tmp_path / "b", data.batch(10, tag=1))
+    dataset = ZarrDataset([tmp_path / "a", tmp_path / "b"])
+    state, chosen = dataset.state_dict(), dataset.index_select([3, 7])
+    with AtomicDataZarrWriter(tmp_path / "b") as writer:
+        writer.delete([0, 4])
+    data.append(tmp_path / "b", data.batch(4, tag=2))
+    data.same(dataset.__getitems__(range(5)), first)
+    uses = [
+        ZarrDataset.refresh,
+        lambda held: held.ids_of([7]),
+        lambda held: held.num_atoms,
+        lambda held: held.system_field("serial", [7]),
+        lambda held: held.present("energy"),
+        lambda held: held.where("num_atoms > 2"),
+        lambda held: held.kept_sums(),
+        lambda held: held.blocks(),
+        lambda held: held.__getitems__([7]),
+        lambda held: held.index_select([7]),
+        lambda held: held.preceded_by(None),
+        lambda held: pickle.loads(pickle.dumps(held)),
+        ZarrDataset.refresh,
+    ]
+    for use in uses:
+        with pytest.raises(StoreFormatError, match=r"was rewritten: .* open a new dataset"):
+            use(dataset)
+    for use in (lambda held: held.ids, lambda held: held.__getitems__([1])):
+        with pytest.raises(StoreFormatError, match=r"was rewritten: .* open a new dataset"):
+            use(chosen)
+    assert (dataset.state_dict(), len(dataset)) == (state, 15)
+
+
+def test_a_state_leads_to_samples_after_a_rewriting(tmp_path, data):
+    """As where one rank opened a store before samples were deleted, and rank 0 after."""
+    data.append(tmp_path / "a", data.batch(5))
+    early = ZarrDataset(tmp_path / "a")
+    with AtomicDataZarrWriter(tmp_path / "a") as writer:
+        writer.delete([0, 4])
+    added = data.append(tmp_path / "a", data.batch(4, tag=2))
+    late = ZarrDataset(tmp_path / "a")
+    early.load_state_dict(late.state_dict())
+    data.same(early.__getitems__([3, 6]), added.index_select([0, 3]))
+    assert np.array_equal(early.ids, late.ids)
+    assert early.state_dict() == late.state_dict()

@@ -188,3 +188,28 @@ def test_who_looked_later_than_others_keeps_its_samples(tmp_path, device):
     assert resident._resident is not held
     expected = zp.ZarrDataset(tmp_path / "store").__getitems__([29, 3])
     assert_batches_equal(resident.__getitems__([29, 3]).cpu(), expected)
+
+
+@pytest.mark.parametrize("by", ["refresh", "state"])
+def test_two_that_grow_by_other_orders_hold_their_own(tmp_path, device, by):
+    places = [tmp_path / "a", tmp_path / "b"]
+    write(places[0], batch_of(0, 4))
+    write(places[1], batch_of(1, 4))
+    dataset, plain = zp.ZarrDataset(places, resident=device), zp.ZarrDataset(places)
+    dataset.__getitems__([0])
+    other = dataset.preceded_by(None)
+    write(places[1], batch_of(2, 2))
+    assert dataset.refresh() == 2
+    write(places[0], batch_of(3, 2))
+    assert plain.refresh() == 4
+    if by == "refresh":
+        other.refresh()
+    else:
+        other.load_state_dict(plain.state_dict())
+    assert dataset.refresh() == 2
+    dataset.__getitems__([0])
+    assert other.state_dict() == plain.state_dict() != dataset.state_dict()
+    index = list(range(12))
+    assert_batches_equal(other.__getitems__(index).cpu(), plain.__getitems__(index))
+    plain.load_state_dict(dataset.state_dict())
+    assert_batches_equal(dataset.__getitems__(index).cpu(), plain.__getitems__(index))

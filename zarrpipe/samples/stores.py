@@ -25,27 +25,56 @@ class Stores:
 
     Parameters
     ----------
-    views
-        The stores.
+    opened
+        The stores, which others may bring up to date.
+    generations
+        Of each store the one that positions are of.
     arrivals
         Which sample each position means.
     schema
         Fields that the stores have between them.
     """
 
-    views: tuple[StoreView, ...]
+    opened: tuple[StoreView, ...]
+    generations: tuple[str, ...]
     arrivals: Arrivals
     schema: Mapping[str, Field]
 
     @classmethod
     def open(cls, stores: StoreLike | Sequence[StoreLike], caching: Caching) -> Self:
         """All samples of one store or of several, store after store."""
-        views = tuple(StoreView(store, caching) for store in _listed(stores))
-        arrivals = Arrivals((place, view.num_samples) for place, view in enumerate(views))
-        return cls(views, arrivals, common_schema(view.schema for view in views))
+        opened = tuple(StoreView(store, caching) for store in _listed(stores))
+        generations = tuple(view.generation for view in opened)
+        arrivals = Arrivals((place, view.num_samples) for place, view in enumerate(opened))
+        return cls(opened, generations, arrivals, common_schema(view.schema for view in opened))
 
     def __len__(self) -> int:
         return len(self.arrivals)
+
+    @property
+    def views(self) -> tuple[StoreView, ...]:
+        """The stores, in which the samples are still those that positions mean.
+
+        Raises
+        ------
+        StoreFormatError
+            If one is known to have been rewritten.
+        """
+        for place, view in enumerate(self.opened):
+            self._check(place, view)
+        return self.opened
+
+    def _check(self, place: int, view: StoreView) -> None:
+        if view.generation != self.generations[place]:
+            raise StoreFormatError(
+                f"store {place} was rewritten: samples were deleted or moved, so indices mean "
+                "others than before; open a new dataset"
+            )
+
+    def begin_as(self, other: Self, count: int) -> bool:
+        """Whether the first `count` samples are those of another moment."""
+        same = self.generations == other.generations
+        return same and self.arrivals.begin_as(other.arrivals, count)
 
     def gathers(self) -> Gathers:
         """What reads batches, and refuses to once a store was rewritten."""
@@ -53,10 +82,10 @@ class Stores:
 
     def parts(self, rows: Int64Array) -> list[Part]:
         """Samples at positions [K] by store, and where they stand among these."""
-        if len(self.views) == 1:
+        if len(self.opened) == 1:
             return [Part(0, np.ascontiguousarray(rows))]
         store, row = self.arrivals.locate(rows)
-        places = [np.flatnonzero(store == one) for one in range(len(self.views))]
+        places = [np.flatnonzero(store == one) for one in range(len(self.opened))]
         return [Part(one, row[here], here) for one, here in enumerate(places) if len(here)]
 
     def refreshed(self) -> Self:
@@ -69,23 +98,18 @@ class Stores:
         SchemaError
             If a store has a new field that differs from that of another.
         """
-        for place, view in enumerate(self.views):
-            generation = view.generation
+        for place, view in enumerate(self.opened):
             view.refresh()
-            if view.generation != generation:
-                raise StoreFormatError(
-                    f"store {place} was rewritten: samples were deleted or moved, so indices mean "
-                    "others than before; open a new dataset"
-                )
+            self._check(place, view)
         known = self.arrivals
-        new = [(i, view.num_samples - known.held(i)) for i, view in enumerate(self.views)]
-        return self._of(Arrivals([*known.runs, *new]))
+        new = [(i, view.num_samples - known.held(i)) for i, view in enumerate(self.opened)]
+        return self._of(self.generations, Arrivals([*known.runs, *new]))
 
     def state_dict(self) -> dict[str, Any]:
         """What positions mean, as plain types."""
         return {
             "arrivals": [list(run) for run in self.arrivals.runs],
-            "generations": [view.generation for view in self.views],
+            "generations": list(self.generations),
         }
 
     def returned(self, state: Mapping[str, Any]) -> Self:
@@ -98,12 +122,12 @@ class Stores:
         """
         arrivals = Arrivals((store, count) for store, count in state["arrivals"])
         generations = state["generations"]
-        if len(generations) != len(self.views):
+        if len(generations) != len(self.opened):
             raise StoreFormatError(
-                f"the state is of {len(generations)} stores, here are {len(self.views)}: give "
+                f"the state is of {len(generations)} stores, here are {len(self.opened)}: give "
                 "those that it was saved with, in the same order"
             )
-        for place, (view, generation) in enumerate(zip(self.views, generations, strict=True)):
+        for place, (view, generation) in enumerate(zip(self.opened, generations, strict=True)):
             count = arrivals.held(place)
             if view.num_samples < count:
                 view.refresh()
@@ -113,11 +137,11 @@ class Stores:
                     f"{generation!r}, the store is {view.generation!r}): give the stores that it "
                     "was saved with, in the same order and as they were"
                 )
-        return self._of(arrivals)
+        return self._of(tuple(generations), arrivals)
 
-    def _of(self, arrivals: Arrivals) -> Self:
-        schema = common_schema(view.schema for view in self.views)
-        return replace(self, arrivals=arrivals, schema=schema)
+    def _of(self, generations: tuple[str, ...], arrivals: Arrivals) -> Self:
+        schema = common_schema(view.schema for view in self.opened)
+        return replace(self, generations=generations, arrivals=arrivals, schema=schema)
 
 
 def _listed(stores: StoreLike | Sequence[StoreLike]) -> Sequence[StoreLike]:

@@ -38,7 +38,7 @@ class SampleTable:
         self._chosen: Int64Array | None = None
 
     def __len__(self) -> int:
-        return len(self._stores) if self._chosen is None else len(self._chosen)
+        return len(self._stores.arrivals) if self._chosen is None else len(self._chosen)
 
     @property
     def schema(self) -> Mapping[str, Field]:
@@ -63,7 +63,7 @@ class SampleTable:
     @property
     def num_stores(self) -> int:
         """Number of stores, those without samples included."""
-        return len(self._stores.views)
+        return len(self._stores.opened)
 
     def store_of(self, index: Index | None = None) -> Int64Array:
         """Place of the store of every sample, [N] int64, or of those at integers [K]."""
@@ -186,9 +186,9 @@ class SampleTable:
         self, condition: Condition, rows: Int64Array, schema: Mapping[str, Field]
     ) -> npt.NDArray[np.bool_]:
         """Which samples, from whichever stores they are in, meet a condition."""
-        mask = np.zeros(len(rows), dtype=bool)
+        mask, views = np.zeros(len(rows), dtype=bool), self._stores.views
         for part in self._stores.parts(rows):
-            columns = StoreColumns(self._stores.views[part.store], part.samples, schema)
+            columns = StoreColumns(views[part.store], part.samples, schema)
             here = slice(None) if part.places is None else part.places
             mask[here] = holds(condition, columns, len(part.samples))
         return mask
