@@ -97,7 +97,7 @@ class ZarrDataset(SampleTable, Dataset[AtomicData]):
         self._gathers = self._stores.gathers()
         self._fields = field_names(fields)
         self._resident = None if resident is None else Resident(device_named(resident))
-        self._borrowed = False
+        self._agreed: Stores | None = None
         check_fields(self._fields, self.schema)
         _check_reads(self._transform, self._fields, self.schema)
 
@@ -106,7 +106,6 @@ class ZarrDataset(SampleTable, Dataset[AtomicData]):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._borrowed = True  # of another dataset, in case this is a copy
         self._gathers = self._stores.gathers()
 
     def __getitem__(self, index: int) -> AtomicData:
@@ -131,7 +130,7 @@ class ZarrDataset(SampleTable, Dataset[AtomicData]):
         if self._resident is None:
             batch = self.gather(index, self._fields)
         else:
-            batch = self._followed(self._resident).gather(self._rows(index))
+            batch = self._held(self._resident).gather(self._rows(index))
         if self._transform is None:
             return batch
         if not self.random:
@@ -162,23 +161,22 @@ class ZarrDataset(SampleTable, Dataset[AtomicData]):
         """Device on which all samples are held, if they are."""
         return None if self._resident is None else self._resident.device
 
-    def _followed(self, resident: Resident) -> Resident:
+    def _held(self, resident: Resident) -> Resident:
         """All samples on their device, those that are new included."""
-        if len(resident) < len(self._stores):
+        if self._agreed is not resident.order or len(resident) < len(self._stores):
             every = copy.copy(self)
             every._chosen = None
-            totals = {
-                Level.SYSTEM: len(every),
-                Level.ATOM: int(every.num_atoms.sum()),
-                Level.EDGE: int(every.num_edges.sum()),
-            }
-            resident.follow(totals, lambda index: every.gather(index, self._fields))
+            while not resident.follow(
+                every._stores, every._totals, lambda index: every.gather(index, self._fields)
+            ):
+                # A copy that has grown otherwise came first.
+                self._resident = resident = Resident(resident.device)
+            self._agreed = resident.order
         return resident
 
-    def _hold_anew(self) -> None:
-        """Hold other samples than selections and copies, which keep theirs."""
-        if self._resident is not None:
-            self._resident, self._borrowed = Resident(self._resident.device), False
+    def _totals(self) -> dict[Level, int]:
+        atoms, edges = int(self.num_atoms.sum()), int(self.num_edges.sum())
+        return {Level.SYSTEM: len(self), Level.ATOM: atoms, Level.EDGE: edges}
 
     def gather(self, index: Index, fields: Sequence[str] | None = None) -> Batch:
         """As ``__getitems__``, but the fields that are given (all for None) and no transform."""
@@ -220,11 +218,8 @@ class ZarrDataset(SampleTable, Dataset[AtomicData]):
         """
         if self._chosen is not None:
             return 0
-        before, self._stores = len(self), self._stores.refreshed()
-        new = len(self) - before
-        if new and self._borrowed:
-            self._hold_anew()
-        return new
+        before, self._stores, self._agreed = len(self), self._stores.refreshed(), None
+        return len(self) - before
 
     def kept_sums(self) -> tuple[list[LabelSums], Int64Array]:
         """Sums that the stores keep, by bucket, and the positions [K] that are in none of them."""
@@ -253,13 +248,12 @@ class ZarrDataset(SampleTable, Dataset[AtomicData]):
             If the stores are not those of the state: there are more or fewer, one was rewritten
             since, or has fewer samples than the state counts.
         """
-        before, self._stores = self._stores, self._stores.returned(state)
+        before, self._stores, self._agreed = self._stores, self._stores.returned(state), None
         if self._stores.generations != before.generations:
             self._gathers = self._stores.gathers()
-        held = 0 if self._resident is None else len(self._resident)
-        grown = len(self._stores) > len(before)
-        if (grown and self._borrowed) or not self._stores.begin_as(before, held):
-            self._hold_anew()
+        resident = self._resident
+        if resident is not None and not self._stores.begin_as(before, len(resident)):
+            self._resident = Resident(resident.device)  # selections keep theirs
 
 
 def collate(samples: Sequence[AtomicData | Batch] | Batch, **_: Any) -> Batch:

@@ -213,3 +213,33 @@ def test_two_that_grow_by_other_orders_hold_their_own(tmp_path, device, by):
     assert_batches_equal(other.__getitems__(index).cpu(), plain.__getitems__(index))
     plain.load_state_dict(dataset.state_dict())
     assert_batches_equal(dataset.__getitems__(index).cpu(), plain.__getitems__(index))
+
+
+@pytest.mark.parametrize("first", ["dataset", "selection"])
+def test_a_selection_from_before_another_order_was_loaded(tmp_path, device, first):
+    """Nothing is held yet when the order is loaded, and either comes first."""
+    write(tmp_path / "a", batch_of(0, 4))
+    write(tmp_path / "b", batch_of(1, 4))
+    early = zp.ZarrDataset([tmp_path / "a", tmp_path / "b"])
+    write(tmp_path / "a", batch_of(2, 3))
+    early.refresh()
+    dataset = zp.ZarrDataset([tmp_path / "a", tmp_path / "b"], resident=device)
+    plain = zp.ZarrDataset([tmp_path / "a", tmp_path / "b"])
+    some = dataset.index_select([3, 4, 8])
+    dataset.load_state_dict(early.state_dict())
+    pairs = [(dataset, early, list(range(11))), (some, plain.index_select([3, 4, 8]), [2, 0, 1])]
+    for held, truth, index in pairs if first == "dataset" else pairs[::-1]:
+        assert_batches_equal(held.__getitems__(index).cpu(), truth.__getitems__(index))
+
+
+def test_a_selection_shares_what_comes_later(tmp_path, device):
+    write(tmp_path / "store", batch_of(0))
+    dataset = zp.ZarrDataset(tmp_path / "store", resident=device)
+    some = dataset.index_select([7, 2])
+    before = some.__getitems__([0, 1])
+    write(tmp_path / "store", batch_of(1))
+    dataset.refresh()
+    dataset.__getitems__([0])
+    assert_batches_equal(some.__getitems__([0, 1]).cpu(), before.cpu())
+    assert some._resident is dataset._resident
+    assert len(some._resident) == 60

@@ -16,6 +16,7 @@ from zarrpipe.data.concatenate import fill_value
 from zarrpipe.data.csr import AnyArray, Int64Array, pointers, tensor_segment_rows
 from zarrpipe.data.fields import Level
 from zarrpipe.errors import ArgumentError
+from zarrpipe.samples.stores import Stores
 
 _BLOCK = 8192
 _GROWTH = 1.25
@@ -32,6 +33,7 @@ class Resident:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        self.order: Stores | None = None  # what the samples are the first of
         self._lock = threading.Lock()
         self._ptr = {level: np.zeros(1, dtype=np.int64) for level in (Level.ATOM, Level.EDGE)}
         self._tensors: dict[str, torch.Tensor] = {}
@@ -44,20 +46,32 @@ class Resident:
     def __len__(self) -> int:
         return len(self._ptr[Level.ATOM]) - 1
 
-    def follow(self, totals: Mapping[Level, int], read: Callable[[Int64Array], Batch]) -> None:
-        """Add the samples that are missing.
+    def follow(
+        self,
+        stores: Stores,
+        totals: Callable[[], Mapping[Level, int]],
+        read: Callable[[Int64Array], Batch],
+    ) -> bool:
+        """Add the samples that are missing; False if there are others where they belong.
 
         Parameters
         ----------
+        stores
+            What has the samples, in their order.
         totals
-            How many systems, atoms and edges there are to be.
+            Says how many systems, atoms and edges there are to be.
         read
-            Gives the samples at indices.
+            Gives the samples at positions.
         """
-        count = totals[Level.SYSTEM]
         with self._lock:
-            for start in range(len(self), count, _BLOCK):
-                self._add(read(np.arange(start, min(start + _BLOCK, count))), totals)
+            count, common = len(stores), min(len(stores), len(self))
+            if self.order is not None and not stores.begin_as(self.order, common):
+                return False
+            if common < count:
+                self.order, expected = stores, totals()
+                for start in range(len(self), count, _BLOCK):
+                    self._add(read(np.arange(start, min(start + _BLOCK, count))), expected)
+        return True
 
     def gather(self, samples: Int64Array) -> Batch:
         """Batch of samples [K] on the device.
