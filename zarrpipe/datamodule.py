@@ -4,21 +4,19 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 
 from zarrpipe._counts import Counts, check_finders, check_reloading, shareable, unfinished
 from zarrpipe._loaders import Fixed, Loaders, Setting, Settings
-from zarrpipe._ranks import check_alike, rank, refresh_together
+from zarrpipe._ranks import check_alike
 from zarrpipe.data.batch import Batch
-from zarrpipe.data.schema import Field
 from zarrpipe.dataset import ZarrDataset
-from zarrpipe.epochs.plans import IndexArray
-from zarrpipe.errors import StoreEmptyError
+from zarrpipe.errors import StoreEmptyError, StoreFormatError
 from zarrpipe.loader import GraphLoader
 from zarrpipe.samples.conditions import Condition
-from zarrpipe.sides.assignment import SIDES, Sides, Split
+from zarrpipe.sides.assignment import SIDES, Split
+from zarrpipe.sides.sources import WITHOUT_RESUME, Sources, Stored
 from zarrpipe.statistics import Statistics, StatisticsSums, measure, measure_side
 from zarrpipe.store.root import StoreLike
 from zarrpipe.store.staging.caching import Caching
@@ -156,43 +154,38 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
             "cache_bytes": cache_bytes,
             "resident": (self.device or "cpu") if resident else None,
         }
-        self._stores = {"all": store, "val": val_store, "test": test_store}
-        self._datasets: dict[str, ZarrDataset] = {}
-        own = [side for side in SIDES if self._stores.get(side) is not None]
-        self._sides = Sides(Split.of(split, split_by, own), self.where, self._schema)
-        self._chosen = {name: Sides(Split(), self.where, self._schema) for name in self._stores}
+        stores = {"all": store, "val": val_store, "test": test_store}
+        own = [side for side in SIDES if stores.get(side) is not None]
+        self._sources = Sources(stores, self._opened, Split.of(split, split_by, own), self.where)
         self._sums, self._counted = StatisticsSums(), 0
         self._state: Mapping[str, Any] | None = None
         self._counts = Counts()
 
     def __str__(self) -> str:
         """What it was made of; Lightning's own would read a batch of each loader."""
-        stores = ", ".join(
-            f"{name}={_place(store)}" for name, store in self._stores.items() if store is not None
-        )
-        return f"{type(self).__name__}({stores.replace('all=', '', 1)})"
+        return f"{type(self).__name__}({self._sources})"
 
     __repr__ = __str__
 
     @property
     def dataset(self) -> ZarrDataset:
         """Every sample of `store`."""
-        return self._open()["all"]
+        return self._sources.datasets["all"]
 
     @property
     def train_dataset(self) -> ZarrDataset:
         """The training samples that are known now."""
-        return self._side("train")
+        return self._sources.side("train")
 
     @property
     def val_dataset(self) -> ZarrDataset:
         """The validation samples that are known now."""
-        return self._side("val")
+        return self._sources.side("val")
 
     @property
     def test_dataset(self) -> ZarrDataset:
         """The test samples that are known now."""
-        return self._side("test")
+        return self._sources.side("test")
 
     @property
     def statistics(self) -> Statistics:
@@ -201,7 +194,8 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
         At the first call it is those that the sums of their stores do not tell of; these are all
         of them where the share of training is no whole per cent of the ids.
         """
-        rows, split = self._sides.rows(self.dataset)["train"], self._sides.split
+        (_, rows), split = self._sources.of("train"), self._sources.split
+        assert rows is not None  # they are of a split
         if len(rows) > self._counted:
             if self._counted == 0 and split.by_hash_of_id and self.where is None:
                 new = measure_side(self.dataset, rows, split.shares[0])
@@ -216,10 +210,20 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
 
         With torch.distributed every rank has to call it, and all see what rank 0 saw. Loaders
         keep to what their epoch began with.
+
+        Raises
+        ------
+        StoreFormatError
+            If samples were deleted or moved meanwhile. What is asked for next is of the stores as
+            they are now, as after `setup`.
         """
-        before = len(self._datasets["all"]) if self._datasets else 0
-        for dataset in self._open().values():
-            refresh_together(dataset)
+        before = self._sources.known
+        try:
+            self._sources.refresh()
+        except StoreFormatError:
+            self._loaders.close()
+            self._sums, self._counted = StatisticsSums(), 0
+            raise
         return len(self.dataset) - before
 
     def setup(self, stage: str) -> None:
@@ -232,8 +236,11 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
         """
         self._loaders.close()
         self._state = None
-        self.refresh()
-        self._sides.check(self.dataset, warn=rank() == 0)
+        try:
+            self.refresh()
+        except StoreFormatError:  # nothing is under way, and the stores were opened anew
+            self.refresh()
+        self._sources.check()
         if self.trainer is not None:
             check_finders(self.trainer, self.batch_size)
         if stage != "fit":
@@ -241,9 +248,11 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
         if not len(self.train_dataset):
             met = "" if self.where is None else f" that meets where={self.where!r}"
             raise StoreEmptyError(
-                f"no sample to train on: of {len(self.dataset)} samples split={self._sides.split} "
-                f"gives none to training{met}; write more samples or give training a larger share"
+                f"no sample to train on: of {len(self.dataset)} samples "
+                f"split={self._sources.split} gives none to training{met}; write more samples or "
+                "give training a larger share"
             )
+        self._sources.check_apart()
         if self.trainer is not None:
             check_reloading(self.trainer, packed=self._loaders.settings.packed)
             self._counts = Counts.of(self.trainer)
@@ -307,43 +316,23 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
         """Let the next fit go on where the checkpoint was taken."""
         if self.trainer is not None and self.trainer.state.fn != "fit":
             return
+        try:
+            self.dataset.load_state_dict(state_dict["train"])
+        except StoreFormatError as error:
+            raise StoreFormatError(
+                f"{error}; where samples were deleted or moved since, {WITHOUT_RESUME}"
+            ) from error
         self._state = state_dict["train"]
         self._counts.estimate = state_dict.get("estimated_steps")
-        self.dataset.load_state_dict(self._state)
         self._loaders.close()
         self._sums, self._counted = StatisticsSums(), 0
 
-    def _open(self) -> dict[str, ZarrDataset]:
-        if not self._datasets:
-            self._datasets = {
-                name: ZarrDataset(store, self.fields, self.transform, **self._reading)
-                for name, store in self._stores.items()
-                if store is not None
-            }
-        return self._datasets
-
-    def _schema(self) -> dict[str, Field]:
-        """Fields of all stores, of whichever side."""
-        return {
-            name: field
-            for dataset in self._open().values()
-            for name, field in dataset.schema.items()
-        }
-
-    def _source(self, name: str) -> tuple[ZarrDataset, IndexArray | None]:
-        """Dataset of a side, and its rows there where they are not all."""
-        dataset = self._open().get(name)
-        if dataset is None:
-            return self.dataset, self._sides.rows(self.dataset)[name]
-        return dataset, None if self.where is None else self._chosen[name].rows(dataset)["train"]
-
-    def _side(self, name: str) -> ZarrDataset:
-        dataset, rows = self._source(name)
-        return dataset.index_select(np.arange(len(dataset)) if rows is None else rows)
+    def _opened(self, stored: Stored) -> ZarrDataset:
+        return ZarrDataset(stored, self.fields, self.transform, **self._reading)
 
     def _loader(self, name: str) -> GraphLoader:
         """The loader of a side, kept with its workers, with the samples that are known now."""
-        dataset, rows = self._source(name)
+        dataset, rows = self._sources.of(name)
         training, state, settings = name == "train", self._state, self._loaders.settings
         if not training:
             rows = shareable(name, dataset, rows)
@@ -376,10 +365,3 @@ def _next_epoch(loader: GraphLoader) -> int:
     """The epoch that an iteration begins: the one after a complete one."""
     sampler = loader.sampler
     return sampler.epoch + (0 < sampler.step == len(sampler))
-
-
-def _place(store: StoreLike | Sequence[StoreLike]) -> str:
-    """Stores in a few words; those in memory without what they hold."""
-    if isinstance(store, Sequence) and not isinstance(store, str):
-        return f"[{', '.join(map(_place, store))}]"
-    return repr(str(store)) if isinstance(store, str | Path) else f"<{type(store).__name__}>"

@@ -1,0 +1,145 @@
+"""The stores of a data module as datasets, and the samples of each side in them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from zarrpipe._ranks import rank, refresh_together
+from zarrpipe.data.schema import Field
+from zarrpipe.dataset import ZarrDataset
+from zarrpipe.epochs.plans import IndexArray
+from zarrpipe.errors import StoreFormatError
+from zarrpipe.sides.assignment import SIDES, Sides, Split
+from zarrpipe.sides.overlap import warn_of_overlap
+from zarrpipe.store.root import StoreLike
+
+Stored = StoreLike | Sequence[StoreLike]
+
+WITHOUT_RESUME = (
+    "begin a new fit without ckpt_path, which goes on with the samples that it was saved with; "
+    "Model.load_from_checkpoint(path) has the weights of a checkpoint"
+)
+
+
+class Sources:
+    """What the stores of a data module have for each side; they are opened when first asked for.
+
+    Parameters
+    ----------
+    stores : mapping of str to stores or None
+        Those that are split as "all", and of each side that has stores of its own.
+    opened : callable
+        Gives the dataset of stores.
+    split : Split
+        How those that are split are.
+    where : str, optional
+        Condition that each sample has to meet.
+    """
+
+    def __init__(
+        self,
+        stores: Mapping[str, Stored | None],
+        opened: Callable[[Stored], ZarrDataset],
+        split: Split,
+        where: str | None,
+    ) -> None:
+        self._stores = {name: own for name, own in stores.items() if own is not None}
+        self._opened, self.split, self.where = opened, split, where
+        self._forget()
+
+    def _forget(self) -> None:
+        self._datasets: dict[str, ZarrDataset] = {}
+        self._sides = Sides(self.split, self.where, self._schema)
+        self._chosen = {name: Sides(Split(), self.where, self._schema) for name in self._stores}
+
+    def __str__(self) -> str:
+        named = (f"{name}={place(own)}" for name, own in self._stores.items())
+        return ", ".join(named).removeprefix("all=")
+
+    @property
+    def datasets(self) -> Mapping[str, ZarrDataset]:
+        """Every sample of the stores, by the name of these."""
+        if not self._datasets:
+            self._datasets = {name: self._opened(own) for name, own in self._stores.items()}
+        return self._datasets
+
+    def _schema(self) -> dict[str, Field]:
+        """Fields of all stores, of whichever side."""
+        every = self.datasets.values()
+        return {name: field for own in every for name, field in own.schema.items()}
+
+    @property
+    def known(self) -> int:
+        """Number of samples to split that were seen; 0 before they were looked for."""
+        return len(self._datasets["all"]) if self._datasets else 0
+
+    def of(self, name: str) -> tuple[ZarrDataset, IndexArray | None]:
+        """Dataset that has a side, or "all", and its positions there where they are not all."""
+        dataset = self.datasets.get(name)
+        if dataset is None:
+            every = self.datasets["all"]
+            return every, self._sides.rows(every)[name]
+        return dataset, None if self.where is None else self._chosen[name].rows(dataset)["train"]
+
+    def side(self, name: str) -> ZarrDataset:
+        """The samples of a side that are known now."""
+        dataset, rows = self.of(name)
+        return dataset.index_select(np.arange(len(dataset)) if rows is None else rows)
+
+    def refresh(self) -> None:
+        """See what was committed since, on every rank what rank 0 sees.
+
+        Raises
+        ------
+        StoreFormatError
+            If samples were deleted or moved meanwhile, or a store is damaged. All are opened anew.
+        """
+        try:
+            for dataset in self.datasets.values():
+                refresh_together(dataset)
+        except StoreFormatError as error:
+            rewritten = self._open_anew()
+            if not rewritten:
+                raise
+            raise StoreFormatError(
+                f"samples of {', '.join(rewritten)} were deleted or moved since they were looked "
+                "at, so it is not known any more which of them this epoch has and had: "
+                f"{WITHOUT_RESUME}"
+            ) from error
+
+    def _open_anew(self) -> list[str]:
+        """Forget what was known of the stores; gives those that were rewritten meanwhile."""
+        before = {name: own.state_dict()["generations"] for name, own in self._datasets.items()}
+        self.split = replace(self.split)  # which ids of index files were met is forgotten too
+        self._forget()
+        now = {name: own.state_dict()["generations"] for name, own in self.datasets.items()}
+        return [place(self._stores[name]) for name in before if before[name] != now[name]]
+
+    def check(self) -> None:
+        """Look whether the ids of index files are in the stores; rank 0 warns of some that are not.
+
+        Raises
+        ------
+        ValueError
+            If not one id of a file is there.
+        """
+        self._sides.check(self.datasets["all"], warn=rank() == 0)
+
+    def check_apart(self) -> None:
+        """Have rank 0 warn of structures that are to be trained on and evaluated with.
+
+        A split by ids has none; other stores and groups of samples may.
+        """
+        if rank() == 0:
+            for name in SIDES[1:]:
+                if name in self.datasets or self.split.by != "id":
+                    warn_of_overlap(name, self.of("train"), self.of(name))
+
+
+def place(stored: Stored) -> str:
+    """Stores in a few words; those in memory without what they hold."""
+    if isinstance(stored, Sequence) and not isinstance(stored, str):
+        return f"[{', '.join(map(place, stored))}]"
+    return repr(str(stored)) if isinstance(stored, str | Path) else f"<{type(stored).__name__}>"
