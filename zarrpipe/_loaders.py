@@ -5,9 +5,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from zarrpipe.dataset import ZarrDataset
+from zarrpipe.epochs.checks import checked_bool
 from zarrpipe.epochs.mixing import Weights
 from zarrpipe.epochs.plans import IndexArray
-from zarrpipe.errors import ArgumentError, ArgumentTypeError
+from zarrpipe.errors import ArgumentError
 from zarrpipe.loader import GraphLoader
 from zarrpipe.samplers import GraphBatchSampler
 from zarrpipe.transforms._compose import as_transform
@@ -39,9 +40,8 @@ class Settings:
     resident: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("balance", "resident"):
-            if not isinstance(getattr(self, name), bool):
-                raise ArgumentTypeError(f"{name} is {getattr(self, name)!r}, expected a bool")
+        checked_bool("balance", self.balance)
+        checked_bool("resident", self.resident)
         if self.shuffle not in ("samples", "blocks", None):
             raise ArgumentError(
                 f"shuffle is {self.shuffle!r}, expected 'samples', 'blocks' or None"

@@ -12,7 +12,7 @@ from zarrpipe._loaders import Fixed, Loaders, Setting, Settings
 from zarrpipe._ranks import check_alike
 from zarrpipe.data.batch import Batch
 from zarrpipe.dataset import ZarrDataset
-from zarrpipe.errors import StoreEmptyError, StoreFormatError
+from zarrpipe.errors import ArgumentError, StoreEmptyError, StoreFormatError
 from zarrpipe.loader import GraphLoader
 from zarrpipe.samples.conditions import Condition
 from zarrpipe.sides.assignment import SIDES, Split
@@ -31,6 +31,12 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
     set to 1 if it is 0), and a fetch looks into the stores. A checkpoint says which samples its
     epoch has and how far it came, so a resumed run, on any number of devices, goes through exactly
     the rest. No Trainer flag is needed for several devices.
+
+    Each argument is an attribute. Those that say how samples are put into batches, ordered, drawn,
+    augmented and read (``batch_size`` to ``samples_per_epoch``, ``train_transform``, ``seed``,
+    ``shuffle``, ``num_workers``, ``prefetch``) may be assigned: an epoch that is under way ends as
+    it began, and the next loader obeys. So Lightning's batch size finder works, for a budget with
+    ``batch_arg_name="max_atoms"``. The others cannot be assigned.
 
     Parameters
     ----------
@@ -59,7 +65,8 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
         Condition that a sample has to meet to be on any side, such as ``"round >= 3 and
         has(forces)"``; see `ZarrDataset.where`. What arrives later has to meet it too.
     val_store, test_store : StoreLike or sequence of StoreLike, optional
-        Stores used whole for validation and test.
+        Stores used whole for validation and test. Before a fit it is said if they have structures
+        that are trained on.
     fields : sequence of str, optional
         Fields of the batches; by default all.
     transform : callable or sequence of callable, optional
@@ -148,7 +155,7 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
         self.split, self.split_by, self.fields = split, split_by, fields
         self.where = None if where is None else Condition.of(where).text
         self.transform = as_transform(transform)
-        self.device = None if device is None else torch.device(device)
+        self.device = None if device is None else _device(device)
         self._reading: dict[str, Any] = {
             "cache_dir": cache_dir,
             "cache_bytes": cache_bytes,
@@ -227,7 +234,10 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
         return len(self.dataset) - before
 
     def setup(self, stage: str) -> None:
-        """Look at the stores, the same way on every rank.
+        """Look at the stores, the same way on every rank; they may have changed in any way.
+
+        Before a fit rank 0 warns of validation and test samples with the id of a training sample,
+        where they come from other stores or are split by a field. What comes later is not compared.
 
         Raises
         ------
@@ -316,6 +326,8 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
         """Let the next fit go on where the checkpoint was taken."""
         if self.trainer is not None and self.trainer.state.fn != "fit":
             return
+        if not state_dict:  # of a module whose training had not begun
+            return
         try:
             self.dataset.load_state_dict(state_dict["train"])
         except StoreFormatError as error:
@@ -359,6 +371,15 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
     def _unfinished(self) -> int:
         known = self._loaders.get("train")
         return 0 if self.trainer is None or known is None else unfinished(self.trainer, known)
+
+
+def _device(name: str | torch.device) -> torch.device:
+    try:
+        return torch.device(name)
+    except (RuntimeError, TypeError) as error:
+        raise ArgumentError(
+            f"device is {name!r}, expected what torch.device takes, such as 'cpu' or 'cuda:1'"
+        ) from error
 
 
 def _next_epoch(loader: GraphLoader) -> int:

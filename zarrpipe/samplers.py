@@ -9,15 +9,14 @@ position in it says all that another run, on more ranks or fewer, needs to go on
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import numpy as np
-
 from zarrpipe import _ranks
 from zarrpipe.data.csr import Int64Array
 from zarrpipe.epochs.blocks import Blocks
 from zarrpipe.epochs.budgets import Budgets
+from zarrpipe.epochs.checks import checked_bool, checked_index, checked_integer
 from zarrpipe.epochs.epoch import Epoch, Recipe
 from zarrpipe.epochs.mixing import Mixture, Weights
-from zarrpipe.epochs.plans import Plan, compact_index
+from zarrpipe.epochs.plans import Plan
 from zarrpipe.errors import ArgumentError
 
 
@@ -100,13 +99,13 @@ class GraphBatchSampler:
         rank: int | None = None,
         world_size: int | None = None,
     ) -> None:
-        if seed < 0:
-            raise ArgumentError(f"seed is {seed}, expected a non-negative integer")
+        self.seed = checked_integer("seed", seed, 0)
         if (rank is None) != (world_size is None):
             raise ArgumentError(f"rank is {rank} and world_size {world_size}: give both or neither")
         if rank is not None and world_size is not None and not 0 <= rank < world_size:
             raise ArgumentError(f"rank is {rank}, expected 0 to {world_size - 1}")
-        self.balance, self.shuffle, self.seed = bool(balance), bool(shuffle), int(seed)
+        self.balance = checked_bool("balance", balance)
+        self.shuffle = checked_bool("shuffle", shuffle)
         self._recipe = Recipe(
             data=data,
             budgets=Budgets.of(batch_size, max_atoms, max_edges),
@@ -116,7 +115,7 @@ class GraphBatchSampler:
             mixture=Mixture.of(weights, samples_per_epoch),
         )
         self._rank, self._world_size = rank, world_size
-        self._next_index = None if index is None else compact_index(np.asarray(index))
+        self._next_index = None if index is None else checked_index(index, data)
         self._plan: Plan | None = None
         self._origin, self._resuming = (0, 0), False
         self._begin(0)
@@ -170,8 +169,13 @@ class GraphBatchSampler:
         """Sample from other indices from the next epoch on.
 
         An index that only grows at its end keeps every state that was saved before valid.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If they are no integers, or there are no such samples.
         """
-        self._next_index = compact_index(np.asarray(index))
+        self._next_index = checked_index(index, self._recipe.data)
 
     def set_epoch(self, epoch: int) -> None:
         """Go to the start of an epoch; a position that was loaded for that epoch is kept."""

@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from zarrpipe.data.csr import AnyArray
 from zarrpipe.data.ids import UInt64Array, mix, unit_places
-from zarrpipe.errors import ArgumentError
+from zarrpipe.errors import ArgumentError, ArgumentTypeError
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
@@ -17,15 +17,18 @@ def check_fractions(fractions: Sequence[float]) -> tuple[float, ...]:
 
     Raises
     ------
-    ValueError
-        If one is negative or they do not sum to 1.
+    TypeError, ValueError
+        If one is no number or negative, or they do not sum to 1.
 
     Examples
     --------
     >>> check_fractions([0.75, 0.25])
     (0.75, 0.25)
     """
-    parts = tuple(float(part) for part in fractions)
+    try:
+        parts = tuple(float(part) for part in fractions)
+    except (TypeError, ValueError) as error:
+        raise ArgumentTypeError(f"split fractions are {fractions!r}, expected numbers") from error
     if not parts or not min(parts) >= 0 or not abs(sum(parts) - 1.0) <= 1e-9:  # NaN too
         raise ArgumentError(
             f"split fractions are {parts}, expected parts of 0 or more that sum to 1"

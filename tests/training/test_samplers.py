@@ -227,8 +227,8 @@ def test_a_state_of_more_samples_or_another_order_is_refused():
 
 
 def test_a_state_of_other_indices_is_refused():
-    def over(index):
-        return GraphBatchSampler(range(40), 3, index=index, rank=0, world_size=1)
+    def over(index, count=40):
+        return GraphBatchSampler(range(count), 3, index=index, rank=0, world_size=1)
 
     state = over([5, 3, 11]).state_dict()
     assert 0 < state["index"] < 1 << 63
@@ -241,11 +241,11 @@ def test_a_state_of_other_indices_is_refused():
     del state["index"]  # as states had none once
     over([5, 11, 3]).load_state_dict(state)
     long = np.arange(3 << 19)
-    state = over(long).state_dict()
+    state = over(long, len(long) + 1).state_dict()
     assert state["index"] == 0  # as without an index
     long[-1] += 1
     with pytest.raises(ValueError, match="of other samples"):
-        over(long).load_state_dict(state)
+        over(long, len(long) + 1).load_state_dict(state)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from zarrpipe.data.csr import Int64Array
+from zarrpipe.epochs.checks import checked_integer
 from zarrpipe.epochs.packing import Costs
 from zarrpipe.epochs.plans import IndexArray
 from zarrpipe.errors import ArgumentError, ArgumentTypeError
@@ -35,18 +36,16 @@ class Budgets:
             If one is no integer of at least 1, or none is given.
         """
         given = {"batch_size": batch_size, "max_atoms": max_atoms, "max_edges": max_edges}
-        for name, value in given.items():
-            if value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int | np.integer):
-                raise ArgumentTypeError(f"{name} is {value!r}, expected an integer of at least 1")
-            if value < 1:
-                raise ArgumentError(f"{name} is {value}, expected at least 1")
         if all(value is None for value in given.values()):
             raise ArgumentError(
                 "a batch has no size: expected batch_size, max_atoms or max_edges, or several"
             )
-        return cls(*(None if value is None else int(value) for value in given.values()))
+        return cls(
+            *(
+                None if value is None else checked_integer(name, value, 1)
+                for name, value in given.items()
+            )
+        )
 
     def costs(self, data: Any, samples: IndexArray) -> Costs:
         """What samples take of the budgets; without those of atoms and edges they are balanced.
@@ -91,5 +90,10 @@ def _sizes(data: Any, name: str, samples: IndexArray) -> Int64Array:
     """Number of atoms or edges of samples, [n] int64."""
     if not len(samples):
         return np.zeros(0, dtype=np.int64)
+    if not hasattr(data, f"num_{name}"):
+        raise ArgumentTypeError(
+            f"batches are limited or balanced by their {name}, and {type(data).__name__} has no "
+            f"num_{name} [N]: expected a ZarrDataset, or batch_size alone"
+        )
     sizes: Int64Array = np.asarray(getattr(data, f"num_{name}"), dtype=np.int64)[samples]
     return sizes

@@ -10,6 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from zarrpipe.data.csr import AnyArray, Int64Array
+from zarrpipe.data.fields import Level
+from zarrpipe.data.schema import Field
+from zarrpipe.epochs.checks import checked_integer
 from zarrpipe.epochs.draws import Expected, draw
 from zarrpipe.epochs.plans import IndexArray
 from zarrpipe.errors import ArgumentError, ArgumentTypeError
@@ -58,17 +61,7 @@ class Mixture:
             If they are not what `GraphBatchSampler` takes.
         """
         if samples_per_epoch is not None:
-            if isinstance(samples_per_epoch, bool) or not isinstance(
-                samples_per_epoch, int | np.integer
-            ):
-                raise ArgumentTypeError(
-                    f"samples_per_epoch is {samples_per_epoch!r}, expected an integer of at least 1"
-                )
-            if samples_per_epoch < 1:
-                raise ArgumentError(
-                    f"samples_per_epoch is {samples_per_epoch}, expected at least 1"
-                )
-            samples_per_epoch = int(samples_per_epoch)
+            samples_per_epoch = checked_integer("samples_per_epoch", samples_per_epoch, 1)
         if weights is None and samples_per_epoch is None:
             return None
         return cls(None if weights is None else _rule(weights), samples_per_epoch)
@@ -107,10 +100,15 @@ class _ByStore:
     shares: tuple[float, ...]
 
     def expected(self, data: Any, samples: IndexArray, total: int) -> Expected:
+        if not hasattr(data, "num_stores"):
+            raise ArgumentTypeError(
+                f"weights are shares of stores, and {type(data).__name__} has none: expected a "
+                "ZarrDataset"
+            )
         if len(self.shares) != data.num_stores:
             raise ArgumentError(
-                f"weights are {len(self.shares)} shares and there are {data.num_stores} stores: "
-                "expected one share for each store"
+                f"weights are shares of {len(self.shares)} stores, and the dataset has "
+                f"{data.num_stores}: expected one share for each store"
             )
         return _of_groups(data.store_of(samples), self.shares, total)
 
@@ -245,6 +243,17 @@ def _of_groups(groups: _Groups, shares: Sequence[float], total: int) -> Expected
 
 def _scalars(data: Any, name: str, samples: IndexArray) -> tuple[AnyArray, npt.NDArray[np.bool_]]:
     """Value [n] of a field of samples, and which of them have it."""
+    if not hasattr(data, "system_field"):
+        raise ArgumentTypeError(
+            f"weights are by field {name!r}, and {type(data).__name__} has no fields: expected a "
+            "ZarrDataset"
+        )
+    known_fields: Mapping[str, Field] = getattr(data, "schema", {})
+    if name in known_fields and known_fields[name].level is not Level.SYSTEM:
+        raise ArgumentError(
+            f"weights are by field {name!r}, which is at level {known_fields[name].level.value!r}: "
+            f"expected one with a number for each sample, such as {_of_systems(known_fields)}"
+        )
     has: npt.NDArray[np.bool_] = data.present(name, samples)
     if not has.any():
         return np.zeros(len(samples)), has
@@ -252,14 +261,20 @@ def _scalars(data: Any, name: str, samples: IndexArray) -> tuple[AnyArray, npt.N
     known: AnyArray = data.system_field(name, samples if everywhere else samples[has])
     if math.prod(known.shape[1:]) != 1:
         raise ArgumentError(
-            f"field {name!r} has rows of shape {known.shape[1:]}, expected one number a sample "
-            "where samples are weighted by it"
+            f"weights are by field {name!r}, which has rows of shape {known.shape[1:]}: expected "
+            "one with a number for each sample"
         )
     if everywhere:
         return known.reshape(-1), has
     values = np.zeros(len(samples), dtype=known.dtype)
     values[has] = known.reshape(-1)
     return values, has
+
+
+def _of_systems(schema: Mapping[str, Field]) -> list[str]:
+    """Fields that have one number for each sample."""
+    own = (name for name, field in schema.items() if field.level is Level.SYSTEM)
+    return sorted(name for name in own if math.prod(schema[name].shape or ()) == 1)
 
 
 def _said(name: str, values: AnyArray, has: npt.NDArray[np.bool_], place: int) -> str:

@@ -88,12 +88,13 @@ class Condition:
         if not isinstance(text, str):
             raise ArgumentTypeError(f"where is {text!r}, expected a text such as 'round >= 3'")
         text = " ".join(text.split())
+        if not text:
+            raise ArgumentError("where is empty, expected a condition such as 'round >= 3'")
         try:
             condition = cls(text, ast.parse(text, mode="eval").body, {}, {})
         except SyntaxError as error:
             raise ArgumentError(
-                f"where={text!r} is no expression, at character {error.offset or 1}: {error.msg}; "
-                f"it may have {_PARTS}"
+                f"where={text!r} is no expression, {_place_of(error, text)}; it may have {_PARTS}"
             ) from error
         except (ValueError, RecursionError, MemoryError) as error:
             raise ArgumentError(f"where={text[:80]!r} cannot be read: {error}") from error
@@ -148,6 +149,22 @@ class Condition:
                 known = isinstance(node, ast.BoolOp)
         if not known:
             self.fail(node, f"is nothing that a condition has; it may have {_PARTS}")
+
+
+_MEANT = {"=": "==", "&": "and", "|": "or", "!": "not", "AND": "and", "OR": "or", "NOT": "not"}
+
+
+def _place_of(error: SyntaxError, text: str) -> str:
+    """Where an expression cannot be followed, and why."""
+    start = (error.offset or len(text) + 1) - 1  # without a place the text ends too early
+    rest = text[start:]
+    if not rest:
+        return f"it ends after {text[-20:]!r} (character {len(text)}), where more has to follow"
+    place = f"at {rest[:20]!r} (character {start + 1})"
+    for sign, meant in _MEANT.items():
+        if rest.startswith(sign):
+            return f"{place}: expected {meant!r} for {sign!r}"
+    return f"{place}: {error.msg}"
 
 
 def listed(node: ast.expr) -> list[int | float] | None:

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from zarrpipe.data.csr import Int64Array
+from zarrpipe.data.fields import Level
 from zarrpipe.data.schema import Field
 from zarrpipe.dataset import ZarrDataset
 from zarrpipe.epochs.plans import IndexArray, index_dtype
@@ -50,6 +51,8 @@ class Split:
         TypeError, ValueError
             If they say none.
         """
+        if not isinstance(by, str):
+            raise ArgumentTypeError(f"split_by is {by!r}, expected 'id' or the name of a field")
         if isinstance(split, Mapping):
             return cls._of_mapping(split, by, apart)
         if isinstance(split, str | bytes) or not isinstance(split, Sequence | np.ndarray):
@@ -74,7 +77,10 @@ class Split:
         files = {s: own for s, own in split.items() if s not in shares and own is not None}
         rest = 1.0 - sum(shares.values())
         rest = 0.0 if abs(rest) <= 1e-9 else rest
-        check_fractions([*shares.values(), rest])
+        if not all(share >= 0 for share in [*shares.values(), rest]):  # NaN too
+            raise ArgumentError(
+                f"split has the shares {shares}, expected each of 0 or more and in all at most 1"
+            )
         open_sides = [side for side in SIDES if side not in split and side not in apart]
         if "train" in open_sides:
             open_sides = ["train"]
@@ -219,8 +225,14 @@ def _groups(dataset: ZarrDataset, name: str, samples: Int64Array) -> npt.NDArray
     Raises
     ------
     SchemaError
-        If a sample lacks it.
+        If a sample lacks it, or it is at another level.
     """
+    known = dataset.schema.get(name)
+    if known is not None and known.level is not Level.SYSTEM:
+        raise SchemaError(
+            f"split_by is {name!r}, a field at level {known.level.value!r}: expected 'id' or a "
+            "field at system level, which has one value for each sample"
+        )
     lacking = samples[~dataset.present(name, samples)]
     if len(lacking):
         raise SchemaError(

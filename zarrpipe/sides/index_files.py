@@ -80,6 +80,11 @@ def write_split(path: str | Path, dataset: ZarrDataset, index: Index | None = No
         Number of ids. It is smaller than that of samples where some have the same structure;
         these are on one side, even if only one of them is given here.
 
+    Raises
+    ------
+    TypeError, ValueError
+        If `dataset` is none, or no file can be at `path`.
+
     Examples
     --------
     >>> import tempfile, zarrpipe as zp
@@ -94,8 +99,17 @@ def write_split(path: str | Path, dataset: ZarrDataset, index: Index | None = No
     >>> len(module.train_dataset), len(module.val_dataset)
     (1, 2)
     """
-    ids = dataset.ids if index is None else dataset.ids_of(index)
-    return _write_ids(Path(path), ids)
+    if not isinstance(dataset, ZarrDataset):
+        raise ArgumentTypeError(
+            f"dataset is {dataset!r}, expected a ZarrDataset: write_split(path, dataset, positions)"
+        )
+    target = Path(path)
+    if target.is_dir() or not target.parent.is_dir():
+        what = "is a directory" if target.is_dir() else f"is in no directory: {target.parent}"
+        raise ArgumentError(
+            f"path is {str(path)!r}, which {what}; expected the place of a .npy file"
+        )
+    return _write_ids(target, dataset.ids if index is None else dataset.ids_of(index))
 
 
 def _write_ids(path: Path, ids: UInt64Array) -> int:
@@ -112,17 +126,39 @@ def _write_ids(path: Path, ids: UInt64Array) -> int:
 
 def _loaded(path: Path, told: str) -> npt.NDArray[Any]:
     try:
-        with path.open("rb") as file:
-            values = np.load(file, allow_pickle=False)
+        begins = _begin_of(path)
+        kind = _other_kind(begins)
+        if kind is None:
+            with path.open("rb") as file:
+                return np.lib.format.read_array(file, allow_pickle=False)
     except OSError as error:
-        raise ArgumentError(f"{told}, which cannot be read: {error.strerror or error}") from error
-    except (ValueError, EOFError) as error:  # text, or cut off
         raise ArgumentError(
-            f"{told}, which is no .npy file of ids ({error}); {_WAY_OUT}"
+            f"{told}, which cannot be read ({error.strerror or error}): give a file that "
+            "zarrpipe.write_split wrote"
         ) from error
-    if not isinstance(values, np.ndarray):
-        raise ArgumentError(f"{told}, which holds several arrays, expected one of ids, [K] uint64")
-    return values
+    except (ValueError, EOFError) as error:
+        raise ArgumentError(
+            f"{told}, which is cut off, damaged or holds objects: write it anew with "
+            "zarrpipe.write_split(path, dataset, positions)"
+        ) from error
+    raise ArgumentError(f"{told}, which {kind}, expected a .npy file of ids, uint64; {_WAY_OUT}")
+
+
+def _begin_of(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(512)
+
+
+def _other_kind(begins: bytes) -> str | None:
+    """What a file is that does not begin as a .npy file does; None for one that does."""
+    if begins.startswith(b"\x93NUMPY"):
+        return None
+    if begins.startswith(b"PK"):
+        return "is an archive of arrays (.npz)"
+    if not begins:
+        return "is empty"
+    printable = all(byte >= 32 or byte in b"\t\r\n\f" for byte in begins)
+    return "is text" if printable else "is no file of NumPy's"
 
 
 class IdTable:

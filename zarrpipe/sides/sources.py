@@ -10,7 +10,7 @@ from zarrpipe._ranks import rank, refresh_together
 from zarrpipe.data.schema import Field
 from zarrpipe.dataset import ZarrDataset
 from zarrpipe.epochs.plans import IndexArray
-from zarrpipe.errors import StoreFormatError
+from zarrpipe.errors import ArgumentTypeError, StoreFormatError
 from zarrpipe.sides.assignment import SIDES, Sides, Split
 from zarrpipe.sides.overlap import warn_of_overlap
 from zarrpipe.store.root import StoreLike
@@ -45,6 +45,8 @@ class Sources:
         split: Split,
         where: str | None,
     ) -> None:
+        if stores["all"] is None:
+            raise ArgumentTypeError("store is None, expected the place of a store, or several")
         self._stores = {name: own for name, own in stores.items() if own is not None}
         self._opened, self.split, self.where = opened, split, where
         self._forget()

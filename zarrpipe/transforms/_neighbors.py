@@ -48,8 +48,8 @@ class NeighborList:
     """Fields that change what is found; a dataset that has them must not leave them out."""
 
     def __init__(self, cutoff: float) -> None:
-        if not 0 < cutoff < float("inf"):
-            raise ArgumentError(f"cutoff is {cutoff}, expected a positive finite number")
+        if not isinstance(cutoff, int | float | np.number) or not 0 < cutoff < float("inf"):
+            raise ArgumentError(f"cutoff is {cutoff!r}, expected a positive finite number")
         require("vesin", "neighbors")
         self.cutoff = float(cutoff)
 

@@ -1,5 +1,6 @@
 """Random displacements."""
 
+import numpy as np
 import torch
 
 from zarrpipe.data.batch import Batch
@@ -47,8 +48,8 @@ class GaussianNoise:
     random = True
 
     def __init__(self, scale: float, field: str = "positions", target: str | None = None) -> None:
-        if not 0 <= scale < float("inf"):
-            raise ArgumentError(f"scale is {scale}, expected a finite number of 0 or more")
+        if not isinstance(scale, int | float | np.number) or not 0 <= scale < float("inf"):
+            raise ArgumentError(f"scale is {scale!r}, expected a finite number of 0 or more")
         if target is not None:
             check_name(target)
             if target in CORE_FIELDS:

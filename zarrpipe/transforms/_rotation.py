@@ -8,7 +8,7 @@ import torch
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.fields import CORE_FIELDS, Level
 from zarrpipe.data.ids import UInt64Array
-from zarrpipe.errors import ArgumentError, FieldError
+from zarrpipe.errors import ArgumentError, ArgumentTypeError, FieldError
 from zarrpipe.transforms._numbers import FloatArray, uniform
 from zarrpipe.transforms._replaced import replaced
 
@@ -46,6 +46,10 @@ class RandomRotation:
     random = True
 
     def __init__(self, ranks: Mapping[str, int] | None = None) -> None:
+        if ranks is not None and not isinstance(ranks, Mapping):
+            raise ArgumentTypeError(
+                f"ranks is {ranks!r}, expected ranks by field, such as {{'dipole_moment': 1}}"
+            )
         self.ranks = dict(ranks or {})
         for name, rank in self.ranks.items():
             known = CORE_FIELDS.get(name)
