@@ -322,6 +322,24 @@ class TestLoaded:
         loaded.grow()
         np.testing.assert_array_equal(loaded.data, [0, 2, 3, 4, 5, 6, 7, 0, 0, 0, 0, 0])
 
+    def test_what_is_at_hand_outlasts_an_emptied_store(self):
+        """A reader goes on with the pointers that it has, or is told; it never mixes two stores."""
+        array = new_array(MemoryStore(), "i8", (), rows=8)
+        array.resize((8,))
+        loaded = LoadedArray(lambda: array, array)
+        array[:] = [0, 2, 3, 4, 0, 0, 0, 0]
+        loaded.grow()
+        at_hand = loaded.data
+        for now in ([0] * 8, [0, 7, 8, 9, 10, 11, 0, 0]):
+            array[:] = now
+            with pytest.raises(StoreFormatError, match="was emptied or rewritten"):
+                loaded.grow()
+            np.testing.assert_array_equal(at_hand, [0, 2, 3, 4, 0, 0, 0, 0])
+            np.testing.assert_array_equal(loaded.data, at_hand)
+        array[:] = [0, 2, 3, 4, 5, 0, 0, 0]
+        loaded.grow()
+        np.testing.assert_array_equal(loaded.data, [0, 2, 3, 4, 5, 0, 0, 0])
+
     def test_too_few_rows_raise(self):
         array = new_array(MemoryStore(), "i8", (), rows=4)
         with pytest.raises(StoreFormatError, match="has 0 rows, the pointers say 3"):

@@ -25,6 +25,12 @@ def write(store, config, batch=None):
     return store
 
 
+def files_of(store):
+    """Files of a store, but for locks, with what is in them."""
+    names = (path for path in store.rglob("*") if path.is_file() and path.name != ".lock")
+    return {path: path.read_bytes() for path in names}
+
+
 def all_fill(count):
     """Systems of which every field is the fill value, without edges."""
     return zp.Batch.from_data_list(
@@ -98,6 +104,49 @@ def test_no_rewrite_turns_a_lost_chunk_into_fill(tmp_path, config, lost, way):
     assert not (tmp_path / "new").exists()
     with pytest.raises(StoreFormatError, match=LOST):
         zp.ZarrDataset(store).ids.sum() if "ids" in lost else zp.ZarrData(store).read()
+
+
+@pytest.mark.parametrize("config", [PLAIN, ZSTD, SHARDED], ids=["plain", "zstd", "sharded"])
+@pytest.mark.parametrize(
+    "path", ["core/positions", "core/energy", "custom/serial", "meta/ids", "meta/samples_mask"]
+)
+def test_a_writer_does_not_go_on_with_a_lost_chunk(tmp_path, config, path):
+    """It would make the chunk anew, and the rows that are gone would be there again, as zeros."""
+    store = write(tmp_path / "store", config)
+    last = max(
+        (one for one in (store / path / "c").rglob("*") if one.is_file()),
+        key=lambda one: int(one.relative_to(store / path / "c").parts[0]),
+    )
+    last.unlink()
+    before = files_of(store)
+    with pytest.raises(StoreFormatError, match=f"{last} {LOST}"), zp.ZarrData(store) as sink:
+        sink.write(numbered_batch([999]))
+    with pytest.raises(StoreFormatError, match=LOST), zp.AtomicDataZarrWriter(store) as writer:
+        writer.delete([0])
+    assert files_of(store) == before
+
+
+@pytest.mark.parametrize("config", [PLAIN, ZSTD], ids=["plain", "zstd"])
+def test_a_writer_misses_every_chunk_of_the_mask(tmp_path, config):
+    """Samples of a chunk that is not there would be taken for deleted."""
+    store = write(tmp_path / "store", config, numbered_batch(range(1100)))
+    with zp.AtomicDataZarrWriter(store) as writer:
+        writer.delete([3])
+    (store / "meta/samples_mask/c/0").unlink()
+    lost = f"samples_mask/c/0 {LOST}"
+    with pytest.raises(StoreFormatError, match=lost), zp.AtomicDataZarrWriter(store) as writer:
+        writer.append(numbered_batch([999]))
+    with pytest.raises(StoreFormatError, match=lost):
+        zp.ZarrDataset(store)
+
+
+def test_a_chunk_of_deleted_samples_is_no_lost_one(tmp_path):
+    store = write(tmp_path / "store", ZSTD)
+    with zp.AtomicDataZarrWriter(store) as writer:
+        writer.delete(range(200))
+    with zp.ZarrData(store) as sink:
+        sink.write(numbered_batch([999]))
+    assert zp.ZarrData(store).read().serial.tolist() == [*range(200, 300), 999]
 
 
 @pytest.mark.parametrize("config", [ZSTD, SHARDED], ids=["zstd", "sharded"])

@@ -103,6 +103,8 @@ class StoreAppender:
         stated = self.schema.with_units(self.config.units)
         self.extent = self._arrays.open_stored(header.group, self.schema, self.attributes.partly)
         check_whole(self.root, self.attributes, self.extent)
+        if self.extent.samples and self.attributes.ours:
+            self._arrays.check_ends(self.schema, self.extent)
         self.check_usable()  # or what another has put here would be cleared
         if stated is not self.schema:
             header.publish(stated)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import zarr
 from zarr.storage import MemoryStore
@@ -18,6 +18,7 @@ from zarrpipe.store.layout import (
     ATOMS_PTR,
     EDGES_MASK,
     EDGES_PTR,
+    SAMPLES_MASK,
     ArraySpec,
     create_array,
     field_path,
@@ -31,6 +32,8 @@ from zarrpipe.store.root import Root
 from zarrpipe.store.together import at_once, write_in_stages
 
 _ENTRIES, _SYNCS = 1 << 20, 8
+
+Result = TypeVar("Result")
 
 
 class Arrays:
@@ -112,7 +115,10 @@ class Arrays:
     def _open_each(
         self, specs: Iterable[ArraySpec], open_one: Callable[[ArraySpec], Column]
     ) -> list[Column]:
-        tasks = [partial(open_one, spec) for spec in specs]
+        return self._each([partial(open_one, spec) for spec in specs])
+
+    def _each(self, tasks: Sequence[Callable[[], Result]]) -> list[Result]:
+        """Results of tasks, which a far store has done at once."""
         return at_once(tasks) if self._far else [task() for task in tasks]
 
     def forget(self, paths: Iterable[str]) -> None:
@@ -147,13 +153,42 @@ class Arrays:
                 self._threads = ThreadPoolExecutor(_SYNCS, thread_name_prefix="zarrpipe-sync")
             at_once([column.sync for column in columns], self._threads)
 
+    def check_ends(self, schema: Schema, extent: Extent) -> None:
+        """Refuse a store that has lost chunks which a writer would make anew.
+
+        They are those that the next append goes on with, and those of masks: rows that were in
+        them would be there again, as zeros, and nobody would miss them.
+
+        Raises
+        ------
+        StoreFormatError
+            If one is not there.
+        """
+        tasks = [
+            partial(self[path].require, rows)
+            for path, rows in self._rows(schema, extent).items()
+            if rows % self[path].chunk_rows
+        ]
+        mask = self[SAMPLES_MASK]
+        kept, unit = mask.read(0, extent.samples), mask.chunk_rows
+        tasks += [
+            partial(mask.require, min(start + unit, extent.samples))
+            for start in range(0, extent.samples, unit)
+            if not kept[start : start + unit].any()
+        ]
+        self._each(tasks)
+
     def trim(self, schema: Schema, extent: Extent) -> None:
         """Make every shape that of what is committed."""
+        for path, rows in self._rows(schema, extent).items():
+            self[path].trim(rows)
+
+    def _rows(self, schema: Schema, extent: Extent) -> dict[str, int]:
+        """Number of committed rows of each array."""
         exact = {ATOMS_PTR: extent.samples + 1, EDGES_PTR: extent.samples + 1}
         exact |= {ATOMS_MASK: extent.atoms, EDGES_MASK: extent.edges}
         exact |= {field_path(item): extent.rows(item.level) for item in schema.values()}
-        for path, column in self._columns.items():
-            column.trim(exact.get(path, extent.samples))
+        return {path: exact.get(path, extent.samples) for path in self._columns}
 
     def release(self) -> None:
         """Close files and forget the arrays."""

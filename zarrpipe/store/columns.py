@@ -18,7 +18,8 @@ from zarrpipe.data.csr import AnyArray
 from zarrpipe.errors import StoreFormatError
 from zarrpipe.store import files
 from zarrpipe.store.encoded import ZarrColumn
-from zarrpipe.store.layout import chunk_file, is_plain
+from zarrpipe.store.layout import chunk_file, is_dense, is_plain
+from zarrpipe.store.missing import lost_chunk
 
 _BLOCK = 1 << 20
 
@@ -46,6 +47,16 @@ class Column(Protocol):
 
     def read(self, start: int, stop: int) -> AnyArray:
         """Rows as they are, whether committed or not."""
+        ...
+
+    def require(self, rows: int) -> None:
+        """Refuse a chunk that is not there and should hold the last of the first `rows`.
+
+        Raises
+        ------
+        StoreFormatError
+            If it is not there, in an array that leaves none out.
+        """
         ...
 
     def clear_from(self, row: int) -> None:
@@ -94,7 +105,7 @@ class PlainColumn:
         self._dtype = np.dtype(array.dtype)
         row_items = int(np.prod(array.shape[1:], dtype=np.int64))
         self._row_bytes = self._dtype.itemsize * row_items
-        self._fill = array.fill_value
+        self._fill, self._dense = array.fill_value, is_dense(array)
         self._open: tuple[int, int] | None = None
         self._unsynced = False
 
@@ -158,6 +169,13 @@ class PlainColumn:
                 piece[...] = self._fill
             row += last - first
         return values
+
+    def require(self, rows: int) -> None:
+        """Refuse a chunk of committed rows that is not there; see `Column.require`."""
+        index = (rows - 1) // self._chunk_rows
+        path = chunk_file(self._directory, index, len(self._shape))
+        if self._dense and not path.exists():
+            raise lost_chunk(path, index * self._chunk_rows, rows)
 
     def clear_from(self, row: int) -> None:
         """Make rows from `row` on read as zeros; see `Column.clear_from`."""

@@ -4,9 +4,11 @@ from typing import Any
 
 import numpy as np
 import zarr
+from zarr.core.sync import sync
 
 from zarrpipe.data.csr import AnyArray
 from zarrpipe.store.layout import is_dense
+from zarrpipe.store.missing import chunk_place, lost_chunk
 from zarrpipe.store.trust import reading
 
 
@@ -14,7 +16,8 @@ class ZarrColumn:
     """Rows written through zarr-python: compressed, sharded, in memory or far away."""
 
     def __init__(self, array: zarr.Array[Any]) -> None:
-        if is_dense(array):  # of which a reader misses what is not there
+        self._dense = is_dense(array)
+        if self._dense:  # of which a reader misses what is not there
             array = array.with_config({"write_empty_chunks": True})
         self._array = array
         self._unit = int((array.shards or array.chunks)[0])
@@ -49,6 +52,13 @@ class ZarrColumn:
         """Rows as they are; see `Column.read`."""
         with reading(self._array.store_path):
             return np.asarray(self._array[start:stop])
+
+    def require(self, rows: int) -> None:
+        """Refuse a chunk of committed rows that is not there; see `Column.require`."""
+        index = (rows - 1) // self._unit
+        place = chunk_place(self._array, index)
+        if self._dense and not sync(place.exists()):
+            raise lost_chunk(place, index * self._unit, rows)
 
     def clear_from(self, row: int) -> None:
         """Make rows from `row` on read as zeros; see `Column.clear_from`."""

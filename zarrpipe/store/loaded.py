@@ -50,14 +50,28 @@ class LoadedArray:
         """Load again what is not yet committed, and what is new; see `FlatArray.grow`.
 
         Not more than some way behind the last that is not zero: shapes run ahead, or are absurd.
+        What is committed stays as it is at hand, whatever stands in its place now.
+
+        Raises
+        ------
+        StoreFormatError
+            If the last committed row is another than it was.
         """
         array = self._array = self._open()
         first = stop = int(np.count_nonzero(self._buffer[: self._rows]))
+        last = self._buffer[first : first + 1].copy()
         while stop < array.shape[0]:
             start, stop = stop, min(array.shape[0], max(2 * stop, stop + _LOADED_AT_ONCE))
             self._load(array, start, stop)
             if not self._buffer[stop - 1]:
                 break
+        if first and self._buffer[first] != last:
+            self._buffer[first : self._rows] = 0
+            self._buffer[first] = last[0]
+            raise StoreFormatError(
+                f"{array.store_path} was emptied or rewritten since it was looked at: refresh to "
+                "read what the store has now"
+            )
         zeros = np.flatnonzero(self._buffer[max(first, 1) : self._rows] == 0)
         if len(zeros):  # chunks are read side by side: a later one may be of a later moment
             self._buffer[max(first, 1) + zeros[0] : self._rows] = 0

@@ -73,11 +73,7 @@ class Absences:
             end = min(start + len(values), (index + 1) * unit)
             if self._holes == "first" and end % unit == 0 and self._leads(array, index):
                 continue
-            raise StoreFormatError(
-                f"{chunk_place(array, index)} is not there, and should hold rows {index * unit} to "
-                f"{end}: it was removed, the store was not copied whole, or it was copied with "
-                "Zarr, which needs write_empty_chunks=True for that"
-            )
+            raise lost_chunk(chunk_place(array, index), index * unit, end)
 
     def _leads(self, array: zarr.Array[Any], index: int) -> bool:
         """Whether there is no chunk before one that is not there."""
@@ -106,6 +102,15 @@ def absent(array: zarr.Array[Any], start: int, values: AnyArray) -> list[int]:
         if fill and not sync(chunk_place(array, index).exists()):
             found.append(index)
     return found
+
+
+def lost_chunk(place: object, start: int, stop: int) -> StoreFormatError:
+    """What to raise where the chunk, or shard, of committed rows is not there."""
+    return StoreFormatError(
+        f"{place} is not there, and should hold rows {start} to {stop}: it was removed, the store "
+        "was not copied whole, or it was copied with Zarr, which needs write_empty_chunks=True for "
+        "that"
+    )
 
 
 def chunk_place(array: zarr.Array[Any], index: int) -> Any:
