@@ -228,8 +228,7 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
         try:
             self._sources.refresh()
         except StoreFormatError:
-            self._loaders.close()
-            self._sums, self._counted = StatisticsSums(), 0
+            self._forget()
             raise
         return len(self.dataset) - before
 
@@ -270,6 +269,14 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
     def teardown(self, stage: str) -> None:
         """Let go of the loaders and end their workers."""
         self._loaders.close()
+
+    def on_exception(self, exception: BaseException) -> None:
+        """Say the way out where a batch could not be read because a store was rewritten."""
+        if isinstance(exception, StoreFormatError):
+            self._forget()
+            told = self._sources.open_anew()
+            if told is not None:
+                exception.add_note(told)
 
     def train_dataloader(self) -> GraphLoader:
         """Loader of the training samples; where a new epoch begins, of those committed by then."""
@@ -336,6 +343,10 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
             ) from error
         self._state = state_dict["train"]
         self._counts.estimate = state_dict.get("estimated_steps")
+        self._forget()
+
+    def _forget(self) -> None:
+        """Let go of what was made of samples that may mean others now."""
         self._loaders.close()
         self._sums, self._counted = StatisticsSums(), 0
 

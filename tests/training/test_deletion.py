@@ -90,6 +90,20 @@ def test_a_deletion_inside_of_a_fit_is_said_and_the_way_out_works(tmp_path, stor
         trainer(tmp_path, epochs=3).fit(Energies(), module, ckpt_path=saved)
 
 
+def test_a_batch_that_cannot_be_read_any_more_tells_the_way_out(store):
+    module = ZarrDataModule(store[0], split=(1.0, 0.0, 0.0))
+    module.setup("fit")
+    damaged, rewritten = StoreFormatError("the array is damaged"), StoreFormatError("rewritten")
+    module.on_exception(damaged)
+    delete(store[0], [4])
+    module.on_exception(rewritten)
+    assert not hasattr(damaged, "__notes__")
+    (note,) = rewritten.__notes__
+    assert "were deleted or moved" in note
+    assert "begin a new fit" in note
+    assert len(module.train_dataset) == 39
+
+
 def test_between_fits_samples_may_be_deleted(tmp_path, store, data):
     module = ZarrDataModule(store[0], batch_size=16, split=(0.6, 0.4, 0.0))
     trainer(tmp_path, epochs=1).fit(Energies(), module)

@@ -102,22 +102,24 @@ class Sources:
             for dataset in self.datasets.values():
                 refresh_together(dataset)
         except StoreFormatError as error:
-            rewritten = self._open_anew()
-            if not rewritten:
+            told = self.open_anew()
+            if told is None:
                 raise
-            raise StoreFormatError(
-                f"samples of {', '.join(rewritten)} were deleted or moved since they were looked "
-                "at, so it is not known any more which of them this epoch has and had: "
-                f"{WITHOUT_RESUME}"
-            ) from error
+            raise StoreFormatError(told) from error
 
-    def _open_anew(self) -> list[str]:
-        """Forget what was known of the stores; gives those that were rewritten meanwhile."""
+    def open_anew(self) -> str | None:
+        """Forget what was known of the stores; gives what is to be said if one was rewritten."""
         before = {name: own.state_dict()["generations"] for name, own in self._datasets.items()}
         self.split = replace(self.split)  # which ids of index files were met is forgotten too
         self._forget()
         now = {name: own.state_dict()["generations"] for name, own in self.datasets.items()}
-        return [place(self._stores[name]) for name in before if before[name] != now[name]]
+        rewritten = [place(self._stores[name]) for name in before if before[name] != now[name]]
+        if not rewritten:
+            return None
+        return (
+            f"samples of {', '.join(rewritten)} were deleted or moved since they were looked at, "
+            f"so it is not known any more which of them this epoch has and had: {WITHOUT_RESUME}"
+        )
 
     def check(self) -> None:
         """Look whether the ids of index files are in the stores; rank 0 warns of some that are not.
