@@ -14,13 +14,12 @@ from zarrpipe.data.atomic import AtomicData
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.csr import Int64Array, position_of
 from zarrpipe.data.fields import Level
-from zarrpipe.data.schema import Field
 from zarrpipe.data.sums import LabelSums
 from zarrpipe.epochs.blocks import Blocks
-from zarrpipe.errors import ArgumentError
+from zarrpipe.errors import SampleIndexTypeError
 from zarrpipe.samples.locality import exceed_caches, shuffled_blocks
 from zarrpipe.samples.resident import Resident, device_named
-from zarrpipe.samples.schemas import check_fields, field_names
+from zarrpipe.samples.schemas import check_fields, check_reads, field_names
 from zarrpipe.samples.stores import Stores
 from zarrpipe.samples.summed import summed
 from zarrpipe.samples.table import Index, SampleTable
@@ -33,7 +32,6 @@ from zarrpipe.transforms._compose import (
     Transform,
     apply,
     as_transform,
-    fields_read,
     is_random,
     joined,
 )
@@ -99,7 +97,7 @@ class ZarrDataset(SampleTable, Dataset[AtomicData]):
         self._resident = None if resident is None else Resident(device_named(resident))
         self._agreed: Stores | None = None
         check_fields(self._fields, self.schema)
-        _check_reads(self._transform, self._fields, self.schema)
+        check_reads(self._transform, self._fields, self.schema)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_gathers"}
@@ -108,25 +106,43 @@ class ZarrDataset(SampleTable, Dataset[AtomicData]):
         self.__dict__.update(state)
         self._gathers = self._stores.gathers()
 
+    def __repr__(self) -> str:
+        count = "1 sample" if len(self) == 1 else f"{len(self)} samples"
+        stores = "1 store" if self.num_stores == 1 else f"{self.num_stores} stores"
+        fields = self._fields or [*self.schema]
+        return f"<{type(self).__name__} of {count} in {stores}: {', '.join(fields)}>"
+
     def __getitem__(self, index: int) -> AtomicData:
-        row = position_of(index, len(self), "sample", "a dataset")
-        return self.__getitems__([row]).get_data(0)
+        try:
+            row = position_of(index, len(self), "sample", "a dataset")
+        except SampleIndexTypeError as error:
+            raise SampleIndexTypeError(
+                f"{error}; read() gives a batch of several, index_select() a dataset of them"
+            ) from None
+        return self.read([row]).get_data(0)
 
     def __getitems__(self, index: Index) -> Batch:
+        """As `read`, for torch's DataLoader."""
+        return self.read(index)
+
+    def read(self, index: Index, copies: Int64Array | None = None) -> Batch:
         """Batch of the samples at integers [K], in that order; repeats are allowed.
 
         A bool mask of all samples or a slice chooses too. `Batch.present` says which samples have
         a field that some lack.
+
+        Parameters
+        ----------
+        index : array [K] of int, mask [N] of bool, or slice
+            The samples.
+        copies : array [K] int64, optional
+            Which of its copies each is; random transforms draw for each copy anew.
 
         Raises
         ------
         SampleIndexError
             If an index is outside of the dataset, or is none.
         """
-        return self.read(index)
-
-    def read(self, index: Index, copies: Int64Array | None = None) -> Batch:
-        """As ``__getitems__``; `copies` [K] tell the random numbers of equal samples apart."""
         if self._resident is None:
             batch = self.gather(index, self._fields)
         else:
@@ -151,7 +167,7 @@ class ZarrDataset(SampleTable, Dataset[AtomicData]):
 
     def preceded_by(self, transform: Transform | None) -> Self:
         """Dataset of the samples that are known now, with a transform before its own."""
-        _check_reads(transform, self._fields, self.schema)
+        check_reads(transform, self._fields, self.schema)
         other = copy.copy(self)
         other._transform = joined(transform, self._transform)
         return other
@@ -271,14 +287,3 @@ def collate(samples: Sequence[AtomicData | Batch] | Batch, **_: Any) -> Batch:
 
 default_collate_fn_map[AtomicData] = collate
 default_collate_fn_map[Batch] = collate
-
-
-def _check_reads(
-    transform: Transform | None, fields: Sequence[str] | None, schema: Mapping[str, Field]
-) -> None:
-    """Refuse to leave out a field without which a transform would do another thing."""
-    for name in fields_read(transform):
-        if name in schema and fields is not None and name not in fields:
-            raise ArgumentError(
-                f"fields leaves out {name!r}, which {transform!r} has to see: add it to fields"
-            )

@@ -10,7 +10,13 @@ from torch.utils.data import DataLoader, Subset
 
 from zarrpipe import AtomicData, AtomicDataZarrWriter, Batch
 from zarrpipe.dataset import ZarrDataset, collate
-from zarrpipe.errors import FieldError, SchemaError, StoreFormatError, StoreNotFoundError
+from zarrpipe.errors import (
+    FieldError,
+    SampleIndexTypeError,
+    SchemaError,
+    StoreFormatError,
+    StoreNotFoundError,
+)
 
 
 def test_samples_are_what_was_written(store, data):
@@ -51,6 +57,20 @@ def test_indices_are_integers(store):
         ZarrDataset(store[0]).__getitems__([0.5])
     with pytest.raises(TypeError, match="float"):
         ZarrDataset(store[0])[1.0]
+
+
+@pytest.mark.parametrize("index", [slice(1, 3), [1, 2], np.array([1]), None, "1", 1.0])
+def test_what_is_no_index_of_one_sample_names_what_takes_several(store, index):
+    with pytest.raises(SampleIndexTypeError, match=r"read\(\) gives a batch of several"):
+        ZarrDataset(store[0])[index]
+
+
+def test_it_says_what_it_has(store):
+    path, _ = store
+    dataset = ZarrDataset([path, path], fields=["energy"])
+    fields = "positions, atomic_numbers, energy"
+    assert repr(dataset) == f"<ZarrDataset of 80 samples in 2 stores: {fields}>"
+    assert repr(dataset.index_select([3])).startswith("<ZarrDataset of 1 sample in 2")
 
 
 def test_fields_are_chosen(store, data):

@@ -4,7 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from zarrpipe.data.fields import REQUIRED_FIELDS
 from zarrpipe.data.schema import Field
-from zarrpipe.errors import ArgumentTypeError, SchemaError
+from zarrpipe.errors import ArgumentError, ArgumentTypeError, SchemaError
+from zarrpipe.transforms._compose import Transform, fields_read
 
 
 def common_schema(schemas: Iterable[Mapping[str, Field]]) -> Mapping[str, Field]:
@@ -46,3 +47,14 @@ def check_fields(fields: Sequence[str] | None, schema: Mapping[str, Field]) -> N
     for name in fields or ():
         if name not in schema:
             raise SchemaError(f"no store has a field {name!r}, they have {sorted(schema)}")
+
+
+def check_reads(
+    transform: Transform | None, fields: Sequence[str] | None, schema: Mapping[str, Field]
+) -> None:
+    """Refuse to leave out a field without which a transform would do another thing."""
+    for name in fields_read(transform):
+        if name in schema and fields is not None and name not in fields:
+            raise ArgumentError(
+                f"fields leaves out {name!r}, which {transform!r} has to see: add it to fields"
+            )

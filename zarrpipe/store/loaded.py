@@ -69,8 +69,8 @@ class LoadedArray:
             self._buffer[first : self._rows] = 0
             self._buffer[first] = last[0]
             raise StoreFormatError(
-                f"{array.store_path} was emptied or rewritten since it was looked at: refresh to "
-                "read what the store has now"
+                f"{array.store_path} was emptied or rewritten since it was opened: open the store "
+                "again to read what it has now"
             )
         zeros = np.flatnonzero(self._buffer[max(first, 1) : self._rows] == 0)
         if len(zeros):  # chunks are read side by side: a later one may be of a later moment

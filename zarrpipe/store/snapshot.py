@@ -256,8 +256,8 @@ class Snapshot:
             emptied = now is None or now.num_samples < known.num_samples
             if now is None or emptied or now.generation != known.generation:
                 raise StoreFormatError(
-                    f"{self.root} was emptied or rewritten since it was opened: refresh to read "
-                    "what it has now"
+                    f"{self.root} was emptied or rewritten since it was opened: open it again to "
+                    "read what it has now"
                 )
         self._check_place()
 
