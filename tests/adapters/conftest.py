@@ -16,7 +16,14 @@ def load(name: str) -> ModuleType:
 
 @pytest.fixture(scope="session")
 def ase() -> ModuleType:
-    for part in ("build", "calculators.emt", "calculators.singlepoint", "constraints"):
+    for part in (
+        "build",
+        "calculators.emt",
+        "calculators.singlepoint",
+        "constraints",
+        "io",
+        "spacegroup",
+    ):
         load(f"ase.{part}")
     return importlib.import_module("ase")
 

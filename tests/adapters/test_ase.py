@@ -1,3 +1,5 @@
+import io
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -166,12 +168,170 @@ def test_labels_kept_in_info_and_arrays_take_the_shapes_of_the_registry(crystal)
         ({"arrays": ["tag"]}, "none of 1 Atoms has 'tag' in .arrays"),
         ({"arrays": ["positions"]}, "always taken"),
         ({"info": ["forces"]}, "'forces' is given at level 'system'"),
+        ({"info": {"forces": "charges"}}, "'charges' is given at level 'system'"),
+        ({"arrays": {"tags": "positions"}}, "'positions' is always taken from the Atoms"),
+        ({"info": {"forces": "x", "label": "x"}}, "'forces' and 'label' of .info are both to be"),
+        ({"info": {"forces": "x"}, "arrays": {"tags": "x"}}, r"\['x'\] are asked for in info and"),
     ],
 )
 def test_what_cannot_become_a_field_is_refused_by_name(crystal, options, message):
     crystal.info.update(label="slab", forces=1.0)
+    crystal.arrays["tags"] = np.array([3, 4])
     with pytest.raises(FieldError, match=message):
         from_ase(crystal, **options)
+
+
+def test_a_text_is_no_list_of_keys(crystal):
+    with pytest.raises(TypeError, match="info is 'round', expected a list or a mapping of keys"):
+        from_ase(crystal, info="round")
+
+
+def test_a_label_of_the_calculator_and_of_a_key_is_refused(crystal, ase):
+    bare = ase.build.molecule("H2")
+    bare.info["REF_energy"], crystal.info["REF_energy"] = -1.0, -2.0
+    names = {"REF_energy": "energy"}
+    with pytest.raises(FieldError, match=r"'energy' of Atoms 1 is in .info\['REF_energy'\] and"):
+        from_ase([bare, crystal], info=names)
+    crystal.calc = None
+    assert from_ase([bare, crystal], info=names).energy.flatten().tolist() == [-1.0, -2.0]
+
+
+EXTXYZ = """2
+Lattice="2 0 0 0 3 0 0 0 4" pbc="T T T" Properties=species:S:1:pos:R:3:REF_forces:R:3 \
+REF_energy=-5.25 REF_stress="1 6 5 6 2 4 5 4 3" REF_virials="-24 -48 -72 -96 -120 -144" \
+total_charge=-1 head=dft
+Cu 0 0 0 0.5 -1.5 2.5
+Zn 1 1 1 -0.5 1.5 -2.5
+""".replace("\\\n", "")
+KEYS = {
+    "info": {
+        "REF_energy": "energy",
+        "REF_stress": "stress",
+        "REF_virials": "virial",
+        "total_charge": "charge",
+    },
+    "arrays": {"REF_forces": "forces"},
+}
+
+
+def test_keys_of_a_file_become_the_labels_that_they_mean(ase):
+    """The stress is that of ASE, the virial minus 24 Angstrom^3 times it, both by hand."""
+    (atoms,) = ase.io.read(io.StringIO(EXTXYZ), index=":", format="extxyz")
+    assert atoms.calc is None
+    batch = from_ase(atoms, **KEYS)
+    stress = torch.tensor([[1.0, 6.0, 5.0], [6.0, 2.0, 4.0], [5.0, 4.0, 3.0]]).double()
+    assert batch.energy.tolist() == [[-5.25]]
+    assert batch.forces.tolist() == [[0.5, -1.5, 2.5], [-0.5, 1.5, -2.5]]
+    assert batch.charge.tolist() == [[-1.0]]
+    assert torch.equal(batch.stress[0], stress)
+    assert torch.equal(batch.virial[0], -24 * stress)
+    assert "REF_energy" not in batch
+    (back,) = to_ase(batch.without("virial", "charge"))
+    assert back.get_potential_energy() == -5.25
+    assert back.get_stress().tolist() == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
+
+
+def test_labels_are_those_that_mace_reads_from_the_same_file(ase, mace):
+    """By the keys that MACE has by default."""
+    (atoms,) = ase.io.read(io.StringIO(EXTXYZ), index=":", format="extxyz")
+    keys = mace.KeySpecification.from_defaults()
+    config = mace.config_from_atoms(atoms, key_specification=keys)
+    table = mace.AtomicData.from_config.__globals__["AtomicNumberTable"]([29, 30])
+    theirs = as_batch(mace.AtomicData.from_config(config, z_table=table, cutoff=1.0), z_table=table)
+    ours = from_ase(atoms, **KEYS, dtype=theirs.dtype)
+    for name in ("energy", "forces", "stress", "virial", "charge", "cell", "positions"):
+        assert theirs.present(name).all(), name
+        torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=0)
+
+
+def test_numbers_take_the_kind_that_the_registry_has(ase):
+    atoms = ase.Atoms("H2", info={"charge": -1, "spin": np.int32(3), "round": 4})
+    atoms.set_masses([1.0, 2.0])
+    atoms.arrays["atom_categories"] = np.array([0.0, 2.0])
+    options = {"info": ["charge", "spin", "round"], "arrays": ["atom_categories"]}
+    for dtype in (torch.float32, torch.float64):
+        batch = from_ase(atoms, **options, dtype=dtype)
+        assert batch.charge.tolist() == [[-1.0]]
+        assert batch.spin.tolist() == [[3.0]]
+        assert batch.charge.dtype is batch.spin.dtype is dtype
+        assert batch.atom_categories.tolist() == [0, 2]
+        assert batch.atom_categories.dtype is batch.round.dtype is torch.int64
+    atoms.info["charge"] = 2**24 + 1
+    assert from_ase(atoms, info=["charge"]).charge.tolist() == [[2**24 + 1]]
+    with pytest.raises(FieldError, match=r"'charge' has dtype torch.int64, the registry has it as"):
+        from_ase(atoms, info=["charge"], dtype=torch.float32)
+    atoms.arrays["atom_categories"][0] = 0.5
+    with pytest.raises(FieldError, match=r"'atom_categories' has dtype torch\.float64"):
+        from_ase(atoms, arrays=["atom_categories"])
+
+
+class TestWhatNobodyAskedFor:
+    """It is told once, with the call that takes it; what ASE has by itself is not told."""
+
+    @pytest.fixture
+    def told(self):
+        def told(*atoms, **options):
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                with zp.ZarrData({}) as sink:
+                    sink.write(list(atoms)) if not options else as_batch(list(atoms), **options)
+            return [str(one.message) for one in caught]
+
+        return told
+
+    @pytest.fixture
+    def water(self, ase):
+        return ase.build.molecule("H2O")
+
+    def test_labels_of_atoms_without_results(self, told, ase, water):
+        (atoms,) = ase.io.read(io.StringIO(EXTXYZ), index=":", format="extxyz")
+        water.info.update({"round": 3, "1 - x": [0.5], "name": "water", "odd": [[1], [2, 3]]})
+        water.set_momenta(np.ones((3, 3)))
+        (message,) = told(atoms, water, water)
+        assert (
+            "from_ase(atoms, info={'REF_energy': 'energy', 'REF_stress': 'stress', "
+            "'REF_virials': 'virial', 'total_charge': 'charge', '1 - x': 'field_1_x', "
+            "'round': 'round'}, arrays={'REF_forces': 'forces', 'momenta': 'momenta'}), units"
+        ) in message
+
+    def test_what_it_says_can_be_called(self, told, ase):
+        (atoms,) = ase.io.read(io.StringIO(EXTXYZ), index=":", format="extxyz")
+        (message,) = told(atoms)
+        call = message[message.index("from_ase") : message.index(", units")]
+        batch = eval(call, {"from_ase": from_ase, "atoms": atoms})
+        assert batch.energy.tolist() == [[-5.25]]
+
+    def test_two_keys_are_two_fields(self, told, water):
+        water.info.update(REF_energy=1.0, dft_energy=2.0)
+        assert "{'REF_energy': 'energy', 'dft_energy': 'dft_energy'}" in told(water)[0]
+
+    def test_labels_beside_results(self, told, crystal):
+        crystal.info.update(REF_energy=1.0, charge=1, round=3, energy_weight=2.0)
+        crystal.set_momenta(np.ones((2, 3)))
+        (message,) = told(crystal)
+        assert "from_ase(atoms, info={'REF_energy': 'REF_energy', 'charge': 'charge'}), " in message
+
+    def test_ordinary_atoms(self, told, ase, crystal):
+        oxygen, slab = ase.build.molecule("O2"), ase.build.fcc111("Cu", (2, 2, 2), vacuum=5.0)
+        crystal.info.update(round=3, time=0.5)
+        crystal.set_momenta(np.ones((2, 3)))
+        rutile = ase.spacegroup.crystal(
+            ["Ti", "O"], [(0, 0, 0), (0.3, 0.3, 0)], spacegroup=136, cellpar=[4, 4, 3, 90, 90, 90]
+        )
+        oxygen.set_initial_charges([0.5, -0.5])
+        oxygen.set_masses([16.0, 18.0])
+        oxygen.info.update(name="oxygen", data={"energy": 1.0}, nothing=None)
+        assert {"initial_magmoms", "tags", "spacegroup_kinds"} <= {
+            *oxygen.arrays, *slab.arrays, *rutile.arrays
+        }  # fmt: skip
+        assert told(oxygen, slab, rutile, crystal) == []
+
+    def test_who_asks_is_not_told(self, told, water):
+        water.info.update(REF_energy=1.0, round=3)
+        assert told(water, info=["round"]) == told(water, info=[]) == []
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert "REF_energy" not in from_ase(water)
 
 
 def test_a_system_without_what_others_have_in_info(ase, crystal):

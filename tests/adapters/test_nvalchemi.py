@@ -93,7 +93,9 @@ def test_single_systems():
     }
     data.edge_properties = {}
     data.system_properties = {"energy": torch.tensor([[3.0]]), "bar": torch.ones(1, 4)}
+    data.system_properties["charge"] = torch.tensor([[-1]])
     batch = as_batch([data, data])
+    assert batch.charge.tolist() == [[-1.0]] * 2
     assert batch.num_nodes_list == [2, 2]
     assert batch.own.tolist() == [5.0, 6.0, 5.0, 6.0]
     assert batch.energy.tolist() == [[3.0], [3.0]]

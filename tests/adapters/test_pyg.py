@@ -195,6 +195,30 @@ def test_gradients_are_not_carried(pyg):
     assert not as_batch(data).positions.requires_grad
 
 
+def test_numbers_take_the_kind_that_the_registry_has(pyg):
+    """Integers and whole floats, as other libraries have them, where no value changes."""
+    data = graph(pyg, 3, [[0, 1]], charge=-1, spin=torch.tensor([2]), own=7)
+    data.z, data.pbc = data.z.float(), torch.tensor([1.0, 0.0, 1.0])
+    batch = as_batch([data, data])
+    assert batch.charge.tolist() == [[-1.0]] * 2
+    assert batch.spin.tolist() == [[2.0]] * 2
+    assert batch.charge.dtype is batch.spin.dtype is batch.positions.dtype is torch.float32
+    assert batch.atomic_numbers.tolist() == [1, 2, 3] * 2
+    assert batch.pbc.tolist() == [[True, False, True]] * 2
+    assert batch.own.dtype is torch.int64
+    data.z[1] = 2.5
+    with pytest.raises(FieldError, match=r"'atomic_numbers' has dtype torch\.float32"):
+        as_batch(data)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, 1e30])
+def test_floats_that_are_no_integers_stay_floats(pyg, bad):
+    data = graph(pyg, 3, [[0, 1]])
+    data.z = torch.tensor([1.0, bad, 2.0])
+    with pytest.raises(FieldError, match=r"'atomic_numbers' has dtype torch\.float32"):
+        as_batch(data)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

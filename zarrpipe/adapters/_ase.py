@@ -1,6 +1,6 @@
 """ASE: `Atoms` with the results of their calculator."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -8,19 +8,23 @@ import numpy.typing as npt
 import torch
 
 from zarrpipe.adapters._parts import fit_rows, require
+from zarrpipe.adapters._untaken import warn_of_untaken
 from zarrpipe.data.atomic import AtomicData
 from zarrpipe.data.batch import Batch
-from zarrpipe.data.fields import CORE_FIELDS, Level
-from zarrpipe.errors import FieldError
+from zarrpipe.data.fields import CORE_FIELDS, Level, level_of
+from zarrpipe.errors import ArgumentTypeError, FieldError
 
 if TYPE_CHECKING:
     from ase import Atoms
 
 AnyArray = npt.NDArray[Any]
+Names = Mapping[str, str]
+"""Field by key of ``atoms.info`` or ``atoms.arrays``."""
 
 _ARRAY_NAMES = {"masses": "atomic_masses", "initial_charges": "charges"}
 _RESULTS = ("energy", "forces", "stress", "dipole", "charges")
 _STRUCTURE = frozenset({"positions", "numbers", "atomic_numbers", "cell", "pbc"})
+_LEVELS = {"info": Level.SYSTEM, "arrays": Level.ATOM}
 _VOIGT = ((0, 5, 4), (5, 1, 3), (4, 3, 2))
 """Position in ASE's order xx, yy, zz, yz, xz, xy of each entry of the matrix."""
 _VOIGT_INDEX = ([0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1])
@@ -30,8 +34,8 @@ _VOIGT_INDEX = ([0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1])
 def from_ase(
     atoms: "Atoms | Sequence[Atoms]",
     *,
-    info: Iterable[str] = (),
-    arrays: Iterable[str] = (),
+    info: Iterable[str] | Names = (),
+    arrays: Iterable[str] | Names = (),
     dtype: torch.dtype = torch.float64,
 ) -> Batch:
     """Batch of one or several ASE ``Atoms``.
@@ -46,38 +50,86 @@ def from_ase(
     atoms
         One ``Atoms`` or a sequence of them. Cell and pbc are always taken.
     info
-        Keys of ``atoms.info`` to take as fields at system level, numbers or arrays of numbers.
+        Keys of ``atoms.info`` to take as fields at system level, numbers or arrays of numbers. A
+        mapping gives a key the name of its field. Values are in ASE's units, and none is
+        converted: eV, eV/Angstrom, stress in eV/Angstrom^3 with tension positive, virial in eV as
+        minus the volume times that stress. Stress and virial may be ``[3, 3]``, ``[9]``, or
+        ``[6]`` in ASE's order xx, yy, zz, yz, xz, xy.
     arrays
-        Keys of ``atoms.arrays`` to take as fields at atom level; ``masses`` and
-        ``initial_charges`` become ``atomic_masses`` and ``charges``.
+        Keys of ``atoms.arrays`` to take as fields at atom level, or a mapping as for `info`.
+        Without one, ``masses`` and ``initial_charges`` become ``atomic_masses`` and ``charges``;
+        ``momenta`` keep their name, which the registry has in ASE's unit.
     dtype
-        Of every floating-point field. ASE calculates with float64, and total energies lose
-        meV in float32.
+        Of every floating-point field, and of integers that the registry has as floats. ASE
+        calculates with float64, and total energies lose meV in float32.
 
     Raises
     ------
     FieldError
         If something asked for in `info` or `arrays` is on none of the systems, is not numeric or
-        does not fit.
+        does not fit, or if a field has two sources: two keys, or a key and the calculator.
+
+    Examples
+    --------
+    Labels under the keys that MACE trains with::
+
+        from_ase(
+            frames,
+            info={"REF_energy": "energy", "REF_stress": "stress"},
+            arrays={"REF_forces": "forces"},
+        )
     """
     systems: list[Any] = [atoms] if hasattr(atoms, "get_positions") else list(atoms)
-    info, arrays = tuple(info), tuple(arrays)
-    _check_asked("info", info, [one.info for one in systems])
-    _check_asked("arrays", arrays, [one.arrays for one in systems])
-    return Batch.from_data_list([_from_atoms(one, info, arrays, dtype) for one in systems])
+    system_names = _named("info", info, {}, [one.info for one in systems])
+    atom_names = _named("arrays", arrays, _ARRAY_NAMES, [one.arrays for one in systems])
+    twice = set(system_names.values()) & set(atom_names.values())
+    if twice:
+        raise FieldError(f"{sorted(twice)} are asked for in info and in arrays: leave one out")
+    return Batch.from_data_list(
+        [
+            _from_atoms(one, system_names, atom_names, dtype, position)
+            for position, one in enumerate(systems)
+        ]
+    )
 
 
-def _check_asked(where: str, keys: tuple[str, ...], found: list[dict[str, Any]]) -> None:
-    for key in keys:
-        if key in _STRUCTURE:
-            raise FieldError(f"{key!r} is always taken from the Atoms: leave it out of {where}")
+def from_ase_for_store(atoms: "Sequence[Atoms]", **options: Any) -> Batch:
+    """Batch as `from_ase` makes it, for one who may not know that there is something to ask for.
+
+    Warns of what looks like a label and is not taken, unless `info` or `arrays` was given.
+    """
+    if not {"info", "arrays"} & set(options):
+        warn_of_untaken(atoms, lambda one: bool(_results(one)))
+    return from_ase(atoms, **options)
+
+
+def _named(
+    where: str, asked: Iterable[str] | Names, usual: Names, found: list[dict[str, Any]]
+) -> Names:
+    """Field by key of what is asked for; refuses what none of the systems has."""
+    if isinstance(asked, str):
+        raise ArgumentTypeError(f"{where} is {asked!r}, expected a list or a mapping of keys")
+    if not isinstance(asked, Mapping):
+        asked = {key: usual.get(key, key) for key in asked}
+    keys: dict[str, str] = {}
+    for key, name in asked.items():
+        if _STRUCTURE & {key, name}:
+            taken = key if key in _STRUCTURE else name
+            raise FieldError(f"{taken!r} is always taken from the Atoms: leave it out of {where}")
         if not any(key in one for one in found):
-            have = sorted({name for one in found for name in one})
+            have = sorted({other for one in found for other in one})
             raise FieldError(f"none of {len(found)} Atoms has {key!r} in .{where}; there is {have}")
+        if keys.setdefault(name, key) != key:
+            raise FieldError(
+                f"{keys[name]!r} and {key!r} of .{where} are both to be field {name!r}: leave one "
+                "out"
+            )
+        level_of(name, _LEVELS[where])
+    return dict(asked)
 
 
 def _from_atoms(
-    atoms: "Atoms", info: tuple[str, ...], arrays: tuple[str, ...], dtype: torch.dtype
+    atoms: "Atoms", info: Names, arrays: Names, dtype: torch.dtype, position: int
 ) -> AtomicData:
     data = AtomicData(
         positions=_tensor("positions", atoms.get_positions(), dtype),
@@ -85,24 +137,35 @@ def _from_atoms(
         cell=_tensor("cell", np.asarray(atoms.cell), dtype),
         pbc=_tensor("pbc", atoms.pbc, dtype),
     )
-    for name, result in _results(atoms).items():
+    results = _results(atoms)
+    for name, result in results.items():
         _add(data, name, _tensor(name, result, dtype), CORE_FIELDS[name].level)
-    for key in arrays:
-        if key in atoms.arrays:
-            own = _tensor(key, atoms.arrays[key], dtype)
-            _add(data, _ARRAY_NAMES.get(key, key), own, Level.ATOM)
-    for key in info:
-        if atoms.info.get(key) is not None:
-            own = _tensor(key, atoms.info[key], dtype)
-            _add(data, key, own if own.ndim == 0 else own.unsqueeze(0), Level.SYSTEM)
+    for where, key, name, value in _entries(atoms, info, arrays):
+        if name in results:
+            raise FieldError(
+                f"{name!r} of Atoms {position} is in .{where}[{key!r}] and among the results of "
+                f"its calculator: leave {key!r} out to take the result, or set atoms.calc to None "
+                "to leave the results out"
+            )
+        rows = _tensor(key, value, dtype)
+        whole = where == "arrays" or rows.ndim == 0
+        _add(data, name, rows if whole else rows.unsqueeze(0), _LEVELS[where])
     return data
 
 
+def _entries(atoms: "Atoms", info: Names, arrays: Names) -> Iterator[tuple[str, str, str, Any]]:
+    """Place, key, field and value of what is asked for and there."""
+    for where, names, found in (("arrays", arrays, atoms.arrays), ("info", info, atoms.info)):
+        for key, name in names.items():
+            if found.get(key) is not None:
+                yield where, key, name, found[key]
+
+
 def _add(data: AtomicData, name: str, value: torch.Tensor, level: Level) -> None:
-    """Add a field, brought to the shape that the registry has for it."""
-    if name == "stress" and value.numel() == 6:
+    """Add a field, brought to the kind of dtype and the shape that the registry has for it."""
+    if name in ("stress", "virial") and value.numel() == 6:
         value = value.reshape(-1)[torch.tensor(_VOIGT)]
-    data.add_field(name, fit_rows(name, value, level, data.rows(level)), level)
+    data.add_field(name, fit_rows(name, value, level, data.rows(level), data.dtype), level)
 
 
 def _results(atoms: "Atoms") -> dict[str, AnyArray]:

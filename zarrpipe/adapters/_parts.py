@@ -9,7 +9,7 @@ import torch
 
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.csr import tensor_pointers
-from zarrpipe.data.fields import CORE_FIELDS, Level
+from zarrpipe.data.fields import CORE_FIELDS, Kind, Level
 from zarrpipe.errors import MissingLibraryError
 
 
@@ -30,14 +30,18 @@ def require(module: str, extra: str) -> ModuleType:
         ) from error
 
 
-def fit_rows(name: str, value: torch.Tensor, level: Level, rows: int) -> torch.Tensor:
-    """Give a tensor the shape ``(rows, *row)`` where it has the right number of elements.
+def fit_rows(
+    name: str, value: torch.Tensor, level: Level, rows: int, dtype: torch.dtype
+) -> torch.Tensor:
+    """Give a tensor the kind of dtype that the registry has, and the shape ``(rows, *row)``.
 
-    A field of the registry takes its row from there, so that for example the ``[3 B, 3]`` cells
-    of a PyG batch become ``[B, 3, 3]``. A scalar per system becomes ``[B, 1]``. Whatever does
-    not fit is returned as it is, for `Batch` to refuse with a message.
+    Integers of a float field take `dtype`, that of the positions, and whole floats of an integer
+    or bool field become integers. A field of the registry takes its row from there, so that for
+    example the ``[3 B, 3]`` cells of a PyG batch become ``[B, 3, 3]``. A scalar per system becomes
+    ``[B, 1]``. Whatever does not fit, or would not keep its value, is returned as it is, for
+    `Batch` to refuse with a message.
     """
-    value = value.detach()
+    value = _of_kind(name, value.detach(), dtype)
     spec = CORE_FIELDS.get(name)
     if spec is not None and spec.shape is not None:
         fits = value.numel() == rows * math.prod(spec.shape)
@@ -45,6 +49,18 @@ def fit_rows(name: str, value: torch.Tensor, level: Level, rows: int) -> torch.T
     if level is Level.SYSTEM and value.ndim < 2 and value.numel() == rows:
         return value.reshape(rows, 1)
     return value
+
+
+def _of_kind(name: str, value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Integers as floats or floats as integers, as the registry has them, where none changes."""
+    spec = CORE_FIELDS.get(name)
+    if spec is None or spec.kind is Kind.NUMBER or value.dtype is torch.bool or value.is_complex():
+        return value
+    if value.is_floating_point() is (spec.kind is Kind.FLOAT):
+        return value
+    floats = dtype if dtype.is_floating_point else torch.get_default_dtype()
+    cast = value.to(floats if spec.kind is Kind.FLOAT else torch.int64)
+    return cast if torch.equal(cast.to(value.dtype), value) else value
 
 
 def assemble(
@@ -58,7 +74,8 @@ def assemble(
     Parameters
     ----------
     fields
-        Level and tensor by name; scalars per system may come without their trailing 1.
+        Level and tensor by name; scalars per system may come without their trailing 1, and
+        whole numbers as floats or as integers.
     num_atoms, num_edges : torch.Tensor [B]
         Atoms and edges of each system; no edges by default.
     present : mapping of str to torch.Tensor [B] bool, optional
@@ -73,8 +90,10 @@ def assemble(
         Level.EDGE: int(edge_ptr[-1]),
         Level.SYSTEM: num_atoms.shape[0],
     }
+    dtype = fields["positions"][1].dtype if "positions" in fields else torch.get_default_dtype()
     shaped = {
-        name: fit_rows(name, value, level, rows[level]) for name, (level, value) in fields.items()
+        name: fit_rows(name, value, level, rows[level], dtype)
+        for name, (level, value) in fields.items()
     }
     levels = {name: level for name, (level, _) in fields.items()}
     return Batch(shaped, batch_ptr, edge_ptr, levels=levels, present=present)

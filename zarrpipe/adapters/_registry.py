@@ -6,7 +6,7 @@ from itertools import groupby
 from types import GeneratorType
 from typing import Any
 
-from zarrpipe.adapters._ase import from_ase
+from zarrpipe.adapters._ase import from_ase_for_store
 from zarrpipe.adapters._mace import from_mace
 from zarrpipe.adapters._nvalchemi import from_nvalchemi
 from zarrpipe.adapters._pyg import from_pyg
@@ -55,7 +55,7 @@ class Adapter:
 
 
 _ADAPTERS: list[Adapter] = [
-    Adapter("ase", "Atoms", from_ase, takes_list=True),
+    Adapter("ase", "Atoms", from_ase_for_store, takes_list=True),
     Adapter("torch_geometric.data", "Data", from_pyg),
     Adapter("torch_sim", "SimState", from_torch_sim),
     Adapter("nvalchemi.data", "Batch", from_nvalchemi),
@@ -136,6 +136,12 @@ def as_batch(obj: Any, **options: Any) -> Batch:
     -------
     Batch
         The systems in order.
+
+    Warns
+    -----
+    UserWarning
+        If ASE's ``Atoms`` have something that looks like a label and that is not taken, and no
+        `options` say what is wanted of ``info`` and ``arrays``.
 
     Raises
     ------
