@@ -1,4 +1,4 @@
-"""The README's code runs, and says what it says it says."""
+"""The code of the README and of the page on data runs, and says what it says it says."""
 
 import re
 from pathlib import Path
@@ -15,13 +15,14 @@ def blocks(name: str) -> list[str]:
 
 @pytest.mark.filterwarnings("ignore:The number of training batches:UserWarning")
 @pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader`:UserWarning")
-def test_code_of_the_readme_runs_in_order(tmp_path, monkeypatch):
+@pytest.mark.parametrize("page", ["README.md", "docs/data.md"])
+def test_code_of_a_page_runs_in_order(tmp_path, monkeypatch, page):
     monkeypatch.chdir(tmp_path)
-    found = blocks("README.md")
-    assert found, "the README has no python block"
-    namespace: dict[str, object] = {"__name__": "readme"}
+    found = blocks(page)
+    assert found, f"{page} has no python block"
+    namespace: dict[str, object] = {"__name__": "page"}
     for place, block in enumerate(found):
-        exec(compile(block, f"README.md block {place}", "exec"), namespace)
+        exec(compile(block, f"{page} block {place}", "exec"), namespace)
 
 
 def test_links_of_the_documents_lead_somewhere():
