@@ -5,7 +5,14 @@ import threading
 import pytest
 import torch
 
-from zarrpipe import Batch, ZarrData, ZarrDataModule, ZarrDataset, _ranks
+from zarrpipe import (
+    AtomicDataZarrWriter,
+    Batch,
+    ZarrData,
+    ZarrDataModule,
+    ZarrDataset,
+    _ranks,
+)
 from zarrpipe.errors import StoreFormatError
 from zarrpipe.testing import numbered_batch
 
@@ -154,3 +161,17 @@ def test_a_store_that_outgrows_its_cache_is_shuffled_as_its_epoch_began(tmp_path
     left = [s for batch in again.train_dataloader() for s in batch["serial"].flatten().tolist()]
     assert left == rest
     assert sorted(seen + left) == list(range(40))
+
+
+def test_a_deletion_is_said_on_every_rank(tmp_path, ranks):
+    with ZarrData(tmp_path / "store") as sink:
+        sink.write(numbered_batch(range(6)))
+    modules = [ZarrDataModule(tmp_path / "store") for _ in (0, 1)]
+    assert ranks.run([module.refresh for module in modules]) == [6, 6]
+    with AtomicDataZarrWriter(tmp_path / "store") as writer:
+        writer.delete([0])
+    for error in ranks.run([module.refresh for module in modules]):
+        assert type(error) is StoreFormatError
+        assert "were deleted or moved" in str(error)
+    assert ranks.run([module.refresh for module in modules]) == [0, 0]
+    assert [len(module.dataset) for module in modules] == [5, 5]
