@@ -1,8 +1,8 @@
 """`ZarrData`: the sink that a simulation writes into, on any Zarr store."""
 
 import os
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Collection, Mapping
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -11,8 +11,10 @@ import torch
 from zarrpipe.adapters import as_batch
 from zarrpipe.closing import Closing
 from zarrpipe.data.batch import Batch
+from zarrpipe.data.fields import check_new_names
 from zarrpipe.errors import (
     ArgumentError,
+    ArgumentTypeError,
     FieldError,
     StoreClosedError,
     StoreEmptyError,
@@ -153,8 +155,9 @@ class ZarrData(Closing):
             If there is not room for all of them (StoreFullError), another writer has the store
             (StoreLockedError), or the sink was closed (StoreClosedError); nothing was written.
         ValueError
-            If the mask has another length or dtype (FieldError), or a field does not fit what
-            the store has fixed (SchemaError); nothing was written.
+            If the mask has another length or dtype, a new field has a name that conditions on
+            samples read otherwise (FieldError), or a field does not fit what the store has fixed
+            (SchemaError); nothing was written.
         TypeError
             If the batch is of no known kind (ArgumentTypeError).
         """
@@ -164,6 +167,7 @@ class ZarrData(Closing):
             chosen = _masked(chosen, mask)
         if chosen.num_graphs == 0:
             return
+        check_new_names(chosen.fields, self._stored_fields)
         stored = len(self)
         if stored + chosen.num_graphs > self._capacity:
             raise StoreFullError(
@@ -273,6 +277,13 @@ class ZarrData(Closing):
         view.refresh()
         return view.num_samples
 
+    def __reduce__(self) -> NoReturn:
+        raise ArgumentTypeError(
+            f"the sink of {self._root} can be neither pickled nor copied: it is the one writer of "
+            "its store and stays in its process; hand the store's path over and open a sink, or a "
+            "ZarrDataset for reading, there"
+        )
+
     def __repr__(self) -> str:
         return f"ZarrData({str(self._root)!r}, {len(self)} of {self._capacity} samples)"
 
@@ -286,6 +297,16 @@ class ZarrData(Closing):
                 self._root, self._config, self._capacity, durable=self._durable
             )
         return self._appender
+
+    def _stored_fields(self) -> Collection[str]:
+        """Names of the fields that the store has."""
+        if self._appender is not None and not self._appender.closed:
+            return self._appender.schema
+        view = self._reader()
+        if view is None:
+            return ()
+        view.refresh()
+        return view.schema
 
     def _reader(self) -> StoreView | None:
         """View of the store; None while there is no store."""

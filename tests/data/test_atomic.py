@@ -80,6 +80,8 @@ def test_dtypes():
     )
     assert data.energy.tolist() == [[-40000.123456789]]
     assert data.charge.tolist() == [[1.0]]
+    assert water(charge=np.int32(-2)).charge.tolist() == [[-2.0]]
+    assert water(system={"tag": np.int32(3)}).tag.dtype is torch.int32
     assert data.charges.dtype is torch.float32
     assert data.charges.tolist() == [0.0, 0.0, 1.0]
     assert water(neighbor_list=[]).neighbor_list.shape == (0, 2)
@@ -124,7 +126,10 @@ def test_none_is_left_out():
         ({"atom_categories": torch.zeros(3)}, "'atom_categories' has dtype torch.float32.*integer"),
         ({"forces": torch.zeros(3, 3, dtype=torch.bfloat16)}, "bfloat16, which cannot be stored"),
         ({"system": {"z": torch.zeros(1, dtype=torch.complex64)}}, "which cannot be stored"),
-        ({"system": {"tag": torch.zeros(3)}}, r"'tag' has shape \(3,\), expected one row .* 1 sys"),
+        (
+            {"system": {"tag": torch.zeros(3)}},
+            r"'tag' has shape \(3,\), expected one row for the one system: give shape \(1, 3\), as",
+        ),
         ({"neighbor_list": torch.tensor([[0, 3]])}, "indices from 0 to 3, expected 0 to 2"),
         ({"neighbor_list": torch.tensor([[-1, 2]])}, "indices from -1 to 2, expected 0 to 2"),
         ({"neighbor_list": EDGES.T}, r"'neighbor_list' has shape \(2, 3\), expected \(2, 2\)"),
@@ -141,6 +146,10 @@ def test_none_is_left_out():
         ),
         ({"atom": {"energy": torch.zeros(3)}}, "'energy' is given at level 'atom', the registry"),
         ({"atom": {"a": torch.zeros(3)}, "system": {"a": torch.zeros(1)}}, "'a' is here at level"),
+        (
+            {"system": {"x": [1.0, 2.5]}},
+            r"'x' has shape \(2,\), .* the one system: give shape \(1, 2\): \[\[1.0, 2.5\]\]$",
+        ),
         ({"system": {"_tag": torch.zeros(1)}}, "'_tag' must be a Python identifier"),
         ({"system": {"a b": torch.zeros(1)}}, "'a b' must be a Python identifier"),
         ({"system": {"num_nodes": torch.zeros(1)}}, "'num_nodes' is taken by"),
@@ -186,6 +195,10 @@ def test_setting_fields():
         data.num_nodes = 3
     with pytest.raises(AttributeError, match="AtomicData has no field 'stress'; it has atomic_n"):
         _ = data.stress
+    with pytest.raises(AttributeError, match=r"no field 'pos' \(did you mean 'positions'\?\); it"):
+        _ = data.pos
+    with pytest.raises(AttributeError, match="no field 'batch'; it has"):
+        _ = data.batch
     with pytest.raises(TypeError):
         data.fields["energy"] = torch.zeros(1, 1)
     assert data.forces.sum().item() == 9.0

@@ -20,7 +20,13 @@ from zarrpipe.data.csr import (
 )
 from zarrpipe.data.fields import FieldSpec, Kind, Level
 from zarrpipe.data.schema import Schema
-from zarrpipe.errors import FieldError, SampleIndexError, SampleIndexTypeError, SchemaError
+from zarrpipe.errors import (
+    FieldError,
+    SampleIndexError,
+    SampleIndexTypeError,
+    SchemaError,
+    UnknownFieldError,
+)
 from zarrpipe.testing import assert_batches_equal, numbered_batch, random_batch
 
 OWN = (
@@ -453,3 +459,45 @@ class TestSchema:
         else:
             with pytest.raises(SchemaError, match=r"'a' has dtype .*the cast may lose information"):
                 Schema.of(of[0]).check(of[1])
+
+    def test_fractions_are_not_cast_to_integers(self):
+        """The advice must not be to cut them off."""
+        begun, later = (
+            Batch.from_data_list([helium(system={"kelvin": [value]})]) for value in (300, 300.5)
+        )
+        advice = (
+            r"begin with floats, such as \[300.0\], in a field of another name or in a new store"
+        )
+        with pytest.raises(SchemaError, match=rf"float32, the store has int64 .*{advice}$"):
+            Schema.of(begun).check(later)
+
+    @pytest.mark.parametrize(
+        ("begun", "later", "advice"),
+        [
+            (1, [1], r"give a plain number for a system, \.reshape\(-1, 1\) of a batch$"),
+            ([1], 1, r"give \[number\] for a system, \.reshape\(-1\) of a batch$"),
+            ([1], [[1, 2]], "of its first write$"),
+        ],
+    )
+    def test_rows_of_one_number_say_how_they_fit(self, begun, later, advice):
+        """In a store, and in one list if rows of one shape or the other came first."""
+        of = [helium(system={"round": value}) for value in (begun, later)]
+        with pytest.raises(SchemaError, match=advice):
+            Schema.of(Batch.from_data_list(of[:1])).check(Batch.from_data_list(of[1:]))
+        if later != [[1, 2]]:
+            with pytest.raises(FieldError, match=advice):
+                Batch.from_data_list(of)
+
+
+@pytest.mark.parametrize(
+    ("habit", "name"),
+    [("batch", "batch_idx"), ("ptr", "batch_ptr"), ("pos", "positions"), ("z", "atomic_numbers")],
+)
+def test_names_of_pyg_are_told(habit, name):
+    batch = Batch.from_data_list([helium()])
+    expected = rf"Batch has no field '{habit}' \(did you mean '{name}'\?\); it has .*positions"
+    with pytest.raises(AttributeError, match=rf"{expected}.*, batch_idx, batch_ptr, edge_ptr$"):
+        getattr(batch, habit)
+    with pytest.raises(UnknownFieldError, match=expected):
+        batch[habit]
+    assert getattr(batch, name).shape[0] > 0

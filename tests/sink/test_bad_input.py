@@ -178,6 +178,45 @@ def test_objects(local, name):
         sink.write(make())
 
 
+NAMES = {
+    "num_atoms": "'num_atoms' stands for a sample's number of atoms in conditions such as where=",
+    "not": "'not' is a word of Python's, which neither an attribute nor a condition can name",
+    "class": "'class' is a word of Python's",
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_new_fields_that_a_condition_reads_otherwise(local, name, tmp_path):
+    data, fresh = system(system={name: [7.0]}), tmp_path / "fresh"
+    with unchanged(local):
+        with ZarrData(local) as sink, refused(FieldError, ValueError, NAMES[name]):
+            sink.write(data)
+        with AtomicDataZarrWriter(local) as writer:
+            with refused(FieldError, ValueError, NAMES[name]):
+                writer.append(data)
+            with refused(FieldError, ValueError, NAMES[name]):
+                writer.add_custom(name, np.ones(COUNT), "system")
+    for opened in (ZarrData(fresh), AtomicDataZarrWriter(fresh)):
+        with opened, refused(FieldError, ValueError, NAMES[name]):
+            opened.write(data)
+    assert not fresh.exists()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_store_that_has_such_a_field_goes_on(store, name):
+    data = system(system={name: [7.0]})
+    with ZarrData(store) as sink:
+        sink._writer().append(Batch.from_data_list([data]))  # as before such names were refused
+    with AtomicDataZarrWriter(store) as writer:
+        writer.append(data)
+    with ZarrData(store) as sink:
+        sink.write([data])
+        assert ZarrDataset(store).__getitems__(range(COUNT, COUNT + 3))[name].tolist() == [7.0] * 3
+        assert sink.drain()[name][COUNT:].tolist() == [7.0] * 3
+        with refused(FieldError, ValueError, NAMES[name]):
+            sink.write(data)
+
+
 def test_a_batch_without_data(store):
     with (
         ZarrData(store) as sink,

@@ -1,5 +1,6 @@
 """One atomic system: a molecule or a crystal, with its labels."""
 
+import reprlib
 from collections.abc import Callable, Mapping
 from typing import Any, Self
 
@@ -20,7 +21,9 @@ class AtomicData(FieldTensors):
     atomic_numbers : array_like [n]
         Atomic numbers.
     atom, edge, system : mapping of str to array_like, optional
-        Fields of the user's own by level: ``[n, ...]``, ``[e, ...]`` and ``[1, ...]``.
+        Fields of the user's own by level: ``[n, ...]``, ``[e, ...]`` and ``[1, ...]``. A single
+        number of a system becomes ``[1, 1]``, a row of shape ``(1,)`` as the energy is one;
+        ``[number]`` is a row of shape ``()``, and a store keeps to the one that it begins with.
     **fields : array_like, optional
         Fields of the registry, for example ``energy [1, 1]`` in eV, ``forces [n, 3]`` in
         eV/Angstrom, ``cell [1, 3, 3]`` with lattice vectors as rows, ``pbc [1, 3]``,
@@ -129,7 +132,7 @@ class AtomicData(FieldTensors):
         """
         resolved = self._level_for(name, level)
         if resolved is Level.SYSTEM:
-            value = _with_leading_one(name, self._as_tensor(name, value))
+            value = _with_leading_one(name, self._as_tensor(name, value), value)
         elif resolved is Level.EDGE:
             value = self._as_tensor(name, value)
             if name == "neighbor_list":
@@ -169,18 +172,26 @@ class AtomicData(FieldTensors):
         return f"AtomicData(num_nodes={self.num_nodes}, num_edges={self.num_edges}, {names})"
 
 
-def _with_leading_one(name: str, value: torch.Tensor) -> torch.Tensor:
+def _with_leading_one(name: str, value: torch.Tensor, given: Any) -> torch.Tensor:
     """Give a row of a system-level field its leading 1 where its shape says that it lacks it.
 
     Raises
     ------
     FieldError
-        If the shape is neither that of the registry nor that without the leading 1.
+        If the shape is neither that of the registry nor that without the leading 1, or the field
+        is not in the registry and has no leading 1; the message shows what was `given`.
     """
     spec = CORE_FIELDS.get(name)
     row = None if spec is None else spec.shape
     if value.ndim == 0 and row in (None, (1,)):
         return value.reshape(1, 1)
+    if row is None and value.shape[:1] != (1,):
+        listed = isinstance(given, list | tuple)
+        way = f": {reprlib.repr([given])}" if listed else ", as by [None]"
+        raise FieldError(
+            f"field {name!r} has shape {tuple(value.shape)}, expected one row for the one system: "
+            f"give shape {(1, *value.shape)}{way}"
+        )
     if row is None or tuple(value.shape) == (1, *row):
         return value
     if tuple(value.shape) == row:

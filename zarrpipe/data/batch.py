@@ -1,7 +1,7 @@
 """Many systems as one: each field is one tensor in which the systems follow each other (CSR)."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 
@@ -51,6 +51,7 @@ class Batch(FieldTensors):
 
     __slots__ = ("_batch_idx", "_batch_ptr", "_buffer", "_edge_ptr", "_present")
 
+    _also: ClassVar[tuple[str, ...]] = ("batch_idx", "batch_ptr", "edge_ptr")
     _batch_ptr: torch.Tensor
     _edge_ptr: torch.Tensor
     _present: dict[str, torch.Tensor]

@@ -6,7 +6,7 @@ import torch
 
 from zarrpipe.data.container import FieldTensors
 from zarrpipe.data.csr import tensor_pointers
-from zarrpipe.data.fields import Level
+from zarrpipe.data.fields import Level, shape_hint
 from zarrpipe.errors import FieldError
 
 Parts = tuple[
@@ -81,6 +81,7 @@ def _concatenate(name: str, level: Level, parts: Sequence[FieldTensors]) -> torc
                     f"field {name!r} of sample {position} has rows of shape "
                     f"{tuple(value.shape[1:])} and dtype {value.dtype}, samples before it "
                     f"{tuple(first.shape[1:])} and {first.dtype}"
+                    f"{shape_hint(tuple(value.shape[1:]), tuple(first.shape[1:]))}"
                 )
         else:
             shape = (part.rows(level), *first.shape[1:])

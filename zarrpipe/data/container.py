@@ -1,10 +1,11 @@
 """What a single system and a batch share: named tensors with a level, and moving them about."""
 
 import reprlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import MappingProxyType
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
+import numpy as np
 import torch
 
 from zarrpipe.data.fields import (
@@ -30,6 +31,8 @@ class FieldTensors:
 
     _fields: dict[str, torch.Tensor]
     _levels: dict[str, Level]
+    _also: ClassVar[tuple[str, ...]] = ()
+    """Attributes beside the fields that are listed with them."""
 
     @property
     def fields(self) -> MappingProxyType[str, torch.Tensor]:
@@ -122,10 +125,14 @@ class FieldTensors:
         try:
             return self._fields[name]
         except (KeyError, TypeError):
-            have = ", ".join(self._fields)
-            raise UnknownFieldError(
-                f"{type(self).__name__} has no field {name!r}; it has {have}"
-            ) from None
+            raise UnknownFieldError(self._lacks(name, self._fields)) from None
+
+    def _lacks(self, name: str, have: Iterable[str]) -> str:
+        """Message that there is no field of a name."""
+        meant = _PYG_NAMES.get(name) if isinstance(name, str) else None
+        here = meant is not None and (meant in self._fields or meant in self._also)
+        hint = f" (did you mean {meant!r}?)" if here else ""
+        return f"{type(self).__name__} has no field {name!r}{hint}; it has {', '.join(have)}"
 
     def _level_for(self, name: str, level: Level | str | None) -> Level:
         """Level at which a field is to be set; refuses names and levels that do not fit."""
@@ -216,10 +223,8 @@ class FieldTensors:
             try:
                 return self._fields[name]
             except KeyError:
-                have = ", ".join(sorted(self._fields))
-                raise AttributeError(
-                    f"{type(self).__name__} has no field {name!r}; it has {have}"
-                ) from None
+                have = (*sorted(self._fields), *self._also)
+                raise AttributeError(self._lacks(name, have)) from None
         raise AttributeError(name)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -247,13 +252,14 @@ def _tensor_of(name: str, value: Any, like: torch.dtype | None) -> torch.Tensor:
         raise FieldError(
             f"field {name!r} is {reprlib.repr(value)}, expected a tensor, an array or numbers"
         ) from error
-    if not isinstance(value, int | float | list | tuple):
+    if not isinstance(value, int | float | np.integer | list | tuple):
         return tensor
     spec = CORE_FIELDS.get(name)
     kind = None if spec is None else spec.kind
     if tensor.numel() == 0 and kind is Kind.INTEGER and spec is not None and spec.shape is not None:
         return tensor.new_zeros((0, *spec.shape), dtype=torch.int64)
-    if tensor.is_floating_point() or (kind is Kind.FLOAT and tensor.dtype is torch.int64):
+    whole = isinstance(value, np.integer) or tensor.dtype is torch.int64
+    if tensor.is_floating_point() or (kind is Kind.FLOAT and whole):
         wanted = torch.float64 if tensor.ndim == 0 else like or torch.get_default_dtype()
         return torch.as_tensor(value, dtype=wanted)
     return tensor
@@ -272,6 +278,12 @@ def check_not_taken(name: str) -> None:
             raise FieldError(f"field name {name!r} is taken by {kind.__name__}.{name}")
 
 
+_PYG_NAMES = {
+    "batch": "batch_idx",
+    "ptr": "batch_ptr",
+    "pos": "positions",
+    "z": "atomic_numbers",
+}
 _COUNTED_BY = {
     Level.ATOM: "positions",
     Level.EDGE: "edge pointers or the neighbor_list",

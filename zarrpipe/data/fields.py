@@ -5,7 +5,8 @@ Names, levels and shapes are those of nvalchemi 0.2; units are those of ASE.
 """
 
 import difflib
-from collections.abc import Mapping
+import keyword
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
@@ -155,6 +156,48 @@ def check_name(name: str) -> None:
             f"field name {name!r} must be a Python identifier without a leading underscore: "
             "it becomes an attribute and the name of a Zarr array"
         )
+
+
+def check_new_names(names: Iterable[str], known: Callable[[], Collection[str]] = frozenset) -> None:
+    """Refuse new names that a condition on samples reads otherwise, or cannot read.
+
+    Parameters
+    ----------
+    names
+        Names of fields, each a Python identifier.
+    known
+        Called, if there is such a name, for those that the store has already and keeps.
+
+    Raises
+    ------
+    FieldError
+        If a new one is ``num_atoms``, ``num_edges`` or a word of Python's.
+    """
+    for name in names:
+        if not (name in _COUNTS or keyword.iskeyword(name)) or name in known():
+            continue
+        if name in _COUNTS:
+            raise FieldError(
+                f"field name {name!r} stands for a sample's {_COUNTS[name]} in conditions such as "
+                f"where='{name} < 100', and is kept by every store: leave the field out, or store "
+                "it under another name"
+            )
+        raise FieldError(
+            f"field name {name!r} is a word of Python's, which neither an attribute nor a "
+            "condition can name: store it under another name"
+        )
+
+
+_COUNTS = {"num_atoms": "number of atoms", "num_edges": "number of edges"}
+
+
+def shape_hint(given: tuple[int, ...], fixed: tuple[int, ...]) -> str:
+    """How rows of one number take another shape; empty if that is not all that differs."""
+    if {given, fixed} != {(), (1,)}:
+        return ""
+    if fixed == ():
+        return ": give [number] for a system, .reshape(-1) of a batch"
+    return ": give a plain number for a system, .reshape(-1, 1) of a batch"
 
 
 def check_unit(name: str, unit: object) -> None:

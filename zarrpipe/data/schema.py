@@ -7,7 +7,7 @@ from types import MappingProxyType
 import numpy as np
 
 from zarrpipe.data.batch import Batch
-from zarrpipe.data.fields import CORE_FIELDS, Level, level_of
+from zarrpipe.data.fields import CORE_FIELDS, Level, level_of, shape_hint
 from zarrpipe.errors import SchemaError
 
 
@@ -124,12 +124,19 @@ class Schema(Mapping[str, Field]):
                 raise SchemaError(
                     f"field {name!r} has rows of shape {given.shape}, the store has "
                     f"{fixed.shape}: a store keeps the shape of its first write"
+                    f"{shape_hint(given.shape, fixed.shape)}"
                 )
             if not np.can_cast(given.dtype, fixed.dtype, casting="safe"):
+                fractions = given.dtype.kind == "f" and fixed.dtype.kind != "f"
                 raise SchemaError(
                     f"field {name!r} has dtype {given.dtype}, the store has {fixed.dtype} and the "
-                    f"cast may lose information: convert it with .to(torch.{fixed.dtype}) "
-                    "or begin a new store"
+                    "cast may lose information: "
+                    + (
+                        "begin with floats, such as [300.0], in a field of another name or in a "
+                        "new store"
+                        if fractions
+                        else f"convert it with .to(torch.{fixed.dtype}) or begin a new store"
+                    )
                 )
 
     def at(self, level: Level) -> Iterator[Field]:

@@ -12,7 +12,14 @@ from zarrpipe.adapters import as_batch
 from zarrpipe.closing import Closing
 from zarrpipe.data.container import check_not_taken
 from zarrpipe.data.csr import AnyArray, Int64Array, positions_of
-from zarrpipe.data.fields import CORE_FIELDS, Level, as_field_dtype, check_name, level_of
+from zarrpipe.data.fields import (
+    CORE_FIELDS,
+    Level,
+    as_field_dtype,
+    check_name,
+    check_new_names,
+    level_of,
+)
 from zarrpipe.data.schema import Field, field_from_array
 from zarrpipe.errors import (
     FieldError,
@@ -78,8 +85,11 @@ class AtomicDataZarrWriter(Closing):
         ------
         StoreExistsError
             If samples are there already.
+        FieldError
+            If a new field has a name that conditions on samples read otherwise.
         """
         batch = as_batch(data)
+        check_new_names(batch.fields)
         if self._exists() and self._open().extent.samples:
             raise StoreExistsError(
                 f"{self._root} has {self._open().extent.samples} samples: append to it, or write "
@@ -97,9 +107,12 @@ class AtomicDataZarrWriter(Closing):
             If there is no store.
         SchemaError
             If a field does not fit the store; nothing was written.
+        FieldError
+            If a new field has a name that conditions on samples read otherwise.
         """
-        batch = as_batch(data)
-        self._existing().append(batch)
+        batch, appender = as_batch(data), self._existing()
+        check_new_names(batch.fields, lambda: appender.schema)
+        appender.append(batch)
 
     @alone
     def add_custom(self, key: str, data: Any, level: Level | str) -> None:
@@ -126,6 +139,7 @@ class AtomicDataZarrWriter(Closing):
         appender = self._existing()
         check_name(key)
         check_not_taken(key)
+        check_new_names([key], lambda: appender.schema)
         if key in appender.schema:
             raise SchemaError(f"{self._root} has the field {key!r} already: use another name")
         values = as_field_dtype(key, _tensor_of(key, data)).numpy()
