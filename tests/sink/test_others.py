@@ -365,7 +365,9 @@ def test_a_forked_child_does_not_wait_for_a_thread_that_it_has_not(monkeypatch):
 def test_a_sink_stays_in_its_process(tmp_path, duplicate):
     sink = ZarrData(tmp_path / "store")
     for _ in range(2):
-        with pytest.raises(TypeError, match=r"store can be neither pickled nor copied: .* hand the"):
+        with pytest.raises(
+            TypeError, match=r"store can be neither pickled nor copied: .* hand the"
+        ):
             duplicate(sink)
         sink.write(numbered_batch(range(2)))
     sink.close()
