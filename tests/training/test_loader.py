@@ -1,5 +1,6 @@
 """GraphLoader: batches, exact positions, workers, growth."""
 
+import contextlib
 import operator
 
 import numpy as np
@@ -56,6 +57,30 @@ def test_a_state_counts_what_was_handed_out_and_not_what_was_read_ahead(store, w
     assert serials(loader) == whole[2:]
     assert serials(loader) == serials(other)
     loader.close()
+
+
+@pytest.mark.parametrize("settings", [{}, {"prefetch": 2}, {"num_workers": 1}], ids=str)
+@pytest.mark.parametrize(
+    ("transform", "error", "says"),
+    [
+        ("forgets_to_return", TypeError, "forgets_to_return.* gave a NoneType, expected a Batch"),
+        ("stops", RuntimeError, "stops.* raised StopIteration"),
+    ],
+)
+@pytest.mark.parametrize("where", ["dataset", "loader", "list"])
+def test_no_transform_ends_an_epoch_in_silence(
+    store, transforms, settings, transform, error, says, where
+):
+    transform = getattr(transforms, transform)
+    if "num_workers" in settings and where != "loader":
+        return  # the same in a worker, which takes a second to start
+    given = [transform] if where == "list" else transform
+    dataset = ZarrDataset(store[0], None, None if where == "loader" else given)
+    sampler = GraphBatchSampler(dataset, 8)
+    before = transform if where == "loader" else None
+    loader = GraphLoader(dataset, sampler, transform=before, **settings)
+    with contextlib.closing(loader), pytest.raises(error, match=says):
+        list(loader)
 
 
 def test_iter_does_not_decide_the_epoch_yet(store):

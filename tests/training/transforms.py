@@ -43,6 +43,14 @@ def fails_oddly(batch: Batch) -> Batch:
     raise Unpicklable("this", "that")
 
 
+def forgets_to_return(batch: Batch):
+    batch.positions = batch.positions + 1
+
+
+def stops(batch: Batch) -> Batch:
+    return next(iter([]))
+
+
 def gives_a_list(batch: Batch):
     return batch.to_data_list()
 

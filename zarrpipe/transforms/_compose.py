@@ -30,8 +30,25 @@ def is_random(transform: object) -> bool:
 
 
 def apply(transform: Transform, batch: Batch, keys: UInt64Array | None = None) -> Batch:
-    """What a transform makes of a batch, with keys [B] where it is random."""
-    return transform(batch) if keys is None else transform(batch, keys)
+    """What a transform makes of a batch, with keys [B] where it is random.
+
+    Raises
+    ------
+    TypeError
+        If it gives something else than a `Batch`.
+    RuntimeError
+        If it raises StopIteration, which would end whatever iterates over batches.
+    """
+    try:
+        made: object = transform(batch) if keys is None else transform(batch, keys)
+    except StopIteration as error:
+        raise RuntimeError(f"{transform!r} raised StopIteration") from error
+    if not isinstance(made, Batch):
+        raise ArgumentTypeError(
+            f"{transform!r} gave a {type(made).__name__}, expected a Batch: it has to return the "
+            "batch to use"
+        )
+    return made
 
 
 def fields_read(transform: object) -> tuple[str, ...]:
@@ -89,14 +106,10 @@ class Compose:
                         f"{transform!r} draws by sample: call this with keys too, one for each "
                         "system, as zarrpipe.transforms.sample_keys gives them"
                     )
-                batch = transform(batch, child_keys(keys, number))
+                batch = apply(transform, batch, child_keys(keys, number))
                 number += 1
             else:
-                batch = transform(batch)
-            if not isinstance(batch, Batch):
-                raise ArgumentTypeError(
-                    f"{transform!r} gave a {type(batch).__name__}, expected a Batch"
-                )
+                batch = apply(transform, batch)
         return batch
 
     def __repr__(self) -> str:
