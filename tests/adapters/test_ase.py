@@ -306,10 +306,13 @@ class TestWhatNobodyAskedFor:
         assert "{'REF_energy': 'energy', 'dft_energy': 'dft_energy'}" in told(water)[0]
 
     def test_labels_beside_results(self, told, crystal):
-        crystal.info.update(REF_energy=1.0, charge=1, round=3, energy_weight=2.0)
+        crystal.info.update(REF_energy=1.0, charge=1, round=3, energy_weight=2.0, energy=1.0)
         crystal.set_momenta(np.ones((2, 3)))
+        crystal.arrays["REF_forces"] = np.ones((2, 3))
+        crystal.calc.results.pop("forces")
         (message,) = told(crystal)
-        assert "from_ase(atoms, info={'REF_energy': 'REF_energy', 'charge': 'charge'}), " in message
+        names = "{'REF_energy': 'REF_energy', 'charge': 'charge'}, arrays={'REF_forces': 'forces'}"
+        assert f"from_ase(atoms, info={names}), " in message
 
     def test_ordinary_atoms(self, told, ase, crystal):
         oxygen, slab = ase.build.molecule("O2"), ase.build.fcc111("Cu", (2, 2, 2), vacuum=5.0)

@@ -99,7 +99,7 @@ def from_ase_for_store(atoms: "Sequence[Atoms]", **options: Any) -> Batch:
     Warns of what looks like a label and is not taken, unless `info` or `arrays` was given.
     """
     if not {"info", "arrays"} & set(options):
-        warn_of_untaken(atoms, lambda one: bool(_results(one)))
+        warn_of_untaken(atoms, _results)
     return from_ase(atoms, **options)
 
 

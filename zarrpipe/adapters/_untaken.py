@@ -2,7 +2,7 @@
 
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,11 +26,12 @@ _WEIGHTS = frozenset({"weight", "weights"})
 _ASES_OWN = frozenset(
     {"positions", "numbers", "tags", "masses", "initial_magmoms", "initial_charges"}
     | {"spacegroup_kinds", "occupancies", "occupancy", "bfactor", "residuenumbers"}
+    | {"id", "type", "mol-id", "travel"}
 )
 """Arrays that ASE's constructors and readers of files set, whatever the atoms are for."""
 
 
-def warn_of_untaken(systems: Sequence[Any], has_results: Callable[[Any], bool]) -> None:
+def warn_of_untaken(systems: Sequence[Any], results_of: Callable[[Any], Collection[str]]) -> None:
     """Warn where an entry of ``atoms.info`` or ``atoms.arrays`` looks like a label.
 
     Of atoms without results that is every entry of numbers, but for those that ASE sets by itself;
@@ -40,17 +41,17 @@ def warn_of_untaken(systems: Sequence[Any], has_results: Callable[[Any], bool]) 
     ----------
     systems
         Atoms of which no entry was asked for.
-    has_results
-        Whether an attached calculator gives some of them labels.
+    results_of
+        Names of the results that an attached calculator gives some of them.
     """
     untaken: dict[str, dict[str, str]] = {"info": {}, "arrays": {}}
     for atoms in systems:
         entries = list(_numeric(atoms))
-        labelled = bool(entries) and has_results(atoms)
+        results = results_of(atoms) if entries else ()
         for where, key in entries:
-            if not labelled or _is_label(where, key):
-                name = _own(key) if labelled else _field(where, key)
-                taken = name in untaken[where].values()
+            if not results or (_is_label(where, key) and key not in results):
+                name = _field(where, key)
+                taken = name in results or name in untaken[where].values()
                 untaken[where].setdefault(key, _own(key) if taken else name)
     options = ", ".join(f"{where}={names}" for where, names in untaken.items() if names)
     if options:
@@ -70,7 +71,8 @@ def _numeric(atoms: Any) -> Iterator[tuple[str, str]]:
     )
     for where, found in places:
         for key in sorted(name for name in found if isinstance(name, str)):
-            if key not in _ASES_OWN and _is_numeric(found[key]):
+            own = where == "arrays" and key in _ASES_OWN
+            if not own and _is_numeric(found[key]):
                 yield where, key
 
 
