@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.tuner import Tuner
+from lightning.pytorch.tuner import Tuner, batch_size_scaling
 
 from zarrpipe import ZarrDataModule
 from zarrpipe.errors import ArgumentError
@@ -15,6 +15,19 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Total length of `GraphLoader` across ranks is zero"),
     pytest.mark.filterwarnings("ignore:.*`isinstance.treespec, LeafSpec.` is deprecated"),
 ]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory, data):
+    """A store of 40 systems, which no test here changes, and the batch that was written."""
+    place = tmp_path_factory.mktemp("stored") / "store"
+    return place, data.append(place, data.batch(40))
+
+
+@pytest.fixture(autouse=True)
+def uncollected(monkeypatch):
+    """Leave out the collections of garbage, two a trial, that cost most of a search."""
+    monkeypatch.setattr(batch_size_scaling, "garbage_collection_cuda", lambda: None)
 
 
 class Energies(LightningModule):
