@@ -148,6 +148,16 @@ def check_finders(trainer: Trainer, batch_size: int | None) -> None:
             )
 
 
+def check_seed(loader: GraphLoader, seed: int) -> None:
+    """Say that a resumed loader has another seed than was given: an order has only one."""
+    if loader.sampler.seed != seed:
+        rank_zero_warn(
+            f"seed is {seed}, and the checkpoint is of a run with seed {loader.sampler.seed}, "
+            "with which training goes on, so that no sample of its epoch is left out or repeated: "
+            f"expected that seed; to train with seed {seed} begin a new fit without ckpt_path"
+        )
+
+
 def _go_back(trainer: Trainer, step: int) -> None:
     """Have Lightning count the batches that come again, before it goes on at a step."""
     inner = trainer.fit_loop.epoch_loop

@@ -4,6 +4,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+
+from zarrpipe.data.fields import Level
 from zarrpipe.dataset import ZarrDataset
 from zarrpipe.epochs.checks import checked_bool
 from zarrpipe.epochs.mixing import Weights
@@ -95,6 +98,22 @@ class Settings:
             transform=self.train_transform if training else None,  # type: ignore[arg-type]
         )
 
+    def check(self, dataset: ZarrDataset) -> None:
+        """Refuse a budget of edges where no store has edges, as it would limit nothing.
+
+        Raises
+        ------
+        ArgumentError
+            If there is one.
+        """
+        levels = {field.level for field in dataset.schema.values()}
+        if self.max_edges is not None and len(dataset) and Level.EDGE not in levels:
+            raise ArgumentError(
+                f"max_edges is {self.max_edges}, and no store has a neighbor_list or other edges, "
+                "so it would limit nothing: those that a transform finds are added when batches "
+                "are made already; expected max_atoms or batch_size"
+            )
+
     @property
     def packed(self) -> bool:
         """Whether the batches of an epoch are as many as its budgets make them."""
@@ -168,3 +187,36 @@ class Fixed:
                 f"to a new {type(module).__name__}({self._name}=...)"
             )
         vars(module)[self._name] = value
+
+
+def checked_device(name: str | torch.device) -> torch.device:
+    """A device by its name.
+
+    Raises
+    ------
+    ArgumentError
+        If it is none.
+    """
+    try:
+        return torch.device(name)
+    except (RuntimeError, TypeError) as error:
+        raise ArgumentError(
+            f"device is {name!r}, expected what torch.device takes, such as 'cpu' or 'cuda:1'"
+        ) from error
+
+
+def check_device(device: torch.device | None) -> None:
+    """Refuse a CUDA device that is not here, before anything is moved to it.
+
+    Raises
+    ------
+    ArgumentError
+        If it is not.
+    """
+    if device is not None and device.type == "cuda":
+        count = torch.cuda.device_count()
+        if (device.index or 0) >= count:
+            raise ArgumentError(
+                f"device is '{device}', and the number of CUDA devices that torch finds here is "
+                f"{count}: expected one of these, or None for where Lightning has the model"
+            )

@@ -7,12 +7,19 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningDataModule
 
-from zarrpipe._counts import Counts, check_finders, check_reloading, shareable, unfinished
-from zarrpipe._loaders import Fixed, Loaders, Setting, Settings
+from zarrpipe._counts import (
+    Counts,
+    check_finders,
+    check_reloading,
+    check_seed,
+    shareable,
+    unfinished,
+)
+from zarrpipe._loaders import Fixed, Loaders, Setting, Settings, check_device, checked_device
 from zarrpipe._ranks import check_alike
 from zarrpipe.data.batch import Batch
 from zarrpipe.dataset import ZarrDataset
-from zarrpipe.errors import ArgumentError, StoreEmptyError, StoreFormatError
+from zarrpipe.errors import StoreFormatError
 from zarrpipe.loader import GraphLoader
 from zarrpipe.samples.conditions import Condition
 from zarrpipe.sides.assignment import SIDES, Split
@@ -79,7 +86,8 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
         draw follows from `seed`, the epoch and the id of a structure. Random ones in `transform`
         draw the same in each validation.
     seed : int
-        Of the order of training samples. The split does not depend on it.
+        Of the order of training samples. The split does not depend on it. A resumed run goes on
+        with the seed of its checkpoint, and warns if that is another.
     shuffle : str, optional
         "samples" shuffles all training samples among each other; "blocks" shuffles them near each
         other, so that each chunk of a store is fetched once an epoch. By default "blocks" where
@@ -155,7 +163,7 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
         self.split, self.split_by, self.fields = split, split_by, fields
         self.where = None if where is None else Condition.of(where).text
         self.transform = as_transform(transform)
-        self.device = None if device is None else _device(device)
+        self.device = None if device is None else checked_device(device)
         self._reading: dict[str, Any] = {
             "cache_dir": cache_dir,
             "cache_bytes": cache_bytes,
@@ -236,13 +244,17 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
         """Look at the stores, the same way on every rank; they may have changed in any way.
 
         Before a fit rank 0 warns of validation and test samples with the id of a training sample,
-        where they come from other stores or are split by a field. What comes later is not compared.
+        where they come from other stores or are split by a field, and if `split` gives validation
+        a share and it has no sample. What comes later is not looked at.
 
         Raises
         ------
+        ValueError
+            If `device` is not there, or `max_edges` is given and no store has edges.
         StoreEmptyError
             If there is no sample to train on.
         """
+        check_device(self.device)
         self._loaders.close()
         self._state = None
         try:
@@ -250,17 +262,13 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
         except StoreFormatError:  # nothing is under way, and the stores were opened anew
             self.refresh()
         self._sources.check()
+        self._loaders.settings.check(self.dataset)
         if self.trainer is not None:
             check_finders(self.trainer, self.batch_size)
         if stage != "fit":
             return
-        if not len(self.train_dataset):
-            met = "" if self.where is None else f" that meets where={self.where!r}"
-            raise StoreEmptyError(
-                f"no sample to train on: of {len(self.dataset)} samples "
-                f"split={self._sources.split} gives none to training{met}; write more samples or "
-                "give training a larger share"
-            )
+        validated = self.trainer is None or self.trainer.enable_validation
+        self._sources.check_trained(validated=validated)
         self._sources.check_apart()
         if self.trainer is not None:
             check_reloading(self.trainer, packed=self._loaders.settings.packed)
@@ -285,6 +293,7 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
             loader = self._loader("train")
             if self._state is not None:
                 loader.load_state_dict(self._state)
+                check_seed(loader, self.seed)
                 self._state = None
         else:
             coming = _next_epoch(known) if trainer is None else trainer.current_epoch
@@ -382,15 +391,6 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
     def _unfinished(self) -> int:
         known = self._loaders.get("train")
         return 0 if self.trainer is None or known is None else unfinished(self.trainer, known)
-
-
-def _device(name: str | torch.device) -> torch.device:
-    try:
-        return torch.device(name)
-    except (RuntimeError, TypeError) as error:
-        raise ArgumentError(
-            f"device is {name!r}, expected what torch.device takes, such as 'cpu' or 'cuda:1'"
-        ) from error
 
 
 def _next_epoch(loader: GraphLoader) -> int:

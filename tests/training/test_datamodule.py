@@ -1,5 +1,7 @@
 """ZarrDataModule: splits, growth and resume in real Lightning runs."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -225,6 +227,18 @@ def test_an_empty_side_has_no_loop(tmp_path, store):
     assert len(module.test_dataloader()) == 0
 
 
+@pytest.mark.parametrize(("batches", "said"), [(1.0, 1), (0, 0)])
+def test_validation_without_a_sample_is_said_where_a_fit_validates(tmp_path, data, batches, said):
+    data.append(tmp_path / "few", data.batch(4))
+    runner = trainer(tmp_path, epochs=1)
+    runner.limit_val_batches = batches
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        runner.fit(Energies(), ZarrDataModule(tmp_path / "few"))
+    told = [one for one in caught if "side of validation (val)" in str(one.message)]
+    assert len(told) == said
+
+
 def test_nothing_to_train_on_is_said(tmp_path, store):
     module = ZarrDataModule(store[0], split=(0.0, 0.5, 0.5))
     with pytest.raises(StoreEmptyError, match=r"of 40 samples split=.* gives none to training"):
@@ -348,6 +362,20 @@ def test_a_loop_of_ones_own_resumes_through_the_module(store):
     other = ZarrDataModule(store[0], batch_size=8, split=(1.0, 0.0, 0.0))
     other.load_state_dict(state)
     assert [batch.serial.tolist() for batch in other.train_dataloader()] == rest
+
+
+def test_a_resumed_run_has_the_seed_of_its_checkpoint_and_says_so(store):
+    first = ZarrDataModule(store[0], batch_size=8, split=(1.0, 0.0, 0.0), seed=1)
+    next(batches := iter(first.train_dataloader()))
+    state = first.state_dict()
+    rest = [batch.serial.tolist() for batch in batches]
+    other = ZarrDataModule(store[0], batch_size=8, split=(1.0, 0.0, 0.0), seed=3)
+    other.load_state_dict(state)
+    with pytest.warns(UserWarning, match="seed is 3, and the checkpoint is .* with seed 1, with"):
+        loader = other.train_dataloader()
+    assert [batch.serial.tolist() for batch in loader] == rest
+    again = [[batch.serial.tolist() for batch in one.train_dataloader()] for one in (first, other)]
+    assert again[0] == again[1] != rest
 
 
 def test_a_checkpoint_of_other_stores_is_refused(store, tmp_path, data):

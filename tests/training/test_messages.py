@@ -7,6 +7,7 @@ import pytest
 
 from zarrpipe import GraphBatchSampler, ZarrDataModule, ZarrDataset, write_split
 from zarrpipe.errors import ArgumentError, ArgumentTypeError, SchemaError
+from zarrpipe.sides.assignment import Split
 from zarrpipe.transforms import GaussianNoise, NeighborList, RandomRotation
 
 
@@ -14,6 +15,8 @@ from zarrpipe.transforms import GaussianNoise, NeighborList, RandomRotation
 def stored(tmp_path_factory, data):
     place = tmp_path_factory.mktemp("stored")
     data.append(place / "store", data.batch(30))
+    data.append(place / "bare", data.batch(10, edges=False))
+    data.append(place / "few", data.batch(4))
     ids = ZarrDataset(place / "store").ids
     (place / "ids.txt").write_text("\n".join(map(str, ids)))
     (place / "empty.npy").touch()
@@ -26,18 +29,18 @@ def stored(tmp_path_factory, data):
     return place
 
 
-def module(stored, **arguments):
+def module(stored, store="store", **arguments):
     """Up to where batches are asked for; a split that is a text is the file of validation."""
     if isinstance(arguments.get("split"), str):
         arguments["split"] = {"val": stored / arguments["split"]}
-    made = ZarrDataModule(stored / "store", **arguments)
+    made = ZarrDataModule(stored / store, **arguments)
     made.setup("fit")
     made.train_dataloader()
 
 
-def sampler(stored, data=None, **arguments):
+def sampler(stored, data=None, stores=("store",), **arguments):
     if data is None:
-        data = ZarrDataset(stored / "store")
+        data = ZarrDataset([stored / store for store in stores])
     GraphBatchSampler(data, **{"batch_size": 4, **arguments})
 
 
@@ -80,6 +83,7 @@ TABLE = [
     (module, {"split": ["a", 0.5, 0.5]}, TYPE, r"fractions are \['a', 0.5, 0.5\], expected num"),
     (module, {"split": (None, 0.5, 0.5)}, TYPE, r"are \[None, 0.5, 0.5\], expected numbers"),
     (module, {"split": {"val": 2}}, VALUE, r"shares \{'val': 2.0\}, expected each of 0 or more "),
+    (module, {"split": {"val": "10"}}, VALUE, r"shares \{'val': 10.0\}, expected each of 0 or m"),
     (module, {"split": {"val": -0.1}}, VALUE, r"shares \{'val': -0.1\}, expected each of 0 or m"),
     (module, {"split": {"valid": 0.1}}, VALUE, r"'valid', which is no side: expected some of"),
     (module, {"split_by": None}, TYPE, "split_by is None, expected 'id' or the name of a field"),
@@ -104,11 +108,23 @@ TABLE = [
     (where, {"text": "num_atoms 3"}, VALUE, r"at '3' \(character 11\): invalid syntax; it may ha"),
     (where, {"text": "has(forces"}, VALUE, r"at '\(forces' \(character 4\): '\(' was never closed"),
     (where, {"text": "  "}, VALUE, "where is empty, expected a condition such as 'round >= 3'"),
+    (
+        where,
+        {"text": "num_atoms == 'a'"},
+        VALUE,
+        r"\"'a'\" \(character 14\): text is not allowed in",
+    ),
     # Weights
     (sampler, {"weights": "positions"}, VALUE, rf"'positions', .* level 'atom': {ONE_NUMBER}"),
     (sampler, {"weights": {"forces": {0: 1}}}, VALUE, rf"'forces', .* level 'atom': {ONE_NUMBER}"),
     (sampler, {"weights": "nope"}, SCHEMA, r"no store has a field 'nope', they have \["),
     (sampler, {"weights": [1, 2]}, VALUE, "shares of 2 stores, and the dataset has 1: expected"),
+    (
+        sampler,
+        {"weights": [1], "stores": ["store", "bare"]},
+        VALUE,
+        "shares of 1 store, and the dataset has 2: expected one share for each store",
+    ),
     (sampler, {"weights": [1], "data": range(9)}, TYPE, "range has none: expected a ZarrDataset"),
     (sampler, {"weights": "a", "data": range(9)}, TYPE, "range has no fields: expected a ZarrData"),
     # Batches
@@ -123,11 +139,25 @@ TABLE = [
     (sampler, {"index": [3, 30]}, VALUE, "index has 3 to 30, expected indices of 30 samples, 0 to"),
     (sampler, {"index": [-1, 2]}, VALUE, "index has -1 to 2, expected indices of 30 samples"),
     (module, {"balance": "false"}, TYPE, "balance is 'false', expected True or False"),
+    (
+        module,
+        {"store": "bare", "max_edges": 500},
+        VALUE,
+        "max_edges is 500, and no store has .* edges, .* a transform .*; expected max_atoms or b",
+    ),
+    (module, {"seed": None}, TYPE, "seed is None, expected an integer of at least 0"),
     (module, {"seed": "a"}, TYPE, "seed is 'a', expected an integer of at least 0"),
     (module, {"device": "gpu"}, VALUE, "device is 'gpu', expected what torch.device takes, such"),
+    (
+        module,
+        {"device": "cuda:99"},
+        VALUE,
+        r"device is 'cuda:99', and the number of CUDA devices .* here is \d+: expected one of",
+    ),
     # Transforms
-    (made, {"kind": GaussianNoise, "argument": "a"}, VALUE, "scale is 'a', expected a finite num"),
+    (made, {"kind": GaussianNoise, "argument": "0.02"}, VALUE, "'0.02', expected a finite num"),
     (made, {"kind": NeighborList, "argument": None}, VALUE, "cutoff is None, expected a positive"),
+    (made, {"kind": NeighborList, "argument": "4"}, VALUE, "cutoff is '4', expected a positive"),
     (made, {"kind": RandomRotation, "argument": 1}, TYPE, "ranks is 1, expected ranks by field, "),
 ]
 
@@ -159,3 +189,17 @@ def test_the_state_of_a_module_that_has_not_begun_is_loaded_again(stored):
     fresh = ZarrDataModule(stored / "store", batch_size=4)
     fresh.load_state_dict(fresh.state_dict())
     assert fresh.train_dataloader().sampler.step == 0
+
+
+def test_a_share_may_be_a_text_as_in_a_sequence():
+    assert Split.of({"val": "0.1"}, "id") == Split.of({"val": 0.1}, "id")
+    assert Split.of(["0.8", "0.1", "0.1"], "id") == Split.of([0.8, 0.1, 0.1], "id")
+
+
+def test_a_side_of_validation_that_is_empty_is_said_before_a_fit(stored):
+    with pytest.warns(
+        UserWarning, match=r"none of 4 samples is .*validation \(val\), whose share i"
+    ):
+        ZarrDataModule(stored / "few").setup("fit")
+    ZarrDataModule(stored / "few", split=(1.0, 0.0, 0.0)).setup("fit")  # as was asked for
+    ZarrDataModule(stored / "few").setup("test")

@@ -258,7 +258,18 @@ def test_what_arrives_in_a_fit_has_to_meet_the_condition(tmp_path, data):
 def test_a_condition_that_leaves_nothing_to_train_on_is_named(tmp_path, data):
     data.append(tmp_path / "store", rounds(data, 10, 0))
     module = ZarrDataModule(tmp_path / "store", where="round > 6")
-    with pytest.raises(StoreEmptyError, match=r"of 10 samples .* that meets where='round > 6'"):
+    with pytest.raises(StoreEmptyError, match=r": none of 10 samples meets where='round > 6'; w"):
+        module.setup("fit")
+    split = {"train": 0, "val": 0.5, "test": 0.5}
+    module = ZarrDataModule(tmp_path / "store", where="round > 5", split=split)
+    with pytest.raises(StoreEmptyError, match=r"of 10 samples .* that meets where='round > 5'"):
+        module.setup("fit")
+    ids = ZarrDataset(tmp_path / "store").ids
+    np.save(tmp_path / "test.npy", ids)
+    module = ZarrDataModule(tmp_path / "store", split={"test": str(tmp_path / "test.npy")})
+    with pytest.raises(
+        StoreEmptyError, match=r"split=\{'test': '/[^'\"]*test.npy', 'train': 1.0\} g"
+    ):
         module.setup("fit")
     with pytest.raises(ArgumentError, match="where='round >' is no expression"):
         ZarrDataModule(tmp_path / "store", where="round >")

@@ -106,8 +106,9 @@ class _ByStore:
                 "ZarrDataset"
             )
         if len(self.shares) != data.num_stores:
+            stores = "1 store" if len(self.shares) == 1 else f"{len(self.shares)} stores"
             raise ArgumentError(
-                f"weights are shares of {len(self.shares)} stores, and the dataset has "
+                f"weights are shares of {stores}, and the dataset has "
                 f"{data.num_stores}: expected one share for each store"
             )
         return _of_groups(data.store_of(samples), self.shares, total)

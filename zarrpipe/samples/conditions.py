@@ -134,6 +134,8 @@ class Condition:
 
     def _check(self, node: ast.AST) -> None:
         match node:
+            case ast.Constant(value=str() | bytes()):
+                self.fail(node, f"text is not allowed in a condition; it may have {_PARTS}")
             case ast.Constant(value=value):
                 known = type(value) in (int, float, bool)
             case ast.BinOp(op=op):

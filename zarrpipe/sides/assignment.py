@@ -104,7 +104,7 @@ class Split:
             return str(self.shares[:3])
         own = {side: described(source) for side, source in self.files.items()}
         rest = {side: share for side, share in zip(SIDES, self.shares, strict=False) if share}
-        return str({**own, **rest})
+        return f"{{{', '.join(f'{side!r}: {what}' for side, what in {**own, **rest}.items())}}}"
 
     @cached_property
     def table(self) -> IdTable:
@@ -216,6 +216,13 @@ class Sides:
 
 
 def _is_share(value: object) -> bool:
+    """Whether it is a number, as text too: no index file is called so."""
+    if isinstance(value, str):
+        try:
+            float(value)
+        except ValueError:
+            return False
+        return True
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 

@@ -1,8 +1,10 @@
 """The stores of a data module as datasets, and the samples of each side in them."""
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 
@@ -10,7 +12,7 @@ from zarrpipe._ranks import rank, refresh_together
 from zarrpipe.data.schema import Field
 from zarrpipe.dataset import ZarrDataset
 from zarrpipe.epochs.plans import IndexArray
-from zarrpipe.errors import ArgumentTypeError, StoreFormatError
+from zarrpipe.errors import ArgumentTypeError, StoreEmptyError, StoreFormatError
 from zarrpipe.sides.assignment import SIDES, Sides, Split
 from zarrpipe.sides.overlap import warn_of_overlap
 from zarrpipe.store.root import StoreLike
@@ -130,6 +132,41 @@ class Sources:
             If not one id of a file is there.
         """
         self._sides.check(self.datasets["all"], warn=rank() == 0)
+
+    def check_trained(self, *, validated: bool) -> None:
+        """Look whether there are samples to train on and, if it is `validated`, to validate with.
+
+        Rank 0 warns if there are none of the latter; they may come later.
+
+        Raises
+        ------
+        StoreEmptyError
+            If there is no sample to train on.
+        """
+        count, share = len(self.datasets["all"]), self.split.shares[SIDES.index("val")]
+        if not len(self.side("train")):
+            self._fail(count)
+        if validated and share and rank() == 0 and not len(self.side("val")):
+            warnings.warn(
+                f"none of {count} samples is on the side of validation (val), whose share is "
+                f"{share:g}: until one is, there is nothing to validate with, and EarlyStopping "
+                "and the like find no metric of it; expected more samples, a larger share or a "
+                "val_store",
+                stacklevel=3,
+            )
+
+    def _fail(self, count: int) -> NoReturn:
+        """Say why there is nothing to train on."""
+        met = "" if self.where is None else f" that meets where={self.where!r}"
+        if count and not len(self.side("all")):
+            raise StoreEmptyError(
+                f"no sample to train on: none of {count} samples meets where={self.where!r}; write "
+                "samples that do, or give another condition"
+            )
+        raise StoreEmptyError(
+            f"no sample to train on: of {count} samples split={self.split} gives none to "
+            f"training{met}; write more samples or give training a larger share"
+        )
 
     def check_apart(self) -> None:
         """Have rank 0 warn of structures that are to be trained on and evaluated with.
