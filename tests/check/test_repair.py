@@ -144,11 +144,36 @@ def test_an_encoded_chunk_is_filled_and_its_samples_given_up(tmp_path, config, p
     assert_batches_equal(zp.ZarrData(store).read(), numbered_batch(kept))
 
 
-@pytest.mark.parametrize("name", ["no-array", "short", "bad-dtype", "unit", "no-mask", "bad-group"])
+@pytest.mark.parametrize("name", ["no-array", "short", "bad-dtype", "unit", "bad-group"])
 def test_what_no_repair_knows_is_left(tmp_path, name):
     store = write(tmp_path / "store")
     FAULTS[name][0](store)
     FAULTS["row-mask"][0](store)
+    before = {path: path.read_bytes() for path in store.rglob("*") if path.is_file()}
+    report = check(store, repair=True, drop=True)
+    assert not report.ok
+    assert "left all else as it is" in report.repairs[-1]
+    assert {path: path.read_bytes() for path in store.rglob("*") if path.is_file()} == before
+
+
+def test_a_lost_mask_is_written_anew_where_nothing_was_deleted(tmp_path):
+    store = write(tmp_path / "store")
+    whole = zp.ZarrData(store).read()
+    FAULTS["no-mask"][0](store)
+    repaired = check(store, repair=True)
+    assert repaired.ok
+    assert repaired.deleted == 0
+    assert_batches_equal(zp.ZarrData(store).read(), whole)
+    with zp.ZarrData(store) as sink:
+        sink.write(whole)
+    assert len(zp.ZarrDataset(store)) == 2 * whole.num_graphs
+
+
+def test_a_lost_mask_is_left_where_samples_were_deleted(tmp_path):
+    store = write(tmp_path / "store")
+    with zp.AtomicDataZarrWriter(store) as writer:
+        writer.delete([3])
+    FAULTS["no-mask"][0](store)
     before = {path: path.read_bytes() for path in store.rglob("*") if path.is_file()}
     report = check(store, repair=True, drop=True)
     assert not report.ok

@@ -1,5 +1,7 @@
 """A chunk that is not there: fill where the array leaves some out, and a refusal elsewhere."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -138,6 +140,42 @@ def test_a_writer_misses_every_chunk_of_the_mask(tmp_path, config):
         writer.append(numbered_batch([999]))
     with pytest.raises(StoreFormatError, match=lost):
         zp.ZarrDataset(store)
+
+
+def test_a_store_of_before_arrays_said_what_they_leave_out_goes_on(tmp_path):
+    """Chunks of masks of rows are only made by deletions."""
+    store = write(tmp_path / "store", PLAIN)
+    for path in store.rglob("zarr.json"):
+        document = json.loads(path.read_text())
+        if document["node_type"] == "array":
+            del document["attributes"]["zarrpipe"]["dense"]
+            path.write_text(json.dumps(document))
+    assert not (store / "meta/atoms_mask/c").exists()
+    with zp.ZarrData(store) as sink:
+        sink.write(numbered_batch([999]))
+    (store / "core/energy/c/0/0").unlink()
+    with pytest.raises(StoreFormatError, match=LOST), zp.ZarrData(store) as sink:
+        sink.write(numbered_batch([1000]))
+
+
+@pytest.mark.parametrize("config", [PLAIN, ZSTD], ids=["plain", "zstd"])
+def test_rows_without_values_have_no_chunks_to_lose(tmp_path, config):
+    system = zp.AtomicData(torch.zeros(3, 3), [1, 1, 8], atom={"none": torch.zeros(3, 0)})
+    batch = zp.Batch.from_data_list([system] * 5)
+    store = write(tmp_path / "store", config, batch)
+    with zp.ZarrData(store) as sink:
+        sink.write(batch)
+    assert zp.ZarrData(store).read()["none"].shape == (30, 0)
+
+
+def test_a_check_misses_what_says_who_has_a_field(tmp_path):
+    store = write(tmp_path / "store", PLAIN)
+    with zp.ZarrData(store) as sink:
+        sink.write(numbered_batch(range(3)).without("energy"))
+    (store / "present/energy/c/0").unlink()
+    found = [item for item in zp.check(store).findings if item.kind == "missing-chunk"]
+    assert [item.place for item in found] == ["present/energy"]
+    assert "the last 303 samples" in found[0].message
 
 
 def test_a_chunk_of_deleted_samples_is_no_lost_one(tmp_path):

@@ -59,6 +59,8 @@ class StoreAppender:
         The lock of a store that the caller has locked already.
     durable
         Whether what was written outlasts a loss of power once a call has returned.
+    damaged
+        Whether to open a store too that has lost chunks, which a repair is about.
 
     Raises
     ------
@@ -82,6 +84,7 @@ class StoreAppender:
         lock: WriterLock | None = None,
         *,
         durable: bool = False,
+        damaged: bool = False,
     ) -> None:
         check_durable(root, durable=durable)
         self.root = root = for_writing(root, durable=durable)
@@ -91,19 +94,19 @@ class StoreAppender:
         self._tenure = Tenure.of(root, lock)
         try:
             remove_unfinished(unfinished)
-            self._open()
+            self._open(damaged=damaged)
         except BaseException:
             self.abandon()
             raise
 
-    def _open(self) -> None:
+    def _open(self, *, damaged: bool = False) -> None:
         self._admitted: tuple[object, ...] | None = None
         self._tally = Tally()
         self._header = header = Header(self.root)
         stated = self.schema.with_units(self.config.units)
         self.extent = self._arrays.open_stored(header.group, self.schema, self.attributes.partly)
         check_whole(self.root, self.attributes, self.extent)
-        if self.extent.samples and self.attributes.ours:
+        if self.extent.samples and self.attributes.ours and not damaged:
             self._arrays.check_ends(self.schema, self.extent)
         self.check_usable()  # or what another has put here would be cleared
         if stated is not self.schema:

@@ -170,13 +170,15 @@ def is_dense(array: zarr.Array[Any]) -> bool:
     """Whether a chunk of each row that was written is there, even where all are the fill value.
 
     An array of which zarrpipe did not say so is none; before it did, it left out no atoms, and
-    nothing where it wrote in place.
+    nothing but masks of rows where it wrote in place. Rows without values have no chunks.
     """
     mark = array.attrs.get(MARK)
-    if not isinstance(mark, dict):
+    if not isinstance(mark, dict) or 0 in array.shape[1:]:
         return False
     before = array.basename in REQUIRED_FIELDS or (
-        isinstance(array.store_path.store, LocalStore) and is_plain(array)
+        isinstance(array.store_path.store, LocalStore)
+        and is_plain(array)
+        and not array.path.endswith((ATOMS_MASK, EDGES_MASK))
     )
     return bool(mark.get("dense", before))
 

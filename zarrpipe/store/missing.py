@@ -109,7 +109,7 @@ def lost_chunk(place: object, start: int, stop: int) -> StoreFormatError:
     return StoreFormatError(
         f"{place} is not there, and should hold rows {start} to {stop}: it was removed, the store "
         "was not copied whole, or it was copied with Zarr, which needs write_empty_chunks=True for "
-        "that"
+        "that; `zarrpipe check` says which samples are lost"
     )
 
 

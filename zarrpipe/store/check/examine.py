@@ -9,7 +9,13 @@ import zarr
 
 from zarrpipe.data.fields import Level
 from zarrpipe.errors import StoreFormatError, StoreNotFoundError
-from zarrpipe.store.check.extents import Extents, measure, tell_extents, tell_masks
+from zarrpipe.store.check.extents import (
+    Extents,
+    measure,
+    tell_extents,
+    tell_masks,
+    tell_presence,
+)
 from zarrpipe.store.check.neighbours import Shifts, explained, shifts_of
 from zarrpipe.store.check.pieces import Piece, pieces
 from zarrpipe.store.check.recounted import Recount
@@ -149,6 +155,7 @@ def _look_through(subject: Subject, findings: list[Finding], progress: bool | No
         relative = finding.kind == "edges" and shifts is not None and shifts.explains
         tell(explained(finding, shifts) if relative and shifts is not None else finding)
     tell_masks(subject, extents, seen.deleted, tell)
+    tell_presence(subject, extents.samples, tell)
     for path, rows in subject.arrays.items():
         drop = FILL if subject.ours and path in subject.paths.values() else ""
         rows.tell_broken(tell, seen.at("unreadable", path), drop)

@@ -12,6 +12,7 @@ from zarrpipe.store.check.rows import Rows, Tell
 from zarrpipe.store.check.subject import Subject
 from zarrpipe.store.layout import ATOMS_PTR, EDGES_PTR, IDS, SAMPLES_MASK
 
+UNMASK = "write samples_mask anew, since none is said to be deleted"
 CLOSE = "clear what is behind the last sample, make shapes exact, write num_samples and deleted"
 POINTERS = "work the entries out again from meta/ids and core/neighbor_list, where that is proven"
 DROP = "delete the samples beside them"
@@ -85,10 +86,10 @@ def tell_masks(subject: Subject, extents: Extents, deleted: int, tell: Tell) -> 
     if subject.ours and told < deleted and mask is not None and mask.absent(extents.samples):
         message = (
             f"{some(mask.absent(extents.samples), 'chunk')} of it are not there, so that samples "
-            f"which were not deleted look so: the attributes count {told:,}, the mask {deleted:,}; "
-            "put them back from a copy of the store"
+            f"which were not deleted look so: the attributes count {told:,}, the mask {deleted:,}"
         )
-        tell(Finding("mask-lost", Severity.ERROR, SAMPLES_MASK, message))
+        message += "; put them back from a copy of the store" if told else ""
+        tell(Finding("mask-lost", Severity.ERROR, SAMPLES_MASK, message, "" if told else UNMASK))
     elif subject.ours and told != deleted:
         message = (
             f"the attributes count {told:,} deleted samples, {SAMPLES_MASK} has {deleted:,}: a "
@@ -106,6 +107,20 @@ def tell_masks(subject: Subject, extents: Extents, deleted: int, tell: Tell) -> 
             "commit; nvalchemi would read them"
         )
         tell(Finding("uncommitted", Severity.WARNING, SAMPLES_MASK, message, CLOSE))
+
+
+def tell_presence(subject: Subject, samples: int, tell: Tell) -> None:
+    """Tell about what no longer says which of the last samples have a field."""
+    for path, rows in subject.arrays.items():
+        if not (subject.ours and path.startswith("present/") and rows.dense):
+            continue
+        unit = int((rows.array.shards or rows.array.chunks)[0])
+        if samples % unit and samples // unit in rows.absent(samples):
+            message = (
+                f"the chunk of the last {samples % unit:,} samples is not there, so that it is not "
+                "known which of them have the field; put it back from a copy of the store"
+            )
+            tell(Finding("missing-chunk", Severity.ERROR, path, message))
 
 
 _OF = {ATOMS_PTR: Level.ATOM, EDGES_PTR: Level.EDGE}

@@ -9,7 +9,7 @@ from zarr.core.sync import sync
 from zarrpipe.data.csr import Int64Array, pointers, segment_rows
 from zarrpipe.store import files
 from zarrpipe.store.appender import StoreAppender
-from zarrpipe.store.check.extents import Extents
+from zarrpipe.store.check.extents import UNMASK, Extents
 from zarrpipe.store.check.pieces import pieces
 from zarrpipe.store.check.pointers import runs
 from zarrpipe.store.check.report import some
@@ -176,6 +176,14 @@ def complete_ids(subject: Subject, extents: Extents, samples: Int64Array, say: S
             column.write(piece.first + begin, ids[begin:end])
     column.close()
     say(f"computed the ids of {some(samples, 'sample')}")
+
+
+def unmask(subject: Subject, samples: int, say: Say) -> None:
+    """Write a mask of samples of which none was deleted."""
+    column = _column(subject, SAMPLES_MASK)
+    column.write(0, np.ones(samples, dtype=bool))
+    column.close()
+    say(UNMASK.replace("write", "wrote"))
 
 
 def mask_rows(appender: StoreAppender, samples: Int64Array) -> None:

@@ -11,8 +11,14 @@ import numpy as np
 from zarrpipe.store import files
 from zarrpipe.store.appender import StoreAppender
 from zarrpipe.store.check.examine import Examination
-from zarrpipe.store.check.extents import Extents
-from zarrpipe.store.check.mend import complete_ids, fill_broken, mask_rows, mend_pointers
+from zarrpipe.store.check.extents import UNMASK, Extents
+from zarrpipe.store.check.mend import (
+    complete_ids,
+    fill_broken,
+    mask_rows,
+    mend_pointers,
+    unmask,
+)
 from zarrpipe.store.check.neighbours import RELATIVE
 from zarrpipe.store.check.recount import recount_edges
 from zarrpipe.store.check.recounted import DISCARD
@@ -73,6 +79,9 @@ def repair(found: Examination, lock: WriterLock | None, say: Say, *, drop: bool)
         if SWEEP in plan:
             _sweep(subject, say)
         blocking = sorted(found.report.kinds(Severity.ERROR) & _FIRST) + _masks_lost(subject)
+        if blocking == ["mask-lost"] and UNMASK in plan:
+            unmask(subject, found.extents.samples, say)
+            blocking = []
         if blocking:
             say(f"left all else as it is, since no repair knows the way: {', '.join(blocking)}")
             return
@@ -136,7 +145,7 @@ def _write_anew(
         if subject.attributes.num_samples > samples:
             subject.group.update_attributes({**told, "num_samples": samples})
             say(f"wrote num_samples, {samples:,}")
-    appender = StoreAppender(subject.root, ZarrWriteConfig(), _CAPACITY, lock)
+    appender = StoreAppender(subject.root, ZarrWriteConfig(), _CAPACITY, lock, damaged=True)
     try:
         lost = lost[lost < appender.extent.samples]
         kept = appender.column(SAMPLES_MASK).read(0, appender.extent.samples)
