@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 
 from zarrpipe.dataset import ZarrDataset
-from zarrpipe.errors import StoreFormatError, ZarrPipeError
+from zarrpipe.errors import StoreFormatError
 
 _TRIALS = 100
 
@@ -36,8 +36,8 @@ def refresh_together(dataset: ZarrDataset) -> None:
         dataset.refresh()
         return
     for _ in range(_TRIALS):
-        state = _told(partial(_look, dataset))[0]
-        first, *others = _told(partial(_return_to, dataset, state))
+        state = together(partial(_look, dataset))[0]
+        first, *others = together(partial(_return_to, dataset, state))
         if all(names == first for names in others):
             return
     raise StoreFormatError(
@@ -58,12 +58,22 @@ def _return_to(dataset: ZarrDataset, state: Mapping[str, Any]) -> list[str]:
     return sorted(dataset.schema)
 
 
-def _told(look: Callable[[], T]) -> list[T]:
-    """What each rank finds; an error of one ends all."""
+def together(look: Callable[[], T]) -> list[T]:
+    """What each rank finds; an error of one ends all, also a warning that is an error there.
+
+    What is called must not wait for other ranks itself.
+
+    Raises
+    ------
+    StoreFormatError
+        On the ranks that found something, if another one raised an error.
+    """
+    if not _distributed():
+        return [look()]
     found, failed, text = None, None, None
     try:
         found = look()
-    except (ZarrPipeError, OSError) as error:
+    except Exception as error:  # noqa: BLE001  raised below, when the others know
         failed, text = error, f"{type(error).__name__}: {error}"
     told: list[Any] = [None] * world_size()
     dist.all_gather_object(told, (text, found))
@@ -75,18 +85,15 @@ def _told(look: Callable[[], T]) -> list[T]:
     return [found for _, found in told]
 
 
-def check_alike(state: Mapping[str, Any]) -> None:
-    """Look whether the state of an epoch is the same on every rank.
+def check_alike(look: Callable[[], Mapping[str, Any]]) -> None:
+    """Look whether what an epoch begins with is the same on every rank.
 
     Raises
     ------
     StoreFormatError
         On every rank, if it is not, so that samples would be left out or come twice.
     """
-    if not _distributed():
-        return
-    told: list[Any] = [None] * world_size()
-    dist.all_gather_object(told, dict(state))
+    told = together(look)
     for other, own in enumerate(told):
         names = [name for name in {**told[0], **own} if told[0].get(name) != own.get(name)]
         if names:

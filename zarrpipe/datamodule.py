@@ -1,6 +1,7 @@
 """Stores as a LightningDataModule: splits, loaders, growth between epochs and resume inside one."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from zarrpipe._counts import (
     unfinished,
 )
 from zarrpipe._loaders import Fixed, Loaders, Setting, Settings, check_device, checked_device
-from zarrpipe._ranks import check_alike
+from zarrpipe._ranks import check_alike, together
 from zarrpipe.data.batch import Batch
 from zarrpipe.dataset import ZarrDataset
 from zarrpipe.errors import StoreFormatError
@@ -233,11 +234,7 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
             they are now, as after `setup`.
         """
         before = self._sources.known
-        try:
-            self._sources.refresh()
-        except StoreFormatError:
-            self._forget()
-            raise
+        self._look()
         return len(self.dataset) - before
 
     def setup(self, stage: str) -> None:
@@ -254,13 +251,14 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
         StoreEmptyError
             If there is no sample to train on.
         """
-        check_device(self.device)
+        together(partial(check_device, self.device))
         self._loaders.close()
         self._state = None
-        try:
-            self.refresh()
-        except StoreFormatError:  # nothing is under way, and the stores were opened anew
-            self.refresh()
+        self._look(again=True)  # nothing is under way
+        together(partial(self._check, stage))
+
+    def _check(self, stage: str) -> None:
+        """Refuse and warn of what this rank has."""
         self._sources.check()
         self._loaders.settings.check(self.dataset)
         if self.trainer is not None:
@@ -287,24 +285,42 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
                 exception.add_note(told)
 
     def train_dataloader(self) -> GraphLoader:
-        """Loader of the training samples; where a new epoch begins, of those committed by then."""
+        """Loader of the training samples; where a new epoch begins, of those committed by then.
+
+        With torch.distributed every rank has to ask for it.
+
+        Raises
+        ------
+        StoreFormatError
+            If ranks have other stores, index files or settings, or samples were deleted or moved.
+        """
         trainer, known = self.trainer, self._loaders.get("train")
-        if known is None:
-            loader = self._loader("train")
-            if self._state is not None:
-                loader.load_state_dict(self._state)
-                check_seed(loader, self.seed)
-                self._state = None
-        else:
-            coming = _next_epoch(known) if trainer is None else trainer.current_epoch
-            same = trainer is not None and coming == known.sampler.epoch
-            if same and known is self._loaders.current("train"):
-                return known
+        epoch, current = None, False
+        if known is not None:
+            epoch = _next_epoch(known) if trainer is None else trainer.current_epoch
+            same = trainer is not None and epoch == known.sampler.epoch
+            current = same and known is self._loaders.current("train")
+        check_alike(lambda: {"epoch": epoch, "settings assigned": not current})
+        if current:
+            assert known is not None
+            return known
+        if known is not None:
             self.refresh()
-            loader = self._loader("train")
-            if trainer is not None or loader is not known:
-                loader.sampler.set_epoch(coming)
-        check_alike(loader.state_dict())
+        check_alike(lambda: self._begin(known, epoch).state_dict())
+        loader = self._loaders.get("train")
+        assert loader is not None
+        return loader
+
+    def _begin(self, known: GraphLoader | None, epoch: int | None) -> GraphLoader:
+        """Training loader of an epoch, or of the rest of one, after another loader."""
+        loader = self._loader("train")
+        if epoch is not None:
+            if self.trainer is not None or loader is not known:
+                loader.sampler.set_epoch(epoch)
+        elif self._state is not None:
+            loader.load_state_dict(self._state)
+            check_seed(loader, self.seed)
+            self._state = None
         return loader
 
     def val_dataloader(self) -> GraphLoader:
@@ -353,6 +369,15 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
         self._state = state_dict["train"]
         self._counts.estimate = state_dict.get("estimated_steps")
         self._forget()
+
+    def _look(self, *, again: bool = False) -> None:
+        """See what was committed since, and forget what was made of stores that are opened anew."""
+        opened = self._sources.opened
+        try:
+            self._sources.refresh(again=again)
+        finally:
+            if opened and self._sources.opened is not opened:
+                self._forget()
 
     def _forget(self) -> None:
         """Let go of what was made of samples that may mean others now."""

@@ -1,6 +1,7 @@
 """Ranks that look into stores at different moments, as two threads that take turns."""
 
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ class Ranks:
     """What `_ranks` asks of torch.distributed, for two threads."""
 
     def __init__(self):
-        self.barrier = threading.Barrier(2, timeout=30)
+        self.barrier = threading.Barrier(2, timeout=10)
         self.told = [None, None]
         self.here = threading.local()
 
@@ -127,10 +128,10 @@ def test_a_data_module_is_printed_without_reading(tmp_path):
 
 def test_ranks_that_begin_other_epochs_are_told_so(ranks):
     states = [{"num_samples": 4, "group": 0}, {"num_samples": 4, "group": 2}]
-    told = ranks.run([lambda s=s: _ranks.check_alike(s) for s in states])
+    told = ranks.run([lambda s=s: _ranks.check_alike(lambda: s) for s in states])
     for error in told:
         assert "ranks 0 and 1 begin an epoch of other ['group']: [0] and [2]" in str(error)
-    assert ranks.run([lambda: _ranks.check_alike(states[0])] * 2) == [None, None]
+    assert ranks.run([lambda: _ranks.check_alike(lambda: states[0])] * 2) == [None, None]
 
 
 def test_a_store_that_outgrows_its_cache_is_shuffled_as_its_epoch_began(tmp_path):
@@ -175,3 +176,79 @@ def test_a_deletion_is_said_on_every_rank(tmp_path, ranks):
         assert "were deleted or moved" in str(error)
     assert ranks.run([module.refresh for module in modules]) == [0, 0]
     assert [len(module.dataset) for module in modules] == [5, 5]
+
+
+@pytest.fixture
+def modules(tmp_path):
+    """Data modules of two ranks, of a store of 6 samples."""
+    with ZarrData(tmp_path / "store") as sink:
+        sink.write(numbered_batch(range(6)))
+    return [ZarrDataModule(tmp_path / "store", split=(1.0, 0.0, 0.0)) for _ in (0, 1)]
+
+
+def fail(*_, **__):
+    raise OSError("the disk is gone")
+
+
+def assert_both_end(told, failed, error, says):
+    """The rank that failed raised its own error, the other one says so."""
+    assert type(told[failed]) is error
+    assert says in str(told[failed])
+    other = told[1 - failed]
+    assert type(other) is StoreFormatError
+    assert f"rank {failed} cannot go on with its stores: {error.__name__}: " in str(other)
+    assert says in str(other)
+
+
+@pytest.mark.parametrize("failed", [0, 1])
+def test_an_error_of_one_rank_ends_both_where_a_run_is_set_up(ranks, modules, monkeypatch, failed):
+    set_up = [lambda module=module: module.setup("fit") for module in modules]
+    with monkeypatch.context() as patched:  # before its first look
+        patched.setattr(modules[failed]._sources, "_opened", fail)
+        assert_both_end(ranks.run(set_up), failed, OSError, "the disk is gone")
+    assert ranks.run(set_up) == [None, None]
+    modules[failed].dataset.refresh = fail  # between two runs
+    assert_both_end(ranks.run(set_up), failed, OSError, "the disk is gone")
+    assert ranks.run(set_up) == [None, None]
+    with monkeypatch.context() as patched:  # after the look
+        patched.setattr(modules[failed]._sources, "check_trained", fail)
+        assert_both_end(ranks.run(set_up), failed, OSError, "the disk is gone")
+    fetch = [module.train_dataloader for module in modules]
+    with monkeypatch.context() as patched:
+        patched.setattr(modules[failed], "_loader", fail)
+        assert_both_end(ranks.run(fetch), failed, OSError, "the disk is gone")
+    assert ranks.run(set_up) == [None, None]
+    assert [len(loader) for loader in ranks.run(fetch)] == [1, 1]
+
+
+def test_a_store_that_one_rank_saw_rewritten_is_set_up_by_both(tmp_path, ranks, modules):
+    ranks.run([lambda: modules[0].setup("fit"), lambda: modules[1].setup("fit")])
+    with AtomicDataZarrWriter(tmp_path / "store") as writer:
+        writer.delete([0])
+    modules[0]._sources.open_anew()  # as if it had been opened a moment later
+    set_up = [lambda module=module: module.setup("fit") for module in modules]
+    assert ranks.run(set_up) == [None, None]
+    assert [len(module.train_dataset) for module in modules] == [5, 5]
+
+
+def test_a_warning_of_rank_0_that_is_an_error_ends_both(tmp_path, ranks, modules):
+    modules = [ZarrDataModule(tmp_path / "store", val_store=tmp_path / "store") for _ in (0, 1)]
+    told = ranks.run([lambda module=module: module.setup("fit") for module in modules])
+    assert_both_end(told, 0, UserWarning, "6 of the 6 val samples have the same structure")
+
+
+def test_a_setting_that_one_rank_assigned_inside_of_an_epoch_ends_both(ranks, modules):
+    fetch = [module.train_dataloader for module in modules]
+    first = ranks.run(fetch)
+    for module in modules:
+        module.trainer = SimpleNamespace(
+            current_epoch=0, overfit_batches=0, training=False, validating=False
+        )
+    again = ranks.run(fetch)
+    assert [one is other for one, other in zip(again, first, strict=True)] == [True, True]
+    modules[1].batch_size = 3
+    for error in ranks.run(fetch):
+        assert type(error) is StoreFormatError
+        assert "ranks 0 and 1 begin an epoch of other ['settings assigned']" in str(error)
+    modules[0].batch_size = 3
+    assert [loader.sampler.batch_size for loader in ranks.run(fetch)] == [3, 3]

@@ -24,7 +24,7 @@ def warn_of_overlap(name: str, train: Source, side: Source) -> None:
             f"sample, so that the errors of {name} are smaller than those of unseen structures: "
             f"expected others; leave them out of {name}, or name what to train on in an index file "
             "(zarrpipe.write_split)",
-            stacklevel=5,
+            stacklevel=6,
         )
 
 

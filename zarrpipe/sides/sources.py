@@ -8,7 +8,7 @@ from typing import NoReturn
 
 import numpy as np
 
-from zarrpipe._ranks import rank, refresh_together
+from zarrpipe._ranks import rank, refresh_together, together, world_size
 from zarrpipe.data.schema import Field
 from zarrpipe.dataset import ZarrDataset
 from zarrpipe.epochs.plans import IndexArray
@@ -66,8 +66,16 @@ class Sources:
     def datasets(self) -> Mapping[str, ZarrDataset]:
         """Every sample of the stores, by the name of these."""
         if not self._datasets:
-            self._datasets = {name: self._opened(own) for name, own in self._stores.items()}
+            self._datasets = self._open()
         return self._datasets
+
+    @property
+    def opened(self) -> Mapping[str, ZarrDataset]:
+        """As `datasets`; empty if nothing has asked for them yet."""
+        return self._datasets
+
+    def _open(self) -> dict[str, ZarrDataset]:
+        return {name: self._opened(own) for name, own in self._stores.items()}
 
     def _schema(self) -> dict[str, Field]:
         """Fields of all stores, of whichever side."""
@@ -92,8 +100,10 @@ class Sources:
         dataset, rows = self.of(name)
         return dataset.index_select(np.arange(len(dataset)) if rows is None else rows)
 
-    def refresh(self) -> None:
+    def refresh(self, *, again: bool = False) -> None:
         """See what was committed since, on every rank what rank 0 sees.
+
+        With `again` stores that were opened anew are looked at once more, by all ranks or by none.
 
         Raises
         ------
@@ -101,21 +111,36 @@ class Sources:
             If samples were deleted or moved meanwhile, or a store is damaged. All are opened anew.
         """
         try:
+            together(lambda: len(self.datasets))  # which are opened, where they were not
             for dataset in self.datasets.values():
                 refresh_together(dataset)
-        except StoreFormatError as error:
-            told = self.open_anew()
-            if told is None:
+        except Exception as error:
+            if world_size() == 1 and not isinstance(error, StoreFormatError):
                 raise
-            raise StoreFormatError(told) from error
+            known = isinstance(error, StoreFormatError)
+            ranks = together(lambda: (known, self.open_anew()))
+            told = next((one for _, one in ranks if one is not None), None)
+            if again and (told is not None or all(one for one, _ in ranks)):
+                self.refresh()
+            elif told is None:
+                raise
+            else:
+                raise StoreFormatError(told) from error
 
     def open_anew(self) -> str | None:
-        """Forget what was known of the stores; gives what is to be said if one was rewritten."""
-        before = {name: own.state_dict()["generations"] for name, own in self._datasets.items()}
+        """Forget what was known of the stores; gives what is to be said if one was rewritten.
+
+        Where one cannot be opened nothing is forgotten.
+        """
+        before, opened = self._datasets, self._open()
         self.split = replace(self.split)  # which ids of index files were met is forgotten too
         self._forget()
-        now = {name: own.state_dict()["generations"] for name, own in self.datasets.items()}
-        rewritten = [place(self._stores[name]) for name in before if before[name] != now[name]]
+        self._datasets = opened
+        rewritten = [
+            place(self._stores[name])
+            for name, own in before.items()
+            if own.state_dict()["generations"] != opened[name].state_dict()["generations"]
+        ]
         if not rewritten:
             return None
         return (
@@ -152,7 +177,7 @@ class Sources:
                 f"{share:g}: until one is, there is nothing to validate with, and EarlyStopping "
                 "and the like find no metric of it; expected more samples, a larger share or a "
                 "val_store",
-                stacklevel=3,
+                stacklevel=5,
             )
 
     def _fail(self, count: int) -> NoReturn:
