@@ -100,6 +100,7 @@ class ZarrData(Closing):
         self._appender: StoreAppender | None = None
         self._view: StoreView | None = None
         self._closed = False
+        self._removed: frozenset[str] = frozenset()  # fields of what was drained or removed
         view = self._reader()
         if view is not None:
             view.schema.with_units(self._config.units)  # refuses what the first write would
@@ -157,7 +158,7 @@ class ZarrData(Closing):
         ValueError
             If the mask has another length or dtype, a new field has a name that conditions on
             samples read otherwise (FieldError), or a field does not fit what the store has fixed
-            (SchemaError); nothing was written.
+            (SchemaError); nothing was written. A field that this sink has drained is not new.
         TypeError
             If the batch is of no known kind (ArgumentTypeError).
         """
@@ -239,8 +240,10 @@ class ZarrData(Closing):
         """Remove every sample and what zarrpipe made for them, and nothing else."""
         self._check_open()
         if self._appender is not None or self._root.open_group() is not None:
+            writer = self._writer()
+            self._removed |= frozenset(writer.schema)
             try:
-                self._writer().zero()
+                writer.zero()
             except BaseException:
                 self._view = None  # it may have seen what was half cleared
                 raise
@@ -299,14 +302,14 @@ class ZarrData(Closing):
         return self._appender
 
     def _stored_fields(self) -> Collection[str]:
-        """Names of the fields that the store has."""
+        """Names of the fields that the store has, or had before this sink emptied it."""
         if self._appender is not None and not self._appender.closed:
-            return self._appender.schema
+            return self._removed.union(self._appender.schema)
         view = self._reader()
         if view is None:
-            return ()
+            return self._removed
         view.refresh()
-        return view.schema
+        return self._removed.union(view.schema)
 
     def _reader(self) -> StoreView | None:
         """View of the store; None while there is no store."""

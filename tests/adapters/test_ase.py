@@ -291,15 +291,85 @@ class TestWhatNobodyAskedFor:
         assert (
             "from_ase(atoms, info={'REF_energy': 'energy', 'REF_stress': 'stress', "
             "'REF_virials': 'virial', 'total_charge': 'charge', '1 - x': 'field_1_x', "
-            "'round': 'round'}, arrays={'REF_forces': 'forces', 'momenta': 'momenta'}), units"
+            "'round': 'round'}, arrays={'REF_forces': 'forces'}), units"
         ) in message
 
-    def test_what_it_says_can_be_called(self, told, ase):
+    @pytest.fixture
+    def called(self, told):
+        """Result of the call that is printed, from a store that it was written to."""
+
+        def called(*atoms):
+            (message,) = told(*atoms)
+            call = message[message.index("from_ase") : message.index(", units")]
+            with zp.ZarrData({}) as sink:
+                sink.write(eval(call, {"from_ase": from_ase, "atoms": list(atoms)}))
+                return sink.read()
+
+        return called
+
+    def test_what_it_says_can_be_called(self, called, ase):
         (atoms,) = ase.io.read(io.StringIO(EXTXYZ), index=":", format="extxyz")
-        (message,) = told(atoms)
-        call = message[message.index("from_ase") : message.index(", units")]
-        batch = eval(call, {"from_ase": from_ase, "atoms": atoms})
-        assert batch.energy.tolist() == [[-5.25]]
+        assert called(atoms).energy.tolist() == [[-5.25]]
+
+    @pytest.mark.parametrize(
+        ("where", "key", "name"),
+        [
+            *(("info", key, f"{key}_") for key in ("num_atoms", "num_edges", "class", "device")),
+            *(("info", key, f"{key}_") for key in ("num_nodes", "batch_ptr", "cell", "pbc")),
+            *(("info", key, f"{key}_") for key in ("numbers", "positions", "forces", "shifts")),
+            *(("arrays", key, f"{key}_") for key in ("dipole", "energy", "cell", "lambda", "to")),
+            ("arrays", "dipole_", "dipole_"),
+            ("info", "_private", "private"),
+            ("info", "2nd run", "field_2nd_run"),
+            ("info", "%", "field_"),
+            ("info", 'it\'s "odd"', "it_s_odd"),
+            ("info", "x" * 300, "x" * 60),
+            ("info", "atomic_numbers", "atomic_numbers_"),
+            ("info", "REF_dipole", "REF_dipole"),
+            ("info", "interaction_energy", "interaction_energy"),
+            ("arrays", "velocities", "velocities_"),
+            ("arrays", "atom_categories", "atom_categories_"),
+        ],
+    )
+    def test_what_it_says_of_awkward_keys_can_be_called(self, called, water, where, key, name):
+        getattr(water, where)[key] = 7.5 if where == "info" else np.array([0.5, 1.5, 2.5])
+        expected = [[7.5]] if where == "info" else [0.5, 1.5, 2.5]
+        assert called(water)[name].tolist() == expected
+
+    def test_what_it_says_of_keys_that_meet_can_be_called(self, called, water, crystal):
+        """In their names, in the results of other systems, or in info and in arrays."""
+        water.info.update({"a b": 1.0, "a_b": 2.0, "a_b_": 3.0, "REF_energy": 4.0, "energy": 5.0})
+        water.arrays["a_b"] = np.arange(3.0)
+        water.arrays["charges"] = np.ones(3)
+        crystal.info["energy"] = -12345.678901
+        crystal.arrays["charges"] = np.zeros(2)
+        batch = called(water, crystal)
+        values = {name: batch[name][0].tolist() for name in ("a_b", "a_b_", "a_b__", "energy_")}
+        assert values == {"a_b": [1.0], "a_b_": [2.0], "a_b__": [3.0], "energy_": [5.0]}
+        assert batch["a_b___"].tolist()[:3] == [0.0, 1.0, 2.0]
+        assert batch.energy.tolist() == [[4.0], [-12345.678901]]
+        assert batch["charges_"].tolist() == [1.0, 1.0, 1.0, 0.0, 0.0]
+
+    def test_what_cannot_be_one_field_is_not_proposed(self, called, told, water, ase):
+        other = ase.build.molecule("CO")
+        water.info.update(mixed=1, ragged=[1.0, 2.0], text=1.0, wide=np.uint64(1), big=2**70)
+        other.info.update(mixed=1.5, ragged=[1.0, 2.0, 3.0], text="one")
+        water.info["long"] = np.longdouble(1.0)
+        assert told(water, other) == []
+        water.info.update(REF_energy=-1, energy_ref=-3, energy=[1.0, 2.0], fine=True)
+        other.info.update(REF_energy=-2.5, energy_ref=-3.5)
+        batch = called(water, other)
+        assert set(batch.fields) == {*as_batch(water, info=[]).fields, "energy", "energy_", "fine"}
+        assert batch.energy.tolist() == [[-1.0], [-2.5]]
+        assert batch["energy_"][0].tolist() == [1.0, 2.0]
+
+    def test_the_warning_points_to_who_writes(self, water, tmp_path):
+        water.info["REF_energy"] = 1.0
+        stored = zp.AtomicDataZarrWriter(tmp_path / "store")
+        for write in (zp.ZarrData({}).write, as_batch, stored.write):
+            with pytest.warns(UserWarning, match="REF_energy") as caught:
+                write(water)
+            assert [one.filename for one in caught] == [__file__]
 
     def test_two_keys_are_two_fields(self, told, water):
         water.info.update(REF_energy=1.0, dft_energy=2.0)
@@ -313,6 +383,48 @@ class TestWhatNobodyAskedFor:
         (message,) = told(crystal)
         names = "{'REF_energy': 'REF_energy', 'charge': 'charge'}, arrays={'REF_forces': 'forces'}"
         assert f"from_ase(atoms, info={names}), " in message
+
+    @pytest.mark.parametrize(
+        "key",
+        [
+            *("REF_energy", "energy_ref", "mace_mp_0_energy", "DFT-energy", "free_energy"),
+            *("charge", "total_spin", "REF_stress", "virials_dft", "dipole_pbe"),
+        ],
+    )
+    def test_a_label_in_info_beside_results(self, told, crystal, key):
+        crystal.calc.results = {"energy": 1.0}
+        sizes = {"stress": (6,), "virials": (3, 3), "dipole": (3,)}
+        shape = next((size for word, size in sizes.items() if word in key), ())
+        crystal.info[key] = np.ones(shape)
+        (message,) = told(crystal)
+        assert f"info={{'{key}': " in message
+        crystal.info[key] = np.ones((*shape, 2))
+        assert told(crystal) == []
+
+    @pytest.mark.parametrize("key", ["dft_forces", "forces_ref", "mace_force"])
+    def test_a_label_in_arrays_beside_results(self, told, crystal, key):
+        crystal.calc.results = {"energy": 1.0}
+        crystal.arrays[key] = np.ones((2, 3))
+        (message,) = told(crystal)
+        assert f"arrays={{'{key}': 'forces'}}), units" in message
+        crystal.arrays[key] = np.ones((2, 2))
+        assert told(crystal) == []
+
+    @pytest.mark.parametrize(
+        "key",
+        [
+            *("max_force", "energy_cutoff", "spin_polarized", "kinetic_energy", "energy_sigma"),
+            *("energy_per_atom", "energy_0", "energy_forces", "energy_weight", "pbc"),
+            *("interaction_energy", "total_forces", "charge_state", "graph_embeddings"),
+        ],
+    )
+    def test_other_words_beside_results(self, told, crystal, key):
+        crystal.info[key] = 0.05
+        assert told(crystal) == []
+
+    def test_frames_of_dynamics(self, told, water):
+        water.set_momenta(np.ones((3, 3)))
+        assert told(water) == []
 
     def test_ordinary_atoms(self, told, ase, crystal):
         oxygen, slab = ase.build.molecule("O2"), ase.build.fcc111("Cu", (2, 2, 2), vacuum=5.0)

@@ -212,9 +212,17 @@ def test_a_store_that_has_such_a_field_goes_on(store, name):
     with ZarrData(store) as sink:
         sink.write([data])
         assert ZarrDataset(store).__getitems__(range(COUNT, COUNT + 3))[name].tolist() == [7.0] * 3
-        assert sink.drain()[name][COUNT:].tolist() == [7.0] * 3
-        with refused(FieldError, ValueError, NAMES[name]):
-            sink.write(data)
+        drained = sink.drain()
+        assert drained[name][COUNT:].tolist() == [7.0] * 3
+        sink.write(drained)
+        assert_batches_equal(sink.read(), drained)
+        sink.zero()
+        sink.write(data)
+        assert sink.drain()[name].tolist() == [7.0]
+        with refused(FieldError, ValueError, "'yield' is a word of Python's"):
+            sink.write(system(system={"yield": [7.0]}))
+    with ZarrData(store) as another, refused(FieldError, ValueError, NAMES[name]):
+        another.write(data)
 
 
 def test_a_batch_without_data(store):

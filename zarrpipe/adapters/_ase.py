@@ -7,8 +7,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from zarrpipe.adapters._parts import fit_rows, require
-from zarrpipe.adapters._untaken import warn_of_untaken
+from zarrpipe.adapters._ase_rows import as_rows, as_tensor
+from zarrpipe.adapters._parts import require
+from zarrpipe.adapters._untaken import STRUCTURE, warn_of_untaken
 from zarrpipe.data.atomic import AtomicData
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.fields import CORE_FIELDS, Level, level_of
@@ -22,11 +23,9 @@ Names = Mapping[str, str]
 """Field by key of ``atoms.info`` or ``atoms.arrays``."""
 
 _ARRAY_NAMES = {"masses": "atomic_masses", "initial_charges": "charges"}
+_ARRAYS = frozenset({"positions", "numbers"})
 _RESULTS = ("energy", "forces", "stress", "dipole", "charges")
-_STRUCTURE = frozenset({"positions", "numbers", "atomic_numbers", "cell", "pbc"})
 _LEVELS = {"info": Level.SYSTEM, "arrays": Level.ATOM}
-_VOIGT = ((0, 5, 4), (5, 1, 3), (4, 3, 2))
-"""Position in ASE's order xx, yy, zz, yz, xz, xy of each entry of the matrix."""
 _VOIGT_INDEX = ([0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1])
 """Row and column in the matrix of each entry in ASE's order."""
 
@@ -113,8 +112,8 @@ def _named(
         asked = {key: usual.get(key, key) for key in asked}
     keys: dict[str, str] = {}
     for key, name in asked.items():
-        if _STRUCTURE & {key, name}:
-            taken = key if key in _STRUCTURE else name
+        if name in STRUCTURE or (where == "arrays" and key in _ARRAYS):
+            taken = name if name in STRUCTURE else key
             raise FieldError(f"{taken!r} is always taken from the Atoms: leave it out of {where}")
         if not any(key in one for one in found):
             have = sorted({other for one in found for other in one})
@@ -132,14 +131,15 @@ def _from_atoms(
     atoms: "Atoms", info: Names, arrays: Names, dtype: torch.dtype, position: int
 ) -> AtomicData:
     data = AtomicData(
-        positions=_tensor("positions", atoms.get_positions(), dtype),
-        atomic_numbers=_tensor("atomic_numbers", atoms.numbers, dtype),
-        cell=_tensor("cell", np.asarray(atoms.cell), dtype),
-        pbc=_tensor("pbc", atoms.pbc, dtype),
+        positions=as_tensor("positions", atoms.get_positions(), dtype),
+        atomic_numbers=as_tensor("atomic_numbers", atoms.numbers, dtype),
+        cell=as_tensor("cell", np.asarray(atoms.cell), dtype),
+        pbc=as_tensor("pbc", atoms.pbc, dtype),
     )
     results = _results(atoms)
     for name, result in results.items():
-        _add(data, name, _tensor(name, result, dtype), CORE_FIELDS[name].level)
+        level = CORE_FIELDS[name].level
+        data.add_field(name, as_rows(name, result, level, len(atoms), dtype=dtype), level)
     for where, key, name, value in _entries(atoms, info, arrays):
         if name in results:
             raise FieldError(
@@ -147,9 +147,9 @@ def _from_atoms(
                 f"its calculator: leave {key!r} out to take the result, or set atoms.calc to None "
                 "to leave the results out"
             )
-        rows = _tensor(key, value, dtype)
-        whole = where == "arrays" or rows.ndim == 0
-        _add(data, name, rows if whole else rows.unsqueeze(0), _LEVELS[where])
+        level = _LEVELS[where]
+        rows = as_rows(name, value, level, len(atoms), dtype=dtype, key=key)
+        data.add_field(name, rows, level)
     return data
 
 
@@ -161,13 +161,6 @@ def _entries(atoms: "Atoms", info: Names, arrays: Names) -> Iterator[tuple[str, 
                 yield where, key, name, found[key]
 
 
-def _add(data: AtomicData, name: str, value: torch.Tensor, level: Level) -> None:
-    """Add a field, brought to the kind of dtype and the shape that the registry has for it."""
-    if name in ("stress", "virial") and value.numel() == 6:
-        value = value.reshape(-1)[torch.tensor(_VOIGT)]
-    data.add_field(name, fit_rows(name, value, level, data.rows(level), data.dtype), level)
-
-
 def _results(atoms: "Atoms") -> dict[str, AnyArray]:
     """Results of the attached calculator that belong to the atoms as they are now."""
     calc = atoms.calc
@@ -176,18 +169,6 @@ def _results(atoms: "Atoms") -> dict[str, AnyArray]:
     if remembers and calc.check_state(atoms):
         return {}
     return {name: np.asarray(results[name]) for name in _RESULTS if results.get(name) is not None}
-
-
-def _tensor(name: str, value: Any, dtype: torch.dtype) -> torch.Tensor:
-    """Copy of a NumPy array or number as a tensor, floats in `dtype`."""
-    array = np.array(value)
-    if array.dtype.kind not in "biuf":
-        raise FieldError(
-            f"{name!r} has dtype {array.dtype}, expected numbers: only numeric info and arrays "
-            "can become fields"
-        )
-    tensor = torch.from_numpy(array)
-    return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
 def to_ase(batch: Batch | AtomicData) -> "list[Atoms]":
