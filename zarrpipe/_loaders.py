@@ -132,8 +132,13 @@ class Loaders:
         self._kept: dict[str, tuple[Settings, GraphLoader]] = {}
 
     def change(self, **given: Any) -> None:
-        """Make the loaders that come by other settings; those that cannot be change nothing."""
-        self.settings = replace(self.settings, **given)
+        """Make the loaders that come by other settings; those that cannot be change nothing.
+
+        Nor do those that are there already, but for what may have been changed in itself.
+        """
+        settings = replace(self.settings, **given)
+        if not all(_same(getattr(self.settings, name), value) for name, value in given.items()):
+            self.settings = settings
 
     def get(self, name: str) -> GraphLoader | None:
         """The last loader of a side."""
@@ -158,35 +163,59 @@ class Loaders:
         self._kept = {}
 
 
+def _same(known: object, given: object) -> bool:
+    """Whether a value is one that was known, and cannot have been changed meanwhile."""
+    if not isinstance(known, int | str | None):
+        return False
+    return type(known) is type(given) and known == given
+
+
 class Setting:
-    """An argument of a data module that may be assigned: checked then, obeyed by later loaders."""
+    """An argument of a data module that may be assigned: checked then, obeyed by later loaders.
+
+    What a subclass assigns before the data module is made stands until then.
+    """
 
     def __set_name__(self, owner: type, name: str) -> None:
         self._name = name
 
     def __get__(self, module: Any, owner: type | None = None) -> Any:
-        return self if module is None else getattr(module._loaders.settings, self._name)
+        if module is None:
+            return self
+        return getattr(module._loaders.settings, self._name) if _made(module) else self._own(module)
 
     def __set__(self, module: Any, value: Any) -> None:
-        module._loaders.change(**{self._name: value})
+        if _made(module):
+            module._loaders.change(**{self._name: value})
+        else:
+            vars(module)[self._name] = value
+
+    def _own(self, module: Any) -> Any:
+        if self._name not in vars(module):
+            raise AttributeError(
+                f"{type(module).__name__} has no {self._name} yet: call super().__init__() first"
+            )
+        return vars(module)[self._name]
 
 
-class Fixed:
+class Fixed(Setting):
     """An argument of a data module that decides what its datasets and sides are, for good."""
 
-    def __set_name__(self, owner: type, name: str) -> None:
-        self._name = name
-
     def __get__(self, module: Any, owner: type | None = None) -> Any:
-        return self if module is None else vars(module)[self._name]
+        return self if module is None else self._own(module)
 
     def __set__(self, module: Any, value: Any) -> None:
-        if self._name in vars(module):
+        if _made(module):
             raise AttributeError(
                 f"{self._name} cannot be assigned, as it decides what was read already: give it "
                 f"to a new {type(module).__name__}({self._name}=...)"
             )
         vars(module)[self._name] = value
+
+
+def _made(module: Any) -> bool:
+    """Whether a data module has its arguments."""
+    return "_loaders" in vars(module)
 
 
 def checked_device(name: str | torch.device) -> torch.device:

@@ -1,5 +1,6 @@
 """Stores as a LightningDataModule: splits, loaders, growth between epochs and resume inside one."""
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ from zarrpipe._loaders import Fixed, Loaders, Setting, Settings, check_device, c
 from zarrpipe._ranks import check_alike, together
 from zarrpipe.data.batch import Batch
 from zarrpipe.dataset import ZarrDataset
-from zarrpipe.errors import StoreFormatError
+from zarrpipe.errors import StoreFormatError, ZarrPipeError
 from zarrpipe.loader import GraphLoader
 from zarrpipe.samples.conditions import Condition
 from zarrpipe.sides.assignment import SIDES, Split
@@ -114,6 +115,8 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
     num_workers, prefetch = Setting(), Setting()
     split, split_by, where = Fixed(), Fixed(), Fixed()
     fields, transform, device = Fixed(), Fixed(), Fixed()
+    store, val_store, test_store = Fixed(), Fixed(), Fixed()
+    resident, cache_dir, cache_bytes = Fixed(), Fixed(), Fixed()
 
     def __init__(
         self,
@@ -144,38 +147,34 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
     ) -> None:
         super().__init__()
         # Arguments are checked here, not when Lightning has begun to set up.
-        self._loaders = Loaders(
-            Settings.of(
-                batch_size=batch_size,
-                max_atoms=max_atoms,
-                max_edges=max_edges,
-                balance=balance,
-                weights=weights,
-                samples_per_epoch=samples_per_epoch,
-                train_transform=train_transform,
-                seed=seed,
-                shuffle=shuffle,
-                num_workers=num_workers,
-                prefetch=prefetch,
-                resident=resident,
-            )
+        settings = Settings.of(
+            batch_size=batch_size,
+            max_atoms=max_atoms,
+            max_edges=max_edges,
+            balance=balance,
+            weights=weights,
+            samples_per_epoch=samples_per_epoch,
+            train_transform=train_transform,
+            seed=seed,
+            shuffle=shuffle,
+            num_workers=num_workers,
+            prefetch=prefetch,
+            resident=resident,
         )
         Caching.of(cache_dir, cache_bytes)
         self.split, self.split_by, self.fields = split, split_by, fields
         self.where = None if where is None else Condition.of(where).text
         self.transform = as_transform(transform)
         self.device = None if device is None else checked_device(device)
-        self._reading: dict[str, Any] = {
-            "cache_dir": cache_dir,
-            "cache_bytes": cache_bytes,
-            "resident": (self.device or "cpu") if resident else None,
-        }
+        self.store, self.val_store, self.test_store = store, val_store, test_store
+        self.resident, self.cache_dir, self.cache_bytes = resident, cache_dir, cache_bytes
         stores = {"all": store, "val": val_store, "test": test_store}
         own = [side for side in SIDES if stores.get(side) is not None]
         self._sources = Sources(stores, self._opened, Split.of(split, split_by, own), self.where)
         self._sums, self._counted = StatisticsSums(), 0
         self._state: Mapping[str, Any] | None = None
         self._counts = Counts()
+        self._loaders = Loaders(settings)  # from here on what is assigned is checked
 
     def __str__(self) -> str:
         """What it was made of; Lightning's own would read a batch of each loader."""
@@ -280,9 +279,11 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
         """Say the way out where a batch could not be read because a store was rewritten."""
         if isinstance(exception, StoreFormatError):
             self._forget()
-            told = self._sources.open_anew()
-            if told is not None:
-                exception.add_note(told)
+            # What was raised is what is to be seen, also where the stores are gone.
+            with contextlib.suppress(ZarrPipeError, OSError):
+                told = self._sources.open_anew()
+                if told is not None:
+                    exception.add_note(told)
 
     def train_dataloader(self) -> GraphLoader:
         """Loader of the training samples; where a new epoch begins, of those committed by then.
@@ -385,7 +386,14 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
         self._sums, self._counted = StatisticsSums(), 0
 
     def _opened(self, stored: Stored) -> ZarrDataset:
-        return ZarrDataset(stored, self.fields, self.transform, **self._reading)
+        return ZarrDataset(
+            stored,
+            self.fields,
+            self.transform,
+            cache_dir=self.cache_dir,
+            cache_bytes=self.cache_bytes,
+            resident=(self.device or "cpu") if self.resident else None,
+        )
 
     def _loader(self, name: str) -> GraphLoader:
         """The loader of a side, kept with its workers, with the samples that are known now."""

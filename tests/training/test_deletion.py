@@ -1,5 +1,7 @@
 """Samples that are deleted between two fits and inside of one."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -102,6 +104,15 @@ def test_a_batch_that_cannot_be_read_any_more_tells_the_way_out(store):
     assert "were deleted or moved" in note
     assert "begin a new fit" in note
     assert len(module.train_dataset) == 39
+
+
+def test_an_error_stays_what_it_is_where_the_store_is_gone(store):
+    module = ZarrDataModule(store[0], split=(1.0, 0.0, 0.0))
+    module.setup("fit")
+    shutil.rmtree(store[0])
+    error = StoreFormatError("rewritten")
+    module.on_exception(error)
+    assert not hasattr(error, "__notes__")
 
 
 def test_between_fits_samples_may_be_deleted(tmp_path, store, data):

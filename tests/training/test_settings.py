@@ -1,5 +1,7 @@
 """Arguments of ZarrDataModule that are assigned later, also by Lightning's tuner."""
 
+import inspect
+
 import numpy as np
 import pytest
 import torch
@@ -229,10 +231,67 @@ def test_what_cannot_be_is_refused_and_changes_nothing(store, name):
     assert module._loaders.current("train") is loader
 
 
-@pytest.mark.parametrize("name", ["split", "split_by", "where", "fields", "transform", "device"])
+FIXED = (
+    "store",
+    "split",
+    "split_by",
+    "where",
+    "val_store",
+    "test_store",
+    "fields",
+    "transform",
+    "device",
+    "resident",
+    "cache_dir",
+    "cache_bytes",
+)
+
+
+@pytest.mark.parametrize("name", FIXED)
 def test_what_decides_the_samples_cannot_be_assigned(store, name):
     module = ZarrDataModule(store[0])
     before = getattr(module, name)
     with pytest.raises(AttributeError, match=f"{name} cannot be assigned.*ZarrDataModule"):
         setattr(module, name, None)
     assert getattr(module, name) is before
+
+
+def test_every_argument_is_an_attribute(store):
+    names = set(inspect.signature(ZarrDataModule).parameters)
+    assert names == {*OTHER, *FIXED}
+    given = {"batch_size": 4, "val_store": [store[0]], "cache_bytes": 10**6, "resident": True}
+    module = ZarrDataModule(store[0], **given)
+    assert {name: getattr(module, name) for name in given} == given
+    assert module.store == store[0]
+
+
+def test_a_subclass_may_assign_before_it_is_made(store):
+    class Own(ZarrDataModule):
+        def __init__(self, store, batch_size):
+            with pytest.raises(AttributeError, match="Own has no split yet"):
+                self.split  # noqa: B018
+            assert not hasattr(self, "seed")
+            self.store, self.batch_size, self.seed = store, batch_size, 5
+            super().__init__(self.store, batch_size=self.batch_size, split=(1.0, 0.0, 0.0))
+
+    module = Own(store[0], 7)
+    assert (module.store, module.batch_size, module.seed) == (store[0], 7, 0)
+    assert len(module.train_dataloader()) == 6
+    module.batch_size = 20
+    assert len(module.train_dataloader()) == 2
+    with pytest.raises(AttributeError, match="store cannot be assigned"):
+        module.store = store[0]
+
+
+def test_what_is_there_already_changes_no_loader(store):
+    given = {"batch_size": 8, "balance": True, "shuffle": "samples", "max_atoms": None}
+    module = ZarrDataModule(store[0], **given)
+    loader = module.train_dataloader()
+    for name, value in given.items():
+        setattr(module, name, value)
+        assert module._loaders.current("train") is loader
+    module.weights = weights = [1.0]
+    first = module.train_dataloader()
+    weights[0] = 2.0
+    module.weights = weights  # which are the same list with other numbers
+    assert module.train_dataloader() is not first
