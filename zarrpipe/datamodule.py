@@ -241,7 +241,8 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
 
         Before a fit rank 0 warns of validation and test samples with the id of a training sample,
         where they come from other stores or are split by a field, and if `split` gives validation
-        a share and it has no sample. What comes later is not looked at.
+        a share and it has no sample. What comes later is not looked at, nor are stores that are
+        not local or have no ids.
 
         Raises
         ------

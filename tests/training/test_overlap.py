@@ -1,13 +1,17 @@
 """Structures on the training side and another one are said, and only these."""
 
 import re
+import shutil
 import warnings
 
 import numpy as np
 import pytest
 import torch
+from zarr.storage import FsspecStore
 
-from zarrpipe import Batch, ZarrDataModule, ZarrDataset, write_split
+from zarrpipe import AtomicDataZarrWriter, Batch, ZarrDataModule, ZarrDataset, write_split
+from zarrpipe.sides.overlap import overlap
+from zarrpipe.store.layout import IDS
 
 
 def of(batch, indices):
@@ -81,3 +85,37 @@ def test_ids_are_compared_block_by_block(places, monkeypatch):
     monkeypatch.setattr("zarrpipe.sides.overlap._BLOCK", 4)
     said = setup(places[0], val_store=places[1], split=(1.0, 0.0, 0.0))[1]
     assert said[0].startswith("7 of the 12 val samples")
+
+
+def test_what_was_looked_at_is_not_read_again(places, data, monkeypatch):
+    train, val, _ = places
+    module, said = setup(train, val_store=val, split=(1.0, 0.0, 0.0))
+    looked = []
+    monkeypatch.setattr(
+        "zarrpipe.sides.overlap.overlap", lambda *sides: looked.append(1) or overlap(*sides)
+    )
+
+    def again():
+        with warnings.catch_warnings(record=True) as now:
+            warnings.simplefilter("always")
+            module.setup("fit")
+        return [str(one.message) for one in now]
+
+    assert again() == said
+    assert looked == []
+    data.append(val, of(data.batch(40), [0, 1]))
+    assert [one[:21] for one in again()] == ["9 of the 14 val sampl"]
+    with AtomicDataZarrWriter(val) as writer:
+        writer.delete([0, 1])
+    data.append(val, data.batch(2, tag=3))  # as many as before
+    assert [one[:21] for one in again()] == ["7 of the 14 val sampl"]
+    assert len(looked) == 2
+
+
+def test_stores_whose_ids_are_not_at_hand_are_left_out(places):
+    train, val, _ = places
+    assert len(setup(train, val_store=val)[1]) == 1
+    far = FsspecStore.from_url(val.as_uri(), read_only=True)
+    assert setup(train, val_store=far)[1] == []
+    shutil.rmtree(val / IDS)
+    assert setup(train, val_store=val)[1] == []

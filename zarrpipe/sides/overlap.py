@@ -4,10 +4,13 @@ import warnings
 from collections.abc import Iterator
 
 import numpy as np
+from zarr.storage import LocalStore, MemoryStore
 
 from zarrpipe.data.ids import UInt64Array
 from zarrpipe.dataset import ZarrDataset
 from zarrpipe.epochs.plans import IndexArray
+from zarrpipe.store.layout import IDS
+from zarrpipe.store.root import Root
 
 _BLOCK = 1 << 20
 
@@ -15,17 +18,43 @@ Source = tuple[ZarrDataset, IndexArray | None]
 """A dataset and positions in it, None for all."""
 
 
-def warn_of_overlap(name: str, train: Source, side: Source) -> None:
-    """Warn if samples of a side have the id, and so the structure, of a training sample."""
-    count, every = overlap(train, side)
-    if count:
-        warnings.warn(
-            f"{count} of the {every} {name} samples have the same structure (id) as a training "
-            f"sample, so that the errors of {name} are smaller than those of unseen structures: "
-            f"expected others; leave them out of {name}, or name what to train on in an index file "
-            "(zarrpipe.write_split)",
-            stacklevel=6,
-        )
+class Overlaps:
+    """What other sides have of the training side, looked at anew where stores have changed.
+
+    Stores that are not on a local file system or in memory, and those that have no ids, are left
+    out: all ids would have to be fetched, or all samples read, before every fit.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[object, tuple[int, int]]] = {}
+
+    def warn(self, name: str, train: Source, side: Source) -> None:
+        """Warn if samples of a side have the id, and so the structure, of a training sample."""
+        if not (_at_hand(train[0]) and _at_hand(side[0])):
+            return
+        moment = train[0].state_dict(), side[0].state_dict()
+        before, counts = self._known.get(name, (None, (0, 0)))
+        if before != moment:
+            counts = overlap(train, side)
+            self._known[name] = moment, counts
+        count, every = counts
+        if count:
+            warnings.warn(
+                f"{count} of the {every} {name} samples have the same structure (id) as a training "
+                f"sample, so that the errors of {name} are smaller than those of unseen "
+                f"structures: expected others; leave them out of {name}, or name what to train on "
+                "in an index file (zarrpipe.write_split)",
+                stacklevel=6,
+            )
+
+
+def _at_hand(dataset: ZarrDataset) -> bool:
+    """Whether ids are to be had without fetching or computing them."""
+    return all(
+        isinstance(Root.of(view.store).path.store, LocalStore | MemoryStore)
+        and view.snapshot.has(IDS)
+        for view in dataset._stores.views
+    )
 
 
 def overlap(train: Source, side: Source) -> tuple[int, int]:

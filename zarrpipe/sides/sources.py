@@ -14,7 +14,7 @@ from zarrpipe.dataset import ZarrDataset
 from zarrpipe.epochs.plans import IndexArray
 from zarrpipe.errors import ArgumentTypeError, StoreEmptyError, StoreFormatError
 from zarrpipe.sides.assignment import SIDES, Sides, Split
-from zarrpipe.sides.overlap import warn_of_overlap
+from zarrpipe.sides.overlap import Overlaps
 from zarrpipe.store.root import StoreLike
 
 Stored = StoreLike | Sequence[StoreLike]
@@ -51,6 +51,7 @@ class Sources:
             raise ArgumentTypeError("store is None, expected the place of a store, or several")
         self._stores = {name: own for name, own in stores.items() if own is not None}
         self._opened, self.split, self.where = opened, split, where
+        self._overlaps = Overlaps()
         self._forget()
 
     def _forget(self) -> None:
@@ -196,12 +197,13 @@ class Sources:
     def check_apart(self) -> None:
         """Have rank 0 warn of structures that are to be trained on and evaluated with.
 
-        A split by ids has none; other stores and groups of samples may.
+        A split by ids has none; other stores and groups of samples may. Stores whose ids are not
+        at hand are not looked at.
         """
         if rank() == 0:
             for name in SIDES[1:]:
                 if name in self.datasets or self.split.by != "id":
-                    warn_of_overlap(name, self.of("train"), self.of(name))
+                    self._overlaps.warn(name, self.of("train"), self.of(name))
 
 
 def place(stored: Stored) -> str:
