@@ -16,6 +16,9 @@ from benchmarks.rows import Row
 from benchmarks.settings import Settings
 from zarrpipe.store.layout import MARK
 
+_WRITTEN = ("atoms_ptr", "edges_ptr", "ids", "samples_mask")
+"""Arrays in `meta` of which every chunk is there."""
+
 SUITE = "scale"
 RANKS, BATCH_SIZE = 8, 64
 LEAST_ATOMS, MOST_ATOMS = 14, 26
@@ -71,7 +74,7 @@ def write(store: Path, count: int) -> None:
             per_atom = name in ("positions", "atomic_numbers", "forces", "atoms_mask")
             rows = int(ptr[-1]) if per_atom else 0 if name == "edges_mask" else count
             array.resize((rows + name.endswith("_ptr"), *array.shape[1:]))
-            array.update_attributes({MARK: {**array.attrs[MARK], "dense": part == "meta"}})
+            array.update_attributes({MARK: {**array.attrs[MARK], "dense": name in _WRITTEN}})
     ids = rng.integers(0, 1 << 63, count).astype(np.uint64)
     contents = {"atoms_ptr": ptr, "ids": ids, "samples_mask": np.ones(count, dtype=bool)}
     for name, values in contents.items():
