@@ -371,7 +371,7 @@ def test_a_dropped_stage_is_collected(tmp_path):
     del stage, array
     gc.collect()
     assert seen() is None
-    assert pool.join(timeout=5)
+    assert pool.join(timeout=120)
     np.testing.assert_array_equal(data, values)
 
 

@@ -187,7 +187,7 @@ class TestSharing:
             process.stdin.flush()
         for process in both:
             assert int(process.stdout.readline()) == total
-            process.communicate(timeout=60)
+            process.communicate(timeout=300)
         asked = (tmp_path / "log").read_text().split()
         assert len(asked) == len(set(asked)) == 2 * UNITS
 
@@ -215,7 +215,7 @@ class TestSharing:
         parent.read(at(0, 3), 5)
         child = os.fork()
         if child == 0:
-            signal.alarm(30)
+            signal.alarm(300)
             os._exit(0 if (parent.all() == values).all() else 1)
         assert os.waitpid(child, 0)[1] == 0
         np.testing.assert_array_equal(parent.all(), values)
@@ -343,7 +343,7 @@ class TestLimit:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(timeout=60)
+            thread.join(timeout=300)
         assert not any(thread.is_alive() for thread in threads)
         assert not wrong
 

@@ -1,7 +1,8 @@
 """A sampler that appends, and a trainer on two CPU processes beside it, until it has seen all.
 
 Run by test_live.py: ``sample STORE FIRST COUNT OUTPUT`` waits for the first epoch that is begun by
-``train STORE COUNT OUTPUT``. Lightning starts the latter a second time for the second rank.
+``train STORE COUNT OUTPUT``, and half way for one that has some of its samples. Lightning starts
+the latter a second time for the second rank.
 """
 
 import json
@@ -20,16 +21,22 @@ AT_ONCE, PAUSE = 100, 0.04
 
 def sample(store: str, first: str, count: str, output: str) -> None:
     """Append `count` samples from number `first` on, and note when how many were committed."""
-    while not Path(output, "begun").exists():
-        time.sleep(PAUSE)
+    wait_for(Path(output, "begun"))
     committed, noted = int(first), []
     with zp.ZarrData(store) as sink:
         while committed < int(first) + int(count):
+            if committed == int(first) + int(count) // 2:
+                wait_for(Path(output, "grown"))
             sink.write(numbered_batch(range(committed, committed + AT_ONCE)))
             committed += AT_ONCE
             noted.append([time.monotonic(), committed])
             time.sleep(PAUSE)
     Path(output, "sampler.json").write_text(json.dumps(noted))
+
+
+def wait_for(file: Path) -> None:
+    while not file.exists():
+        time.sleep(PAUSE)
 
 
 class Model(LightningModule):
@@ -38,13 +45,14 @@ class Model(LightningModule):
     def __init__(self, count: int, output: str) -> None:
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
-        self.count, self.begun = count, Path(output, "begun")
+        self.count, self.output = count, output
         self.epochs: list[dict] = []
 
     def on_train_epoch_start(self) -> None:
         samples = self.trainer.train_dataloader.sampler.num_samples
         self.epochs.append({"samples": samples, "steps": 0, "seen": []})
-        self.begun.touch()
+        name = "grown" if samples > self.epochs[0]["samples"] else "begun"
+        Path(self.output, name).touch()
 
     def training_step(self, batch, batch_idx):
         self.epochs[-1]["steps"] += 1

@@ -22,7 +22,7 @@ class Ranks:
     """What `_ranks` asks of torch.distributed, for two threads."""
 
     def __init__(self):
-        self.barrier = threading.Barrier(2, timeout=10)
+        self.barrier = threading.Barrier(2, timeout=120)
         self.told = [None, None]
         self.here = threading.local()
 

@@ -19,7 +19,7 @@ import traceback
 from multiprocessing import forkserver
 from pathlib import Path
 
-_SECONDS = 120.0
+_SECONDS = 600.0
 
 
 def child(train, job, rank, port):
@@ -60,7 +60,7 @@ def run(train, job):
             if pid not in codes and (status := os.waitpid(pid, os.WNOHANG))[0]:
                 codes[pid] = os.waitstatus_to_exitcode(status[1])
                 # A rank that failed leaves the others waiting for it.
-                deadline = min(deadline, time.monotonic() + (10.0 if codes[pid] else _SECONDS))
+                deadline = min(deadline, time.monotonic() + (60.0 if codes[pid] else _SECONDS))
         for pid in ranks:
             if time.monotonic() > deadline and pid not in codes:
                 os.kill(pid, signal.SIGKILL)
