@@ -7,10 +7,12 @@ import torch
 
 from zarrpipe.data.atomic import AtomicData
 from zarrpipe.data.buffers import Bytes, moved
+from zarrpipe.data.checks import check_edges, check_presence, checked_pointers
 from zarrpipe.data.concatenate import concatenated
 from zarrpipe.data.container import FieldTensors
-from zarrpipe.data.csr import position_of, positions_of, tensor_pointers, tensor_segment_rows
+from zarrpipe.data.csr import position_of, positions_of
 from zarrpipe.data.fields import REQUIRED_FIELDS, Level
+from zarrpipe.data.selection import selected
 from zarrpipe.errors import ArgumentTypeError, FieldError, UnknownFieldError
 
 Index = torch.Tensor | Sequence[int] | slice
@@ -81,10 +83,10 @@ class Batch(FieldTensors):
                 raise FieldError(f"a batch needs the field {name!r}; it has {sorted(fields)}")
         self._fields, self._levels, self._present = {}, {}, {}
         self._batch_idx = self._buffer = None
-        self._batch_ptr = _checked_pointers("batch_ptr", batch_ptr, at_least=1)
+        self._batch_ptr = checked_pointers("batch_ptr", batch_ptr, at_least=1)
         if edge_ptr is None:
             edge_ptr = torch.zeros_like(self._batch_ptr)
-        self._edge_ptr = _checked_pointers("edge_ptr", edge_ptr, at_least=0)
+        self._edge_ptr = checked_pointers("edge_ptr", edge_ptr, at_least=0)
         if self._edge_ptr.shape != self._batch_ptr.shape:
             raise FieldError(
                 f"edge_ptr has {len(edge_ptr)} entries and batch_ptr {len(batch_ptr)}; "
@@ -94,7 +96,13 @@ class Batch(FieldTensors):
         for name, value in fields.items():
             self.add_field(name, value, (levels or {}).get(name))
         for name, mask in (present or {}).items():
-            self._set_present(name, mask)
+            if name not in self._fields or name in REQUIRED_FIELDS:
+                raise FieldError(
+                    f"presence is given for {name!r}; the fields are {sorted(self._fields)}"
+                )
+            check_presence(name, mask, self.num_graphs)
+            if not bool(mask.all()):
+                self._present[name] = mask.to(self._batch_ptr.device)
 
     @classmethod
     def _trusted(
@@ -292,7 +300,7 @@ class Batch(FieldTensors):
         """
         if name == "neighbor_list":
             value = self._as_tensor(name, value)
-            self._check_edges(value)
+            check_edges(value, self._batch_ptr, self._edge_ptr)
         super().add_field(name, value, level)
         self._present.pop(name, None)
         return self
@@ -355,60 +363,12 @@ class Batch(FieldTensors):
         SampleIndexError
             If an index is outside of the batch, a mask has another length, or it is neither.
         """
-        chosen = self._normalise(index)
-        batch_ptr = tensor_pointers(self.num_nodes_per_graph[chosen])
-        edge_ptr = tensor_pointers(self.num_edges_per_graph[chosen])
-        rows = {
-            Level.ATOM: tensor_segment_rows(self._batch_ptr[:-1][chosen], batch_ptr),
-            Level.EDGE: tensor_segment_rows(self._edge_ptr[:-1][chosen], edge_ptr),
-            Level.SYSTEM: chosen,
-        }
-        fields = {
-            name: self._fields[name].index_select(0, rows[level])
-            for name, level in self._levels.items()
-        }
-        if "neighbor_list" in fields:
-            shift = batch_ptr[:-1] - self._batch_ptr[:-1][chosen]
-            fields["neighbor_list"] += torch.repeat_interleave(shift, edge_ptr.diff())[:, None]
-        present = {name: mask[chosen] for name, mask in self._present.items()}
-        present = {name: mask for name, mask in present.items() if not bool(mask.all())}
-        return self._trusted(fields, dict(self._levels), batch_ptr, edge_ptr, present)
-
-    def _normalise(self, index: Index) -> torch.Tensor:
-        """Non-negative positions [K] int64 on the batch's device."""
         rows = positions_of(index, self.num_graphs, "system", "a batch")
-        return torch.from_numpy(rows).to(self._batch_ptr.device)
-
-    def _set_present(self, name: str, mask: torch.Tensor) -> None:
-        if name not in self._fields or name in REQUIRED_FIELDS:
-            raise FieldError(
-                f"presence is given for {name!r}; the fields are {sorted(self._fields)}"
-            )
-        _check_tensor(f"presence of {name!r}", mask)
-        if mask.dtype is not torch.bool or mask.shape != (self.num_graphs,):
-            raise FieldError(
-                f"presence of {name!r} has dtype {mask.dtype} and shape {tuple(mask.shape)}, "
-                f"expected bool and ({self.num_graphs},)"
-            )
-        if not bool(mask.all()):
-            self._present[name] = mask.to(self._batch_ptr.device)
-
-    def _check_edges(self, edges: torch.Tensor) -> None:
-        """Refuse an edge that leaves the atoms of its own system."""
-        if edges.ndim != 2 or edges.shape[0] != int(self._edge_ptr[-1]) or edges.numel() == 0:
-            return
-        owner = torch.repeat_interleave(
-            torch.arange(self.num_graphs, device=edges.device), self._edge_ptr.diff()
+        chosen = torch.from_numpy(rows).to(self._batch_ptr.device)
+        pointers = self._batch_ptr, self._edge_ptr
+        return self._trusted(
+            *selected((self._fields, self._levels, *pointers, self._present), chosen)
         )
-        low, high = self._batch_ptr[:-1][owner, None], self._batch_ptr[1:][owner, None]
-        bad = ((edges < low) | (edges >= high)).any(1).nonzero()
-        if bad.numel():
-            edge = int(bad[0])
-            raise FieldError(
-                f"edge {edge} is {edges[edge].tolist()}, its system {int(owner[edge])} has the "
-                f"atoms {int(low[edge])} to {int(high[edge]) - 1}: in a batch the neighbor_list "
-                "counts the atoms of the whole batch"
-            )
 
     def _map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Self:
         return self._trusted(
@@ -457,25 +417,3 @@ class Batch(FieldTensors):
 def _alone(tensor: torch.Tensor) -> torch.Tensor:
     """Tensor whose memory is its own; that of a whole batch would be pickled for each field."""
     return tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor
-
-
-def _check_tensor(what: str, value: object) -> None:
-    if not isinstance(value, torch.Tensor):
-        raise FieldError(f"{what} is a {type(value).__name__}, expected a torch.Tensor")
-
-
-def _checked_pointers(name: str, ptr: torch.Tensor, at_least: int) -> torch.Tensor:
-    _check_tensor(name, ptr)
-    if ptr.ndim != 1 or ptr.dtype is not torch.int64 or ptr.shape[0] < 1 or int(ptr[0]) != 0:
-        raise FieldError(
-            f"{name} has shape {tuple(ptr.shape)} and dtype {ptr.dtype}, expected (B + 1,) int64 "
-            "beginning with 0"
-        )
-    short = (ptr.diff() < at_least).nonzero()
-    if short.numel():
-        system = int(short[0])
-        raise FieldError(
-            f"{name} goes from {int(ptr[system])} to {int(ptr[system + 1])} at system {system}, "
-            f"expected at least {at_least} more: pointers never fall and no system is empty"
-        )
-    return ptr
