@@ -10,7 +10,8 @@ from zarrpipe.data.csr import AnyArray
 from zarrpipe.data.fields import Level
 from zarrpipe.errors import StoreFormatError
 
-_BLOCK = 1 << 20
+_BLOCK = 1 << 17
+"""Entries that are looked at together: they stay in the cache of a core."""
 
 
 class Entries(Protocol):
@@ -77,9 +78,22 @@ def committed_samples(pointers: AnyArray | Entries, known: int = 0) -> int:
     >>> committed_samples(np.array([0, 3, 5, 0, 12, 14, 0]), known=1)
     2
     """
+    first, last = new_samples(pointers, known)
+    for start in range(first + 1, last + 1, _BLOCK):
+        block = pointers[start : min(start + _BLOCK, last + 1)]
+        if np.count_nonzero(block) < len(block):
+            return start + int(np.argmin(block != 0)) - 1
+    return last
+
+
+def new_samples(pointers: AnyArray | Entries, known: int) -> tuple[int, int]:
+    """Samples that were looked at, none if the store was emptied, and the last with a pointer.
+
+    See `committed_samples`.
+    """
     low, high = 0, max(len(pointers) - 1, 0)
     if high == 0 or not pointers[1]:
-        return 0
+        return 0, 0
     if known <= high and pointers[known]:
         low = known
     first, step = low, 1
@@ -91,37 +105,90 @@ def committed_samples(pointers: AnyArray | Entries, known: int = 0) -> int:
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if pointers[middle] else (low, middle - 1)
-    zeros = np.flatnonzero(pointers[first + 1 : low + 1] == 0)
-    return first + int(zeros[0]) if len(zeros) else low
+    return first, low
 
 
-def check_pointers(place: str, pointers: AnyArray, known: int, least: int) -> None:
-    """Refuse pointers that do not rise from zero.
+def rising_samples(place: str, pointers: AnyArray | Entries, first: int, last: int) -> int:
+    """Number of samples that pointers to atoms say there are, in one look at those that are new.
+
+    It is what `committed_samples` gives, and `check_pointers` of these.
+
+    Parameters
+    ----------
+    place, pointers
+        As for these.
+    first, last
+        As `new_samples` gives them; `last` may be less.
+
+    Raises
+    ------
+    StoreFormatError
+        If the pointers do not rise from zero up to the last sample.
+    """
+    fall = _first_fall(place, pointers, first, last, least=1)
+    if fall is None:
+        return last
+    if fall.stop:
+        raise fall.error(place)
+    return fall.sample
+
+
+def check_pointers(place: str, pointers: AnyArray | Entries, samples: int, known: int) -> None:
+    """Refuse pointers that fall, or do not begin with zero.
 
     Parameters
     ----------
     place
         Their name, for the message.
-    pointers : array [N + 1] integer
-        Those of samples that are committed.
+    pointers : array [M] integer
+        Those of the samples and what is allocated behind.
+    samples
+        How many are committed.
     known
         Samples whose pointers were looked at before.
-    least
-        Rows that a sample has at least.
 
     Raises
     ------
     StoreFormatError
         If they do not.
     """
-    if pointers[0] != 0:
-        raise StoreFormatError(f"{place} begins with {pointers[0]}, expected 0: it is damaged")
-    for start in range(known, len(pointers) - 1, _BLOCK):
-        block = np.asarray(pointers[start : start + _BLOCK + 1], dtype=np.int64)
-        wrong = block[1:] <= block[:-1] if least else block[1:] < block[:-1]
-        if wrong.any():
-            at = start + int(np.argmax(wrong))
-            raise StoreFormatError(
-                f"{place} falls, is negative or has a sample without atoms: sample {at} would "
-                f"have rows {pointers[at]} to {pointers[at + 1]}; it is damaged"
-            )
+    fall = _first_fall(place, pointers, known, samples, least=0)
+    if fall is not None:
+        raise fall.error(place)
+
+
+@dataclass(frozen=True)
+class _Fall:
+    """Pointers of a sample that do not rise, as they were when they were looked at."""
+
+    sample: int
+    start: int
+    stop: int
+
+    def error(self, place: str) -> StoreFormatError:
+        return StoreFormatError(
+            f"{place} falls, is negative or has a sample without atoms: sample {self.sample} would "
+            f"have rows {self.start} to {self.stop}; it is damaged"
+        )
+
+
+def _first_fall(
+    place: str, pointers: AnyArray | Entries, first: int, last: int, least: int
+) -> _Fall | None:
+    """The first sample that has not as many rows, among those from `first` up to `last`.
+
+    Raises
+    ------
+    StoreFormatError
+        If the pointers of the very first do not begin with zero.
+    """
+    falls = np.less_equal if least else np.less
+    for start in range(first, last, _BLOCK):
+        block = np.asarray(pointers[start : min(start + _BLOCK, last) + 1], dtype=np.int64)
+        if start == 0 and block[0]:
+            raise StoreFormatError(f"{place} begins with {block[0]}, expected 0: it is damaged")
+        found = falls(block[1:], block[:-1])
+        if found.any():
+            at = int(np.argmax(found))
+            return _Fall(start + at, int(block[at]), int(block[at + 1]))
+    return None

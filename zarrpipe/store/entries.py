@@ -7,6 +7,7 @@ is stopped with SIGBUS. Read as a file, a hole costs nothing.
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from zarrpipe.store.regular import open_regular
 
 
 class Entries:
-    """An array of one dimension: single rows are read from its files, slices as they are mapped.
+    """An array of one dimension, of which rows are read from its files instead of through its map.
 
     Parameters
     ----------
@@ -56,19 +57,27 @@ class Entries:
         return len(self._data)
 
     def __getitem__(self, key: int | slice) -> Any:
-        if isinstance(key, slice):
-            return self._data[key]
-        index, place = divmod(key, len(self._data) // len(self._inodes))
+        if not isinstance(key, slice):
+            return self._rows(key, key + 1)[0]
+        start, stop, _ = key.indices(len(self._data))
+        rows = len(self._data) // max(len(self._inodes), 1)
+        cuts = [start, *range((start // max(rows, 1) + 1) * rows, stop, max(rows, 1)), stop]
+        pieces = [self._rows(*piece) for piece in pairwise(cuts)] if start < stop else []
+        return pieces[0] if len(pieces) == 1 else np.concatenate([self._data[:0], *pieces])
+
+    def _rows(self, start: int, stop: int) -> AnyArray:
+        """Rows of one chunk."""
+        index, place = divmod(start, len(self._data) // len(self._inodes))
         if self._inodes[index] is None:
-            return self._fill
+            return np.full(stop - start, self._fill, self._data.dtype)
         descriptor = self._open(index)
         if descriptor is None:
-            return self._data[key]
+            return self._data[start:stop]
         size = self._data.itemsize
-        content = os.pread(descriptor, size, place * size)
-        if len(content) < size:
+        content = os.pread(descriptor, (stop - start) * size, place * size)
+        if len(content) < (stop - start) * size:
             raise StoreFormatError(f"{self._path(index)} was truncated")
-        return np.frombuffer(content, self._data.dtype)[0]
+        return np.frombuffer(content, self._data.dtype)
 
     def _open(self, index: int) -> int | None:
         """Open a chunk file; None if it is not the one any more that is mapped."""

@@ -2,6 +2,8 @@
 
 import threading
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +13,7 @@ from zarrpipe.data.csr import AnyArray, Int64Array
 from zarrpipe.data.fields import REQUIRED_FIELDS
 from zarrpipe.data.schema import Schema
 from zarrpipe.errors import StoreFormatError, StoreNotFoundError
-from zarrpipe.store.commit import Extent, check_pointers, committed_samples
+from zarrpipe.store.commit import Entries, Extent, check_pointers, new_samples, rising_samples
 from zarrpipe.store.flat import FlatArray, MappedArray, check_rows
 from zarrpipe.store.flats import FlatArrays, required
 from zarrpipe.store.layout import (
@@ -335,13 +337,11 @@ class Snapshot:
     def _count(self, pointers: FlatArray, before: int) -> int:
         """Samples that the pointers say there are."""
         pointers.grow()
-        if isinstance(pointers, MappedArray):
-            with pointers.entries().opened() as entries:
-                samples = committed_samples(entries, before)
-            if samples:  # chunks are larger than shapes
-                samples = pointers.within(samples + 1) - 1
-        else:
-            samples = committed_samples(pointers.data, before)
+        with _looked_at(pointers) as entries:
+            first, last = new_samples(entries, before)
+            if last and isinstance(pointers, MappedArray):  # chunks are larger than shapes
+                last = pointers.within(last + 1) - 1
+            samples = rising_samples(f"{self.root}: {ATOMS_PTR}", entries, first, last)
         if self.attributes.ours and samples < self.attributes.num_samples:
             raise StoreFormatError(
                 f"{self.root} had {self.attributes.num_samples} samples when it was closed, and "
@@ -364,13 +364,12 @@ class Snapshot:
         """Extent of the first samples, of which the pointers of those `before` were looked at."""
         if samples == 0:
             return Extent()
-        ends = []
-        for path, least in ((ATOMS_PTR, 1), (EDGES_PTR, 0)):
-            flat = self._flats.open(path)
+        flats = [self._flats.open(path) for path in (ATOMS_PTR, EDGES_PTR)]
+        for flat in flats:
             flat.ensure(samples + 1)
-            check_pointers(f"{self.root}: {path}", flat.data[: samples + 1], before, least)
-            ends.append(int(flat.data[samples]))
-        return Extent(samples, *ends)
+        with _looked_at(flats[1]) as entries:
+            check_pointers(f"{self.root}: {EDGES_PTR}", entries, samples, before)
+        return Extent(samples, *(int(flat.data[samples]) for flat in flats))
 
     def _find_active(self) -> Int64Array | None:
         """Samples that were not deleted; None where none was."""
@@ -387,6 +386,16 @@ class Snapshot:
                 f"{SAMPLES_MASK} has {samples - len(active)} of them: it is damaged"
             )
         return None if len(active) == samples else active
+
+
+@contextmanager
+def _looked_at(pointers: FlatArray) -> Iterator[AnyArray | Entries]:
+    """Pointers of which many are looked at once: in the files, as touched maps take up memory."""
+    if isinstance(pointers, MappedArray):
+        with pointers.entries().opened() as entries:
+            yield entries
+    else:
+        yield pointers.data
 
 
 def _still_current(this: "weakref.ref[Snapshot]") -> None:
