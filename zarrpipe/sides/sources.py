@@ -101,6 +101,11 @@ class Sources:
         dataset, rows = self.of(name)
         return dataset.index_select(np.arange(len(dataset)) if rows is None else rows)
 
+    def _count(self, name: str) -> int:
+        """Number of samples of a side that are known now."""
+        dataset, rows = self.of(name)
+        return len(dataset) if rows is None else len(rows)
+
     def refresh(self, *, again: bool = False) -> None:
         """See what was committed since, on every rank what rank 0 sees.
 
@@ -170,9 +175,9 @@ class Sources:
             If there is no sample to train on.
         """
         count, share = len(self.datasets["all"]), self.split.shares[SIDES.index("val")]
-        if not len(self.side("train")):
+        if not self._count("train"):
             self._fail(count)
-        if validated and share and rank() == 0 and not len(self.side("val")):
+        if validated and share and rank() == 0 and not self._count("val"):
             warnings.warn(
                 f"none of {count} samples is on the side of validation (val), whose share is "
                 f"{share:g}: until one is, there is nothing to validate with, and EarlyStopping "
@@ -184,7 +189,7 @@ class Sources:
     def _fail(self, count: int) -> NoReturn:
         """Say why there is nothing to train on."""
         met = "" if self.where is None else f" that meets where={self.where!r}"
-        if count and not len(self.side("all")):
+        if count and not self._count("all"):
             raise StoreEmptyError(
                 f"no sample to train on: none of {count} samples meets where={self.where!r}; write "
                 "samples that do, or give another condition"
