@@ -17,9 +17,16 @@ from zarr.storage import MemoryStore
 
 from zarrpipe import AtomicDataZarrWriter, Batch, ZarrData
 from zarrpipe.data.schema import Schema
-from zarrpipe.store import columns, files
+from zarrpipe.errors import StoreFormatError
+from zarrpipe.store import columns, commit, files
 from zarrpipe.store.appender import StoreAppender
-from zarrpipe.store.commit import Extent, committed_samples
+from zarrpipe.store.commit import (
+    Extent,
+    check_pointers,
+    committed_samples,
+    new_samples,
+    rising_samples,
+)
 from zarrpipe.store.config import ZarrWriteConfig
 from zarrpipe.store.layout import ATOMS_PTR, EDGES_PTR, SAMPLES_MASK
 from zarrpipe.store.plan import plan_append
@@ -374,8 +381,9 @@ def test_the_order_of_a_plan():
 
 
 @pytest.mark.parametrize("allocated", [0, 1, 5, 100, 101])
-def test_committed_samples_is_the_zero_free_prefix(allocated):
+def test_committed_samples_is_the_zero_free_prefix(allocated, monkeypatch):
     """Whatever is known of it, and whatever stands behind the first zero."""
+    monkeypatch.setattr(commit, "_BLOCK", 7)
     rng = np.random.default_rng(allocated)
     for samples in range(allocated):
         pointers = np.zeros(allocated, dtype=np.int64)
@@ -385,7 +393,29 @@ def test_committed_samples_is_the_zero_free_prefix(allocated):
         for known in {0, samples // 2, samples}:
             assert committed_samples(pointers, known) == samples
             assert committed_samples(behind, known) == samples
+            for some in (pointers, behind):
+                assert rising_samples("ptr", some, *new_samples(some, known)) == samples
     assert committed_samples(np.array([0, 0, 7, 9]), known=3) == 0
+
+
+@pytest.mark.parametrize("sample", [0, 6, 7, 20])
+def test_pointers_that_fall_are_refused_where_they_are_new(sample, monkeypatch):
+    """At the first that does, whatever stands behind."""
+    monkeypatch.setattr(commit, "_BLOCK", 7)
+    pointers = np.arange(31) * 3
+    pointers[sample + 1 :] -= 4
+    pointers[30] = 0
+    message = f"sample {sample} would have rows {3 * sample} to {3 * sample - 1};"
+    with pytest.raises(StoreFormatError, match=message):
+        rising_samples("ptr", pointers, *new_samples(pointers, 0))
+    with pytest.raises(StoreFormatError, match=message):
+        check_pointers("ptr", pointers, 29, 0)
+    known = sample + 1
+    assert rising_samples("ptr", pointers, *new_samples(pointers, known)) == 29
+    check_pointers("ptr", pointers, 29, known)
+    pointers[0] = 1
+    with pytest.raises(StoreFormatError, match="ptr begins with 1, expected 0"):
+        rising_samples("ptr", pointers, 0, 29)
 
 
 def test_a_zero_between_pointers_ends_the_store(tmp_path):

@@ -112,6 +112,42 @@ def test_a_refresh_makes_as_many_calls_for_many_chunks(tmp_path, calls):
     assert made[0] <= 10 + arrays
 
 
+def test_pointers_are_looked_at_in_their_files(tmp_path, monkeypatch):
+    """All of them, as they are mapped, with few files open at a time, and without touching maps."""
+    values = np.arange(CHUNKS * 512)
+    array = zarr.create_array(
+        tmp_path / "a", data=values, chunks=(512,), compressors=None, filters=None
+    )
+    (tmp_path / "a/c/3").unlink()
+    mapped = MappedArray(array, tmp_path / "a")
+    mapped.ensure(len(values))
+    values[3 * 512 : 4 * 512] = 0
+    os.truncate(tmp_path / "a/c/9", 8)
+    held, most = set(), 0
+
+    def opened(*args, real=os.open, **kwargs):
+        nonlocal most
+        descriptor = real(*args, **kwargs)
+        held.add(descriptor)
+        most = max(most, len(held))
+        return descriptor
+
+    def closed(descriptor, real=os.close):
+        held.discard(descriptor)
+        real(descriptor)
+
+    monkeypatch.setattr(os, "open", opened)
+    monkeypatch.setattr(os, "close", closed)
+    with mapped.entries().opened() as entries:
+        for start, stop in ((0, 9 * 512), (10 * 512, CHUNKS * 512), (511, 513), (700, 701), (5, 5)):
+            np.testing.assert_array_equal(entries[start:stop], values[start:stop])
+        assert entries[8 * 512] == values[8 * 512]
+        with pytest.raises(StoreFormatError, match="c/9 was truncated"):
+            entries[0 : CHUNKS * 512]
+    assert not held
+    assert 1 <= most <= 8
+
+
 def test_maps_are_counted_for_all_arrays_of_the_process(tmp_path, mapped, monkeypatch):
     """Where they are short an array is read in another way, and growth says what is short."""
     monkeypatch.setattr(addresses, "_COUNT_EACH", 1)

@@ -16,6 +16,8 @@ from zarrpipe.data.csr import AnyArray
 from zarrpipe.errors import StoreFormatError
 from zarrpipe.store.regular import open_regular
 
+_MOST_OPEN = 8
+
 
 class Entries:
     """An array of one dimension, of which rows are read from its files instead of through its map.
@@ -44,14 +46,17 @@ class Entries:
 
     @contextmanager
     def opened(self) -> Iterator["Entries"]:
-        """Files are open until the end of the block."""
+        """Files, the last few at a time, are open until the end of the block."""
         try:
             yield self
         finally:
-            for descriptor in self._opened.values():
-                if descriptor is not None:
-                    os.close(descriptor)
-            self._opened.clear()
+            self._close_all_but(0)
+
+    def _close_all_but(self, last: int) -> None:
+        while len(self._opened) > last:
+            descriptor = self._opened.pop(next(iter(self._opened)))
+            if descriptor is not None:
+                os.close(descriptor)
 
     def __len__(self) -> int:
         return len(self._data)
@@ -60,10 +65,12 @@ class Entries:
         if not isinstance(key, slice):
             return self._rows(key, key + 1)[0]
         start, stop, _ = key.indices(len(self._data))
-        rows = len(self._data) // max(len(self._inodes), 1)
-        cuts = [start, *range((start // max(rows, 1) + 1) * rows, stop, max(rows, 1)), stop]
-        pieces = [self._rows(*piece) for piece in pairwise(cuts)] if start < stop else []
-        return pieces[0] if len(pieces) == 1 else np.concatenate([self._data[:0], *pieces])
+        if start >= stop:
+            return self._data[:0]
+        rows = len(self._data) // len(self._inodes)
+        cuts = [start, *range((start // rows + 1) * rows, stop, rows), stop]
+        pieces = [self._rows(*piece) for piece in pairwise(cuts)]
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
     def _rows(self, start: int, stop: int) -> AnyArray:
         """Rows of one chunk."""
@@ -82,6 +89,7 @@ class Entries:
     def _open(self, index: int) -> int | None:
         """Open a chunk file; None if it is not the one any more that is mapped."""
         if index not in self._opened:
+            self._close_all_but(_MOST_OPEN - 1)
             self._opened[index] = None
             try:
                 descriptor = open_regular(self._path(index))
