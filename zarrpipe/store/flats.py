@@ -37,7 +37,7 @@ class FlatArrays:
     """
 
     def __init__(self, root: Root, caching: Caching, check: Callable[[], object]) -> None:
-        self._root, self._caching, self._check = root, caching, check
+        self.root, self._caching, self._check = root, caching, check
         self._flat: dict[str, FlatArray] = {}
         self._stage: Stage | None = None
         self._group: zarr.Group
@@ -64,6 +64,16 @@ class FlatArrays:
             found = self._flat[path] = self._opened(path)
         return found
 
+    def zarr_array(self, path: str) -> zarr.Array[Any]:
+        """Array at a path as Zarr has it, with its present shape.
+
+        Raises
+        ------
+        StoreFormatError
+            If there is none.
+        """
+        return _required(self._group, path)
+
     def drop(self, path: str) -> None:
         """Let go of an array; it is opened anew when it is asked for."""
         self._flat.pop(path, None)
@@ -89,13 +99,14 @@ class FlatArrays:
     def stage(self) -> Stage:
         """What fetches the rows of fields that cannot be mapped."""
         if self._stage is None:
-            identity = stage_identity(self._root.path, self._group, self._attributes)
+            identity = stage_identity(self.root.path, self._group, self._attributes)
             directory, limit = self._caching.directory, self._caching.limit
             self._stage = Stage(identity, directory, limit, check=self._check)
         return self._stage
 
     def _opened(self, path: str) -> FlatArray:
-        directory, reopen = self._mappable, partial(required, self._group, path)
+        # What opens an array again keeps no reference to self, which would be a cycle.
+        directory, reopen = self._mappable, partial(_required, self._group, path)
         if directory is None and not path.startswith("meta/"):
             return self.stage.array(path, reopen, may_lack(self._attributes, path))
         array, holes = reopen(), may_lack(self._attributes, path)
@@ -108,18 +119,11 @@ class FlatArrays:
 
     @property
     def _mappable(self) -> Path | None:
-        directory = self._root.directory
+        directory = self.root.directory
         return None if directory is None or is_far(directory) else directory
 
 
-def required(group: zarr.Group, path: str) -> zarr.Array[Any]:
-    """Array at `path` with its present shape.
-
-    Raises
-    ------
-    StoreFormatError
-        If there is none.
-    """
+def _required(group: zarr.Group, path: str) -> zarr.Array[Any]:
     array = find_array(group, path)
     if array is None:
         raise StoreFormatError(f"{group.store_path} lacks the array {path}")

@@ -2,30 +2,19 @@
 
 import threading
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import zarr
 
 from zarrpipe.data.csr import AnyArray, Int64Array
-from zarrpipe.data.fields import REQUIRED_FIELDS
 from zarrpipe.data.schema import Schema
 from zarrpipe.errors import StoreFormatError, StoreNotFoundError
-from zarrpipe.store.commit import Entries, Extent, check_pointers, new_samples, rising_samples
-from zarrpipe.store.flat import FlatArray, MappedArray, check_rows
-from zarrpipe.store.flats import FlatArrays, required
-from zarrpipe.store.layout import (
-    ATOMS_PTR,
-    EDGES_PTR,
-    SAMPLES_MASK,
-    Attributes,
-    field_path,
-    find_array,
-    is_empty,
-    read_schema,
-)
+from zarrpipe.store.commit import Extent
+from zarrpipe.store.committed import check_required, find_active, find_extent, find_samples
+from zarrpipe.store.flat import FlatArray, MappedArray
+from zarrpipe.store.flats import FlatArrays
+from zarrpipe.store.layout import ATOMS_PTR, Attributes, find_array, is_empty, read_schema
 from zarrpipe.store.root import Root
 from zarrpipe.store.staging.array import StagedArray
 from zarrpipe.store.staging.caching import Caching
@@ -183,7 +172,7 @@ class Snapshot:
 
     def unit_rows(self, path: str) -> int:
         """Rows of a shard of an array, or of a chunk where there are no shards."""
-        array = required(self._group, path)
+        array = self._flats.zarr_array(path)
         return int((array.shards or array.chunks)[0])
 
     @property
@@ -221,7 +210,7 @@ class Snapshot:
             self.attributes, self.active = moment.attributes, moment.active
             self._deleted = moment.attributes.deleted
             self.schema = read_schema(self._group, moment.attributes)
-            self.extent = self._extent(moment.samples, moment.samples)
+            self.extent = find_extent(self._flats, moment.samples, moment.samples)
             self._seen = None
 
     def physical(self, index: Int64Array | None = None) -> Int64Array:
@@ -307,7 +296,7 @@ class Snapshot:
         self._flats.follow(group, attributes)
         self._look()
         if self._deleted != attributes.deleted:
-            self.active = self._find_active()
+            self.active = find_active(self._flats, attributes, self.extent.samples)
             self._deleted = attributes.deleted
         return attributes
 
@@ -323,79 +312,16 @@ class Snapshot:
         self._check_place()
         self._flats.verify()
         before = self.extent.samples
-        samples = self._count(self._flats.open(ATOMS_PTR), before)
+        samples = find_samples(self._flats, self.attributes, before)
         if samples < before:
             raise StoreFormatError(
                 f"{self.root} had {before} samples and now has {samples}: it is being emptied"
             )
-        self.extent = self._extent(samples, before)
+        self.extent = find_extent(self._flats, samples, before)
         if before == 0:
-            self._check_required()
+            check_required(self._flats, self.schema, self.extent)
         if self.active is not None:
             self.active = np.concatenate([self.active, np.arange(before, samples)])
-
-    def _count(self, pointers: FlatArray, before: int) -> int:
-        """Samples that the pointers say there are."""
-        pointers.grow()
-        with _looked_at(pointers) as entries:
-            first, last = new_samples(entries, before)
-            if last and isinstance(pointers, MappedArray):  # chunks are larger than shapes
-                last = pointers.within(last + 1) - 1
-            samples = rising_samples(f"{self.root}: {ATOMS_PTR}", entries, first, last)
-        if self.attributes.ours and samples < self.attributes.num_samples:
-            raise StoreFormatError(
-                f"{self.root} had {self.attributes.num_samples} samples when it was closed, and "
-                f"{ATOMS_PTR} has {samples} of them: pointers were lost; `zarrpipe check` says more"
-            )
-        return samples
-
-    def _check_required(self) -> None:
-        """Refuse samples without atoms, or with more than there are."""
-        if not self.extent.samples:
-            return
-        for name in REQUIRED_FIELDS:
-            item = self.schema.get(name)
-            if item is None:
-                raise StoreFormatError(f"{self.root} has samples and no field {name!r}")
-            array = required(self._group, field_path(item))
-            check_rows(array.store_path, array.shape[0], self.extent.atoms)
-
-    def _extent(self, samples: int, before: int) -> Extent:
-        """Extent of the first samples, of which the pointers of those `before` were looked at."""
-        if samples == 0:
-            return Extent()
-        flats = [self._flats.open(path) for path in (ATOMS_PTR, EDGES_PTR)]
-        for flat in flats:
-            flat.ensure(samples + 1)
-        with _looked_at(flats[1]) as entries:
-            check_pointers(f"{self.root}: {EDGES_PTR}", entries, samples, before)
-        return Extent(samples, *(int(flat.data[samples]) for flat in flats))
-
-    def _find_active(self) -> Int64Array | None:
-        """Samples that were not deleted; None where none was."""
-        samples = self.extent.samples
-        if samples == 0 or (self.attributes.ours and self.attributes.deleted == 0):
-            return None
-        self._flats.drop(SAMPLES_MASK)
-        mask = self._flats.open(SAMPLES_MASK)
-        mask.ensure(samples)
-        active = np.flatnonzero(mask.data[:samples])
-        if self.attributes.ours and samples - len(active) < self.attributes.deleted:
-            raise StoreFormatError(
-                f"{self.root}: {self.attributes.deleted} samples are said to be deleted, and "
-                f"{SAMPLES_MASK} has {samples - len(active)} of them: it is damaged"
-            )
-        return None if len(active) == samples else active
-
-
-@contextmanager
-def _looked_at(pointers: FlatArray) -> Iterator[AnyArray | Entries]:
-    """Pointers of which many are looked at once: in the files, as touched maps take up memory."""
-    if isinstance(pointers, MappedArray):
-        with pointers.entries().opened() as entries:
-            yield entries
-    else:
-        yield pointers.data
 
 
 def _still_current(this: "weakref.ref[Snapshot]") -> None:
