@@ -1,7 +1,11 @@
 """Lightning's counts of epochs, steps and devices, beside a loader whose epochs differ."""
 
 import math
+from collections.abc import Iterable
+from operator import attrgetter
+from typing import Any
 
+import lightning
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import BatchSizeFinder
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
@@ -9,8 +13,32 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from zarrpipe._ranks import world_size
 from zarrpipe.dataset import ZarrDataset
 from zarrpipe.epochs.plans import IndexArray, first_indices
-from zarrpipe.errors import ArgumentError
+from zarrpipe.errors import ArgumentError, MissingLibraryError
 from zarrpipe.loader import GraphLoader
+
+_COUNTED = (
+    "epoch_loop.batch_progress.current.processed",
+    "epoch_loop.batch_progress.is_last_batch",
+    "epoch_loop.batch_progress.total.ready",
+)
+"""Names of a fit loop by which a checkpoint knows what was trained on."""
+
+_RESUMED = (
+    "epoch_loop._batches_that_stepped",
+    "epoch_loop.batch_progress.current.completed",
+    "epoch_loop.batch_progress.increment_completed",
+    "epoch_loop.reset_restart_stage",
+    "epoch_loop.restarted_on_train_batch_end",
+    "epoch_loop.restarting",
+    "epoch_loop.val_loop._last_val_dl_reload_epoch",
+    "epoch_progress.current.completed",
+    "epoch_progress.current.processed",
+    "epoch_progress.increment_completed",
+    "on_iteration_done",
+    "restarted_mid_epoch",
+    "_last_train_dl_reload_epoch",
+)
+"""Those by which it goes on; some are Lightning's own, and a release may leave them out."""
 
 
 class Counts(Callback):  # type: ignore[misc]  # lightning is not followed
@@ -52,6 +80,10 @@ class Counts(Callback):  # type: ignore[misc]  # lightning is not followed
         loader, loop = trainer.train_dataloader, trainer.fit_loop
         if not isinstance(loader, GraphLoader):
             return
+        _require(loop, _COUNTED)
+        if not loop.epoch_loop.batch_progress.total.ready:
+            return  # nothing was begun before
+        _require(loop, _RESUMED)
         if loop.epoch_progress.current.processed > loader.sampler.epoch:
             _end_epoch(trainer)
         elif loop.restarted_mid_epoch:
@@ -156,6 +188,26 @@ def check_seed(loader: GraphLoader, seed: int) -> None:
             "with which training goes on, so that no sample of its epoch is left out or repeated: "
             f"expected that seed; to train with seed {seed} begin a new fit without ckpt_path"
         )
+
+
+def _require(loop: Any, names: Iterable[str]) -> None:
+    """Refuse a release of Lightning whose fit loop lacks names, before anything is trained on.
+
+    Raises
+    ------
+    MissingLibraryError
+        If it does.
+    """
+    for name in names:
+        try:
+            attrgetter(name)(loop)
+        except AttributeError as error:
+            anew = ", or a new fit without ckpt_path" if name in _RESUMED else ""
+            raise MissingLibraryError(
+                f"lightning {lightning.__version__} has no fit_loop.{name}, without which batches "
+                "would be left out or repeated when training goes on after a checkpoint: expected "
+                f"a release that has it, as those of 2.6 (pip install 'lightning==2.6.*'){anew}"
+            ) from error
 
 
 def _go_back(trainer: Trainer, step: int) -> None:

@@ -9,7 +9,7 @@ Each is also the builtin that a caller would catch without knowing this package:
       ArgumentTypeError (TypeError)       an argument is of a kind that it cannot be
       SampleIndexError (IndexError)       there is no such sample or system
         SampleIndexTypeError (TypeError)  an index is neither integers, a slice nor a mask
-      MissingLibraryError (ImportError)   an optional library is needed and not installed
+      MissingLibraryError (ImportError)   a library, or a release of it, is needed and not installed
       SchemaError (ValueError)            a batch does not fit the fields that a store has fixed
       StoreFormatError (ValueError)       a store is damaged, foreign or of a newer format
       StoreFullError (RuntimeError)       a write would pass the capacity of the sink
@@ -54,7 +54,7 @@ class SampleIndexTypeError(SampleIndexError, TypeError):
 
 
 class MissingLibraryError(ZarrPipeError, ImportError):
-    """An optional library is needed and not installed."""
+    """A library, or a release of it, is needed and not installed."""
 
 
 class SchemaError(ZarrPipeError, ValueError):

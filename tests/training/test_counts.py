@@ -5,9 +5,11 @@ import warnings
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint
 
+from zarrpipe import _counts
 from zarrpipe.datamodule import ZarrDataModule
+from zarrpipe.errors import MissingLibraryError
 from zarrpipe.samplers import GraphBatchSampler
 
 pytestmark = [
@@ -61,6 +63,25 @@ def trainer_of(tmp_path, *callbacks, **settings):
         num_sanity_val_steps=0,
         **{"max_epochs": 3, "enable_checkpointing": False, **settings},
     )
+
+
+def test_a_release_of_lightning_that_cannot_resume_is_said(tmp_path, store, monkeypatch):
+    steps = []
+
+    def fit(**settings):
+        saver = ModelCheckpoint(tmp_path, save_last=True, every_n_train_steps=3)
+        note = LambdaCallback(on_train_batch_start=lambda *_: steps.append(1))
+        trainer = trainer_of(tmp_path, saver, note, enable_checkpointing=True, max_epochs=1)
+        module = ZarrDataModule(store[0], batch_size=8, split=(1.0, 0.0, 0.0))
+        trainer.fit(Scheduled(), module, **settings)
+
+    monkeypatch.setattr(_counts, "_RESUMED", (*_counts._RESUMED, "epoch_loop.gone"))
+    fit()
+    assert len(steps) == 5
+    said = r"lightning \d+\.\d.* has no fit_loop.epoch_loop.gone, .*2\.6.* without ckpt_path$"
+    with pytest.raises(MissingLibraryError, match=said):
+        fit(ckpt_path=tmp_path / "last.ckpt")
+    assert len(steps) == 5
 
 
 TOLD = r"training comes to 21 steps, .* estimated_stepping_batches was 15: .*max_steps"
