@@ -1,6 +1,7 @@
 """What all tests share."""
 
 import os
+import secrets
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -19,6 +20,15 @@ for name, same in (("desk", False), ("ci", True)):
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
     )
 settings.load_profile("ci" if os.environ.get("CI") else "desk")
+
+
+@pytest.fixture
+def seed() -> int:
+    """Differs from run to run on a desk, as examples do, unless ZARRPIPE_SEED says which."""
+    given = os.environ.get("ZARRPIPE_SEED", "0" if os.environ.get("CI") else "")
+    chosen = int(given) if given else secrets.randbelow(2**32)
+    print(f"ZARRPIPE_SEED={chosen}")  # noqa: T201  shown when the test fails
+    return chosen
 
 
 @pytest.fixture(autouse=True)

@@ -189,10 +189,10 @@ def test_several_faults_are_told_at_once(tmp_path):
 
 
 @pytest.mark.parametrize("config", [ZSTD, SHARDED], ids=["zstd", "sharded"])
-def test_one_flipped_byte_in_any_object_of_a_store_with_checksums(config):
+def test_one_flipped_byte_in_any_object_of_a_store_with_checksums(config, seed):
     content = {}
     write(content, count=40, config=config)
-    rng = np.random.default_rng()
+    rng = np.random.default_rng(seed)
     chunks = [key for key in content if "/c/" in key]
     assert len(chunks) > 12
     for key in chunks:

@@ -1,7 +1,6 @@
 """Every campaign, tiny, through the command line or as a function; each finds nothing."""
 
 import json
-import secrets
 
 import numpy as np
 import pytest
@@ -14,13 +13,6 @@ from reliability.truth import numbers_of, samples
 from zarrpipe import AtomicDataZarrWriter, ZarrData
 
 SMALL = {group: {"chunk_size": 60} for group in ("meta", "core", "custom")}
-
-
-@pytest.fixture
-def seed():
-    chosen = secrets.randbelow(2**32)
-    print("seed", chosen)  # noqa: T201  shown when the test fails
-    return chosen
 
 
 def test_a_disk_that_runs_full(tmp_path, seed):

@@ -2,7 +2,6 @@
 
 import errno
 import os
-import secrets
 from pathlib import Path
 
 import pytest
@@ -19,9 +18,7 @@ from zarrpipe.store.appender import StoreAppender
 pytest.importorskip("fsspec", reason="the extra 'cloud' is not installed")
 
 
-def test_some_points_of_some_methods(tmp_path):
-    seed = secrets.randbelow(2**32)
-    print("seed", seed)  # noqa: T201  shown when the test fails
+def test_some_points_of_some_methods(tmp_path, seed):
     found = faults.run(Order(tmp_path, seed, count=48))
     assert found.defects == []
     assert found.done["points"] >= 40

@@ -1,7 +1,5 @@
 """Processes that are killed lose nothing; and a campaign sees what is lost, torn or wrong."""
 
-import secrets
-
 import numpy as np
 import pytest
 
@@ -17,9 +15,7 @@ STEP = ("write", {"start": 100, "count": 3, "variant": 0})
 NEW = numbers_of(100, 3).tolist()
 
 
-def test_fifty_kills(tmp_path):
-    seed = secrets.randbelow(2**32)
-    print("seed", seed)  # noqa: T201  shown when the test fails
+def test_fifty_kills(tmp_path, seed):
     found = kills.run(Order(tmp_path, seed, count=50))
     assert found.defects == []
     assert found.done["kills"] == 50

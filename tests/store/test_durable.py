@@ -144,23 +144,23 @@ def story(request, tmp_path, monkeypatch):
     return told, recorder, config
 
 
-def moments(story, recorder):
+def moments(story, recorder, seed):
     """After which operations power is lost, and which part of what was not synced arrives."""
     if os.environ.get("ZARRPIPE_EXHAUSTIVE"):
         for operations in range(recorder.operations + 1):
             for share in (0.0, 0.5, 0.5, 0.9, 1.0):
                 yield operations, share
         return
-    rng = np.random.default_rng()
+    rng = np.random.default_rng(seed)
     edges = [state[0] for state in story.states]
     for operations in sorted({*rng.choice(edges, 3), *rng.integers(0, recorder.operations, 6)}):
         yield int(operations), float(rng.choice([0.0, 0.5, 0.9]))
 
 
-def test_power_may_be_lost_at_any_moment(tmp_path, story):
+def test_power_may_be_lost_at_any_moment(tmp_path, story, seed):
     """Every acknowledged sample is there and right, a reader opens, and the next writer goes on."""
     told, recorder, config = story
-    for number, (operations, share) in enumerate(moments(told, recorder)):
+    for number, (operations, share) in enumerate(moments(told, recorder, seed)):
         said = f"power lost after {operations} of {recorder.operations}, {share} arrives"
         print(f"{said}, seed {number}")  # noqa: T201  shown when a test fails
         disk = recorder.after_power_loss(operations, share, np.random.default_rng(number))

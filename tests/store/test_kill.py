@@ -170,10 +170,10 @@ def place(request, tmp_path, monkeypatch):
     return (Plain if request.param == "plain" else Local)(tmp_path, monkeypatch)
 
 
-def lives(place, change):
+def lives(place, change, seed):
     """Carry out `change` on the store as it is now, once for each kill, and yield after each.
 
-    Yields whether the writer was killed. Kills are at a few operations, others in each run, and
+    Yields whether the writer was killed. Kills are at a few operations that are drawn, and
     at the last two; with ZARRPIPE_EXHAUSTIVE=1 at every one.
     """
     place.keep()
@@ -185,7 +185,7 @@ def lives(place, change):
     if os.environ.get("ZARRPIPE_EXHAUSTIVE"):
         points = range(whole.spent)
     else:
-        few = np.random.default_rng().integers(0, whole.spent, 3)
+        few = np.random.default_rng(seed).integers(0, whole.spent, 3)
         points = sorted({*few.tolist(), whole.spent - 2, whole.spent - 1})
     for operations in points:
         print(f"killed at operation {operations} of {whole.spent}")  # noqa: T201  shown when a test fails
@@ -205,7 +205,7 @@ def continued(place, count: int) -> None:
     assert_plain_zarr(place.store, numbered_batch(range(count + MORE)), exact=True)
 
 
-def test_an_append(place):
+def test_an_append(place, seed):
     """Over a chunk border of the pointers: every kill leaves a prefix of the systems."""
     with ZarrData(place.store, 100, config=place.config) as sink:
         sink.write(numbered_batch(range(STORED)))
@@ -219,7 +219,7 @@ def test_an_append(place):
                 sink._appender.abandon()
 
     counts = []
-    for killed in lives(place, append):
+    for killed in lives(place, append, seed):
         view = StoreView(place.store)
         assert_batches_equal(
             view.gather(np.arange(view.num_samples)), numbered_batch(range(view.num_samples))
@@ -231,7 +231,7 @@ def test_an_append(place):
     assert set(counts) <= set(range(STORED, STORED + MORE + 1))
 
 
-def test_the_first_write(place):
+def test_the_first_write(place, seed):
     """A store that is being made is no store, an empty one, or one with a prefix."""
 
     def write(store):
@@ -242,14 +242,14 @@ def test_the_first_write(place):
             if sink._appender is not None:
                 sink._appender.abandon()
 
-    for killed in lives(place, write):
+    for killed in lives(place, write, seed):
         sink = ZarrData(place.store, 100, config=place.config)
         count = len(sink)
         assert count in (range(4) if killed else (3,))
         continued(place, count)
 
 
-def test_an_append_that_changes_the_schema(place):
+def test_an_append_that_changes_the_schema(place, seed):
     """A new field and a lacking one: what was stored keeps its labels, and lacks the new ones."""
     old = numbered_batch(range(STORED))
     new = numbered_batch(range(STORED, STORED + 4)).without("energy")
@@ -266,7 +266,7 @@ def test_an_append_that_changes_the_schema(place):
                 sink._appender.abandon()
 
     whole = Batch.concatenate([old, new])
-    for _ in lives(place, append):
+    for _ in lives(place, append, seed):
         with ZarrData(place.store, 100, config=place.config) as sink:
             count = len(sink)
             found = sink.read()
@@ -281,7 +281,7 @@ def test_an_append_that_changes_the_schema(place):
             assert_batches_equal(sink.read(), rest)
 
 
-def test_a_deletion(place):
+def test_a_deletion(place, seed):
     """Some of the samples may be deleted, and every reader and writer agrees on which."""
     with ZarrData(place.store, 100, config=place.config) as sink:
         sink.write(numbered_batch(range(STORED)))
@@ -295,7 +295,7 @@ def test_a_deletion(place):
             if writer._appender is not None:
                 writer._appender.abandon()
 
-    for killed in lives(place, delete):
+    for killed in lives(place, delete, seed):
         view = StoreView(place.store)
         left = view.gather(np.arange(view.num_samples))["serial"].tolist()
         assert set(range(STORED)) - set(gone) <= set(left) <= set(range(STORED))
@@ -309,7 +309,7 @@ def test_a_deletion(place):
         assert_batches_equal(view.gather(np.arange(view.num_samples)), numbered_batch(left))
 
 
-def test_clearing(place):
+def test_clearing(place, seed):
     """Either all samples are there or none, and the store can be used again."""
     with ZarrData(place.store, 100, config=place.config) as sink:
         sink.write(numbered_batch([99, *range(STORED)]))
@@ -324,7 +324,7 @@ def test_clearing(place):
             if sink._appender is not None:
                 sink._appender.abandon()
 
-    for killed in lives(place, zero):
+    for killed in lives(place, zero, seed):
         count = len(ZarrData(place.store, 100))
         assert count in ((STORED, 0) if killed else (0,))
         if count:
