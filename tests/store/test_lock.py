@@ -24,7 +24,7 @@ from zarrpipe.store.lock import WriterLock
 from pathlib import Path
 lock = WriterLock(Path(sys.argv[1]))
 print("held", flush=True)
-time.sleep(60)
+time.sleep(600)
 """
 
 
@@ -43,7 +43,7 @@ def test_a_holder_is_named_and_loses_its_lock_when_it_is_killed(tmp_path):
         assert holder_of(tmp_path) == found
     finally:
         holder.send_signal(signal.SIGKILL)
-        holder.wait(30)
+        holder.wait(300)
         holder.stdout.close()
     lock = WriterLock(tmp_path)
     assert holder_of(tmp_path).pid == os.getpid()

@@ -589,7 +589,7 @@ class TestLocks:
         waiting.start()
         assert not got.wait(0.05)
         ours.give(3)
-        assert got.wait(10)
+        assert got.wait(120)
         waiting.join()
         assert not ours.take(3, wait=False)
         ours.close()

@@ -466,12 +466,15 @@ class TestRefresh:
     def test_beside_a_sink_that_is_drained(self, local):
         """Over and over, in another thread: every read is of one generation, or refused."""
 
+        looked = threading.Event()
+
         def write() -> None:
             with ZarrData(local.store) as sink:
                 for generation in range(2, 7):
                     sink.drain()
                     for start in (0, 7, 14):
                         sink.write(numbered_batch(range(start, start + 7), generation))
+                    looked.wait(120)  # for a first read, however long it takes
 
         local.fill(7, 1)
         view, seen = StoreView(local.store), set()
@@ -485,6 +488,7 @@ class TestRefresh:
                 found = view.gather(np.arange(view.num_samples))
                 if len(found):
                     seen.add(generation := round(found.energy[0].item() / 1e9))
+                    looked.set()
                     assert_batches_equal(found, numbered_batch(range(len(found)), generation))
                     assert len(found) in (7, 14, 21)
         thread.join()

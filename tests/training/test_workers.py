@@ -1,6 +1,7 @@
 """Worker processes: equal batches, errors with their place, and nothing that outlives its need."""
 
 import contextlib
+import gc
 import multiprocessing
 import os
 import pickle
@@ -228,6 +229,7 @@ def test_ranks_draw_other_random_numbers(store, transforms):
 
 
 def test_many_epochs_open_no_more_files(store):
+    gc.collect()  # of earlier tests
     with loading(store[0], 1) as loader:
         list(loader)
         before = len(list(Path("/proc/self/fd").iterdir()))
