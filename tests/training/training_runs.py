@@ -3,7 +3,7 @@
 Run by the fixture `training`: a line of JSON on standard input is a job (see training_jobs.py), and
 the line that answers it has the exit code of each rank. Every rank is a fork of this process, so
 that importing Lightning, which takes seconds, is paid for once. Ranks find each other as under
-torchrun.
+torchrun, at a store of this process, whose port nobody else can take in between.
 """
 
 import contextlib
@@ -12,7 +12,6 @@ import json
 import multiprocessing
 import os
 import signal
-import socket
 import sys
 import time
 import traceback
@@ -22,7 +21,7 @@ from pathlib import Path
 _SECONDS = 600.0
 
 
-def child(train, job, rank, port):
+def child(train, job, rank, meeting):
     """What a fork does: it never comes back."""
     code = 1
     try:
@@ -30,9 +29,11 @@ def child(train, job, rank, port):
         for number, source in ((0, os.open(os.devnull, os.O_RDONLY)), (1, output), (2, output)):
             os.dup2(source, number)
         if "world" in job:
-            where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
+            where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": meeting.port}
             who = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": job["world"], "GROUP_RANK": 0}
-            os.environ.update({name: str(value) for name, value in {**where, **who}.items()})
+            how = {"RUN_ID": "test", "USE_AGENT_STORE": True, "RESTART_COUNT": 0}
+            told = {**where, **who, **{f"TORCHELASTIC_{name}": how[name] for name in how}}
+            os.environ.update({name: str(value) for name, value in told.items()})
         train(job, rank)
         code = 0
     except BaseException:  # noqa: BLE001  the parent reads the exit code, a person the text
@@ -43,16 +44,20 @@ def child(train, job, rank, port):
         os._exit(code)
 
 
+def meeting_place():
+    """A store at a free port, which ranks find each other by."""
+    distributed = importlib.import_module("torch.distributed")
+    return distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+
+
 def run(train, job):
     """Exit code of each rank; a signal's is negative."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    meeting = meeting_place() if "world" in job else None
     ranks = []
     for rank in range(job.get("world", 1)):
         pid = os.fork()
         if pid == 0:
-            child(train, job, rank, port)
+            child(train, job, rank, meeting)
         ranks.append(pid)
     codes, deadline = {}, time.monotonic() + _SECONDS
     while len(codes) < len(ranks):
