@@ -36,6 +36,10 @@ def which(request, monkeypatch):
     return request.param
 
 
+in_another_process = pytest.mark.parametrize("which", ["compiled"], indirect=True)
+"""For tests of a process in which nothing is replaced."""
+
+
 def written(place, seed=0, num_graphs=40, config=None, **options):
     options = {"fields": FIELDS, "edges": (0, 6), "absent": 0.3, **options}
     batch = random_batch(np.random.default_rng(seed), num_graphs, **options)
@@ -194,6 +198,7 @@ def test_int32_edges_of_a_foreign_store_are_shifted_too(tmp_path):
     assert got.neighbor_list.tolist() == whole.index_select([30, 2]).neighbor_list.tolist()
 
 
+@in_another_process
 def test_numba_is_imported_at_the_first_gather_only(tmp_path):
     written(tmp_path / "store")
     code = (
@@ -281,6 +286,7 @@ def test_a_refresh_beside_a_gather(tmp_path):
     assert errors == []
 
 
+@in_another_process
 def test_numba_without_a_place_for_its_cache(tmp_path):
     written(tmp_path / "store")
     code = (
