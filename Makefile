@@ -1,10 +1,13 @@
 # Every target sets up .venv by itself; it needs python3.11 or later, pip and nothing else.
 PYTHON ?= python3.11
 BIN := .venv/bin
+OLDEST := .venv-oldest/bin
+OLDEST_TESTS := $(addprefix tests/,adapters sink transforms store/test_staging.py) \
+	$(patsubst %,tests/training/test_%.py,augmented_runs callbacks counts datamodule ddp far loader overlap ranks resume settings)
 EXTRAS := dev,recipes,mace,bench
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo results bench reliability test check format clean
+.PHONY: help demo results bench reliability test check oldest format clean
 
 help:
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 13
@@ -12,6 +15,11 @@ help:
 .venv/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	touch $@
+
+.venv-oldest/.ready: pyproject.toml constraints-oldest.txt
+	$(PYTHON) -m venv .venv-oldest
+	$(OLDEST)/python -m pip install --quiet --constraint constraints-oldest.txt --editable '.[recipes,mace,cloud]' hypothesis pytest pytest-xdist
 	touch $@
 
 demo: .venv/.ready ## the closed loop: simulate, select, label, train, repeat; both arms
@@ -36,9 +44,12 @@ check: .venv/.ready ## format, lint, types and tests
 	$(BIN)/mypy
 	$(MAKE) test
 
+oldest: .venv-oldest/.ready ## what depends on other libraries, with the oldest releases that pyproject.toml allows
+	OMP_NUM_THREADS=1 $(OLDEST)/python -m pytest --numprocesses 2 $(OLDEST_TESTS)
+
 format: .venv/.ready ## bring the code into shape
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 clean: ## remove what the targets made
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage* build *.egg-info runs
+	rm -rf .venv .venv-oldest .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage* build *.egg-info runs
