@@ -22,6 +22,20 @@ for name, same in (("desk", False), ("ci", True)):
 settings.load_profile("ci" if os.environ.get("CI") else "desk")
 
 
+_REPEATED = ("benchmarks", "peers", "recipes", "reliability")
+"""Folders of tests that do again and again what the tests of each part do once."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave repetitions out of coverage: with its tracing a test takes up to twice as long."""
+    if not config.pluginmanager.hasplugin("_cov"):
+        return
+    for item in items:
+        drawn = getattr(getattr(item, "obj", None), "is_hypothesis_test", False)
+        if drawn or item.path.parent.name in _REPEATED:
+            item.add_marker(pytest.mark.no_cover)
+
+
 @pytest.fixture
 def seed() -> int:
     """Differs from run to run on a desk, as examples do, unless ZARRPIPE_SEED says which."""
