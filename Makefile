@@ -36,7 +36,7 @@ reliability: .venv/.ready ## a night of it: kills, faults, full disks, damaged s
 	$(BIN)/python -m reliability all --out runs/reliability/reliability.jsonl
 
 test: .venv/.ready ## all tests, warnings as errors, with branch coverage
-	$(BIN)/python -m pytest --numprocesses 2 --cov --cov-report term --cov-fail-under 90
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal --cov --cov-report term --cov-fail-under 90
 
 check: .venv/.ready ## format, lint, types and tests
 	$(BIN)/ruff format --check .
