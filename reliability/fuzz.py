@@ -223,7 +223,7 @@ def _append(store: Path, truth: Truth) -> str:
     """Append; what was read before must be read after, and what is new as well."""
     before = StoreView(store)
     count = before.num_samples
-    have = flattened(before.gather(np.arange(count))) if count else None
+    there = before.gather(np.arange(count)) if count else None
     before.close()
     new = samples(numbers_of(5000, 3))
     with ZarrData(store) as sink:
@@ -231,7 +231,12 @@ def _append(store: Path, truth: Truth) -> str:
     view = StoreView(store)
     if view.num_samples != count + 3:
         return f"{view.num_samples} samples after {count} and 3 were appended"
-    told = "" if have is None else _difference(view.gather(np.arange(count)), have)
+    told = ""
+    if there is not None:
+        have, found = flattened(there), view.gather(np.arange(count))
+        if Level.EDGE not in there.levels.values():  # what is new may have edges
+            have[":edges"] = flattened(found)[":edges"]
+        told = _difference(found, have)
     if told:
         return f"what stood there before an append: {told}"
     energy = view.gather(np.arange(count, count + 3), ["energy"])["energy"].numpy()

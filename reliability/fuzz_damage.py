@@ -84,6 +84,12 @@ def _pick(files: list[Path], rng: Rng) -> Path | None:
     return files[int(rng.integers(len(files)))] if files else None
 
 
+def _document(store: Path, rng: Rng) -> Path | None:
+    """A document that can be read to its end: no link to a device, no FIFO."""
+    path = _pick(_files(store, documents=True), rng)
+    return path if path is not None and path.is_file() else None
+
+
 def _flip(path: Path, rng: Rng) -> None:
     """Change some bytes, most often near the beginning, where the rows are."""
     if not path.is_file() or not (size := path.stat().st_size):
@@ -205,7 +211,7 @@ def _socket(path: Path) -> None:
 
 def _edit(store: Path, rng: Rng) -> str:
     """Change, remove or rename one entry of a document, at any depth."""
-    path = _pick(_files(store, documents=True), rng)
+    path = _document(store, rng)
     if path is None:
         return "nothing"
     try:
@@ -246,7 +252,7 @@ def _places(content: Any) -> Any:
 
 def _text(store: Path, rng: Rng) -> str:
     """Put a text that is no document of Zarr in the place of one."""
-    path = _pick(_files(store, documents=True), rng)
+    path = _document(store, rng)
     if path is None:
         return "nothing"
     texts = [

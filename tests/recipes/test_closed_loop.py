@@ -162,7 +162,9 @@ def test_killed_from_outside_it_goes_on(tmp_path, test_dir):
     while not table.exists() and time.monotonic() < deadline:
         time.sleep(0.005)
     os.kill(first.pid, signal.SIGKILL)
-    first.communicate()  # its output ends with the last process of the arm, whose parent is gone
+    first.communicate(
+        timeout=300
+    )  # its output ends with the last process of the arm, whose parent is gone
     done = len(read_rows(table))
     finished = subprocess.run(command, capture_output=True, text=True, check=True)
     assert 1 <= done < 3

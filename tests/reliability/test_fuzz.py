@@ -1,11 +1,9 @@
 """Damaged stores are refused or read right; and the campaign sees what is not."""
 
-import datetime as dt
-
 import numpy as np
 import pytest
 
-from reliability import fuzz
+from reliability import fuzz, fuzz_damage
 from reliability.fuzz import Outcome
 from reliability.report import Findings, Order
 from zarrpipe.store.view import StoreView
@@ -17,10 +15,21 @@ def test_damaged_stores(tmp_path, seed):
     check(fuzz.run(Order(tmp_path, seed, count=100)))
 
 
-def test_damaged_stores_of_the_day(tmp_path):
-    seed = dt.datetime.now(tz=dt.UTC).toordinal()
-    print("seed", seed)  # noqa: T201  shown when the test fails
+def test_damaged_stores_that_are_drawn(tmp_path, seed):
     check(fuzz.run(Order(tmp_path, seed, count=100)))
+
+
+def test_a_document_that_does_not_end_is_no_document_to_edit(tmp_path):
+    (tmp_path / "zarr.json").symlink_to("/dev/zero")
+    for change in (fuzz_damage._edit, fuzz_damage._text):
+        assert change(tmp_path, np.random.default_rng(0)) == "nothing"
+
+
+def test_an_append_may_bring_the_edges_back_that_were_not_asked_for(tmp_path):
+    """Where the schema lost the only field of edges."""
+    found = fuzz.run(Order(tmp_path, 3, only="6770"))
+    assert found.defects == []
+    assert found.done["fewer"] == 1
 
 
 def check(found):

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -146,6 +147,36 @@ def test_pointers_are_looked_at_in_their_files(tmp_path, monkeypatch):
             entries[0 : CHUNKS * 512]
     assert not held
     assert 1 <= most <= 8
+
+
+def test_a_map_that_does_not_follow_its_file_is_said(tmp_path, monkeypatch):
+    """As on an overlay, where the first change copies the file; what was there can be read."""
+    with ZarrData(tmp_path / "a") as sink:
+        sink.write(numbered_batch(range(20)))
+    view = StoreView(tmp_path / "a")
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    with ZarrData(tmp_path / "b") as sink:
+        sink.write(numbered_batch(range(20, 30)))
+    other = StoreView(tmp_path / "b")
+    changed = other.snapshot.array("meta/atoms_ptr", 31)
+    monkeypatch.setattr(MappedArray, "entries", lambda _, real=MappedArray.entries: real(changed))
+    zarr.open_array(tmp_path / "a/meta/atoms_ptr").resize(31)
+    with pytest.raises(StoreFormatError, match=r"mapped of it stays as it was.*the store again"):
+        view.refresh()
+    assert_batches_equal(view.gather(np.arange(20)), numbered_batch(range(20)))
+    assert view.num_samples == 20
+    assert other.refresh() == 0
+
+
+@pytest.mark.parametrize("name", ["atoms_ptr", "edges_ptr"])
+def test_the_first_pointer_is_looked_at_by_each_refresh(tmp_path, name):
+    with ZarrData(tmp_path / "a") as sink:
+        sink.write(numbered_batch(range(20)))
+    view = StoreView(tmp_path / "a")
+    with (tmp_path / "a/meta" / name / "c/0").open("r+b") as file:
+        file.write(np.int64(1).tobytes())
+    with pytest.raises(StoreFormatError, match=f"{name} begins with 1, expected 0"):
+        view.refresh()
 
 
 def test_maps_are_counted_for_all_arrays_of_the_process(tmp_path, mapped, monkeypatch):

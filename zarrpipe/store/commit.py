@@ -123,9 +123,9 @@ def rising_samples(place: str, pointers: AnyArray | Entries, first: int, last: i
     Raises
     ------
     StoreFormatError
-        If the pointers do not rise from zero up to the last sample.
+        If the pointers do not rise up to the last sample.
     """
-    fall = _first_fall(place, pointers, first, last, least=1)
+    fall = _first_fall(pointers, first, last, least=1)
     if fall is None:
         return last
     if fall.stop:
@@ -134,7 +134,7 @@ def rising_samples(place: str, pointers: AnyArray | Entries, first: int, last: i
 
 
 def check_pointers(place: str, pointers: AnyArray | Entries, samples: int, known: int) -> None:
-    """Refuse pointers that fall, or do not begin with zero.
+    """Refuse pointers that fall.
 
     Parameters
     ----------
@@ -152,7 +152,7 @@ def check_pointers(place: str, pointers: AnyArray | Entries, samples: int, known
     StoreFormatError
         If they do not.
     """
-    fall = _first_fall(place, pointers, known, samples, least=0)
+    fall = _first_fall(pointers, known, samples, least=0)
     if fall is not None:
         raise fall.error(place)
 
@@ -168,25 +168,15 @@ class _Fall:
     def error(self, place: str) -> StoreFormatError:
         return StoreFormatError(
             f"{place} falls, is negative or has a sample without atoms: sample {self.sample} would "
-            f"have rows {self.start} to {self.stop}; it is damaged"
+            f"have rows {self.start} to {self.stop}; it is damaged, `zarrpipe check` says more"
         )
 
 
-def _first_fall(
-    place: str, pointers: AnyArray | Entries, first: int, last: int, least: int
-) -> _Fall | None:
-    """The first sample that has not as many rows, among those from `first` up to `last`.
-
-    Raises
-    ------
-    StoreFormatError
-        If the pointers of the very first do not begin with zero.
-    """
+def _first_fall(pointers: AnyArray | Entries, first: int, last: int, least: int) -> _Fall | None:
+    """The first sample that has not as many rows, among those from `first` up to `last`."""
     falls = np.less_equal if least else np.less
     for start in range(first, last, _BLOCK):
         block = np.asarray(pointers[start : min(start + _BLOCK, last) + 1], dtype=np.int64)
-        if start == 0 and block[0]:
-            raise StoreFormatError(f"{place} begins with {block[0]}, expected 0: it is damaged")
         found = falls(block[1:], block[:-1])
         if found.any():
             at = int(np.argmax(found))

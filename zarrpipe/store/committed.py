@@ -22,7 +22,8 @@ def find_samples(flats: FlatArrays, attributes: Attributes, before: int) -> int:
     Raises
     ------
     StoreFormatError
-        If pointers do not rise, or there are fewer than when the store was closed.
+        If pointers do not rise, there are fewer than when the store was closed, or the files have
+        others than their maps.
     """
     pointers = flats.open(ATOMS_PTR)
     pointers.grow()
@@ -31,6 +32,12 @@ def find_samples(flats: FlatArrays, attributes: Attributes, before: int) -> int:
         if last and isinstance(pointers, MappedArray):  # chunks are larger than shapes
             last = pointers.within(last + 1) - 1
         samples = rising_samples(f"{flats.root}: {ATOMS_PTR}", entries, first, last)
+    if samples > before and not pointers.data[samples]:
+        raise StoreFormatError(
+            f"{flats.root}: {ATOMS_PTR} was written to, and what this process has mapped of it "
+            "stays as it was, as where an overlay file system (the image of a container) has "
+            "copied the file: open the store again"
+        )
     if attributes.ours and samples < attributes.num_samples:
         raise StoreFormatError(
             f"{flats.root} had {attributes.num_samples} samples when it was closed, and "
@@ -45,16 +52,20 @@ def find_extent(flats: FlatArrays, samples: int, before: int) -> Extent:
     Raises
     ------
     StoreFormatError
-        If pointers to edges fall.
+        If pointers do not begin with zero, or those to edges fall.
     """
     if samples == 0:
         return Extent()
-    opened = [flats.open(path) for path in (ATOMS_PTR, EDGES_PTR)]
-    for flat in opened:
+    opened = {path: flats.open(path) for path in (ATOMS_PTR, EDGES_PTR)}
+    for path, flat in opened.items():
         flat.ensure(samples + 1)
-    with _looked_at(opened[1]) as entries:
+        if flat.data[0]:
+            raise StoreFormatError(
+                f"{flats.root}: {path} begins with {flat.data[0]}, expected 0: it is damaged"
+            )
+    with _looked_at(opened[EDGES_PTR]) as entries:
         check_pointers(f"{flats.root}: {EDGES_PTR}", entries, samples, before)
-    return Extent(samples, *(int(flat.data[samples]) for flat in opened))
+    return Extent(samples, *(int(flat.data[samples]) for flat in opened.values()))
 
 
 def find_active(flats: FlatArrays, attributes: Attributes, samples: int) -> Int64Array | None:

@@ -80,10 +80,12 @@ class Entries:
         descriptor = self._open(index)
         if descriptor is None:
             return self._data[start:stop]
-        size = self._data.itemsize
-        content = os.pread(descriptor, (stop - start) * size, place * size)
-        if len(content) < (stop - start) * size:
-            raise StoreFormatError(f"{self._path(index)} was truncated")
+        size, content = self._data.itemsize, b""
+        while left := (stop - start) * size - len(content):  # a file system may give less at once
+            more = os.pread(descriptor, left, place * size + len(content))
+            if not more:
+                raise StoreFormatError(f"{self._path(index)} was truncated")
+            content += more
         return np.frombuffer(content, self._data.dtype)
 
     def _open(self, index: int) -> int | None:
