@@ -45,7 +45,7 @@ def seed() -> int:
     return chosen
 
 
-@pytest.fixture(autouse=True)
-def _checkpoints_are_data(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Undo what importing mace-torch does: it lets torch.load unpickle anything."""
-    monkeypatch.delenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", raising=False)
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Undo what importing mace-torch does, before any fixture: it lets torch.load unpickle all."""
+    os.environ.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None)
