@@ -44,6 +44,10 @@ _META_KINDS = {
 }
 KINDS = {Kind.FLOAT: "f", Kind.INTEGER: "iu", Kind.NUMBER: "fiu", Kind.BOOL: "biu"}
 
+_LITTLE_ENDIAN = (
+    {"name": "bytes"},  # of single bytes, which have no order
+    {"name": "bytes", "configuration": {"endian": "little"}},
+)
 _LEAST_ROWS, _LEAST_ROWS_IN_PLACE = 16_384, 65_536
 _LARGEST_PAGE = 65_536
 _MOST_CHUNKS = 4_096
@@ -193,7 +197,7 @@ def is_plain(array: zarr.Array[Any]) -> bool:
         and array.shards is None
         and array.chunks[1:] == array.shape[1:]
         and isinstance(serializer, BytesCodec)
-        and (serializer.endian is None or serializer.endian.value == "little")
+        and serializer.to_dict() in _LITTLE_ENDIAN
         and encoding == {"name": "default", "configuration": {"separator": "/"}}
     )
 
