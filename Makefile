@@ -2,8 +2,8 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 OLDEST := .venv-oldest/bin
-OLDEST_TESTS := $(addprefix tests/,adapters sink transforms store/test_staging.py) \
-	$(patsubst %,tests/training/test_%.py,augmented_runs callbacks counts datamodule ddp far loader overlap ranks resume settings)
+OLDEST_TESTS := $(addprefix tests/,adapters sink transforms store/cache dataset/test_far.py training/splits/test_overlap.py) \
+	$(patsubst %,tests/training/test_%.py,augmented_runs data_module ddp lightning_resume loader monitor ranks resume settings)
 EXTRAS := dev,recipes,mace,bench
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 

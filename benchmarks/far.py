@@ -28,7 +28,7 @@ from benchmarks.machine import every_core, on_cores
 from benchmarks.rows import Row
 from benchmarks.settings import Settings
 from benchmarks.timing import Timing, speed_ratio
-from zarrpipe.epochs.blocks import UnitLayout, block_order, choose_blocks, group_bounds
+from zarrpipe.dataset.blocks import UnitLayout, block_order, choose_blocks, group_bounds
 from zarrpipe.testing import assert_batches_equal
 
 SUITE = "far"

@@ -10,7 +10,7 @@ from benchmarks import data
 from benchmarks.data import SETS, Samples, make
 from benchmarks.engines.base import Engine, keep_nothing
 from benchmarks.settings import Settings
-from zarrpipe.store import layout
+from zarrpipe.store.format import layout
 
 
 def kept(work: Path, name: str, fingerprint: str, write: Callable[[Path], None]) -> Path:

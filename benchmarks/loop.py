@@ -11,7 +11,7 @@ from benchmarks.machine import every_core, on_cores
 from benchmarks.rows import Row
 from benchmarks.settings import Settings
 from benchmarks.timing import Task, in_turn, speed_ratio
-from zarrpipe.loader import GraphLoader
+from zarrpipe.training.loader import GraphLoader
 
 SUITE = "loop"
 WORKERS = 2

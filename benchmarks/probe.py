@@ -15,7 +15,7 @@ import numpy as np
 
 import zarrpipe as zp
 from benchmarks.data import SETS, Sizes, sizes
-from zarrpipe.loader import GraphLoader
+from zarrpipe.training.loader import GraphLoader
 
 
 def ask(name: str, **arguments: Any) -> dict[str, float]:

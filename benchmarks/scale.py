@@ -14,7 +14,7 @@ from benchmarks.keeping import code, kept
 from benchmarks.probe import ask
 from benchmarks.rows import Row
 from benchmarks.settings import Settings
-from zarrpipe.store.layout import MARK
+from zarrpipe.store.format.layout import MARK
 
 _WRITTEN = ("atoms_ptr", "edges_ptr", "ids", "samples_mask")
 """Arrays in `meta` of which every chunk is there."""

@@ -19,7 +19,7 @@ from benchmarks.engines.lmdb_records import environment, key, numpy_record
 from benchmarks.engines.others import atompack_molecule, nvalchemi_data
 from benchmarks.engines.ours import as_batch
 from benchmarks.engines.without_numba import find_ids_without_numba
-from zarrpipe.store.plan import batch_ids
+from zarrpipe.data.ids import batch_ids
 
 CHUNK_ROWS = 16_384
 

@@ -28,8 +28,8 @@ from reliability.report import Findings, Order
 from reliability.scenarios import SCENARIOS
 from reliability.truth import everything, numbers_of, samples, serials, wrong_values
 from zarrpipe import ZarrData
-from zarrpipe.store.staging.caching import Caching
-from zarrpipe.store.view import StoreView
+from zarrpipe.store.cache.config import CacheConfig
+from zarrpipe.store.read.view import StoreView
 
 _MIB = 64
 _KIB = (0, 4, 8, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 128, 192, 256, 512, 1024, 2048, 8192)
@@ -143,7 +143,7 @@ def _caches(work: Path, small: Path, room: Room, found: Findings) -> None:
         sink.write(samples(numbers))
     for kib in _KIB:
         cache = small / "cache"
-        view = StoreView(far, Caching.of(cache, None))
+        view = StoreView(far, CacheConfig.of(cache, None))
         where = f"a cache with {kib} KiB of room"
         (work / "where").write_text(where)
         with room(kib):

@@ -36,7 +36,7 @@ from reliability.scenarios import (
 from reliability.truth import BASE, everything, serials, wrong_values
 from zarrpipe.data.batch import Batch
 from zarrpipe.errors import StoreNotFoundError
-from zarrpipe.store.root import StoreLike
+from zarrpipe.store.backend.location import StoreLike
 
 _A_FEW = 6
 _WRITES = ("write", "append", "first")

@@ -34,8 +34,8 @@ from zarrpipe import AtomicDataZarrReader, Batch, ZarrData, ZarrDataset
 from zarrpipe.data.csr import AnyArray
 from zarrpipe.data.fields import Level
 from zarrpipe.errors import ZarrPipeError
-from zarrpipe.store.kernels import compiled_kernels
-from zarrpipe.store.view import StoreView
+from zarrpipe.store.read.kernels import compiled_kernels
+from zarrpipe.store.read.view import StoreView
 
 _PROMISED = (ZarrPipeError, OSError, IndexError)
 _MEMORY, _SECONDS = 6 << 30, 20

@@ -5,7 +5,7 @@ from typing import Any
 
 from reliability.truth import mark_values, numbers_of, samples, serials, wrong_values
 from zarrpipe import AtomicDataZarrWriter, ZarrData, compact, merge
-from zarrpipe.store.root import StoreLike
+from zarrpipe.store.backend.location import StoreLike
 
 Step = tuple[str, dict[str, Any]]
 """A method and its arguments."""

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from reliability.hand import Hand, Step
-from zarrpipe.store.kernels import compiled_kernels
+from zarrpipe.store.read.kernels import compiled_kernels
 
 _GROUPS = ("meta", "core", "custom")
 _ZSTD = {"chunk_size": 100, "compressors": ({"name": "zstd", "configuration": {"level": 1}},)}

@@ -18,7 +18,7 @@ from reliability.report import Findings, Order
 from reliability.truth import everything, numbers_of, samples, serials, wrong_values
 from zarrpipe import ZarrData, ZarrDataset, collate
 from zarrpipe.errors import StoreLockedError
-from zarrpipe.store.root import StoreLike
+from zarrpipe.store.backend.location import StoreLike
 
 _PARTS, _WRITES, _EACH = 4, 40, 25
 _SECONDS = 120.0

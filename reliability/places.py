@@ -9,7 +9,7 @@ from typing import Any
 from zarr.storage import FsspecStore, MemoryStore, WrapperStore
 
 from reliability.interpose import Faults, local_files, watched
-from zarrpipe.store.root import StoreLike
+from zarrpipe.store.backend.location import StoreLike
 
 _GROUPS = ("meta", "core", "custom")
 _ZSTD = {"chunk_size": 16, "compressors": ({"name": "zstd", "configuration": {"level": 1}},)}

@@ -19,8 +19,8 @@ from zarrpipe import (
     collate,
 )
 from zarrpipe.errors import ZarrPipeError
-from zarrpipe.loader import GraphLoader
-from zarrpipe.store.view import StoreView
+from zarrpipe.store.read.view import StoreView
+from zarrpipe.training.loader import GraphLoader
 
 _BATCH = 64
 _PROMISED = {

@@ -11,8 +11,8 @@ import torch
 
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.csr import AnyArray, Int64Array
-from zarrpipe.store.root import StoreLike
-from zarrpipe.store.view import StoreView
+from zarrpipe.store.backend.location import StoreLike
+from zarrpipe.store.read.view import StoreView
 from zarrpipe.testing import numbered_batch
 
 _BLOCK = 20  # of numbers with the same fields: all sizes of atoms and edges are in it

@@ -1,10 +1,23 @@
-"""What all tests share."""
+"""Fixtures that all tests share, and the profiles of Hypothesis."""
 
+import importlib
+import json
 import os
 import secrets
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, settings
+
+from zarrpipe import AtomicData, Batch, ZarrData
+from zarrpipe.store.backend.location import StoreLike
 
 # No deadline, since the time of a test on a shared runner says nothing about the code. On a desk
 # examples differ from run to run: few are drawn each time, and many runs see more of the space than
@@ -49,3 +62,119 @@ def seed() -> int:
 def pytest_runtest_setup() -> None:
     """Undo what importing mace-torch does, before any fixture: it lets torch.load unpickle all."""
     os.environ.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None)
+
+
+def random_batch(count: int, seed: int = 0, *, edges: bool = True, tag: int = 0) -> Batch:
+    """`count` systems of 1 to 6 atoms; field `serial` counts them from 1000 * tag."""
+    random = np.random.default_rng([seed, tag])
+    systems = []
+    for serial in range(count):
+        atoms = int(random.integers(1, 7))
+        fields: dict[str, object] = {}
+        if edges:
+            shape = (int(random.integers(0, 5)), 2)
+            fields["neighbor_list"] = random.integers(0, atoms, size=shape)
+        systems.append(
+            AtomicData(
+                torch.from_numpy(random.normal(size=(atoms, 3))),
+                torch.from_numpy(random.choice([1, 6, 8], size=atoms)),
+                energy=torch.tensor([[float(random.normal())]], dtype=torch.float64),
+                forces=torch.from_numpy(random.normal(size=(atoms, 3))),
+                system={"serial": torch.tensor([serial + 1000 * tag])},
+                **fields,
+            )
+        )
+    return Batch.from_data_list(systems)
+
+
+def append(store: StoreLike, batch: Batch) -> Batch:
+    """Append to a store, as a sink does, and give the batch back."""
+    with ZarrData(store, capacity=1000) as sink:
+        sink.write(batch)
+    return batch
+
+
+def assert_equal(got: Batch, expected: Batch) -> None:
+    assert set(got.fields) == set(expected.fields)
+    assert torch.equal(got.batch_ptr, expected.batch_ptr)
+    for name, value in expected.fields.items():
+        assert got[name].dtype == value.dtype, name
+        assert torch.equal(got[name], value), name
+    assert got.partly_present == expected.partly_present
+    for name in expected.partly_present:
+        assert torch.equal(got.present(name), expected.present(name)), name
+
+
+@pytest.fixture(scope="session")
+def data() -> SimpleNamespace:
+    """Helpers: ``data.batch(count, ...)``, ``data.append(store, batch)``, ``data.same(a, b)``."""
+    return SimpleNamespace(batch=random_batch, append=append, same=assert_equal)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> tuple[Path, Batch]:
+    """A store of 40 systems, and the batch that was written."""
+    return tmp_path / "store", append(tmp_path / "store", random_batch(40))
+
+
+@pytest.fixture
+def transforms(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The module transforms.py, under a name by which worker processes import it too."""
+    monkeypatch.syspath_prepend(Path(__file__).parent / "training")
+    return importlib.import_module("transforms")
+
+
+@pytest.fixture(scope="session")
+def two_ranks_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store that test_ddp.py trains on and grows."""
+    path = tmp_path_factory.mktemp("grown") / "store"
+    append(path, random_batch(40))
+    return path
+
+
+class Trained:
+    """What a run of training_runs.py left: exit codes, and what the first rank noted by kind."""
+
+    def __init__(self, codes: list[int], output: Path) -> None:
+        self.codes, self.output = codes, output
+        self.ranks = [
+            [json.loads(line) for line in (output / f"rank{rank}.jsonl").read_text().splitlines()]
+            for rank in range(len(codes))
+        ]
+        self.lines = self.ranks[0]
+        self.text = "\n".join(
+            (output / f"rank{rank}.txt").read_text()[-9000:] for rank in range(len(codes))
+        )
+
+    def __getitem__(self, kind: str) -> list[list[Any]]:
+        return self.of(kind, 0)
+
+    def of(self, kind: str, rank: int) -> list[list[Any]]:
+        """What a rank noted under a name."""
+        return [rest for name, *rest in self.ranks[rank] if name == kind]
+
+    @property
+    def last(self) -> str:
+        """The checkpoint to resume from."""
+        return str(self.output / "checkpoints" / "last.ckpt")
+
+
+@pytest.fixture(scope="session")
+def training() -> Iterator[Callable[..., Trained]]:
+    """Runs a job of training_runs.py in processes of its own: ``training(output, **job)``."""
+    script = Path(__file__).parent / "training" / "training_runs.py"
+    command = [sys.executable, str(script)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as server:
+        assert server.stdin is not None
+        assert server.stdout is not None
+
+        def run(output: Path, **job: Any) -> Trained:
+            output.mkdir(exist_ok=True)
+            server.stdin.write(json.dumps({**job, "output": str(output)}) + "\n")
+            server.stdin.flush()
+            return Trained(json.loads(server.stdout.readline()), output)
+
+        yield run
+        server.stdin.close()

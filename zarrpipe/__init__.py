@@ -3,21 +3,20 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from zarrpipe.data.atomic import AtomicData
 from zarrpipe.data.batch import Batch
-from zarrpipe.dataset import ZarrDataset, collate
-from zarrpipe.samplers import GraphBatchSampler
-from zarrpipe.sides.index_files import write_split
+from zarrpipe.data.system import AtomicData
+from zarrpipe.dataset.zarr_dataset import ZarrDataset, collate
 from zarrpipe.sink import ZarrData
+from zarrpipe.store.api import AtomicDataZarrReader, AtomicDataZarrWriter
 from zarrpipe.store.check.run import check
-from zarrpipe.store.config import ZarrArrayConfig, ZarrWriteConfig
-from zarrpipe.store.merge import compact, merge
-from zarrpipe.store.reader import AtomicDataZarrReader
-from zarrpipe.store.writer import AtomicDataZarrWriter
+from zarrpipe.store.format.config import ZarrArrayConfig, ZarrWriteConfig
+from zarrpipe.store.rewrite.merge import compact, merge
+from zarrpipe.training.sampler import GraphBatchSampler
+from zarrpipe.training.splits.index_files import write_split
 
 if TYPE_CHECKING:
-    from zarrpipe.callbacks import DataMonitor
-    from zarrpipe.datamodule import ZarrDataModule
+    from zarrpipe.training.data_module import ZarrDataModule
+    from zarrpipe.training.monitor import DataMonitor
 
 __all__ = [
     "AtomicData",
@@ -39,13 +38,13 @@ __all__ = [
 ]
 
 
-_WITH_LIGHTNING = {"DataMonitor": "callbacks", "ZarrDataModule": "datamodule"}
+_WITH_LIGHTNING = {"DataMonitor": "monitor", "ZarrDataModule": "data_module"}
 
 
 def __getattr__(name: str) -> Any:
     """Import Lightning, which takes a second, only when its part is asked for."""
     if name in _WITH_LIGHTNING:
-        return getattr(importlib.import_module(f"zarrpipe.{_WITH_LIGHTNING[name]}"), name)
+        return getattr(importlib.import_module(f"zarrpipe.training.{_WITH_LIGHTNING[name]}"), name)
     raise AttributeError(f"module 'zarrpipe' has no attribute {name!r}")
 
 

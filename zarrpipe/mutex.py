@@ -8,7 +8,7 @@ from functools import wraps
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 
-class Mutex:
+class ForkSafeLock:
     """A lock for each process: one that was forked has not the thread that holds it.
 
     A copy, or one that is pickled, begins anew.
@@ -22,14 +22,14 @@ class Mutex:
         process = os.getpid()
         return self._locks.get(process) or self._locks.setdefault(process, threading.RLock())
 
-    def __reduce__(self) -> tuple[type["Mutex"], tuple[()]]:
-        return Mutex, ()
+    def __reduce__(self) -> tuple[type["ForkSafeLock"], tuple[()]]:
+        return ForkSafeLock, ()
 
 
 class Guarded(Protocol):
     """What has a mutex."""
 
-    _mutex: Mutex
+    _mutex: ForkSafeLock
 
 
 _Self = TypeVar("_Self", bound=Guarded)
@@ -37,7 +37,7 @@ _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
 
 
-def alone(
+def synchronized(
     method: Callable[Concatenate[_Self, _Arguments], _Result],
 ) -> Callable[Concatenate[_Self, _Arguments], _Result]:
     """Let a method wait while another thread is in one of the same object."""

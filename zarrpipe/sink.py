@@ -22,14 +22,14 @@ from zarrpipe.errors import (
     StoreFullError,
     StoreNotFoundError,
 )
-from zarrpipe.mutex import Mutex, alone
-from zarrpipe.store.appender import StoreAppender
+from zarrpipe.mutex import ForkSafeLock, synchronized
+from zarrpipe.store.backend.location import Root, StoreLike
 from zarrpipe.store.check.report import Report
 from zarrpipe.store.check.run import check
-from zarrpipe.store.config import ZarrWriteConfig
-from zarrpipe.store.opening import check_durable
-from zarrpipe.store.root import Root, StoreLike
-from zarrpipe.store.view import StoreView
+from zarrpipe.store.format.config import ZarrWriteConfig
+from zarrpipe.store.read.view import StoreView
+from zarrpipe.store.write.open_for_writing import check_durable
+from zarrpipe.store.write.store_writer import StoreWriter
 
 _MOST_SAMPLES = 1 << 40
 
@@ -93,11 +93,11 @@ class ZarrData(Closing):
                 f"capacity={capacity!r}, expected a positive integer of samples, at most "
                 f"{_MOST_SAMPLES}"
             )
-        self._store, self._capacity, self._mutex = store, int(capacity), Mutex()
+        self._store, self._capacity, self._mutex = store, int(capacity), ForkSafeLock()
         self._config = ZarrWriteConfig.of(config)
         self._root, self._durable = Root.of(store), durable
         check_durable(self._root, durable=durable)
-        self._appender: StoreAppender | None = None
+        self._appender: StoreWriter | None = None
         self._view: StoreView | None = None
         self._closed = False
         self._removed: frozenset[str] = frozenset()  # fields of what was drained or removed
@@ -137,7 +137,7 @@ class ZarrData(Closing):
         """Rank among the processes of this machine, as torchrun gives it, else 0."""
         return int(os.environ.get("LOCAL_RANK", "0"))
 
-    @alone
+    @synchronized
     def write(self, batch: Any, mask: npt.ArrayLike | torch.Tensor | None = None) -> None:
         """Append the systems of a batch for which the mask is True, in order.
 
@@ -178,7 +178,7 @@ class ZarrData(Closing):
             )
         self._writer().append(chosen)
 
-    @alone
+    @synchronized
     def read(self) -> Batch:
         """Every sample, in the order of writing, on the CPU.
 
@@ -201,7 +201,7 @@ class ZarrData(Closing):
         view.refresh()
         return view.gather(np.arange(view.num_samples))
 
-    @alone
+    @synchronized
     def drain(self) -> Batch:
         """Every sample, after which the sink is empty.
 
@@ -235,7 +235,7 @@ class ZarrData(Closing):
         except (OSError, StoreFormatError):
             return False
 
-    @alone
+    @synchronized
     def zero(self) -> None:
         """Remove every sample and what zarrpipe made for them, and nothing else."""
         self._check_open()
@@ -248,7 +248,7 @@ class ZarrData(Closing):
                 self._view = None  # it may have seen what was half cleared
                 raise
 
-    @alone
+    @synchronized
     def flush(self) -> None:
         """Make array shapes exact and write the number of samples, for plain Zarr tools.
 
@@ -262,7 +262,7 @@ class ZarrData(Closing):
         """Look the store through for damage; see `zarrpipe.check`."""
         return check(self._store)
 
-    @alone
+    @synchronized
     def close(self) -> None:
         """Do what `flush` does and let other writers in; reading still works after it."""
         self._closed = True
@@ -270,7 +270,7 @@ class ZarrData(Closing):
             self._appender.close()
             self._appender = None
 
-    @alone
+    @synchronized
     def __len__(self) -> int:
         if self._appender is not None and not self._appender.closed:
             return self._appender.num_samples
@@ -294,9 +294,9 @@ class ZarrData(Closing):
         if self._closed:
             raise StoreClosedError(f"the sink of {self._root} was closed: open a new one")
 
-    def _writer(self) -> StoreAppender:
+    def _writer(self) -> StoreWriter:
         if self._appender is None or self._appender.closed:
-            self._appender = StoreAppender(
+            self._appender = StoreWriter(
                 self._root, self._config, self._capacity, durable=self._durable
             )
         return self._appender

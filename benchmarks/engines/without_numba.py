@@ -6,7 +6,7 @@ from typing import Any
 from unittest import mock
 
 from zarrpipe.data import ids
-from zarrpipe.store import gather
+from zarrpipe.store.read import gather
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import torch
 
 import zarrpipe as zp
 from zarrpipe import adapters
-from zarrpipe.adapters import _registry
+from zarrpipe.adapters import registry as _registry
 from zarrpipe.errors import FieldError
 
 

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from zarrpipe import Batch
 from zarrpipe.data import ids as ids_module
 from zarrpipe.data.csr import pointers
-from zarrpipe.data.ids import structure_ids
-from zarrpipe.store.plan import batch_ids
+from zarrpipe.data.ids import batch_ids, structure_ids
 from zarrpipe.testing import random_batch
 
 

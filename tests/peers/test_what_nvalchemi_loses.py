@@ -32,7 +32,7 @@ from zarrpipe import (
     collate,
 )
 from zarrpipe.errors import SchemaError
-from zarrpipe.store import files
+from zarrpipe.store.backend import files
 from zarrpipe.testing import assert_batches_equal, numbered_batch, stored_bytes, unchanged
 
 SMALL = {group: {"chunk_size": 8} for group in ("meta", "core", "custom")}

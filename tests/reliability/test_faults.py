@@ -13,7 +13,7 @@ from reliability.model import State
 from reliability.places import PLACES
 from reliability.report import Findings, Order
 from reliability.scenarios import SCENARIOS, new_hand
-from zarrpipe.store.appender import StoreAppender
+from zarrpipe.store.write.store_writer import StoreWriter
 
 pytest.importorskip("fsspec", reason="the extra 'cloud' is not installed")
 
@@ -77,7 +77,7 @@ def test_half_of_a_write_is_done(tmp_path):
 
 def test_what_an_append_loses_is_seen(tmp_path, monkeypatch):
     """A writer that does not take back the pointers of an append that failed."""
-    monkeypatch.setattr(StoreAppender, "_roll_back", lambda self: None)
+    monkeypatch.setattr(StoreWriter, "_roll_back", lambda self: None)
     found = Findings()
     scenario, place = SCENARIOS["write"], PLACES["memory"](tmp_path / "place")
     prepared = scenario.prepare(place)

@@ -6,7 +6,7 @@ import pytest
 from reliability import fuzz, fuzz_damage
 from reliability.fuzz import Outcome
 from reliability.report import Findings, Order
-from zarrpipe.store.view import StoreView
+from zarrpipe.store.read.view import StoreView
 from zarrpipe.testing import numbered_batch
 
 

@@ -8,10 +8,10 @@ import zarr
 
 from zarrpipe import AtomicDataZarrWriter, ZarrData, ZarrDataset
 from zarrpipe.errors import FieldError, StoreLockedError, StoreNotFoundError
-from zarrpipe.store.appender import StoreAppender
-from zarrpipe.store.arrays import Arrays
-from zarrpipe.store.columns import PlainColumn
-from zarrpipe.store.header import Header
+from zarrpipe.store.write.array_writer import PlainArrayWriter
+from zarrpipe.store.write.open_arrays import OpenArrays
+from zarrpipe.store.write.root_metadata import RootMetadata
+from zarrpipe.store.write.store_writer import StoreWriter
 from zarrpipe.testing import assert_batches_equal, numbered_batch
 
 
@@ -38,10 +38,10 @@ def test_an_old_sink_leaves_a_new_store_alone(tmp_path):
 @pytest.mark.parametrize(
     ("owner", "step"),
     [
-        (Header, "empty"),
-        (StoreAppender, "_open"),
-        (Arrays, "release"),
-        (Arrays, "open"),
+        (RootMetadata, "empty"),
+        (StoreWriter, "_open"),
+        (OpenArrays, "release"),
+        (OpenArrays, "open"),
     ],
 )
 def test_a_clearing_that_was_interrupted(tmp_path, monkeypatch, kind, owner, step):
@@ -68,7 +68,7 @@ def test_a_clearing_that_was_interrupted(tmp_path, monkeypatch, kind, owner, ste
 @pytest.mark.parametrize("kind", ["path", "dict"])
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
 @pytest.mark.parametrize(
-    ("owner", "step"), [(StoreAppender, "zero"), (StoreAppender, "_open"), (Arrays, "release")]
+    ("owner", "step"), [(StoreWriter, "zero"), (StoreWriter, "_open"), (OpenArrays, "release")]
 )
 def test_a_drain_that_fails_loses_nothing(tmp_path, monkeypatch, kind, error, owner, step):
     """Samples are returned or still there, whatever clearing their files comes to."""
@@ -108,9 +108,9 @@ def test_an_interrupt_at_the_closing_of_a_file(tmp_path, monkeypatch):
         monkeypatch.undo()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("zarrpipe.store.columns.os.close", close)
+    monkeypatch.setattr("zarrpipe.store.write.array_writer.os.close", close)
     column = sink._appender.column("core/positions")
-    assert isinstance(column, PlainColumn)
+    assert isinstance(column, PlainArrayWriter)
     with pytest.raises(KeyboardInterrupt):
         column.close()
     column.close()
@@ -131,7 +131,7 @@ def test_an_interrupt_that_closes_the_writer_of_a_deletion(tmp_path, monkeypatch
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(StoreAppender, "count_deleted", interrupted)
+        patch.setattr(StoreWriter, "count_deleted", interrupted)
         with pytest.raises(KeyboardInterrupt):
             writer.delete([1, 4])
     writer.delete([1, 4])
@@ -151,7 +151,7 @@ def test_a_disk_that_fails_right_after_a_rewrite_took_its_place(tmp_path, monkey
             raise OSError(errno.EIO, "Input/output error")
 
     with monkeypatch.context() as patch:
-        patch.setattr("zarrpipe.store.files.sync_path", failing)
+        patch.setattr("zarrpipe.store.backend.files.sync_path", failing)
         with pytest.raises(OSError, match="Input/output"):
             writer.defragment()
     writer.append(numbered_batch([7]))

@@ -26,8 +26,8 @@ from zarrpipe.errors import (
     StoreLockedError,
     StoreReadOnlyError,
 )
-from zarrpipe.mutex import Mutex
-from zarrpipe.store.view import StoreView
+from zarrpipe.mutex import ForkSafeLock
+from zarrpipe.store.read.view import StoreView
 from zarrpipe.testing import assert_batches_equal, numbered_batch
 
 
@@ -345,7 +345,7 @@ def test_threads_that_drain_lose_nothing(tmp_path, hasty_threads):
 
 def test_a_forked_child_does_not_wait_for_a_thread_that_it_has_not(monkeypatch):
     """Nor does a copy."""
-    mutex = Mutex()
+    mutex = ForkSafeLock()
 
     def is_free(one):
         taken = ThreadPoolExecutor(1).submit(lambda: one.here().acquire(blocking=False))

@@ -16,8 +16,8 @@ from zarr.storage import MemoryStore
 
 from zarrpipe import Batch, ZarrData
 from zarrpipe.data.fields import FieldSpec, Kind, Level
-from zarrpipe.store import layout
-from zarrpipe.store.view import StoreView
+from zarrpipe.store.format import layout
+from zarrpipe.store.read.view import StoreView
 from zarrpipe.testing import assert_batches_equal, assert_plain_zarr, random_batch
 
 OWN = (

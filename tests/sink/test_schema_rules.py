@@ -19,9 +19,9 @@ from zarrpipe import (
     merge,
 )
 from zarrpipe.errors import SchemaError
-from zarrpipe.loader import GraphLoader
-from zarrpipe.statistics import measure
 from zarrpipe.testing import assert_batches_equal, unchanged
+from zarrpipe.training.loader import GraphLoader
+from zarrpipe.training.statistics import measure
 
 SMALL = {group: {"chunk_size": 5} for group in ("meta", "core", "custom")}
 LEVELS = {"energy": "system", "forces": "atom", "shifts": "edge", "tag": "system"}

@@ -27,7 +27,7 @@ AUGMENT = [RandomRotation(), GaussianNoise(0.1)]
 CONVERT = ConvertUnits(length="nm")
 
 
-class Seen(LightningModule):
+class SampleFindings(LightningModule):
     """Notes the positions of each sample by epoch, and learns a little."""
 
     def __init__(self):
@@ -60,7 +60,7 @@ class Kill(Callback):
 
 
 def fit(module, tmp_path, *callbacks, **settings):
-    model = Seen()
+    model = SampleFindings()
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     saving = {"enable_checkpointing": any(isinstance(one, ModelCheckpoint) for one in callbacks)}
     trainer = Trainer(
@@ -184,7 +184,7 @@ def test_a_configuration_file_says_the_transforms(tmp_path, store, monkeypatch):
     monkeypatch.chdir(tmp_path)
     quiet = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
     cli = LightningCLI(
-        Seen,
+        SampleFindings,
         ZarrDataModule,
         args=["fit", f"--config={config}"],
         trainer_defaults={"accelerator": "cpu", "max_epochs": 1, **quiet},

@@ -12,7 +12,7 @@ import pytest
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from zarrpipe.datamodule import ZarrDataModule
+from zarrpipe.training.data_module import ZarrDataModule
 
 SCRIPT = Path(__file__).with_name("two_ranks.py")
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from zarrpipe.dataset import ZarrDataset
-from zarrpipe.loader import GraphLoader
-from zarrpipe.samplers import GraphBatchSampler
+from zarrpipe.dataset.zarr_dataset import ZarrDataset
+from zarrpipe.training.loader import GraphLoader
+from zarrpipe.training.sampler import GraphBatchSampler
 
 
 def make(path, *, batch_size=8, workers=0, fields=("serial",), transform=None, **settings):

@@ -7,7 +7,7 @@ import pytest
 
 from zarrpipe import GraphBatchSampler, ZarrDataModule, ZarrDataset, write_split
 from zarrpipe.errors import ArgumentError, ArgumentTypeError, SchemaError
-from zarrpipe.sides.assignment import Split
+from zarrpipe.training.splits.assignment import Split
 from zarrpipe.transforms import GaussianNoise, NeighborList, RandomRotation
 
 

@@ -14,8 +14,8 @@ import numpy as np
 from hypothesis import event, given
 from hypothesis import strategies as st
 
-from zarrpipe.epochs.blocks import Blocks
-from zarrpipe.samplers import GraphBatchSampler
+from zarrpipe.dataset.blocks import Blocks
+from zarrpipe.training.sampler import GraphBatchSampler
 
 STORES, ROUNDS = 3, 4
 

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zarrpipe import AtomicData, Batch, ZarrDataModule
-from zarrpipe.dataset import ZarrDataset
+from zarrpipe.dataset.zarr_dataset import ZarrDataset
 from zarrpipe.errors import FieldError
-from zarrpipe.statistics import StatisticsSums, _blocks, count, mean_neighbors, measure
+from zarrpipe.training.statistics import StatisticsSums, _blocks, count, mean_neighbors, measure
 
 REFERENCE = {1: -13.6, 6: -1029.0, 8: -2042.0}
 
@@ -136,15 +136,15 @@ def test_labels_that_are_not_finite_and_numbers_that_are_no_elements_are_refused
 def test_a_dataset_is_measured_in_blocks(tmp_path, data, monkeypatch):
     systems = molecules(100)
     data.append(tmp_path / "store", Batch.from_data_list(systems))
-    monkeypatch.setattr("zarrpipe.statistics._BLOCK_ATOMS", 50)
+    monkeypatch.setattr("zarrpipe.training.statistics._BLOCK_ATOMS", 50)
     check(measure(ZarrDataset(tmp_path / "store")).statistics(), systems)
 
 
 @given(st.lists(st.integers(1, 90), max_size=40))
 def test_blocks_hold_every_sample_once_and_not_too_many_atoms(sizes):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("zarrpipe.statistics._BLOCK_ATOMS", 60)
-        patch.setattr("zarrpipe.statistics._BLOCK_SAMPLES", 7)
+        patch.setattr("zarrpipe.training.statistics._BLOCK_ATOMS", 60)
+        patch.setattr("zarrpipe.training.statistics._BLOCK_SAMPLES", 7)
         blocks = [block.tolist() for block in _blocks(np.array(sizes, dtype=np.int64))]
     assert flat(blocks) == list(range(len(sizes)))
     for block in blocks:
@@ -195,7 +195,7 @@ def test_what_the_stores_keep_is_not_read(tmp_path, data, monkeypatch, split):
     plain = ZarrDataModule(stores, split=split)
     expected = count(plain.train_dataset).statistics()
     monkeypatch.setattr(
-        "zarrpipe.statistics.count", lambda new: read.append(len(new)) or count(new)
+        "zarrpipe.training.statistics.count", lambda new: read.append(len(new)) or count(new)
     )
     found = plain.statistics
     assert read == []

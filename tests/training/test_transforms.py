@@ -9,7 +9,7 @@ import torch
 
 from zarrpipe import Batch, GraphBatchSampler, ZarrDataset
 from zarrpipe.errors import ArgumentError, ArgumentTypeError
-from zarrpipe.loader import GraphLoader
+from zarrpipe.training.loader import GraphLoader
 from zarrpipe.transforms import (
     Compose,
     ConvertUnits,

@@ -11,9 +11,9 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from zarrpipe.datamodule import ZarrDataModule
-from zarrpipe.dataset import ZarrDataset
+from zarrpipe.dataset.zarr_dataset import ZarrDataset
 from zarrpipe.sink import ZarrData
+from zarrpipe.training.data_module import ZarrDataModule
 
 
 class Model(LightningModule):

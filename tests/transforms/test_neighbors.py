@@ -11,7 +11,7 @@ from zarrpipe.adapters import from_ase
 from zarrpipe.errors import ArgumentError, FieldError, MissingLibraryError
 from zarrpipe.testing import assert_batches_equal
 from zarrpipe.transforms import NeighborList
-from zarrpipe.transforms import _neighbors as module
+from zarrpipe.transforms import neighbors as module
 
 CUTOFF = 4.2
 

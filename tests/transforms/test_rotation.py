@@ -11,7 +11,7 @@ from zarrpipe.adapters import from_ase, to_ase
 from zarrpipe.errors import ArgumentError, FieldError
 from zarrpipe.testing import assert_batches_equal
 from zarrpipe.transforms import RandomRotation, sample_keys, uniform
-from zarrpipe.transforms._rotation import rotations
+from zarrpipe.transforms.rotation import rotations
 
 KEYS = sample_keys(0, 0, np.arange(20_000, dtype=np.uint64))
 CRITICAL = 1.95

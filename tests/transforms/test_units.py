@@ -9,7 +9,7 @@ from zarrpipe.data.fields import CORE_FIELDS
 from zarrpipe.errors import ArgumentError, FieldError
 from zarrpipe.testing import assert_batches_equal
 from zarrpipe.transforms import ConvertUnits
-from zarrpipe.transforms._units import parse
+from zarrpipe.transforms.units import parse
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,12 @@ tension positive; ``cell`` has the lattice vectors as rows; the vector of an edg
 tensors stay on their device and keep their dtype, and gradients are not carried.
 """
 
-from zarrpipe.adapters._ase import from_ase, to_ase
-from zarrpipe.adapters._mace import from_mace
-from zarrpipe.adapters._nvalchemi import from_nvalchemi, to_nvalchemi
-from zarrpipe.adapters._pyg import from_pyg, to_pyg
-from zarrpipe.adapters._registry import as_batch, register
-from zarrpipe.adapters._torch_sim import from_torch_sim, to_torch_sim
+from zarrpipe.adapters.ase import from_ase, to_ase
+from zarrpipe.adapters.mace import from_mace
+from zarrpipe.adapters.nvalchemi import from_nvalchemi, to_nvalchemi
+from zarrpipe.adapters.pyg import from_pyg, to_pyg
+from zarrpipe.adapters.registry import as_batch, register
+from zarrpipe.adapters.torch_sim import from_torch_sim, to_torch_sim
 
 __all__ = [
     "as_batch",

@@ -5,14 +5,14 @@ from typing import Any, ClassVar, Self
 
 import torch
 
-from zarrpipe.data.atomic import AtomicData
 from zarrpipe.data.buffers import Bytes, moved
-from zarrpipe.data.checks import check_edges, check_presence, checked_pointers
 from zarrpipe.data.concatenate import concatenated
 from zarrpipe.data.container import FieldTensors
 from zarrpipe.data.csr import position_of, positions_of
 from zarrpipe.data.fields import REQUIRED_FIELDS, Level
 from zarrpipe.data.selection import selected
+from zarrpipe.data.system import AtomicData
+from zarrpipe.data.validate import check_edges, check_presence, checked_pointers
 from zarrpipe.errors import ArgumentTypeError, FieldError, UnknownFieldError
 
 Index = torch.Tensor | Sequence[int] | slice

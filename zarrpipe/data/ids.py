@@ -8,11 +8,12 @@ id with a chance of about three percent, which is harmless for splits.
 
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import numpy.typing as npt
 
+from zarrpipe.data.batch import Batch
 from zarrpipe.data.csr import AnyArray, Int64Array
 
 UInt64Array = npt.NDArray[np.uint64]
@@ -163,3 +164,29 @@ def _put_bits(rows: AnyArray, out: UInt64Array) -> None:
     none = np.isnan(wide)
     if none.any():
         wide[none] = np.nan
+
+
+def batch_ids(batch: Batch, arrays: Mapping[str, AnyArray] | None = None) -> UInt64Array:
+    """Ids [B] uint64 of the structures of a batch on the CPU.
+
+    A cell or pbc that a system lacks counts as zero, so that the id does not depend on what else
+    is in the batch.
+
+    Parameters
+    ----------
+    batch
+        Systems.
+    arrays
+        Its fields as arrays, where the caller has them already.
+    """
+    if arrays is None:
+        arrays = {name: value.numpy() for name, value in batch.fields.items()}
+    box = {}
+    for name in ("cell", "pbc"):
+        rows = arrays.get(name)
+        if rows is not None and name in batch.partly_present:
+            has = batch.present(name).numpy()
+            rows = np.where(has.reshape(-1, *(1,) * (rows.ndim - 1)), rows, 0)
+        box[name] = rows
+    ptr = batch.batch_ptr.numpy()
+    return structure_ids(arrays["positions"], arrays["atomic_numbers"], ptr, **box)

@@ -160,7 +160,7 @@ class Schema(Mapping[str, Field]):
         return f"Schema({', '.join(self)})"
 
 
-def make_of(batch: Batch) -> tuple[object, ...]:
+def batch_signature(batch: Batch) -> tuple[object, ...]:
     """What decides whether a batch fits a schema: batches of one make fit the same ones.
 
     Examples

@@ -11,7 +11,7 @@ from zarrpipe.data.batch import Batch
 from zarrpipe.data.concatenate import fill_value
 from zarrpipe.data.csr import Int64Array, pointers
 from zarrpipe.data.fields import CORE_FIELDS, FieldSpec, Kind, Level
-from zarrpipe.store.root import StoreLike
+from zarrpipe.store.backend.location import StoreLike
 
 _DTYPES = {Kind.INTEGER: torch.int64, Kind.NUMBER: torch.int64, Kind.BOOL: torch.bool}
 _FREE_SHAPE = (4,)

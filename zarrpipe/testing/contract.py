@@ -8,9 +8,9 @@ import numpy as np
 import torch
 import zarr
 
-from zarrpipe.data.atomic import AtomicData
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.fields import FieldSpec, Kind, Level
+from zarrpipe.data.system import AtomicData
 from zarrpipe.sink import ZarrData
 from zarrpipe.testing.batches import (
     assert_batches_equal,

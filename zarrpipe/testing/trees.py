@@ -6,7 +6,7 @@ from pathlib import Path
 
 from zarr.storage import LocalStore, MemoryStore
 
-from zarrpipe.store.root import Root, StoreLike
+from zarrpipe.store.backend.location import Root, StoreLike
 
 
 def stored_bytes(store: StoreLike) -> dict[str, bytes | None]:

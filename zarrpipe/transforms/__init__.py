@@ -11,12 +11,12 @@ and after a resume, and otherwise in another epoch. `uniform` and `normal` draw 
 draws twice asks `child_keys` for the keys of each.
 """
 
-from zarrpipe.transforms._compose import Compose, RandomTransform, Transform
-from zarrpipe.transforms._neighbors import NeighborList
-from zarrpipe.transforms._noise import GaussianNoise
-from zarrpipe.transforms._numbers import child_keys, normal, sample_keys, uniform
-from zarrpipe.transforms._rotation import RandomRotation
-from zarrpipe.transforms._units import ConvertUnits
+from zarrpipe.transforms.compose import Compose, RandomTransform, Transform
+from zarrpipe.transforms.neighbors import NeighborList
+from zarrpipe.transforms.noise import GaussianNoise
+from zarrpipe.transforms.random_numbers import child_keys, normal, sample_keys, uniform
+from zarrpipe.transforms.rotation import RandomRotation
+from zarrpipe.transforms.units import ConvertUnits
 
 __all__ = [
     "Compose",

@@ -9,19 +9,21 @@ import zarr
 
 from zarrpipe.data.fields import Level
 from zarrpipe.errors import StoreFormatError, StoreNotFoundError
-from zarrpipe.store.check.extents import (
-    Extents,
+from zarrpipe.store.backend.location import Root
+from zarrpipe.store.backend.lock import holder_of
+from zarrpipe.store.check.blocks import SampleBlock, pieces
+from zarrpipe.store.check.check_statistics import Recount
+from zarrpipe.store.check.checked_store import CheckedStore, open_subject, units_of
+from zarrpipe.store.check.counts import (
+    CheckedCounts,
     measure,
     tell_extents,
     tell_masks,
     tell_presence,
 )
 from zarrpipe.store.check.neighbours import Shifts, explained, shifts_of
-from zarrpipe.store.check.pieces import Piece, pieces
-from zarrpipe.store.check.recounted import Recount
 from zarrpipe.store.check.report import FieldFacts, Finding, Report, Severity, worst_first
-from zarrpipe.store.check.samples import Seen
-from zarrpipe.store.check.subject import Subject, open_subject, units_of
+from zarrpipe.store.check.samples import SampleFindings
 from zarrpipe.store.check.surroundings import (
     holder_lives,
     tell_chunk_files,
@@ -29,10 +31,8 @@ from zarrpipe.store.check.surroundings import (
     tell_lock,
     tell_strays,
 )
-from zarrpipe.store.layout import ATOMS_PTR, Attributes
-from zarrpipe.store.lock import holder_of
-from zarrpipe.store.progress import progress_bar
-from zarrpipe.store.root import Root
+from zarrpipe.store.format.layout import ATOMS_PTR, Attributes
+from zarrpipe.store.rewrite.progress import progress_bar
 
 _WORTH_NUMBA = 1 << 28
 FILL = "fill what is lost and delete the samples with rows in it"
@@ -63,9 +63,9 @@ class Examination:
     """
 
     report: Report
-    subject: Subject | None = None
-    extents: Extents | None = None
-    seen: Seen | None = None
+    subject: CheckedStore | None = None
+    extents: CheckedCounts | None = None
+    seen: SampleFindings | None = None
     shifts: Shifts | None = None
     live: bool = False
 
@@ -130,14 +130,16 @@ def root_group(root: Root) -> zarr.Group:
     return group
 
 
-def _look_through(subject: Subject, findings: list[Finding], progress: bool | None) -> Examination:
+def _look_through(
+    subject: CheckedStore, findings: list[Finding], progress: bool | None
+) -> Examination:
     """Look at pointers, samples and masks, and add what is found."""
     tell = findings.append
     extents = measure(subject)
     if extents is None:
         return Examination(Report(str(subject.root)), subject)
     tell_extents(subject, extents, tell)
-    seen, recount, shifts = Seen(), Recount(subject), None
+    seen, recount, shifts = SampleFindings(), Recount(subject), None
     total = sum(
         extents.rows(subject.levels[path]) * rows.row_bytes for path, rows in subject.arrays.items()
     )
@@ -165,9 +167,9 @@ def _look_through(subject: Subject, findings: list[Finding], progress: bool | No
 
 
 def _see(
-    subject: Subject,
-    extents: Extents,
-    lookers: tuple[Seen, Recount],
+    subject: CheckedStore,
+    extents: CheckedCounts,
+    lookers: tuple[SampleFindings, Recount],
     done: Callable[[int], object],
 ) -> None:
     before = 0
@@ -179,7 +181,7 @@ def _see(
         before = read
 
 
-def _pieces(subject: Subject, extents: Extents) -> Iterator[Piece]:
+def _pieces(subject: CheckedStore, extents: CheckedCounts) -> Iterator[SampleBlock]:
     return pieces(subject, extents.samples, extents.broken, extents.limits)
 
 
@@ -191,7 +193,10 @@ def _as_of_now(finding: Finding) -> Finding:
 
 
 def _report(
-    subject: Subject, extents: Extents | None, seen: Seen | None, findings: list[Finding]
+    subject: CheckedStore,
+    extents: CheckedCounts | None,
+    seen: SampleFindings | None,
+    findings: list[Finding],
 ) -> Report:
     samples = 0 if extents is None else extents.samples
     return Report(
@@ -205,7 +210,7 @@ def _report(
     )
 
 
-def _facts(subject: Subject, name: str, seen: Seen | None) -> FieldFacts:
+def _facts(subject: CheckedStore, name: str, seen: SampleFindings | None) -> FieldFacts:
     path = subject.paths[name]
     array = subject.arrays[path].array
     unit = units_of(subject).get(name, "")

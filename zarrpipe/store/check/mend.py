@@ -7,18 +7,16 @@ import numpy as np
 from zarr.core.sync import sync
 
 from zarrpipe.data.csr import Int64Array, pointers, segment_rows
-from zarrpipe.store import files
-from zarrpipe.store.appender import StoreAppender
-from zarrpipe.store.check.extents import UNMASK, Extents
-from zarrpipe.store.check.pieces import pieces
+from zarrpipe.store.backend import files
+from zarrpipe.store.check.blocks import pieces
+from zarrpipe.store.check.checked_store import CheckedStore
+from zarrpipe.store.check.counts import UNMASK, CheckedCounts
 from zarrpipe.store.check.pointers import runs
 from zarrpipe.store.check.report import some
 from zarrpipe.store.check.restore import Entries, gaps, restored_atoms, restored_edges
 from zarrpipe.store.check.rows import Rows
 from zarrpipe.store.check.samples import ids_of
-from zarrpipe.store.check.subject import Subject
-from zarrpipe.store.columns import Column, open_column
-from zarrpipe.store.layout import (
+from zarrpipe.store.format.layout import (
     ATOMS_MASK,
     ATOMS_PTR,
     EDGES_MASK,
@@ -27,12 +25,14 @@ from zarrpipe.store.layout import (
     SAMPLES_MASK,
     chunk_file,
 )
+from zarrpipe.store.write.array_writer import ArrayWriter, open_array_writer
+from zarrpipe.store.write.store_writer import StoreWriter
 
 Say = Callable[[str], object]
 
 
 def mend_pointers(
-    subject: Subject, extents: Extents, say: Say, *, drop: bool
+    subject: CheckedStore, extents: CheckedCounts, say: Say, *, drop: bool
 ) -> tuple[int | None, Int64Array]:
     """Write the broken entries of pointers that can be told, and with `drop` all of them.
 
@@ -68,7 +68,7 @@ def mend_pointers(
 
 
 def _invented(
-    subject: Subject, extents: Extents, path: str, unproven: Int64Array
+    subject: CheckedStore, extents: CheckedCounts, path: str, unproven: Int64Array
 ) -> tuple[Entries, int]:
     """Entries that keep all other samples where they are, and the first for which there is none.
 
@@ -86,7 +86,7 @@ def _invented(
     return found, int(lacking[0]) if len(lacking) else extents.samples + 1
 
 
-def _write_entries(subject: Subject, path: str, entries: Entries) -> None:
+def _write_entries(subject: CheckedStore, path: str, entries: Entries) -> None:
     discard_broken(subject, path)
     column = _column(subject, path)
     values = np.zeros(max(entries) + 1, dtype=np.int64)
@@ -97,12 +97,14 @@ def _write_entries(subject: Subject, path: str, entries: Entries) -> None:
     column.close()
 
 
-def _column(subject: Subject, path: str) -> Column:
+def _column(subject: CheckedStore, path: str) -> ArrayWriter:
     directory = subject.root.directory
-    return open_column(subject.arrays[path].array, None if directory is None else directory / path)
+    return open_array_writer(
+        subject.arrays[path].array, None if directory is None else directory / path
+    )
 
 
-def discard_broken(subject: Subject, path: str) -> None:
+def discard_broken(subject: CheckedStore, path: str) -> None:
     """Let chunks that could not be read be written again.
 
     A plain chunk file gets its size. Of what is encoded, an object of which nothing could be read
@@ -137,7 +139,7 @@ def _whole_objects(rows: Rows) -> list[range]:
     ]
 
 
-def fill_broken(subject: Subject, path: str, say: Say) -> None:
+def fill_broken(subject: CheckedStore, path: str, say: Say) -> None:
     """Fill what is lost of an array, so that the rest of it can be read."""
     rows = subject.arrays[path]
     _fill_lost(subject, path, say)
@@ -152,7 +154,7 @@ def fill_broken(subject: Subject, path: str, say: Say) -> None:
     say(f"filled {some(rows.broken, 'chunk')} of {path}")
 
 
-def _fill_lost(subject: Subject, path: str, say: Say) -> None:
+def _fill_lost(subject: CheckedStore, path: str, say: Say) -> None:
     """Make chunks again that are not there, or readers miss them."""
     rows, last = subject.arrays[path], len(subject.arrays[path])
     lost = [index for index in rows.lost if index not in rows.broken]
@@ -165,7 +167,9 @@ def _fill_lost(subject: Subject, path: str, say: Say) -> None:
         say(f"filled {some(lost, 'chunk')} of {path}")
 
 
-def complete_ids(subject: Subject, extents: Extents, samples: Int64Array, say: Say) -> None:
+def complete_ids(
+    subject: CheckedStore, extents: CheckedCounts, samples: Int64Array, say: Say
+) -> None:
     """Compute the ids of samples that have none."""
     discard_broken(subject, IDS)
     column = _column(subject, IDS)
@@ -178,7 +182,7 @@ def complete_ids(subject: Subject, extents: Extents, samples: Int64Array, say: S
     say(f"computed the ids of {some(samples, 'sample')}")
 
 
-def unmask(subject: Subject, samples: int, say: Say) -> None:
+def unmask(subject: CheckedStore, samples: int, say: Say) -> None:
     """Write a mask of samples of which none was deleted."""
     column = _column(subject, SAMPLES_MASK)
     column.write(0, np.ones(samples, dtype=bool))
@@ -186,7 +190,7 @@ def unmask(subject: Subject, samples: int, say: Say) -> None:
     say(UNMASK.replace("write", "wrote"))
 
 
-def mask_rows(appender: StoreAppender, samples: Int64Array) -> None:
+def mask_rows(appender: StoreWriter, samples: Int64Array) -> None:
     """Mask the rows of samples as the samples are masked."""
     kept = appender.column(SAMPLES_MASK).read(0, appender.extent.samples)[samples]
     for mask, path in ((ATOMS_MASK, ATOMS_PTR), (EDGES_MASK, EDGES_PTR)):
@@ -198,7 +202,7 @@ def mask_rows(appender: StoreAppender, samples: Int64Array) -> None:
             _set(appender.column(mask), rows, value=value)
 
 
-def _set(column: Column, rows: Int64Array, *, value: bool) -> None:
+def _set(column: ArrayWriter, rows: Int64Array, *, value: bool) -> None:
     """Set rows of a mask; whole chunks, since in a new chunk file the others would read False."""
     unit = column.chunk_rows
     for chunk in np.unique(rows // unit).tolist():

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from zarrpipe.data.csr import Int64Array
+from zarrpipe.store.check.blocks import SampleBlock
 from zarrpipe.store.check.borders import edge_shifts
-from zarrpipe.store.check.pieces import Piece
 from zarrpipe.store.check.report import Finding, Severity, some
 
 RELATIVE = "add to the indices of each sample what makes them count from the store"
@@ -38,7 +38,7 @@ class Shifts:
         return bool(self.by.any())
 
 
-def shifts_of(pieces: Iterable[Piece], samples: int) -> Shifts | None:
+def shifts_of(pieces: Iterable[SampleBlock], samples: int) -> Shifts | None:
     """What makes the indices of all samples count from the store; None without all pointers.
 
     It takes 40 bytes of memory a sample.
@@ -59,7 +59,7 @@ def shifts_of(pieces: Iterable[Piece], samples: int) -> Shifts | None:
     return Shifts(np.where(known, by, 0), np.flatnonzero(~known), edges)
 
 
-def _ranges(piece: Piece) -> tuple[Int64Array, Int64Array]:
+def _ranges(piece: SampleBlock) -> tuple[Int64Array, Int64Array]:
     """Least and greatest index of each sample [n]; of one that has no edges, least is greater."""
     least, greatest = np.full(len(piece), _NONE), np.full(len(piece), -1, dtype=np.int64)
     path = piece.subject.paths["neighbor_list"]

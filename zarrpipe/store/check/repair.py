@@ -8,10 +8,14 @@ from collections.abc import Callable
 
 import numpy as np
 
-from zarrpipe.store import files
-from zarrpipe.store.appender import StoreAppender
+from zarrpipe.store.backend import files
+from zarrpipe.store.backend.lock import WriterLock
+from zarrpipe.store.backend.swap import remove_leftovers
+from zarrpipe.store.check.check_statistics import DISCARD
+from zarrpipe.store.check.checked_store import CheckedStore
+from zarrpipe.store.check.counts import UNMASK, CheckedCounts
 from zarrpipe.store.check.examine import Examination
-from zarrpipe.store.check.extents import UNMASK, Extents
+from zarrpipe.store.check.fix_relative_edges import fix_relative_edges
 from zarrpipe.store.check.mend import (
     complete_ids,
     fill_broken,
@@ -20,19 +24,15 @@ from zarrpipe.store.check.mend import (
     unmask,
 )
 from zarrpipe.store.check.neighbours import RELATIVE
-from zarrpipe.store.check.recount import recount_edges
-from zarrpipe.store.check.recounted import DISCARD
 from zarrpipe.store.check.report import Severity, some
-from zarrpipe.store.check.samples import Seen
-from zarrpipe.store.check.subject import Subject
+from zarrpipe.store.check.samples import SampleFindings
 from zarrpipe.store.check.surroundings import SWEEP, leftovers
-from zarrpipe.store.config import ZarrWriteConfig
-from zarrpipe.store.exchange import remove_leftovers
-from zarrpipe.store.inside import unfinished_files
-from zarrpipe.store.layout import ATOMS_PTR, EDGES_PTR, IDS, SAMPLES_MASK
-from zarrpipe.store.lock import WriterLock
-from zarrpipe.store.maintenance import delete_samples
-from zarrpipe.store.sums import remove_sums
+from zarrpipe.store.format.config import ZarrWriteConfig
+from zarrpipe.store.format.layout import ATOMS_PTR, EDGES_PTR, IDS, SAMPLES_MASK
+from zarrpipe.store.rewrite.maintenance import delete_samples
+from zarrpipe.store.statistics.stored import remove_sums
+from zarrpipe.store.write.foreign_files import unfinished_files
+from zarrpipe.store.write.store_writer import StoreWriter
 
 Say = Callable[[str], object]
 _CAPACITY = 1_000_000
@@ -86,7 +86,7 @@ def repair(found: Examination, lock: WriterLock | None, say: Say, *, drop: bool)
             say(f"left all else as it is, since no repair knows the way: {', '.join(blocking)}")
             return
         if RELATIVE in plan and found.shifts is not None:
-            recount_edges(subject, found.shifts)
+            fix_relative_edges(subject, found.shifts)
             moved = some(np.flatnonzero(found.shifts.by), "sample")
             say(f"made the edges of {moved} count from the store")
         if DISCARD in plan:
@@ -99,7 +99,7 @@ def repair(found: Examination, lock: WriterLock | None, say: Say, *, drop: bool)
             lock.release()
 
 
-def _masks_lost(subject: Subject) -> list[str]:
+def _masks_lost(subject: CheckedStore) -> list[str]:
     """Masks and presence of which chunks cannot be read, which nothing else tells."""
     return [
         path
@@ -108,7 +108,7 @@ def _masks_lost(subject: Subject) -> list[str]:
     ]
 
 
-def _sweep(subject: Subject, say: Say) -> None:
+def _sweep(subject: CheckedStore, say: Say) -> None:
     """Remove what killed writers and repairs left."""
     if subject.root.directory is None:
         return
@@ -121,9 +121,9 @@ def _sweep(subject: Subject, say: Say) -> None:
 
 
 def _write_anew(
-    subject: Subject,
-    extents: Extents,
-    seen: Seen,
+    subject: CheckedStore,
+    extents: CheckedCounts,
+    seen: SampleFindings,
     lock: WriterLock | None,
     say: Say,
     *,
@@ -145,7 +145,7 @@ def _write_anew(
         if subject.attributes.num_samples > samples:
             subject.group.update_attributes({**told, "num_samples": samples})
             say(f"wrote num_samples, {samples:,}")
-    appender = StoreAppender(subject.root, ZarrWriteConfig(), _CAPACITY, lock, damaged=True)
+    appender = StoreWriter(subject.root, ZarrWriteConfig(), _CAPACITY, lock, damaged=True)
     try:
         lost = lost[lost < appender.extent.samples]
         kept = appender.column(SAMPLES_MASK).read(0, appender.extent.samples)

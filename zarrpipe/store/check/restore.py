@@ -11,17 +11,17 @@ import numpy as np
 
 from zarrpipe.data.csr import AnyArray, Int64Array
 from zarrpipe.data.ids import structure_ids
-from zarrpipe.store.check.extents import Extents
+from zarrpipe.store.check.checked_store import CheckedStore
+from zarrpipe.store.check.counts import CheckedCounts
 from zarrpipe.store.check.pointers import runs
-from zarrpipe.store.check.subject import Subject
-from zarrpipe.store.layout import ATOMS_PTR, EDGES_PTR, IDS, present_path
+from zarrpipe.store.format.layout import ATOMS_PTR, EDGES_PTR, IDS, present_path
 
 _MOST_ATOMS, _MOST_EDGES = 1 << 20, 1 << 22
 _MOST_TRIALS = 4_096
 Entries = dict[int, int]
 
 
-def restored_atoms(subject: Subject, extents: Extents) -> Entries:
+def restored_atoms(subject: CheckedStore, extents: CheckedCounts) -> Entries:
     """Broken entries of the pointers to atoms, by position, that the ids prove."""
     found: Entries = {}
     if not {"positions", "atomic_numbers"} <= subject.paths.keys() or IDS not in subject.arrays:
@@ -38,7 +38,7 @@ def restored_atoms(subject: Subject, extents: Extents) -> Entries:
     return found
 
 
-def restored_edges(subject: Subject, extents: Extents, atoms: Entries) -> Entries:
+def restored_edges(subject: CheckedStore, extents: CheckedCounts, atoms: Entries) -> Entries:
     """Broken entries of the pointers to edges, by position, that the neighbour list proves.
 
     Parameters
@@ -71,7 +71,9 @@ def restored_edges(subject: Subject, extents: Extents, atoms: Entries) -> Entrie
     return found
 
 
-def gaps(subject: Subject, extents: Extents, path: str) -> Iterator[tuple[int, int, int, int]]:
+def gaps(
+    subject: CheckedStore, extents: CheckedCounts, path: str
+) -> Iterator[tuple[int, int, int, int]]:
     """Runs of broken entries: first, last, and the sound values before and behind them.
 
     Behind the last entry of all, that is the number of rows there are.
@@ -90,7 +92,7 @@ def gaps(subject: Subject, extents: Extents, path: str) -> Iterator[tuple[int, i
         yield first, stop - 1, before, behind
 
 
-def _ends(subject: Subject, first: int, last: int, start: int, stop: int) -> list[int] | None:
+def _ends(subject: CheckedStore, first: int, last: int, start: int, stop: int) -> list[int] | None:
     """Where each of the samples ends whose atoms are rows start to stop; None if not proven."""
     arrays, paths = subject.arrays, subject.paths
     positions, good = arrays[paths["positions"]].read(start, stop)
@@ -120,7 +122,7 @@ def _end(
     return None
 
 
-def _box(subject: Subject, name: str, sample: int) -> AnyArray | None:
+def _box(subject: CheckedStore, name: str, sample: int) -> AnyArray | None:
     """Cell or pbc [1, ...] of a sample, zero where it lacks it."""
     if name not in subject.paths:
         return None

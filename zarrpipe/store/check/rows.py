@@ -14,10 +14,10 @@ import zarr
 from zarr.core.sync import sync
 
 from zarrpipe.data.csr import AnyArray, Int64Array
+from zarrpipe.store.backend.missing import absent, chunk_place
+from zarrpipe.store.backend.regular_files import open_regular
 from zarrpipe.store.check.report import Finding, Severity, some
-from zarrpipe.store.layout import chunk_file, is_dense, is_plain
-from zarrpipe.store.missing import absent, chunk_place
-from zarrpipe.store.regular import open_regular
+from zarrpipe.store.format.layout import chunk_file, is_dense, is_plain
 
 BoolArray = npt.NDArray[np.bool_]
 Tell = Callable[[Finding], object]

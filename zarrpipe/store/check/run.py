@@ -3,13 +3,13 @@
 from dataclasses import replace
 
 from zarrpipe.errors import StoreFormatError, StoreReadOnlyError
-from zarrpipe.store.attributes import Attributes
+from zarrpipe.store.backend.location import Root, StoreLike
+from zarrpipe.store.backend.lock import WriterLock
 from zarrpipe.store.check.examine import Examination, examine, root_group
 from zarrpipe.store.check.repair import repair as carry_out
 from zarrpipe.store.check.report import Report
-from zarrpipe.store.lock import WriterLock
-from zarrpipe.store.root import Root, StoreLike
-from zarrpipe.store.trust import reading
+from zarrpipe.store.format.metadata import Attributes
+from zarrpipe.store.format.validate import reading
 
 _ATTEMPTS = 3
 

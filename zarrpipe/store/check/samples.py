@@ -8,10 +8,10 @@ import numpy as np
 from zarrpipe.data.csr import AnyArray, Int64Array
 from zarrpipe.data.fields import Level
 from zarrpipe.data.ids import structure_ids
-from zarrpipe.store.check.pieces import Piece, any_of
+from zarrpipe.store.check.blocks import SampleBlock, any_of
 from zarrpipe.store.check.report import Finding, Severity, some
 from zarrpipe.store.check.rows import BoolArray, Tell
-from zarrpipe.store.layout import (
+from zarrpipe.store.format.layout import (
     ATOMS_MASK,
     EDGES_MASK,
     EDGES_PTR,
@@ -27,7 +27,7 @@ _RESTORE = "put the chunk back from a copy of the store, or give them up"
 
 
 @dataclass(frozen=True)
-class _Said:
+class FindingText:
     """How a kind of finding is told."""
 
     severity: Severity
@@ -37,45 +37,45 @@ class _Said:
 
 
 _SAID = {
-    "missing-chunk": _Said(
+    "missing-chunk": FindingText(
         Severity.ERROR,
         "rows of {} stand in chunks that are not there, though the array leaves none out; put them "
         "back from a copy of the store (one made with Zarr needs write_empty_chunks=True), or give "
         "the samples up",
         drop=DELETE,
     ),
-    "empty-chunk": _Said(
+    "empty-chunk": FindingText(
         Severity.WARNING,
         "rows of {} read as the fill value, since their chunks are not there: whoever wrote or "
         "copied the array left out what is all fill, or they were lost, which nothing tells",
     ),
-    "ids": _Said(
+    "ids": FindingText(
         Severity.ERROR,
         "{} with another structure than when the id was stored: bytes of atomic_numbers, "
         f"positions, cell, pbc or of the id have changed; {_RESTORE}",
         drop=DELETE,
     ),
-    "ids-lacking": _Said(
+    "ids-lacking": FindingText(
         Severity.ERROR,
         "{} without an id, which splits go by: another library appended them, or a chunk of ids "
         "is lost",
         IDS_ANEW,
     ),
-    "edges": _Said(
+    "edges": FindingText(
         Severity.ERROR,
         f"{{}} with edges to atoms outside the sample; {_RESTORE}",
         drop=DELETE,
     ),
-    "not-finite": _Said(
+    "not-finite": FindingText(
         Severity.WARNING,
         "{} with NaN or infinity, not counting those that lack the field; leave them out of "
         "training, or delete them, if that is not meant",
     ),
-    "atomic-numbers": _Said(
+    "atomic-numbers": FindingText(
         Severity.WARNING,
         f"{{}} with atomic numbers outside 1 to {_GREATEST_NUMBER}",
     ),
-    "row-masks": _Said(
+    "row-masks": FindingText(
         Severity.WARNING,
         "{} with rows that are not masked as meta/samples_mask has it, which is of interest to "
         "nvalchemi alone; a writer was killed while it deleted",
@@ -85,7 +85,7 @@ _SAID = {
 
 
 @dataclass
-class Seen:
+class SampleFindings:
     """What the pieces so far have shown.
 
     Parameters
@@ -107,7 +107,7 @@ class Seen:
     deleted: int = 0
     ids: list[AnyArray] = field(default_factory=list)
 
-    def look(self, piece: Piece) -> None:
+    def look(self, piece: SampleBlock) -> None:
         """Take a piece in."""
         subject, active = piece.subject, piece.active
         self.deleted += len(piece) - int(np.count_nonzero(active))
@@ -131,7 +131,7 @@ class Seen:
         if IDS in subject.arrays and sum(map(len, self.ids)) < _MOST_IDS:
             self.ids.append(piece.rows(IDS)[0][active])
 
-    def _look_for_chunks(self, piece: Piece, path: str, has: BoolArray) -> None:
+    def _look_for_chunks(self, piece: SampleBlock, path: str, has: BoolArray) -> None:
         """Note samples with rows in chunks that are not there."""
         if piece.subject.ours:
             kind = "missing-chunk" if piece.subject.arrays[path].dense else "empty-chunk"
@@ -158,7 +158,7 @@ class Seen:
             tell(Finding(kind, said.severity, place, message, said.repair, ours_alone))
         self._tell_duplicates(tell)
 
-    def _add(self, kind: str, place: str, piece: Piece, which: BoolArray) -> None:
+    def _add(self, kind: str, place: str, piece: SampleBlock, which: BoolArray) -> None:
         if which.any():
             self.samples[kind, place].append(piece.first + np.flatnonzero(which))
 
@@ -171,7 +171,7 @@ class Seen:
             tell(Finding("duplicates", Severity.NOTE, IDS, message))
 
 
-def outside(piece: Piece) -> BoolArray:
+def outside(piece: SampleBlock) -> BoolArray:
     """Which samples [n] have an edge to an atom that is not theirs."""
     path = piece.subject.paths.get("neighbor_list")
     if path is None:
@@ -188,7 +188,7 @@ def _any_in_row(flags: BoolArray) -> BoolArray:
     return row
 
 
-def odd_numbers(piece: Piece) -> BoolArray:
+def odd_numbers(piece: SampleBlock) -> BoolArray:
     """Which samples [n] have an atom of no element."""
     path = piece.subject.paths.get("atomic_numbers")
     if path is None:
@@ -198,7 +198,7 @@ def odd_numbers(piece: Piece) -> BoolArray:
     return any_of(odd, piece.atoms) & good
 
 
-def unlike_mask(piece: Piece, path: str, level: Level) -> BoolArray:
+def unlike_mask(piece: SampleBlock, path: str, level: Level) -> BoolArray:
     """Which samples [n] have rows that are masked otherwise than the sample."""
     if path not in piece.subject.arrays:
         return np.zeros(len(piece), dtype=bool)
@@ -208,7 +208,7 @@ def unlike_mask(piece: Piece, path: str, level: Level) -> BoolArray:
     return any_of(unlike, ptr) & good
 
 
-def lacking_id(piece: Piece) -> BoolArray:
+def lacking_id(piece: SampleBlock) -> BoolArray:
     """Which samples [n] have no id: none is zero."""
     if not piece.subject.ours or IDS not in piece.subject.arrays:
         return np.zeros(len(piece), dtype=bool)
@@ -218,12 +218,12 @@ def lacking_id(piece: Piece) -> BoolArray:
     return none
 
 
-def ids_of(piece: Piece) -> AnyArray:
+def ids_of(piece: SampleBlock) -> AnyArray:
     """Ids [n] uint64 of the structures of samples."""
     return _ids(piece, _box(piece, "cell"), _box(piece, "pbc"))
 
 
-def changed(piece: Piece) -> BoolArray:
+def changed(piece: SampleBlock) -> BoolArray:
     """Which samples [n] have another structure than that of which the id was stored.
 
     The cell or pbc may have been added later, when the id was there already.
@@ -251,13 +251,13 @@ def changed(piece: Piece) -> BoolArray:
     return differs
 
 
-def _ids(piece: Piece, cell: AnyArray | None, pbc: AnyArray | None) -> AnyArray:
+def _ids(piece: SampleBlock, cell: AnyArray | None, pbc: AnyArray | None) -> AnyArray:
     paths = piece.subject.paths
     positions, numbers = (piece.rows(paths[name])[0] for name in ("positions", "atomic_numbers"))
     return structure_ids(positions, numbers, piece.atoms - piece.atoms[0], cell, pbc)
 
 
-def _box(piece: Piece, name: str) -> AnyArray | None:
+def _box(piece: SampleBlock, name: str) -> AnyArray | None:
     """Rows of cell or pbc, zero where a sample lacks it."""
     if name not in piece.subject.paths:
         return None

@@ -8,13 +8,13 @@ from pathlib import Path
 import zarr
 
 from zarrpipe.errors import StoreFormatError
+from zarrpipe.store.backend.lock import LOCK_FILE, Holder
+from zarrpipe.store.backend.swap import left_beside
+from zarrpipe.store.check.checked_store import CheckedStore
 from zarrpipe.store.check.report import Finding, Severity
 from zarrpipe.store.check.rows import Rows, Tell
-from zarrpipe.store.check.subject import Subject
-from zarrpipe.store.exchange import left_beside
-from zarrpipe.store.layout import GROUPS
-from zarrpipe.store.lock import LOCK_FILE, Holder
-from zarrpipe.store.trust import reading
+from zarrpipe.store.format.layout import GROUPS
+from zarrpipe.store.format.validate import reading
 
 REPAIRED = re.compile(r"\.(?P<name>\w+)\.repair-[0-9a-f]{8}")
 SWEEP = "remove what killed writers left"
@@ -56,7 +56,7 @@ def tell_lock(holder: Holder | None, tell: Tell) -> None:
     tell(Finding("lock", Severity.NOTE, LOCK_FILE, message))
 
 
-def tell_strays(subject: Subject, tell: Tell) -> None:
+def tell_strays(subject: CheckedStore, tell: Tell) -> None:
     """Tell of arrays that the attributes do not name."""
     for part in GROUPS:
         try:
@@ -75,7 +75,7 @@ def tell_strays(subject: Subject, tell: Tell) -> None:
                 tell(Finding("stray", Severity.NOTE, path, message))
 
 
-def _members(subject: Subject, part: str) -> list[str]:
+def _members(subject: CheckedStore, part: str) -> list[str]:
     """Names of what is in a group."""
     directory = subject.root.directory
     if directory is not None:  # without reading their metadata, which may be damaged
@@ -100,7 +100,7 @@ def leftovers(place: Path) -> list[Path]:
     return sorted(found)
 
 
-def tell_leftovers(subject: Subject, tell: Tell) -> None:
+def tell_leftovers(subject: CheckedStore, tell: Tell) -> None:
     """Tell of files and directories that no array has."""
     if subject.root.directory is None:
         return
@@ -111,7 +111,7 @@ def tell_leftovers(subject: Subject, tell: Tell) -> None:
         tell(Finding("leftover", Severity.WARNING, shown.as_posix(), message, SWEEP))
 
 
-def tell_chunk_files(subject: Subject, needed: dict[str, int], tell: Tell) -> None:
+def tell_chunk_files(subject: CheckedStore, needed: dict[str, int], tell: Tell) -> None:
     """Tell of chunk files behind the committed rows that have the wrong size."""
     directory = subject.root.directory
     for path, rows in subject.arrays.items():

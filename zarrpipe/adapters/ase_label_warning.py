@@ -1,0 +1,217 @@
+"""What ASE's `Atoms` carry beside a structure and its results, and that nobody has asked for."""
+
+import re
+import sys
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+
+from zarrpipe.adapters.ase_rows import as_rows
+from zarrpipe.data.container import check_not_taken
+from zarrpipe.data.fields import (
+    CORE_FIELDS,
+    Level,
+    as_field_dtype,
+    check_name,
+    check_new_names,
+    level_of,
+)
+from zarrpipe.errors import FieldError
+
+STRUCTURE = frozenset({"positions", "numbers", "atomic_numbers", "cell", "pbc"})
+"""Names that always mean what `Atoms` are made of."""
+
+_LABELS = {
+    "energy": "energy",
+    "force": "forces",
+    "forces": "forces",
+    "stress": "stress",
+    "virial": "virial",
+    "virials": "virial",
+    "dipole": "dipole",
+    "charge": "charge",
+    "charges": "charges",
+    "spin": "spin",
+}
+"""Field by the word in a key that says that a label stands there."""
+_AFFIXES = frozenset(
+    {"ref", "reference", "target", "true", "label", "calc", "pred", "predicted", "train"}
+    | {"total", "free", "potential", "corrected", "ml", "mlip", "qm", "dft", "hf", "mp2", "ccsd"}
+    | {"rpa", "lda", "pbe", "pbesol", "pbe0", "scan", "r2scan", "hse", "hse06", "b3lyp", "wb97x"}
+    | {"wb97m", "d3", "d4", "xtb", "gfn2", "dftb", "vasp", "qe", "espresso", "cp2k", "aims"}
+    | {"castep", "gpaw", "orca", "psi4", "gaussian", "emt", "lj", "gap", "ace", "mace", "mp"}
+    | {"nequip", "allegro", "schnet", "painn", "ani", "chgnet", "m3gnet", "orb", "sevennet"}
+    | {"mattersim", "uma", "omat", "omol", "model", "committee"}
+    | {"mulliken", "hirshfeld", "bader", "ddec6", "resp"}
+)
+"""Words that stand before or behind a label and say whose it is."""
+_NOT_TOLD = frozenset(
+    {"positions", "numbers", "tags", "masses", "momenta", "initial_magmoms", "initial_charges"}
+    | {"spacegroup_kinds", "occupancies", "occupancy", "bfactor", "residuenumbers"}
+    | {"id", "type", "mol-id", "travel"}
+)
+"""Arrays that ASE, its dynamics and its readers of files set, whatever the atoms are for."""
+_LONGEST = 60
+"""Letters of a proposed name: it becomes that of a folder."""
+
+
+@dataclass(frozen=True)
+class _Value:
+    """An entry of one system, with its number of atoms and the names of its results."""
+
+    value: Any
+    num_atoms: int
+    results: Collection[str]
+
+
+def warn_of_untaken(systems: Sequence[Any], results_of: Callable[[Any], Collection[str]]) -> None:
+    """Warn where an entry of ``atoms.info`` or ``atoms.arrays`` looks like a label.
+
+    Of atoms without results that is every entry of numbers, but for those that ASE sets by itself;
+    of atoms with results what is a label by its name and its shape. An entry that cannot be one
+    field, since its shape or its dtype differs between the atoms, is not told.
+
+    Parameters
+    ----------
+    systems
+        Atoms of which no entry was asked for.
+    results_of
+        Names of the results that an attached calculator gives some of them.
+    """
+    entries = _entries(systems, results_of)
+    told = [entry for entry, values in entries.items() if _is_told(*entry, values)]
+    names = {"info": dict[str, str](), "arrays": dict[str, str]()}
+    chosen: dict[tuple[str, str], str] = {}
+    for where, key in sorted(told, key=lambda entry: entry[1] != _label(*entry)):
+        name = _name(where, key, entries[where, key], chosen.values())
+        if name is not None:
+            chosen[where, key] = name
+    for where, key in (entry for entry in told if entry in chosen):
+        names[where][key] = chosen[where, key]
+    options = ", ".join(f"{where}={fields}" for where, fields in names.items() if fields)
+    if options:
+        warnings.warn(
+            f"Atoms have numbers that are not stored unless they are named: convert the Atoms "
+            f"with zarrpipe.adapters.from_ase(atoms, {options}), units being those of ASE, or with "
+            "zarrpipe.adapters.from_ase(atoms) to leave them out",
+            stacklevel=_level_of_caller(),
+        )
+
+
+def _level_of_caller() -> int:
+    """Stack level, for a warning of the function that asks, of the first frame out of here."""
+    package = __name__.partition(".")[0]
+    frame: FrameType | None = sys._getframe(1)
+    level = 1
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] == package:
+        frame, level = frame.f_back, level + 1
+    return level
+
+
+def _entries(
+    systems: Sequence[Any], results_of: Callable[[Any], Collection[str]]
+) -> dict[tuple[str, str], list[_Value]]:
+    """Values by place and key, in order of the systems and of the keys of each."""
+    entries: dict[tuple[str, str], list[_Value]] = {}
+    for atoms in systems:
+        found = list(_of_one(atoms))
+        results = results_of(atoms) if found else ()
+        for where, key, value in found:
+            entries.setdefault((where, key), []).append(_Value(value, len(atoms), results))
+    return entries
+
+
+def _of_one(atoms: Any) -> Iterator[tuple[str, str, Any]]:
+    places: tuple[tuple[str, Mapping[Any, Any]], ...] = (
+        ("info", atoms.info),
+        ("arrays", atoms.arrays),
+    )
+    for where, found in places:
+        for key in sorted(name for name in found if isinstance(name, str)):
+            if found[key] is not None and not (where == "arrays" and key in _NOT_TOLD):
+                yield where, key, found[key]
+
+
+def _is_told(where: str, key: str, values: list[_Value]) -> bool:
+    """Whether an entry is a label, or some of its atoms have no other."""
+    if any(not one.results for one in values):
+        return True
+    label = _label(where, key)
+    beside = any(key not in one.results for one in values)
+    return label is not None and beside and _fits(where, label, values)
+
+
+def _label(where: str, key: str) -> str | None:
+    """Field of the registry that a key names, up to words of who has calculated it."""
+    words = [word for word in re.split(r"[\W_]+", key.lower()) if word]
+    names = [word for word in words if word in _LABELS]
+    others = [word for word in words if word not in _LABELS and not word.isdigit()]
+    if len(names) != 1 or not _AFFIXES.issuperset(others) or (len(words) > 1 and not others):
+        return None
+    name = _LABELS[names[0]]
+    return name if CORE_FIELDS[name].level is _level(where) else None
+
+
+def _level(where: str) -> Level:
+    return Level.SYSTEM if where == "info" else Level.ATOM
+
+
+def _name(where: str, key: str, values: list[_Value], others: Collection[str]) -> str | None:
+    """Field that an entry can become: of the registry if the key says so, else one of its own.
+
+    None if its values cannot be those of one field.
+    """
+    taken = {name for one in values for name in one.results}.union(others)
+    name = _label(where, key)
+    if name is not None and name not in taken and _fits(where, name, values):
+        return name
+    name = _own(key)
+    of_registry = name in CORE_FIELDS and not _fits(where, name, values)
+    while of_registry or name in taken or not _is_accepted(where, name):
+        name, of_registry = f"{name}_", False
+    return name if _fits(where, name, values) else None
+
+
+def _own(key: str) -> str:
+    """Name of a field of the user's own, as near to the key as it can be."""
+    name = re.sub(r"\W+", "_", key).strip("_")[:_LONGEST]
+    return name if name.isidentifier() else f"field_{name}"
+
+
+def _is_accepted(where: str, name: str) -> bool:
+    """Whether neither `from_ase` nor a sink refuses the name."""
+    try:
+        check_name(name)
+        check_not_taken(name)
+        check_new_names([name])
+        level_of(name, _level(where))
+    except FieldError:
+        return False
+    return name not in STRUCTURE
+
+
+def _fits(where: str, name: str, values: list[_Value]) -> bool:
+    """Whether the values are numbers that can be rows of one field."""
+    kinds = {_row(where, name, one) for one in values}
+    return len(kinds) == 1 and None not in kinds
+
+
+def _row(where: str, name: str, one: _Value) -> tuple[torch.dtype, tuple[int, ...]] | None:
+    """Dtype and shape of the rows that a value makes; None if it makes none that are stored."""
+    if not isinstance(one.value, bool | int | float | list | tuple | np.ndarray | np.generic):
+        return None
+    level = _level(where)
+    try:
+        rows = as_rows(name, one.value, level, one.num_atoms, dtype=torch.float64)
+        rows = as_field_dtype(name, rows)
+    except (FieldError, TypeError, ValueError):  # no array, or one that torch does not have
+        return None
+    shape, spec = tuple(rows.shape[1:]), CORE_FIELDS.get(name)
+    counted = rows.shape[:1] == (one.num_atoms if level is Level.ATOM else 1,)
+    registered = spec is None or spec.shape in (None, shape)
+    return (rows.dtype, shape) if counted and registered and rows.numel() else None

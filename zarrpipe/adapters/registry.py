@@ -1,0 +1,193 @@
+"""The one registry of adapters, and `as_batch`, which looks objects up in it."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from types import GeneratorType
+from typing import Any
+
+from zarrpipe.adapters.ase import from_ase_for_store
+from zarrpipe.adapters.mace import from_mace
+from zarrpipe.adapters.nvalchemi import from_nvalchemi
+from zarrpipe.adapters.pyg import from_pyg
+from zarrpipe.adapters.torch_sim import from_torch_sim
+from zarrpipe.data.batch import Batch
+from zarrpipe.data.system import AtomicData
+from zarrpipe.errors import ArgumentError, ArgumentTypeError
+
+Converted = Batch | AtomicData | Sequence[AtomicData | Batch]
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """How the objects of one class become a batch.
+
+    Parameters
+    ----------
+    package
+        Dotted path of the module that defines the class, or of a package above it.
+    name
+        Name of the class.
+    convert
+        Called with one object, or with a list of them if `takes_list`, and with the options
+        that `as_batch` was given.
+    takes_list
+        Whether `convert` takes a list of objects at once.
+    """
+
+    package: str
+    name: str
+    convert: Callable[..., Converted]
+    takes_list: bool = False
+
+    def defines(self, cls: type) -> bool:
+        """Whether `cls` is the class that this adapter was registered for."""
+        module = cls.__module__
+        return cls.__name__ == self.name and (
+            module == self.package or module.startswith(self.package + ".")
+        )
+
+    def __call__(self, objects: list[Any], **options: Any) -> Batch:
+        """Batch of the objects, in order."""
+        if self.takes_list:
+            return _concatenate([self.convert(objects, **options)])
+        return _concatenate([self.convert(obj, **options) for obj in objects])
+
+
+_ADAPTERS: list[Adapter] = [
+    Adapter("ase", "Atoms", from_ase_for_store, takes_list=True),
+    Adapter("torch_geometric.data", "Data", from_pyg),
+    Adapter("torch_sim", "SimState", from_torch_sim),
+    Adapter("nvalchemi.data", "Batch", from_nvalchemi),
+    Adapter("nvalchemi.data", "AtomicData", from_nvalchemi),
+    Adapter("mace.tools.torch_geometric", "Data", from_mace),
+]
+
+
+def _own(objects: list[AtomicData | Batch]) -> list[AtomicData | Batch]:
+    """Take zarrpipe's own objects as they are, without options."""
+    return objects
+
+
+_HINTS: dict[type, str] = {
+    GeneratorType: " (make one of this generator with list(...))",
+    dict: " (zarrpipe.AtomicData(**fields) makes a system of a dictionary)",
+    list: " (this one is in a list of lists: join them)",
+}
+
+_OWN = Adapter("zarrpipe.data", "FieldTensors", _own, takes_list=True)
+
+
+def register(kind: type | str, convert: Callable[..., Converted]) -> None:
+    """Teach `as_batch`, and with it every sink and writer, another class.
+
+    Parameters
+    ----------
+    kind
+        The class, or its dotted path such as ``"mylib.Frame"``, which is never imported. Classes
+        derived from it are taken too; of several that fit, the nearest base class wins, and
+        what is registered later replaces what was registered for the same path.
+    convert
+        Function from one object to a `Batch`, an `AtomicData` or a list of them. Keyword
+        arguments of `as_batch` are handed on to it.
+
+    Raises
+    ------
+    ValueError
+        If `kind` is a path without a dot.
+
+    Examples
+    --------
+    >>> class Frame:
+    ...     def __init__(self, xyz):
+    ...         self.xyz = xyz
+    >>> def from_frame(frame):
+    ...     return AtomicData(positions=frame.xyz, atomic_numbers=[2] * len(frame.xyz))
+    >>> register(Frame, from_frame)
+    >>> as_batch([Frame([[0.0, 0.0, 0.0]]), Frame([[0.0, 0.0, 0.0], [0.0, 0.0, 3.0]])]).num_graphs
+    2
+    """
+    if not isinstance(kind, str | type) or not callable(convert):
+        raise ArgumentTypeError(
+            f"register({kind!r}, {convert!r}): expected a class or its dotted path, and a function"
+        )
+    path = kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__name__}"
+    package, dot, name = path.rpartition(".")
+    if not dot or not package or not name:
+        raise ArgumentError(
+            f"{path!r} is no dotted path of a class: expected one like 'mylib.Frame'"
+        )
+    _ADAPTERS.insert(0, Adapter(package, name, convert))
+
+
+def as_batch(obj: Any, **options: Any) -> Batch:
+    """Turn a system, a batch or a list of them, of this or another library, into a batch.
+
+    Parameters
+    ----------
+    obj
+        `Batch`, `AtomicData`, ASE ``Atoms``, PyG ``Data`` or ``Batch``, torch-sim ``SimState``,
+        nvalchemi ``AtomicData`` or ``Batch``, MACE's ``AtomicData`` or ``Batch``, what was
+        registered, or a list or tuple of any of these. A `Batch` is returned as it is.
+    **options
+        Handed to the adapter: see `from_ase`, `from_pyg`, `from_torch_sim` and `from_mace`.
+
+    Returns
+    -------
+    Batch
+        The systems in order.
+
+    Warns
+    -----
+    UserWarning
+        If ASE's ``Atoms`` have something that looks like a label and that is not taken, and no
+        `options` say what is wanted of ``info`` and ``arrays``.
+
+    Raises
+    ------
+    TypeError
+        If there is no adapter for an object, or its adapter does not know an option.
+    FieldError
+        If the list is empty or a field does not fit.
+
+    Examples
+    --------
+    >>> helium = AtomicData(positions=[[0.0, 0.0, 0.0]], atomic_numbers=[2])
+    >>> as_batch([helium, helium]).num_graphs
+    2
+    """
+    if isinstance(obj, Batch):
+        return obj
+    objects = list(obj) if isinstance(obj, list | tuple) else [obj]
+    runs = groupby(objects, key=_find)
+    return _concatenate([adapter(list(run), **options) for adapter, run in runs])
+
+
+def _find(obj: Any) -> Adapter:
+    """Adapter of the nearest class in the object's method resolution order."""
+    if isinstance(obj, Batch | AtomicData):
+        return _OWN
+    for cls in type(obj).__mro__:
+        for adapter in _ADAPTERS:
+            if adapter.defines(cls):
+                return adapter
+    known = sorted({f"{adapter.package}.{adapter.name}" for adapter in _ADAPTERS})
+    kind = f"{type(obj).__module__}.{type(obj).__qualname__}".removeprefix("builtins.")
+    raise ArgumentTypeError(
+        f"no adapter for an object of type {kind}: "
+        f"expected zarrpipe.Batch, zarrpipe.AtomicData, one of {', '.join(known)}, or a list of "
+        f"them{_HINTS.get(type(obj), '')}; teach it another class with "
+        "zarrpipe.adapters.register(cls, function)"
+    )
+
+
+def _concatenate(results: Iterable[Converted]) -> Batch:
+    parts: list[AtomicData | Batch] = []
+    for result in results:
+        if isinstance(result, Batch | AtomicData):
+            parts.append(result)
+        else:
+            parts.extend(result)
+    if len(parts) == 1 and isinstance(parts[0], Batch):
+        return parts[0]
+    return Batch.concatenate(parts)

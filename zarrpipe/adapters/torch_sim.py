@@ -1,0 +1,125 @@
+"""torch-sim: `SimState` and the states that its integrators and optimizers derive from it."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from zarrpipe.adapters.parts import assemble, require
+from zarrpipe.data.batch import Batch
+from zarrpipe.data.fields import Level
+from zarrpipe.errors import FieldError
+
+if TYPE_CHECKING:
+    from torch_sim import SimState
+
+_NAMES = {"masses": "atomic_masses"}
+_SKIPPED = frozenset({"system_idx"})
+_COLUMN_VECTORS = frozenset({"cell", "reference_cell"})
+
+
+def from_torch_sim(state: "SimState") -> Batch:
+    """Batch of a torch-sim state, with every field that its class declares.
+
+    The cells, whose columns are the lattice vectors in torch-sim, are transposed to rows;
+    ``masses`` become ``atomic_masses``, and positions, momenta, velocities, forces, energy and
+    stress keep their names. Other per-atom and per-system fields are fields of the user's own,
+    scalars per system as ``[B, 1]``. A global number or tensor is repeated for each system.
+    What is no number (for example the chain of a thermostat) is left out.
+
+    Parameters
+    ----------
+    state
+        Any state derived from ``SimState``, in torch-sim's metal units: Angstrom, eV, amu.
+    """
+    order, num_atoms = _grouped(state.system_idx)
+    fields: dict[str, tuple[Level, torch.Tensor]] = {}
+    for key in sorted(state._atom_attributes - _SKIPPED):
+        value = getattr(state, key, None)
+        if isinstance(value, torch.Tensor):
+            rows = value if order is None else value[order]
+            fields[_NAMES.get(key, key)] = (Level.ATOM, rows)
+    for key in sorted(state._system_attributes):
+        value = getattr(state, key, None)
+        if isinstance(value, torch.Tensor):
+            fields[key] = (Level.SYSTEM, value.mT if key in _COLUMN_VECTORS else value)
+    for key in sorted(state._global_attributes):
+        repeated = _repeat(key, getattr(state, key, None), num_atoms)
+        if repeated is not None:
+            fields[key] = (Level.SYSTEM, repeated)
+    return assemble(fields, num_atoms)
+
+
+def _grouped(system_idx: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor]:
+    """Permutation that puts the atoms of each system together (None if they are), and counts."""
+    num_atoms = torch.bincount(system_idx)
+    if bool((system_idx.diff() < 0).any()):
+        return torch.argsort(system_idx, stable=True), num_atoms
+    return None, num_atoms
+
+
+def _repeat(name: str, value: Any, num_atoms: torch.Tensor) -> torch.Tensor | None:
+    """A global value once for each system, or None if it is not numeric."""
+    if not isinstance(value, torch.Tensor | bool | int | float):
+        return None
+    dtype = torch.float64 if isinstance(value, float) else None
+    tensor = torch.as_tensor(value, dtype=dtype, device=num_atoms.device)
+    if name == "pbc":
+        tensor = tensor.expand(3)
+    return tensor.expand(num_atoms.shape[0], *tensor.shape).clone()
+
+
+def to_torch_sim(batch: Batch) -> "SimState":
+    """Torch-sim ``SimState`` of the positions, masses, cells, pbc and numbers of a batch.
+
+    Cells become column vectors, and zeros where the batch has none; missing masses are taken
+    from ASE's table. Fields beyond these have no place in a plain ``SimState``.
+
+    Raises
+    ------
+    FieldError
+        If the systems differ in pbc or are periodic in some directions only: a state has one
+        pbc for all.
+    """
+    torch_sim = require("torch_sim", "torch-sim")
+    return torch_sim.SimState(
+        positions=batch.positions,
+        masses=_masses(batch),
+        cell=_cells(batch).mT.contiguous(),
+        pbc=_one_pbc(batch),
+        atomic_numbers=batch.atomic_numbers,
+        system_idx=batch.batch_idx,
+    )
+
+
+def _cells(batch: Batch) -> torch.Tensor:
+    """Cells [B, 3, 3] with lattice vectors as rows, zeros for systems without one."""
+    if "cell" not in batch:
+        return batch.positions.new_zeros(batch.num_graphs, 3, 3)
+    has = batch.present("cell")[:, None, None]
+    return torch.where(has, batch.cell, 0.0).to(batch.dtype)
+
+
+def _masses(batch: Batch) -> torch.Tensor:
+    """Masses [V], from ASE's table for systems that have none."""
+    has = batch.present("atomic_masses") if "atomic_masses" in batch else None
+    if has is not None and bool(has.all()):
+        return batch.atomic_masses.to(batch.dtype)
+    table = np.asarray(require("ase.data", "ase").atomic_masses)
+    usual = torch.as_tensor(table, dtype=batch.dtype, device=batch.device)[batch.atomic_numbers]
+    if has is None:
+        return usual
+    return torch.where(has[batch.batch_idx], batch.atomic_masses.to(batch.dtype), usual)
+
+
+def _one_pbc(batch: Batch) -> bool:
+    if "pbc" not in batch:
+        return False
+    pbc = batch.pbc
+    if not bool((pbc == pbc[0, 0]).all()):
+        mixed = torch.unique(pbc, dim=0).tolist()
+        raise FieldError(
+            f"the systems have pbc {mixed}, a torch-sim state has one bool for all of them: "
+            "convert systems of one kind at a time with batch.index_select"
+        )
+    return bool(pbc[0, 0])

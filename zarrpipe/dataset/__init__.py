@@ -1,0 +1,1 @@
+"""Stores as one map-style dataset."""

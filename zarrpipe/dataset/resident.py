@@ -1,0 +1,161 @@
+"""All samples of a dataset as tensors on one device, from which a batch is one gather there.
+
+What a gather has to know beforehand (how many rows, whether a sample lacks a field) is kept in
+NumPy, so that a GPU is never waited for: one small copy of row numbers goes there, and nothing
+comes back.
+"""
+
+import threading
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import torch
+
+from zarrpipe.data.batch import Batch
+from zarrpipe.data.concatenate import fill_value
+from zarrpipe.data.csr import AnyArray, Int64Array, pointers, tensor_segment_rows
+from zarrpipe.data.fields import Level
+from zarrpipe.dataset.stores import Stores
+from zarrpipe.errors import ArgumentError
+
+_BLOCK = 8192
+_GROWTH = 1.25
+
+
+class Resident:
+    """Samples on a device, in the order in which they were added.
+
+    Parameters
+    ----------
+    device : torch.device
+        Where they are.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.order: Stores | None = None  # what the samples are the first of
+        self._lock = threading.Lock()
+        self._ptr = {level: np.zeros(1, dtype=np.int64) for level in (Level.ATOM, Level.EDGE)}
+        self._tensors: dict[str, torch.Tensor] = {}
+        self._levels: dict[str, Level] = {}
+        self._present: dict[str, AnyArray] = {}
+
+    def __reduce__(self) -> tuple[type["Resident"], tuple[torch.device]]:
+        return Resident, (self.device,)
+
+    def __len__(self) -> int:
+        return len(self._ptr[Level.ATOM]) - 1
+
+    def follow(
+        self,
+        stores: Stores,
+        totals: Callable[[], Mapping[Level, int]],
+        read: Callable[[Int64Array], Batch],
+    ) -> bool:
+        """Add the samples that are missing; False if there are others where they belong.
+
+        Parameters
+        ----------
+        stores
+            What has the samples, in their order.
+        totals
+            Says how many systems, atoms and edges there are to be.
+        read
+            Gives the samples at positions.
+        """
+        with self._lock:
+            count, common = len(stores), min(len(stores), len(self))
+            if self.order is not None and not stores.begin_as(self.order, common):
+                return False
+            if common < count:
+                self.order, expected = stores, totals()
+                for start in range(len(self), count, _BLOCK):
+                    self._add(read(np.arange(start, min(start + _BLOCK, count))), expected)
+        return True
+
+    def gather(self, samples: Int64Array) -> Batch:
+        """Batch of samples [K] on the device.
+
+        Raises
+        ------
+        IndexError
+            If there is no such sample.
+        """
+        with self._lock:
+            held, tensors, has_field = self._ptr, dict(self._tensors), self._present
+        count = len(held[Level.ATOM]) - 1
+        if len(samples) and not 0 <= samples.min() <= samples.max() < count:
+            raise IndexError(f"samples {samples.min()} to {samples.max()} of {count}")
+        starts = {level: ptr[samples] for level, ptr in held.items()}
+        ptr = {level: pointers(held[level][samples + 1] - start) for level, start in starts.items()}
+        there = self._sent(samples, *starts.values(), *ptr.values())
+        chosen, atoms, edges, atoms_ptr, edges_ptr = there
+        rows = {Level.SYSTEM: chosen}
+        for level, begin, out in ((Level.ATOM, atoms, atoms_ptr), (Level.EDGE, edges, edges_ptr)):
+            rows[level] = tensor_segment_rows(begin, out, int(ptr[level][-1]))
+        fields = {
+            name: value.index_select(0, rows[self._levels[name]]) for name, value in tensors.items()
+        }
+        if "neighbor_list" in fields:
+            shift = torch.repeat_interleave(
+                atoms_ptr[:-1] - atoms, edges_ptr.diff(), output_size=int(ptr[Level.EDGE][-1])
+            )
+            fields["neighbor_list"] += shift[:, None]
+        present = {
+            name: self._sent(has[samples])[0]
+            for name, has in has_field.items()
+            if not has[samples].all()
+        }
+        return Batch._trusted(fields, self._levels.copy(), atoms_ptr, edges_ptr, present)
+
+    def _sent(self, *arrays: AnyArray) -> list[torch.Tensor]:
+        """Arrays of one dtype on the device, in one copy that is not waited for."""
+        packed = torch.from_numpy(np.concatenate(arrays))
+        if self.device.type == "cuda":
+            packed = packed.pin_memory().to(self.device, non_blocking=True)
+        return list(torch.split(packed, [len(array) for array in arrays]))
+
+    def _add(self, batch: Batch, totals: Mapping[Level, int]) -> None:
+        """Put a batch behind what is there, with room for as many rows as are expected."""
+        held, first = len(self), {level: int(ptr[-1]) for level, ptr in self._ptr.items()}
+        first[Level.SYSTEM] = held
+        ends = {Level.ATOM: batch.batch_ptr, Level.EDGE: batch.edge_ptr}
+        present = {}
+        for name, value in batch.to(self.device).fields.items():
+            level = self._levels[name] = batch.levels[name]
+            rows = value + first[Level.ATOM] if name == "neighbor_list" else value
+            self._put(name, rows, first[level], totals[level])
+            known = self._present.get(name, np.zeros(held, dtype=bool))
+            present[name] = np.concatenate([known, batch.present(name).numpy()])
+        # Last, so that samples whose fields are not all there do not count as held.
+        self._present = present
+        self._ptr = {
+            level: np.concatenate([ptr, ends[level][1:].numpy() + first[level]])
+            for level, ptr in self._ptr.items()
+        }
+
+    def _put(self, name: str, rows: torch.Tensor, start: int, total: int) -> None:
+        stop, tensor = start + len(rows), self._tensors.get(name)
+        if tensor is None or len(tensor) < stop:
+            room = max(stop, total, 0 if tensor is None else int(len(tensor) * _GROWTH))
+            larger = rows.new_empty((room, *rows.shape[1:]))
+            larger[:start] = fill_value(rows.dtype) if tensor is None else tensor[:start]
+            self._tensors[name] = tensor = larger
+        tensor[start:stop] = rows
+
+
+def device_named(name: str | torch.device) -> torch.device:
+    """Device that is there.
+
+    Raises
+    ------
+    ValueError
+        If torch knows no such device, or has none.
+    """
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise ArgumentError(
+            f"resident={name!r} is no device that torch has here, expected 'cpu', 'cuda' or "
+            f"another that it can use ({str(error).splitlines()[0]})"
+        ) from error

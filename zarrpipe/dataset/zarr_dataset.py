@@ -1,0 +1,289 @@
+"""The stores as one map-style torch Dataset, read a batch at a time."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+from torch.utils.data._utils.collate import default_collate_fn_map
+
+from zarrpipe.data.batch import Batch
+from zarrpipe.data.csr import Int64Array, position_of
+from zarrpipe.data.fields import Level
+from zarrpipe.data.system import AtomicData
+from zarrpipe.dataset.blocks import Blocks
+from zarrpipe.dataset.locality import exceed_caches, shuffled_blocks
+from zarrpipe.dataset.resident import Resident, device_named
+from zarrpipe.dataset.schemas import check_fields, check_reads, field_names
+from zarrpipe.dataset.stored_statistics import summed
+from zarrpipe.dataset.stores import Stores
+from zarrpipe.dataset.table import Index, SampleTable
+from zarrpipe.errors import SampleIndexTypeError
+from zarrpipe.store.backend.location import StoreLike
+from zarrpipe.store.cache.config import CacheConfig
+from zarrpipe.store.check.report import Report
+from zarrpipe.store.check.run import check
+from zarrpipe.store.read.gather import Part
+from zarrpipe.store.statistics.sums import LabelSums
+from zarrpipe.transforms.compose import (
+    Transform,
+    apply,
+    as_transform,
+    is_random,
+    joined,
+)
+from zarrpipe.transforms.random_numbers import sample_keys
+
+__all__ = ["Index", "ZarrDataset", "collate"]
+
+
+class ZarrDataset(SampleTable, Dataset[AtomicData]):
+    """The samples of one store, or of several that follow each other.
+
+    An index means the same sample for as long as the dataset lives: what `refresh` finds gets the
+    indices at the end, whichever store it is in. So indices follow the order of arrival, and
+    `state_dict` says what it was. A dataset that is opened anew has store after store.
+
+    Parameters
+    ----------
+    store_or_stores : StoreLike or sequence of StoreLike
+        At least one store that exists.
+    fields : sequence of str, optional
+        The fields to read; by default all. Positions and atomic numbers always come. A sample
+        whose store lacks a field has it filled and marked as absent.
+    transform : callable or sequence of callable, optional
+        Called with each `Batch` that is read (with a batch of one for ``dataset[i]``) and gives
+        the `Batch` to use; several are called one after the other. It has to be picklable where
+        worker processes are used. What a random one of `zarrpipe.transforms` draws belongs to the
+        sample and to the epoch that `set_epoch` says.
+    cache_dir : str or Path, optional
+        Directory on a local disk for the rows of stores that are compressed or not local. Each is
+        fetched and decoded once, and found again by other processes and later runs. By default
+        they are held in memory.
+    cache_bytes : int, optional
+        Most bytes that are held of each such store; by default all that was read. What was used
+        longest ago makes room.
+
+    resident : str or torch.device, optional
+        Device ("cpu", "cuda") on which all samples are held from the first batch on, and on which
+        batches are. It needs the memory for them all, and one process that reads.
+
+    Raises
+    ------
+    StoreNotFoundError
+        If there is no store at a place.
+    SchemaError
+        If no store has a field that is asked for, or two stores have a field at different
+        levels, dtypes or row shapes, or in different units.
+    """
+
+    def __init__(
+        self,
+        store_or_stores: StoreLike | Sequence[StoreLike],
+        fields: Sequence[str] | None = None,
+        transform: Transform | Sequence[Transform] | None = None,
+        *,
+        cache_dir: str | Path | None = None,
+        cache_bytes: int | None = None,
+        resident: str | torch.device | None = None,
+    ) -> None:
+        self._transform, self._draw = as_transform(transform), (0, 0)
+        super().__init__(Stores.open(store_or_stores, CacheConfig.of(cache_dir, cache_bytes)))
+        self._gathers = self._stores.gathers()
+        self._fields = field_names(fields)
+        self._resident = None if resident is None else Resident(device_named(resident))
+        self._agreed: Stores | None = None
+        check_fields(self._fields, self.schema)
+        check_reads(self._transform, self._fields, self.schema)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_gathers"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._gathers = self._stores.gathers()
+
+    def __repr__(self) -> str:
+        count = "1 sample" if len(self) == 1 else f"{len(self)} samples"
+        stores = "1 store" if self.num_stores == 1 else f"{self.num_stores} stores"
+        fields = self._fields or [*self.schema]
+        return f"<{type(self).__name__} of {count} in {stores}: {', '.join(fields)}>"
+
+    def __getitem__(self, index: int) -> AtomicData:
+        try:
+            row = position_of(index, len(self), "sample", "a dataset")
+        except SampleIndexTypeError as error:
+            raise SampleIndexTypeError(
+                f"{error}; read() gives a batch of several, index_select() a dataset of them"
+            ) from None
+        return self.read([row]).get_data(0)
+
+    def __getitems__(self, index: Index) -> Batch:
+        """As `read`, for torch's DataLoader."""
+        return self.read(index)
+
+    def read(self, index: Index, copies: Int64Array | None = None) -> Batch:
+        """Batch of the samples at integers [K], in that order; repeats are allowed.
+
+        A bool mask of all samples or a slice chooses too. `Batch.present` says which samples have
+        a field that some lack.
+
+        Parameters
+        ----------
+        index : array [K] of int, mask [N] of bool, or slice
+            The samples.
+        copies : array [K] int64, optional
+            Which of its copies each is; random transforms draw for each copy anew.
+
+        Raises
+        ------
+        SampleIndexError
+            If an index is outside of the dataset, or is none.
+        """
+        if self._resident is None:
+            batch = self.gather(index, self._fields)
+        else:
+            batch = self._held(self._resident).gather(self._rows(index))
+        if self._transform is None:
+            return batch
+        if not self.random:
+            return apply(self._transform, batch)
+        return apply(self._transform, batch, sample_keys(*self._draw, self.ids_of(index), copies))
+
+    @property
+    def random(self) -> bool:
+        """Whether its transform, or one of them, draws for each sample."""
+        return is_random(self._transform)
+
+    def set_epoch(self, epoch: int, seed: int = 0) -> None:
+        """Let a random transform draw what belongs to an epoch and a seed, 0 and 0 at first.
+
+        Only a loop of one's own has to say it: loaders of a `ZarrDataModule` do.
+        """
+        self._draw = (int(seed), int(epoch))
+
+    def preceded_by(self, transform: Transform | None) -> Self:
+        """Dataset of the samples that are known now, with a transform before its own."""
+        check_reads(transform, self._fields, self.schema)
+        other = copy.copy(self)
+        other._transform = joined(transform, self._transform)
+        return other
+
+    @property
+    def resident(self) -> torch.device | None:
+        """Device on which all samples are held, if they are."""
+        return None if self._resident is None else self._resident.device
+
+    def _held(self, resident: Resident) -> Resident:
+        """All samples on their device, those that are new included."""
+        if self._agreed is not resident.order or len(resident) < len(self._stores):
+            every = copy.copy(self)
+            every._chosen = None
+            while not resident.follow(
+                every._stores, every._totals, lambda index: every.gather(index, self._fields)
+            ):
+                # A copy that has grown otherwise came first.
+                self._resident = resident = Resident(resident.device)
+            self._agreed = resident.order
+        return resident
+
+    def _totals(self) -> dict[Level, int]:
+        atoms, edges = int(self.num_atoms.sum()), int(self.num_edges.sum())
+        return {Level.SYSTEM: len(self), Level.ATOM: atoms, Level.EDGE: edges}
+
+    def gather(self, index: Index, fields: Sequence[str] | None = None) -> Batch:
+        """As ``__getitems__``, but the fields that are given (all for None) and no transform."""
+        rows = self._rows(index)
+        return self._gathers.of(fields)(len(rows), self._stores.parts(rows) or [Part(0, rows)])
+
+    def blocks(self, count: int | None = None) -> Blocks:
+        """How the first `count` samples, by default all, are shuffled near each other.
+
+        Groups of them fit the caches of their stores, so that each chunk is fetched once an epoch.
+        What came after these samples changes nothing.
+        """
+        count = len(self._stores) if count is None else count
+        return shuffled_blocks(self._stores, self._fields, count)
+
+    @property
+    def exceeds_cache(self) -> bool:
+        """Whether a cache cannot hold all that is read of the samples in its store."""
+        return exceed_caches(self._stores, self._fields)
+
+    def advise(self, index: Index) -> None:
+        """Say that the samples at integers [K] will be read soon.
+
+        What is on a disk or far away is brought nearer in the background meanwhile.
+        """
+        rows = self._rows(index)
+        self._gathers.of(self._fields).advise(self._stores.parts(rows))
+
+    def index_select(self, index: Index) -> Self:
+        """Dataset of the samples at integers [K], over the same open stores; it never grows."""
+        selected = copy.copy(self)
+        selected._chosen = self._rows(index).copy()
+        return selected
+
+    def refresh(self) -> int:
+        """See what was committed since; gives the number of new samples, which come last.
+
+        A selection stays as it is.
+        """
+        if self._chosen is not None:
+            return 0
+        before, self._stores, self._agreed = len(self), self._stores.refreshed(), None
+        return len(self) - before
+
+    def kept_sums(self) -> tuple[list[LabelSums], Int64Array]:
+        """Sums that the stores keep, by bucket, and the positions [K] that are in none of them."""
+        if self._chosen is not None:
+            return [], np.arange(len(self))
+        return summed(self._stores)
+
+    def check(self) -> tuple[Report, ...]:
+        """Look each store through for damage; see `zarrpipe.check`."""
+        return tuple(check(view.store) for view in self._stores.opened)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What indices mean, as plain types.
+
+        ``arrivals`` is ``[[store, number of samples], ...]``, ``generations`` names each store as
+        it was rewritten last.
+        """
+        return self._stores.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Give every index the meaning that it had; what came later waits for `refresh`.
+
+        Raises
+        ------
+        StoreFormatError
+            If the stores are not those of the state: there are more or fewer, one was rewritten
+            since, or has fewer samples than the state counts.
+        """
+        before, self._stores, self._agreed = self._stores, self._stores.returned(state), None
+        if self._stores.generations != before.generations:
+            self._gathers = self._stores.gathers()
+        resident = self._resident
+        if resident is not None and not self._stores.begin_as(before, len(resident)):
+            self._resident = Resident(resident.device)  # selections keep theirs
+
+
+def collate(samples: Sequence[AtomicData | Batch] | Batch, **_: Any) -> Batch:
+    """Batch of a list of samples; a `Batch` is passed through.
+
+    torch's ``default_collate`` finds it for both types, so that a DataLoader needs none by hand.
+
+    Raises
+    ------
+    FieldError
+        If the list is empty or its samples do not fit each other.
+    """
+    return samples if isinstance(samples, Batch) else Batch.concatenate(samples)
+
+
+default_collate_fn_map[AtomicData] = collate
+default_collate_fn_map[Batch] = collate

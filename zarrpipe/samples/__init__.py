@@ -1,1 +1,0 @@
-"""What a dataset of several stores is put together of."""

@@ -1,1 +1,0 @@
-"""Batches that are read before they are asked for: by worker processes, or by a thread."""

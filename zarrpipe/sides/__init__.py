@@ -1,1 +1,0 @@
-"""Training, validation and test: on which side each sample is, for good."""

@@ -1,0 +1,350 @@
+"""Write and read a store step by step, with the API of nvalchemi's zarr writer and reader."""
+
+import reprlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from zarrpipe.adapters import as_batch
+from zarrpipe.closing import Closing
+from zarrpipe.data.container import check_not_taken
+from zarrpipe.data.csr import AnyArray, Int64Array, position_of, positions_of
+from zarrpipe.data.fields import (
+    CORE_FIELDS,
+    Level,
+    as_field_dtype,
+    check_name,
+    check_new_names,
+    level_of,
+)
+from zarrpipe.data.schema import Field, field_from_array
+from zarrpipe.errors import (
+    FieldError,
+    SchemaError,
+    StoreClosedError,
+    StoreExistsError,
+    StoreNotFoundError,
+)
+from zarrpipe.mutex import ForkSafeLock, synchronized
+from zarrpipe.store.backend.location import Root, StoreLike
+from zarrpipe.store.format.config import ZarrWriteConfig
+from zarrpipe.store.format.layout import ATOMS_PTR, EDGES_PTR, SAMPLES_MASK
+from zarrpipe.store.read.view import StoreView
+from zarrpipe.store.rewrite.maintenance import defragment, delete_samples, keep_samples
+from zarrpipe.store.write.open_for_writing import check_durable
+from zarrpipe.store.write.store_writer import StoreWriter
+
+Sample = tuple[dict[str, torch.Tensor], dict[str, Any]]
+
+_CAPACITY = 1_000_000
+
+
+class AtomicDataZarrWriter(Closing):
+    """Writer of one store: creates, appends, adds fields, deletes and defragments.
+
+    It has the store to itself from its first change until `close` (or the end of a with
+    statement). `ZarrData` is the sink for simulations; this is the tool for everything else.
+    Threads may share one; their calls wait for each other.
+
+    Parameters
+    ----------
+    store : StoreLike
+        Where the store is or is to be.
+    config : ZarrWriteConfig or mapping, optional
+        Chunks and codecs of the arrays that are created; uncompressed by default.
+    durable : bool
+        Whether what a call stored outlasts a loss of power once it returns; see `ZarrData`.
+    """
+
+    def __init__(
+        self,
+        store: StoreLike,
+        config: ZarrWriteConfig | Mapping[str, Any] | None = None,
+        *,
+        durable: bool = False,
+    ) -> None:
+        self.store, self._durable, self._mutex = store, durable, ForkSafeLock()
+        self._root = Root.of(store)
+        check_durable(self._root, durable=durable)
+        self._config = ZarrWriteConfig.of(config)
+        self._appender: StoreWriter | None = None
+        self._withdrawn: Int64Array | None = None  # what a deletion that failed could not put back
+        self._closed = False
+
+    @synchronized
+    def write(self, data: Any) -> None:
+        """Write the first samples of a new store.
+
+        Parameters
+        ----------
+        data
+            What `zarrpipe.adapters.as_batch` takes: a `Batch`, an `AtomicData`, a list of them,
+            or the batches of other libraries.
+
+        Raises
+        ------
+        StoreExistsError
+            If samples are there already.
+        FieldError
+            If a new field has a name that conditions on samples read otherwise.
+        """
+        batch = as_batch(data)
+        check_new_names(batch.fields)
+        if self._exists() and self._open().extent.samples:
+            raise StoreExistsError(
+                f"{self._root} has {self._open().extent.samples} samples: append to it, or write "
+                "to another place"
+            )
+        self._open().append(batch)
+
+    @synchronized
+    def append(self, data: Any) -> None:
+        """Append samples to a store that exists; see `write` for `data`.
+
+        Raises
+        ------
+        StoreNotFoundError
+            If there is no store.
+        SchemaError
+            If a field does not fit the store; nothing was written.
+        FieldError
+            If a new field has a name that conditions on samples read otherwise.
+        """
+        batch, appender = as_batch(data), self._existing()
+        check_new_names(batch.fields, lambda: appender.schema)
+        appender.append(batch)
+
+    @synchronized
+    def add_custom(self, key: str, data: Any, level: Level | str) -> None:
+        """Add a field to every sample that is stored.
+
+        Parameters
+        ----------
+        key
+            Name of a field that the store has not.
+        data : array_like
+            One row for each atom, edge or sample that was not deleted, in order.
+        level
+            What a row belongs to.
+
+        Raises
+        ------
+        StoreNotFoundError
+            If there is no store.
+        SchemaError
+            If the store has the field.
+        FieldError
+            If name, level or number of rows does not fit.
+        """
+        appender = self._existing()
+        check_name(key)
+        check_not_taken(key)
+        check_new_names([key], lambda: appender.schema)
+        if key in appender.schema:
+            raise SchemaError(f"{self._root} has the field {key!r} already: use another name")
+        values = as_field_dtype(key, _tensor_of(key, data)).numpy()
+        kept = self._kept_rows(level_of(key, level))
+        if values.ndim == 0 or len(values) != np.count_nonzero(kept):
+            raise FieldError(
+                f"field {key!r} has shape {values.shape}, expected one row for each of "
+                f"{np.count_nonzero(kept)} {Level(level).value}s"
+            )
+        spec = CORE_FIELDS.get(key)
+        if spec is not None and spec.shape is not None and values.shape[1:] != spec.shape:
+            raise FieldError(
+                f"field {key!r} has shape {values.shape}, expected {(len(values), *spec.shape)}"
+            )
+        if key == "neighbor_list":
+            raise FieldError(
+                "a neighbor_list cannot be added to stored samples: write them anew with it"
+            )
+        item = field_from_array(key, Level(level), values.dtype, values.shape[1:])
+        item = replace(item, unit=self._config.units.get(key, item.unit))
+        appender.add_field(item, _spread(item, values, kept))
+
+    @synchronized
+    def delete(self, indices: int | slice | Sequence[int] | torch.Tensor | AnyArray) -> None:
+        """Take samples out of sight; `defragment` frees their space.
+
+        Parameters
+        ----------
+        indices
+            Samples as a reader that is opened now counts them, negative ones from the end, a
+            slice, or a bool mask of all of them. Repeats count once.
+
+        Raises
+        ------
+        SampleIndexError
+            If there is no such sample; nothing was deleted.
+
+        Whatever else is raised, a repetition means the same samples.
+        """
+        appender = self._existing()
+        active = np.flatnonzero(self._kept_rows(Level.SYSTEM))
+        wanted = positions_of(indices, len(active), "sample", f"the store {self._root}")
+        rows = np.unique(active[wanted])
+        try:
+            delete_samples(appender, rows)
+        except BaseException:
+            if appender.closed:
+                self._withdrawn = rows
+            raise
+
+    @synchronized
+    def defragment(self, config: ZarrWriteConfig | Mapping[str, Any] | None = None) -> None:
+        """Write the store anew without the deleted samples; it is swapped in when complete.
+
+        Parameters
+        ----------
+        config
+            Chunks and codecs of the new arrays; by default those that the store has.
+        """
+        chosen = None if config is None else ZarrWriteConfig.of(config)
+        self._appender = defragment(self._existing(), chosen)
+
+    @synchronized
+    def close(self) -> None:
+        """Make shapes exact and give the store free; a second call does nothing."""
+        self._closed = True
+        if self._appender is not None:
+            self._appender.close()
+            self._appender = None
+
+    def _exists(self) -> bool:
+        return self._appender is not None or self._root.open_group() is not None
+
+    def _existing(self) -> StoreWriter:
+        if not self._exists():
+            raise StoreNotFoundError(f"there is no store at {self._root}: write one first")
+        return self._open()
+
+    def _open(self) -> StoreWriter:
+        if self._closed:
+            raise StoreClosedError(f"the writer of {self._root} was closed: open a new one")
+        if self._appender is None or self._appender.closed:
+            self._appender = StoreWriter(self._root, self._config, _CAPACITY, durable=self._durable)
+        if self._withdrawn is not None:
+            keep_samples(self._appender, self._withdrawn)
+            self._withdrawn = None
+        return self._appender
+
+    def _kept_rows(self, level: Level) -> AnyArray:
+        """Which stored rows of a level belong to samples that were not deleted."""
+        appender = self._open()
+        samples = appender.extent.samples
+        kept = appender.column(SAMPLES_MASK).read(0, samples)
+        if level is Level.SYSTEM:
+            return kept
+        path = ATOMS_PTR if level is Level.ATOM else EDGES_PTR
+        counts: Int64Array = np.diff(appender.column(path).read(0, samples + 1))
+        return np.repeat(kept, counts)
+
+
+def _tensor_of(name: str, data: Any) -> torch.Tensor:
+    """Tensor on the CPU, without gradients, of what may be one."""
+    try:
+        return torch.as_tensor(data).detach().cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise FieldError(
+            f"field {name!r} is {reprlib.repr(data)}, expected a tensor, an array or numbers"
+        ) from error
+
+
+def _spread(item: Field, values: AnyArray, kept: AnyArray) -> AnyArray:
+    """Rows for all that is stored, with fill where samples were deleted."""
+    rows = np.full((len(kept), *item.shape), item.fill, dtype=item.dtype)
+    rows[kept] = values
+    return rows
+
+
+class AtomicDataZarrReader(Closing):
+    """Reader of one store, a dictionary of tensors for each sample.
+
+    `ZarrDataset` reads whole batches and is what a training run wants; this is for looking at
+    samples one by one.
+
+    Parameters
+    ----------
+    store : StoreLike
+        The store to read; a writer may go on appending to it.
+
+    Raises
+    ------
+    StoreNotFoundError
+        If there is no store.
+    """
+
+    def __init__(self, store: StoreLike) -> None:
+        self._view = StoreView(store)
+
+    @property
+    def field_levels(self) -> dict[str, str]:
+        """Level of each field: "atom", "edge" or "system"."""
+        return {name: item.level.value for name, item in self._view.schema.items()}
+
+    @property
+    def units(self) -> dict[str, str]:
+        """Unit of each field that has one."""
+        return self._view.schema.units
+
+    def read(self, index: int) -> Sample:
+        """Fields of a sample and where it stands.
+
+        Parameters
+        ----------
+        index
+            Sample, counted from either end, without the deleted.
+
+        Returns
+        -------
+        fields : dict of str to torch.Tensor
+            ``[n, ...]``, ``[e, ...]`` and ``[1, ...]`` by level, without those that the sample
+            lacks; ``neighbor_list`` counts the atoms of the sample.
+        metadata : dict
+            ``index``, ``source_file`` and ``physical_index``, the row in the store as text.
+
+        Raises
+        ------
+        SampleIndexError
+            If there is no such sample.
+        """
+        return self.read_many([position_of(index, len(self), "sample", self._named)])[0]
+
+    def read_many(self, indices: Sequence[int] | torch.Tensor | AnyArray) -> list[Sample]:
+        """Several samples, each as `read` gives it."""
+        wanted = positions_of(indices, len(self), "sample", self._named)
+        batch = self._view.gather(wanted)
+        rows = self._view.stored_rows(wanted)
+        return [
+            (dict(batch.get_data(place).fields), self._metadata(int(index), int(row)))
+            for place, (index, row) in enumerate(zip(wanted, rows, strict=True))
+        ]
+
+    @property
+    def _named(self) -> str:
+        """What the reader reads, for errors."""
+        return f"the store {self._view.store}"
+
+    def _metadata(self, index: int, row: int) -> dict[str, Any]:
+        source = str(self._view.store)
+        return {"index": index, "source_file": source, "physical_index": str(row)}
+
+    def refresh(self) -> int:
+        """Look at the store again; the number of samples that are new."""
+        return self._view.refresh()
+
+    def close(self) -> None:
+        """Let go of the store."""
+        self._view.close()
+
+    def __len__(self) -> int:
+        return self._view.num_samples
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.read(index)
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self.read(index) for index in range(len(self)))

@@ -1,0 +1,1 @@
+"""Where a store is, and what the place can do."""

@@ -1,0 +1,294 @@
+"""Every change that a writer makes to local files, one function for each.
+
+Callers name the module (``files.write_at(...)``), so that a test can put another function in the
+place of any of them: to fail, to kill, to record. The functions of the first part are single steps;
+those of the second are made of them. Links are never followed at the end of a path.
+
+What is `durable` is on the disk when a function returns, its name included.
+"""
+
+import json
+import os
+import stat
+import sys
+import uuid
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from zarrpipe.errors import StoreFormatError
+from zarrpipe.store.backend.libc import libc
+
+PARTIAL = ".partial"
+"""How the name of a file ends that is being written and has not its own name yet."""
+
+_NEW = os.O_RDWR | os.O_CREAT | os.O_TRUNC
+_HERE = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
+_AT_FDCWD, _RENAME_EXCHANGE, _RENAME_SWAP = -100, 2, 2
+_FULL_SYNC = 51  # F_FULLFSYNC of macOS, where fsync leaves data in the drive's cache
+
+
+def write_at(descriptor: int, data: memoryview, offset: int) -> None:
+    """Write all of a contiguous buffer, the rest of it too where the system took a part."""
+    written = os.pwrite(descriptor, data, offset)
+    while written < data.nbytes:
+        rest = data.cast("B")[written:]
+        written += os.pwrite(descriptor, rest, offset + written)
+
+
+def resize(descriptor: int, size: int) -> None:
+    """Give a file a size; what is new of it is a hole, which reads as zeros."""
+    os.ftruncate(descriptor, size)
+
+
+def create(path: Path) -> int:
+    """Create an empty file, or empty the one that is there, and open it."""
+    return os.open(path, _NEW | _HERE, 0o666)
+
+
+def reopen(path: Path) -> int:
+    """Open a file that is there for writing by position.
+
+    Raises
+    ------
+    FileNotFoundError
+        If nothing is there.
+    StoreFormatError
+        If what is there is not a regular file (a link, a directory, a FIFO), or has another name.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDWR | _HERE)
+    except OSError:
+        if os.path.lexists(path):
+            check_regular(path)
+        raise
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+        os.close(descriptor)
+        check_own(path)
+    return descriptor
+
+
+def open_or_create(path: Path) -> int:
+    """Open a file for reading and writing, which is made if nothing is there."""
+    return os.open(path, os.O_RDWR | os.O_CREAT | _HERE, 0o666)
+
+
+def open_to_read(path: Path) -> int:
+    """Open a file without waiting for anything, through no link."""
+    return os.open(path, os.O_RDONLY | _HERE)
+
+
+def rename(source: Path, target: Path) -> None:
+    """Give a file or directory another name, at once, in the place of what had it."""
+    source.replace(target)
+
+
+def exchange(first: Path, second: Path) -> bool:
+    """Let two directories swap their names at once; False where the system cannot."""
+    names = os.fsencode(first), os.fsencode(second)
+    if sys.platform == "darwin":
+        return bool(libc().renamex_np(*names, _RENAME_SWAP) == 0)
+    if not hasattr(libc(), "renameat2"):
+        return False
+    return bool(libc().renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0)
+
+
+def link(source: Path, target: Path) -> None:
+    """Give a file a second name, which must be free; a link is not followed."""
+    os.link(source, target, follow_symlinks=False)
+
+
+def unlink(path: Path) -> None:
+    """Remove a name of a file, or a link."""
+    path.unlink()
+
+
+def make_folder(path: Path) -> None:
+    """Make a directory in one that is there; nothing happens if it is there already."""
+    path.mkdir(exist_ok=True)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove an empty directory."""
+    path.rmdir()
+
+
+def sync_data(descriptor: int) -> None:
+    """Bring the content and size of a file to the disk."""
+    if sys.platform == "darwin":
+        import fcntl  # noqa: PLC0415  absent on Windows
+
+        fcntl.fcntl(descriptor, _FULL_SYNC)
+    else:
+        getattr(os, "fdatasync", os.fsync)(descriptor)
+
+
+def sync_path(path: Path) -> None:
+    """Bring a file, or the names in a directory, to the disk."""
+    if sys.platform == "win32" and path.is_dir():
+        return  # directories cannot be opened there
+    descriptor = os.open(path, os.O_RDONLY | _HERE)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def check_regular(path: Path) -> None:
+    """Refuse what stands at a path where a regular file is expected.
+
+    Raises
+    ------
+    StoreFormatError
+        If something else stands there.
+    """
+    found = path.lstat().st_mode
+    if stat.S_ISREG(found):
+        return
+    what = f"a link to {os.readlink(path)}" if stat.S_ISLNK(found) else "not a regular file"  # noqa: PTH115  the text
+    raise StoreFormatError(
+        f"{path} is {what}, and a writer changes only what is in the store itself: put a copy in "
+        "its place (for git-annex: unlock it), or write to another place"
+    )
+
+
+def check_own(path: Path) -> None:
+    """Refuse what must not be written in place: no regular file, or one with another name.
+
+    Raises
+    ------
+    StoreFormatError
+        If it is one of these.
+    """
+    check_regular(path)
+    names = path.lstat().st_nlink
+    if names > 1:
+        raise StoreFormatError(
+            f"{path} has {names} names (hard links, as `cp -al`, rsnapshot and rsync --link-dest "
+            "make), and a writer would change what is under all of them: write to a copy of the "
+            "store (cp -a), or remove the other name"
+        )
+
+
+def check_folders(path: Path, top: Path) -> None:
+    """Refuse a link between a directory and a path in it, which would lead to another place.
+
+    Raises
+    ------
+    StoreFormatError
+        If there is one.
+    """
+    folder = path.parent
+    while folder != top:
+        if folder.is_symlink():
+            check_regular(folder)
+        folder = folder.parent
+
+
+def create_sized(path: Path, size: int, *, durable: bool = False) -> int:
+    """Create a sparse file that appears under its name with its full size, and open it."""
+    make_folders(path.parent, durable=durable)
+    partial = path.with_name(f"{path.name}{PARTIAL}")
+    descriptor = create(partial)
+    try:
+        resize(descriptor, size)
+        if durable:
+            sync_data(descriptor)
+        rename(partial, path)
+        if durable:
+            sync_path(path.parent)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def replace(path: Path, content: bytes, *, durable: bool = False, exclusive: bool = False) -> None:
+    """Give a file new content at once: who reads it meets the old or the new one.
+
+    Parameters
+    ----------
+    path
+        The file; it and its directories are made if they are not there.
+    content
+        What it is to hold.
+    durable
+        Whether it is to be on the disk at return.
+    exclusive
+        Whether a file that is there stays, with FileExistsError.
+    """
+    make_folders(path.parent, durable=durable)
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}{PARTIAL}")
+    descriptor = create(partial)
+    try:
+        try:
+            write_at(descriptor, memoryview(content), 0)
+            if durable:
+                sync_data(descriptor)
+        finally:
+            os.close(descriptor)
+        if exclusive:
+            link(partial, path)
+            unlink(partial)
+        else:
+            rename(partial, path)
+    except Exception:
+        with suppress(OSError):  # the first error is the one to be told
+            unlink(partial)
+        raise
+    if durable:
+        sync_path(path.parent)
+
+
+def write_json(path: Path, content: Mapping[str, Any], *, durable: bool = False) -> None:
+    """Replace a metadata document; see `replace`."""
+    replace(path, json.dumps(content, indent=2).encode(), durable=durable)
+
+
+def make_folders(path: Path, *, durable: bool = False) -> None:
+    """Make a directory and those above it that are not there."""
+    if path.is_dir():
+        return
+    make_folders(path.parent, durable=durable)
+    make_folder(path)
+    if durable:
+        sync_path(path.parent)
+
+
+def remove_tree(path: Path, *, durable: bool = False) -> None:
+    """Remove a directory with all that is in it, its ``zarr.json`` last of all; links as links.
+
+    What is left by a kill still says by its document what it is.
+    """
+    entries = sorted(os.scandir(path), key=lambda entry: entry.name == "zarr.json")
+    for entry in entries:
+        if entry.is_dir(follow_symlinks=False):
+            remove_tree(Path(entry.path), durable=durable)
+            continue
+        if durable and entry.name == "zarr.json":
+            sync_path(path)
+        unlink(Path(entry.path))
+    remove_folder(path)
+    if durable:
+        sync_path(path.parent)
+
+
+def sync_tree(folder: Path) -> None:
+    """Bring a directory with all that is in it to the disk, and its own name; links as they are."""
+    for parent, _, names in os.walk(folder, topdown=False):
+        for path in (Path(parent, name) for name in names):
+            if stat.S_ISREG(path.lstat().st_mode):
+                sync_path(path)
+        sync_path(Path(parent))
+    sync_names(folder)
+
+
+def sync_names(path: Path) -> None:
+    """Bring the name of a path and of all directories above it to the disk."""
+    for parent in path.absolute().parents:
+        try:
+            sync_path(parent)
+        except PermissionError:
+            return  # nobody who cannot list a directory has made it, or one above it

@@ -1,0 +1,184 @@
+"""Where a store is: any StoreLike becomes a Zarr path and, where there is one, a directory."""
+
+import reprlib
+import sys
+from collections.abc import MutableMapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+import zarr
+from zarr.abc.store import Store
+from zarr.errors import ContainsArrayError, GroupNotFoundError
+from zarr.storage import FsspecStore, LocalStore, MemoryStore, StorePath
+
+from zarrpipe.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    MissingLibraryError,
+    StoreFormatError,
+    StoreNotADirectoryError,
+)
+from zarrpipe.store.backend.regular_files import RegularFiles
+from zarrpipe.store.format.validate import reading
+
+StoreLike = str | Path | Store | StorePath | dict[str, Any]
+"""What names a store: a path or URL, a zarr Store or StorePath, or a dict that holds it."""
+
+
+@dataclass(frozen=True)
+class Root:
+    """A store's place.
+
+    Parameters
+    ----------
+    path
+        Zarr store and prefix.
+    directory
+        The directory of a store on a local file system, where chunks can be written by position
+        and mapped; None for every other store (and on Windows).
+    """
+
+    path: StorePath
+    directory: Path | None
+
+    @classmethod
+    def of(cls, store: StoreLike) -> "Root":
+        """Place of any StoreLike.
+
+        Raises
+        ------
+        ArgumentTypeError, ArgumentError
+            If `store` names no store.
+        StoreNotADirectoryError
+            If the path is a file or leads through one.
+        MissingLibraryError
+            If the library for a URL is not installed.
+        """
+        path = _regular(_store_path(store))
+        if not isinstance(path.store, LocalStore):
+            return cls(path, None)
+        directory = Path(path.store.root) / path.path
+        _check_directory(directory)
+        return cls(path, None if sys.platform == "win32" else directory)
+
+    @property
+    def read_only(self) -> bool:
+        """Whether the Zarr store was opened without the right to write."""
+        return bool(self.path.store.read_only)
+
+    def open_group(self) -> zarr.Group | None:
+        """Root group, without consolidated metadata (which shows the past); None without one."""
+        if self.directory is not None and not self.directory.exists():
+            return None  # Zarr would make the directory
+        with reading(self, "cannot be opened as a Zarr group"):
+            try:
+                return zarr.open_group(
+                    self.path,
+                    mode="r" if self.read_only else "r+",
+                    zarr_format=3,
+                    use_consolidated=False,
+                )
+            except ContainsArrayError as error:
+                raise StoreFormatError(
+                    f"{self} is a single Zarr array, expected the group of a store or nothing: "
+                    "give another place"
+                ) from error
+            except (GroupNotFoundError, FileNotFoundError):
+                self._refuse_old_zarr()
+                return None
+
+    def _refuse_old_zarr(self) -> None:
+        """Refuse a place where Zarr v2 data stand, beside which nothing may be written.
+
+        Raises
+        ------
+        StoreFormatError
+            If they do.
+        """
+        try:
+            found = zarr.open(self.path, mode="r", zarr_format=2, use_consolidated=False)
+        except (GroupNotFoundError, FileNotFoundError):
+            return
+        raise StoreFormatError(
+            f"{self} holds a Zarr v2 {type(found).__name__.lower()}, expected a Zarr v3 group or "
+            "nothing: zarr's command `zarr migrate` writes v3 metadata for it"
+        )
+
+    def __str__(self) -> str:
+        return str(self.path if self.directory is None else self.directory)
+
+
+def _regular(path: StorePath) -> StorePath:
+    """The same place, read through `RegularFiles` where it is a local one of Zarr's own."""
+    store = path.store
+    if type(store) is not LocalStore:
+        return path
+    return StorePath(RegularFiles(store.root, read_only=store.read_only), path.path)
+
+
+def _store_path(store: StoreLike) -> StorePath:
+    if isinstance(store, StorePath):
+        return store
+    if isinstance(store, Store):
+        return StorePath(store)
+    if isinstance(store, MutableMapping):
+        return StorePath(MemoryStore(store))
+    if isinstance(store, str) and not store.strip():
+        raise ArgumentError("an empty path names no store: expected a directory or a URL")
+    if isinstance(store, str) and store.startswith("file://"):
+        store = url2pathname(urlsplit(store).path)
+    if isinstance(store, str) and "://" in store:
+        return StorePath(_from_url(store))
+    if isinstance(store, str | Path):
+        if "\0" in str(store):
+            raise ArgumentError(f"{str(store)!r} has a NUL character, which no path may have")
+        return StorePath(RegularFiles(Path(store).expanduser().absolute()))
+    raise ArgumentTypeError(
+        f"{reprlib.repr(store)} is no store but of type {type(store).__name__}: expected a path, "
+        "a URL, a zarr Store or StorePath, or a dict"
+    )
+
+
+def _from_url(url: str) -> FsspecStore:
+    """Store of a URL that fsspec knows."""
+    protocol = url.partition("://")[0]
+    try:
+        return FsspecStore.from_url(url)
+    except ImportError as error:
+        raise MissingLibraryError(
+            f"{url} needs a library that is not installed: pip install {_library_of(protocol)}"
+        ) from error
+    except ValueError as error:
+        raise ArgumentError(
+            f"{url} is no URL that can be opened ({error}): expected a path, or a URL whose "
+            "protocol fsspec knows, such as s3://bucket/store"
+        ) from error
+
+
+def _library_of(protocol: str) -> str:
+    """What pip installs for a protocol."""
+    try:
+        from fsspec.registry import known_implementations  # type: ignore[import-untyped]  # noqa: PLC0415  an extra
+    except ImportError:
+        return "'zarrpipe[cloud]'"
+    if protocol in ("s3", "s3a"):
+        return "'zarrpipe[cloud]'"
+    known = known_implementations.get(protocol, {}).get("class", protocol)
+    return str(known).partition(".")[0]
+
+
+def _check_directory(directory: Path) -> None:
+    """Refuse a path that is a file or leads through one."""
+    for place in (directory, *directory.parents):
+        if place.is_dir():
+            return
+        if place.exists():
+            hint = ": open a zip file with zarr.storage.ZipStore" if place.suffix == ".zip" else ""
+            through = "" if place == directory else f", and {directory} would be in it"
+            raise StoreNotADirectoryError(
+                f"{place} is a file, expected the directory of a Zarr store or nothing"
+                f"{through}{hint}"
+            )

@@ -1,0 +1,86 @@
+"""Ranges of addresses into which files are mapped where we say."""
+
+import ctypes
+import errno
+import mmap
+import os
+import weakref
+
+from zarrpipe.store.backend.libc import libc
+
+_MAP_FIXED = 0x10
+_PROT_NONE = 0
+_MOST_MAPS, _COUNT_EACH = 50_000, 256  # Linux gives a process 65,530, threads and libraries too
+
+
+def maps_left() -> int:
+    """How many more files may be mapped before this process is short of maps."""
+    return _MOST_MAPS - sum(map(len, list(_STARTS.values())))
+
+
+class AddressRange:
+    """Reserved addresses, given back when nothing refers to them any more.
+
+    ``np.asarray`` of it is a read-only array of its bytes, which may be touched where something
+    was mapped.
+
+    Parameters
+    ----------
+    size
+        Bytes.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.starts: set[int] = set()
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+        self.address = _mmap(None, size, _PROT_NONE, flags, -1)
+        _STARTS[self.address] = self.starts
+        self._finalizer = weakref.finalize(self, _give_back, self.address, size)
+        self._finalizer.atexit = False  # a thread may still be reading
+        self.__array_interface__ = {
+            "version": 3,
+            "shape": (size,),
+            "typestr": "|u1",
+            "data": (self.address, True),
+        }
+
+    def map(self, start: int, size: int, descriptor: int) -> None:
+        """Map the beginning of a file, shared and read only; zeros for a descriptor of -1.
+
+        Raises
+        ------
+        OSError
+            If the system refuses, or the process would be short of maps.
+        """
+        if start not in self.starts and len(self.starts) % _COUNT_EACH == 0 and maps_left() <= 0:
+            raise OSError(
+                errno.ENOMEM,
+                f"{_MOST_MAPS} chunk files are mapped in this process, and Linux allows hardly "
+                "more: let go of readers, or give the stores larger chunks (defragment)",
+            )
+        kind = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS if descriptor < 0 else mmap.MAP_SHARED
+        _mmap(self.address + start, size, mmap.PROT_READ, kind | _MAP_FIXED, descriptor)
+        self.starts.add(start)
+
+    def leave(self, size: int) -> None:
+        """Let go of the memory of what is mapped in the first bytes; it is read again if needed."""
+        libc().madvise(self.address, size, mmap.MADV_DONTNEED)
+
+
+_STARTS: dict[int, set[int]] = {}
+"""Where files are mapped in each range, by its address."""
+
+
+def _give_back(address: int, size: int) -> None:
+    _STARTS.pop(address, None)  # first: the address may be another's as soon as it is free
+    libc().munmap(address, size)
+
+
+def _mmap(address: int | None, size: int, protection: int, flags: int, descriptor: int) -> int:
+    """Call mmap, which Python's own module cannot place at an address."""
+    result = libc().mmap(address, size, protection, flags, descriptor, 0)
+    if result is None or result == ctypes.c_void_p(-1).value:
+        error = ctypes.get_errno()
+        raise OSError(error, f"cannot map {size} bytes: {os.strerror(error)}")
+    return int(result)

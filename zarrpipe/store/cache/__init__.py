@@ -1,0 +1,1 @@
+"""Decoded rows of arrays that cannot be mapped."""

@@ -1,0 +1,204 @@
+"""One staged array: which of its units are there, and its rows as one NumPy array."""
+
+import math
+import threading
+import weakref
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import zarr
+
+from zarrpipe.data.csr import AnyArray, Int64Array, pointers, segment_rows
+from zarrpipe.errors import StoreClosedError
+from zarrpipe.store.backend.array_reader import Holes, OpenArray, check_rows
+from zarrpipe.store.backend.missing import MissingChunks
+from zarrpipe.store.cache.pool import Task
+from zarrpipe.store.cache.units import GENERATION, ROWS, UnitFile
+from zarrpipe.store.format.validate import native
+
+if TYPE_CHECKING:
+    from zarrpipe.store.cache.row_cache import RowCache
+
+_LEAST_UNIT_BYTES = 1 << 16
+
+
+class StagedArray:
+    """Rows of a Zarr array that a `RowCache` fetches as they are asked for.
+
+    A unit of it is a shard, or a chunk where there are no shards, or as many of them as make
+    64 KiB. `commit` has to say how many rows there are before any are brought.
+    """
+
+    def __init__(
+        self,
+        stage: "RowCache",
+        path: str,
+        open_array: OpenArray,
+        holes: Holes = "any",
+    ) -> None:
+        self.path, self._absences = path, MissingChunks(holes)
+        # Not both ways: files and threads go with the last use, not with a collection.
+        self._stage_of, self._open = weakref.ref(stage), open_array
+        self._committed = 0
+        self._opening = threading.RLock()
+        self._array: zarr.Array[Any] | None = None
+        self._file: UnitFile | None = None
+        self._data: AnyArray | None = None
+        self._dtype: np.dtype[Any] = np.dtype("V")
+        self._complete, self._kept, self._settled = 0, 0, -1
+        self._settled_at: tuple[int, ...] = ()
+
+    @property
+    def _stage(self) -> "RowCache":
+        stage = self._stage_of()
+        if stage is None:
+            raise StoreClosedError(f"the stage of {self.path} was dropped: open the store again")
+        return stage
+
+    @property
+    def data(self) -> AnyArray:
+        """Rows that are allocated, read only; only those that were brought hold their values."""
+        if self._data is None:
+            self.follow()
+        return self._data  # type: ignore[return-value]
+
+    @property
+    def file(self) -> UnitFile:
+        """Where the units are."""
+        if self._file is None:
+            self.follow()
+        return self._file  # type: ignore[return-value]
+
+    @property
+    def behind(self) -> bool:
+        """Whether the array has to be opened, for the first time or because it has grown."""
+        return self._data is None or len(self._data) < self._committed
+
+    def commit(self, rows: int) -> None:
+        """Say that the first `rows` are committed."""
+        self._committed = max(self._committed, rows)
+
+    def ensure(self, rows: int) -> None:
+        """Bring the first `rows` and keep them; see `ArrayReader.ensure`.
+
+        They are not evicted as long as a process has the cache open, so this is for small arrays.
+        """
+        self.commit(rows)
+        if rows > self._kept:
+            every = np.array([0], dtype=np.int64), np.array([rows], dtype=np.int64)
+            self._stage.bring([(self, *every)], keep=True)
+            self._kept = rows
+
+    def grow(self) -> None:
+        """Make room for what is allocated by now; rows that are not committed are not brought."""
+        with self._opening:
+            self._array = None
+            self.follow()
+
+    def settled(self, evictions: int) -> bool:
+        """Whether all rows are there if the count of evictions is still this."""
+        return self._settled == evictions and self._complete >= self._committed
+
+    @property
+    def division(self) -> tuple[int, int]:
+        """Rows of a unit, and rows that are committed."""
+        return self.file.unit_rows, self._committed
+
+    def settle(self, evictions: int, commits: int) -> None:
+        """See whether all rows are there, if that may have changed.
+
+        Parameters
+        ----------
+        evictions, commits
+            What the cache counted, the evictions before the rows were looked at.
+        """
+        moment = (evictions, commits, self._committed)
+        if moment == self._settled_at:
+            return
+        self._settled_at, self._settled = moment, -1
+        file, limit = self.file, self._stage.cache.limit
+        if self._committed * file.row_bytes <= (limit or math.inf):
+            _, absent = self.look(np.arange(-(-self._committed // file.unit_rows)))
+            if not len(absent):
+                self._settled, self._complete = evictions, self._committed
+
+    def units(self, starts: Int64Array, stops: Int64Array) -> Int64Array:
+        """Units that segments of rows touch, ascending."""
+        some = stops > starts
+        if not some.all():
+            starts, stops = starts[some], stops[some]
+        if not len(starts):
+            return np.zeros(0, dtype=np.int64)
+        if starts.min() < 0 or stops.max() > self._committed:
+            raise IndexError(
+                f"rows {starts.min()} to {stops.max()} of {self.path}, of which "
+                f"{self._committed} are committed"
+            )
+        unit_rows = self.file.unit_rows
+        first, last = starts // unit_rows, (stops - 1) // unit_rows
+        touched = np.zeros(-(-self._committed // unit_rows), dtype=bool)
+        touched[first] = touched[last] = True
+        if (last - first > 1).any():
+            touched[segment_rows(first, pointers(last - first + 1))] = True
+        return np.flatnonzero(touched)
+
+    def look(self, units: Int64Array) -> tuple[Int64Array, Int64Array]:
+        """Generation of each of `units`, and those of them that lack committed rows."""
+        unit_rows, table = self.file.unit_rows, self.file.table
+        generations = table[units, GENERATION]  # before the rows; see UnitFile.clear
+        wanted = np.minimum(unit_rows, self._committed - units * unit_rows)
+        return generations, units[table[units, ROWS] < wanted]
+
+    def committed_in(self, unit: int) -> int:
+        """Number of rows of a unit that are committed."""
+        unit_rows = self.file.unit_rows
+        return int(min(unit_rows, self._committed - unit * unit_rows))
+
+    def read(self, start: int, stop: int) -> AnyArray:
+        """Fetch and decode rows, fewer where the array ends before `stop`."""
+        array = self._array
+        if array is None or array.shape[0] < self._committed:
+            array = self._reopened()
+        values = np.asarray(array[start : min(stop, array.shape[0])], dtype=self._dtype)
+        self._absences.refuse(array, start, values[: max(self._committed - start, 0)])
+        return values
+
+    def named(self, units: Sequence[int]) -> str:
+        """Units that follow each other, for an error."""
+        start, array = units[0] * self.file.unit_rows, self._array
+        stop = min((units[-1] + 1) * self.file.unit_rows, self._committed)
+        place = self.path if array is None else str(array.store_path)
+        return f"rows {start} to {stop} (unit {units[0]} on) of {place}"
+
+    def follow(self, task: Task | None = None) -> None:
+        """Open the array if that is needed, and make room for its rows."""
+        with self._opening:
+            if self._data is None or self._array is None or self.behind:
+                self._allocate(self._reopened())
+        if task is not None:
+            task.finish()
+
+    def forget(self) -> None:
+        """Let go of the array; it is opened again when it is needed."""
+        self._opening = threading.RLock()
+        self._array = self._file = self._data = None
+        self._complete, self._kept, self._settled = 0, 0, -1
+        self._settled_at = ()
+
+    def _reopened(self) -> zarr.Array[Any]:
+        array = self._open()
+        check_rows(array.store_path, array.shape[0], self._committed)
+        self._array, self._dtype = array, native(np.dtype(array.dtype))
+        return array
+
+    def _allocate(self, array: zarr.Array[Any]) -> None:
+        row_bytes = self._dtype.itemsize * math.prod(array.shape[1:])
+        stored_rows = int((array.shards or array.chunks)[0])
+        stored_bytes = max(stored_rows * row_bytes, 1)
+        unit_rows = stored_rows * max(1, -(-_LEAST_UNIT_BYTES // stored_bytes))
+        cache = self._stage.cache
+        file = cache.file(self.path, unit_rows, row_bytes)
+        cache.allocate(file, array.shape[0])
+        self._data = file.view(array.shape[0], array.shape[1:], self._dtype)
+        self._file = file

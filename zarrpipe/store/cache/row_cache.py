@@ -1,0 +1,299 @@
+"""Staging: any Zarr array as one flat NumPy array that is fetched unit by unit.
+
+What is compressed, sharded or far away is fetched and decoded once, all fields and units in
+flight at once, into a sparse cache that is mapped like a local array. A reader first lets the
+stage bring the rows that it wants, then copies them, and then asks whether they were left alone
+meanwhile; if not, it does both again.
+"""
+
+import os
+import time
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from zarrpipe.data.csr import Int64Array
+from zarrpipe.errors import StoreClosedError
+from zarrpipe.store.backend.array_reader import Holes, OpenArray
+from zarrpipe.store.cache.array import StagedArray
+from zarrpipe.store.cache.directory import StageCache
+from zarrpipe.store.cache.fetch import Fetcher, end
+from zarrpipe.store.cache.pool import Task, waited_for
+from zarrpipe.store.cache.units import GENERATION, KEPT, UnitFile
+
+Wanted = Sequence[tuple[StagedArray, Int64Array, Int64Array]]
+"""Rows of several arrays: of each the starts [K] and the stops [K] of its segments."""
+
+THREADS = 16
+"""Reads in flight, each of up to four units; more brought nothing at 20 ms a request."""
+
+_ADVICE = 512
+_GRACE = 10_000_000
+_LONGEST_GRACE = 10_000_000_000
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Lease:
+    """That rows were all there, and the means to say whether they still are."""
+
+    cache: StageCache
+    evictions: int
+    units: Sequence[tuple[UnitFile, Int64Array, Int64Array]] | None = None
+
+    def intact(self) -> bool:
+        """Whether nothing of what was brought has been evicted since."""
+        if self.cache.evictions == self.evictions:
+            return True
+        return self.units is not None and all(
+            bool((file.table[units, GENERATION] == generations).all())
+            for file, units, generations in self.units
+        )
+
+
+class RowCache:
+    """The place where the arrays of one open store are staged.
+
+    Parameters
+    ----------
+    identity : str
+        Name of the cache; see `stage_identity`.
+    directory : Path, optional
+        Directory for caches on a local disk, shared by the processes of this machine and kept.
+        None stages into memory of this process.
+    limit : int, optional
+        Decoded bytes to hold at most. A single `bring` that needs more gets more.
+    check : callable, optional
+        Called after rows were fetched and before they are trusted; raises if the store is not
+        the one any more that `identity` names. It may be called by any thread.
+    threads : int
+        Reads at once, each of up to four units that follow each other.
+
+    Raises
+    ------
+    StoreFormatError
+        If the place in the directory is taken by something else.
+    """
+
+    def __init__(
+        self,
+        identity: str,
+        directory: Path | None = None,
+        limit: int | None = None,
+        *,
+        check: Callable[[], object] | None = None,
+        threads: int = THREADS,
+    ) -> None:
+        if limit is not None and limit <= 0:
+            raise ValueError(f"a limit of {limit} bytes: expected a positive number, or None")
+        self._place = (identity, directory, limit)
+        self._check, self._threads = check, threads
+        self._arrays: dict[str, StagedArray] = {}
+        self._closed = self._warned = False
+        self._begin()
+        this = weakref.ref(self)
+        os.register_at_fork(after_in_child=lambda: _begin_again(this))
+
+    def array(self, path: str, open_array: OpenArray, holes: Holes = "any") -> StagedArray:
+        """Array at `path`, opened when it is needed first; for `holes` see `MissingChunks`."""
+        if path not in self._arrays:
+            self._arrays[path] = StagedArray(self, path, open_array, holes)
+        return self._arrays[path]
+
+    @property
+    def cache(self) -> StageCache:
+        """What holds the rows.
+
+        Raises
+        ------
+        StoreClosedError
+            If the stage was closed.
+        """
+        if self._closed:
+            raise StoreClosedError("the stage was closed: open the store again")
+        if self._cache is None:
+            self._begin()
+        return self._cache  # type: ignore[return-value]
+
+    def open(self, arrays: Sequence[StagedArray]) -> None:
+        """Open arrays side by side, and those again that have grown."""
+        tasks = [Task(array.follow, 0) for array in arrays if array.behind]
+        for task in tasks[1:]:
+            self._fetcher.pool.submit(task, urgent=True)
+        for task in tasks[:1]:
+            task.work(task)
+        for task in tasks:
+            task.wait()
+
+    def read_settled(self, arrays: Sequence[StagedArray], copy: Callable[[], object]) -> bool:
+        """Call `copy` if all rows of some arrays are known to be there.
+
+        This costs next to nothing. False means that what was copied, if anything, is not to be
+        trusted, and that `read` has to be asked.
+        """
+        cache = self.cache
+        evictions = cache.evictions
+        if not all(array.settled(evictions) for array in arrays):
+            return False
+        copy()
+        return cache.evictions == evictions
+
+    def read(self, wanted: Wanted, copy: Callable[[], Result]) -> Result:
+        """Bring rows and give what `copy` makes of them, which is called again if it has to be."""
+        attempt = 0
+        while True:
+            ticket = self.bring(wanted, attempt)
+            result = copy()
+            if ticket.intact():
+                return result
+            attempt += 1
+
+    def bring(self, wanted: Wanted, attempt: int = 0, *, keep: bool = False) -> Lease:
+        """Fetch what is not there of some rows, and return when all are.
+
+        Parameters
+        ----------
+        wanted
+            Committed rows; see `Wanted`.
+        attempt
+            How many tickets of the same rows were not intact; the more, the longer they are safe.
+        keep
+            Whether the units are to stay as long as any process has the cache open.
+
+        Raises
+        ------
+        OSError
+            If a unit cannot be fetched or written to the cache; nothing of it counts as there.
+        StoreFormatError
+            If it cannot be decoded.
+        """
+        cache = self.cache
+        evictions = cache.evictions
+        if not keep and all(array.settled(evictions) for array, _, _ in wanted):
+            return Lease(cache, evictions)
+        self.open([array for array, _, _ in wanted])
+        needed = _units(wanted)
+        with self._pinned(needed):
+            cache.trim()
+            ticket = self._bring(cache, needed, attempt, keep=keep)
+        self._warn(cache)
+        return ticket
+
+    def advise(self, wanted: Wanted) -> None:
+        """Fetch rows in the background; what does not fit the queue is left for `bring`."""
+        evictions = self.cache.evictions
+        rest = [item for item in wanted if not item[0].settled(evictions)]
+        if rest and self._fetcher.pool.waiting < _ADVICE:
+            self._fetcher.pool.submit(Task(lambda task: self._advise(rest, task), 0), urgent=False)
+
+    def close(self) -> None:
+        """Stop fetching and let go of the files; arrays that were handed out stay valid."""
+        if not self._closed:
+            self._closed = True
+            self._end.detach()
+            if self._cache is not None:
+                end(self._fetcher.pool, self._cache, None)
+
+    def _begin(self) -> None:
+        self._cache: StageCache | None = StageCache(*self._place)
+        self._fetcher = Fetcher(self._cache, self._check, self._threads)
+        self._end = weakref.finalize(self, end, self._fetcher.pool, self._cache, 1.0)
+
+    def _bring(
+        self,
+        cache: StageCache,
+        needed: Sequence[tuple[StagedArray, Int64Array]],
+        attempt: int,
+        *,
+        keep: bool,
+    ) -> Lease:
+        again = False
+        while True:
+            evictions = cache.evictions
+            stamp = KEPT if keep else _protected_until(attempt)
+            held, tasks = [], []
+            for array, units in needed:
+                generations, absent = array.look(units)
+                held.append((array.file, units, generations))
+                if len(absent):
+                    tasks += self._fetcher.tasks(array, absent, stamp, wait=again)
+            if not tasks and (not keep or cache.keep(held)):
+                break
+            self._fetcher.pool.hurry(tasks)
+            for task in waited_for(tasks, self._threads):
+                task.wait()
+            attempt, again = attempt + again, True
+        for array, units in needed:
+            if evictions or cache.limit is not None:
+                array.file.use(units, stamp)
+            array.settle(evictions, cache.commits)
+        return Lease(cache, evictions, held)
+
+    @contextmanager
+    def _pinned(self, needed: Sequence[tuple[StagedArray, Int64Array]]) -> Iterator[None]:
+        if self._place[2] is None:
+            yield
+            return
+        for array, units in needed:
+            array.file.pin(units, 1)
+        try:
+            yield
+        finally:
+            for array, units in needed:
+                array.file.pin(units, -1)
+
+    def _advise(self, wanted: Wanted, task: Task) -> None:
+        for array, starts, stops in wanted:
+            array.follow()
+            _, units = array.look(array.units(starts, stops))
+            room = max(0, _ADVICE - self._fetcher.pool.waiting)
+            self._fetcher.tasks(array, units[:room], _protected_until(0), urgent=False)
+        task.finish()
+
+    def _warn(self, cache: StageCache) -> None:
+        if cache.passed and not self._warned:
+            self._warned = True
+            import warnings  # noqa: PLC0415
+
+            warnings.warn(
+                f"the cache {cache.name} holds more than its limit of {self._place[2]} bytes: "
+                f"{cache.passed}; give a larger limit or smaller batches",
+                stacklevel=3,
+            )
+
+
+def _units(wanted: Wanted) -> list[tuple[StagedArray, Int64Array]]:
+    """Units of each array that hold wanted rows; many arrays have the same rows and units."""
+    known: dict[tuple[int, ...], Int64Array] = {}
+    needed = []
+    for array, starts, stops in wanted:
+        key = (id(starts), id(stops), *array.division)
+        if key not in known:
+            known[key] = array.units(starts, stops)
+        needed.append((array, known[key]))
+    return needed
+
+
+def _protected_until(attempt: int) -> int:
+    """Stamp for units that are used now, and in later attempts are not evicted for a while.
+
+    Two readers that need more than the limit together evict each other's units at first. Each
+    attempt is safe for twice as long as the one before, so both come to an end.
+    """
+    now = time.monotonic_ns()
+    return now if attempt == 0 else now + min(_GRACE << min(attempt, 20), _LONGEST_GRACE)
+
+
+def _begin_again(this: "weakref.ref[RowCache]") -> None:
+    """Let a forked child open the cache for itself, as it has no threads and shares no lock."""
+    stage = this()
+    if stage is not None and not stage._closed and stage._cache is not None:
+        stage._end.detach()
+        stage._cache.forget()
+        stage._cache = None
+        for array in stage._arrays.values():
+            array.forget()

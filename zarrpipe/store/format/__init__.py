@@ -1,0 +1,1 @@
+"""What is on disk: names, metadata, configs, and the rule of the commit log."""

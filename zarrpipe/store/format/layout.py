@@ -1,0 +1,307 @@
+"""Names and places inside a store, its attributes, and the sizes of its chunks.
+
+The only module that knows how a store's parts are called.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.codecs import BytesCodec
+from zarr.storage import LocalStore, MemoryStore
+
+from zarrpipe.data.fields import CORE_FIELDS, REQUIRED_FIELDS, Kind, Level
+from zarrpipe.data.schema import Field, Schema, field_from_array
+from zarrpipe.errors import FieldError, StoreFormatError
+from zarrpipe.store.format.config import ZarrWriteConfig
+from zarrpipe.store.format.metadata import FORMAT, Attributes, new_generation
+from zarrpipe.store.format.validate import check_array, native, reading
+
+__all__ = ["FORMAT", "Attributes", "new_generation"]
+
+MARK = "zarrpipe"
+"""Attribute of every array that zarrpipe made; one that nothing names is then a leftover."""
+
+GROUPS = ("meta", "core", "custom", "present")
+ATOMS_PTR, EDGES_PTR = "meta/atoms_ptr", "meta/edges_ptr"
+SAMPLES_MASK, ATOMS_MASK, EDGES_MASK = "meta/samples_mask", "meta/atoms_mask", "meta/edges_mask"
+IDS = "meta/ids"
+SUMS = "meta/sums"
+
+_META_KINDS = {
+    ATOMS_PTR: "iu",
+    EDGES_PTR: "iu",
+    SAMPLES_MASK: "b",
+    ATOMS_MASK: "b",
+    EDGES_MASK: "b",
+    IDS: "u",
+}
+KINDS = {Kind.FLOAT: "f", Kind.INTEGER: "iu", Kind.NUMBER: "fiu", Kind.BOOL: "biu"}
+
+_LITTLE_ENDIAN = (
+    {"name": "bytes"},  # of single bytes, which have no order
+    {"name": "bytes", "configuration": {"endian": "little"}},
+)
+_LEAST_ROWS, _LEAST_ROWS_IN_PLACE = 16_384, 65_536
+_LARGEST_PAGE = 65_536
+_MOST_CHUNKS = 4_096
+_ATOMS_PER_SYSTEM, _EDGES_PER_ATOM = 64, 32
+
+
+@dataclass(frozen=True)
+class ArraySpec:
+    """An array as it is created.
+
+    Parameters
+    ----------
+    path
+        Place in the store, ``group/name``.
+    level
+        What a row belongs to, for the size of its chunks.
+    dtype
+        NumPy dtype.
+    shape
+        Shape of one row.
+    fill
+        What rows hold that were never written.
+    """
+
+    path: str
+    level: Level
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    fill: float | int | bool
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row."""
+        return self.dtype.itemsize * math.prod(self.shape)
+
+
+def meta_specs() -> tuple[ArraySpec, ...]:
+    """Arrays that every store has."""
+    system, pointer, mask = Level.SYSTEM, np.dtype("int64"), np.dtype("bool")
+    return (
+        ArraySpec(ATOMS_PTR, system, pointer, (), 0),
+        ArraySpec(EDGES_PTR, system, pointer, (), 0),
+        ArraySpec(SAMPLES_MASK, system, mask, (), False),
+        ArraySpec(ATOMS_MASK, Level.ATOM, mask, (), True),
+        ArraySpec(EDGES_MASK, Level.EDGE, mask, (), True),
+        ArraySpec(IDS, system, np.dtype("uint64"), (), 0),
+    )
+
+
+def field_spec(item: Field) -> ArraySpec:
+    """Array of a field."""
+    return ArraySpec(field_path(item), item.level, item.dtype, item.shape, item.fill)
+
+
+def present_spec(item: Field) -> ArraySpec:
+    """Array that says which samples have a field."""
+    return ArraySpec(present_path(item.name), Level.SYSTEM, np.dtype("bool"), (), True)
+
+
+def field_path(item: Field) -> str:
+    """Place of a field's array."""
+    return f"{item.group}/{item.name}"
+
+
+def present_path(name: str) -> str:
+    """Place of the array that says which samples have the field."""
+    return f"present/{name}"
+
+
+def chunk_rows(spec: ArraySpec, capacity: int, *, in_place: bool = False) -> int:
+    """Rows of a chunk: a power of two, whole pages of any platform, few chunks at capacity.
+
+    Where rows are written in place, a chunk costs when it is made; elsewhere it is written anew by
+    each append, and smaller.
+
+    Examples
+    --------
+    >>> positions = ArraySpec("core/positions", Level.ATOM, np.dtype("f4"), (3,), 0.0)
+    >>> chunk_rows(positions, capacity=1_000_000), chunk_rows(positions, capacity=100_000_000)
+    (16384, 2097152)
+    """
+    rows_at_capacity = capacity
+    if spec.level is not Level.SYSTEM:
+        rows_at_capacity *= _ATOMS_PER_SYSTEM
+    if spec.level is Level.EDGE:
+        rows_at_capacity *= _EDGES_PER_ATOM
+    odd_power = spec.row_bytes & -spec.row_bytes
+    least = _LEAST_ROWS_IN_PLACE if in_place else _LEAST_ROWS
+    rows = max(least, _LARGEST_PAGE // max(odd_power, 1))
+    while rows * _MOST_CHUNKS < rows_at_capacity:
+        rows *= 2
+    return rows
+
+
+def create_array(
+    group: zarr.Group, spec: ArraySpec, config: ZarrWriteConfig, capacity: int
+) -> zarr.Array[Any]:
+    """Create an array without rows, replacing what a killed writer may have left of it."""
+    parent, name = spec.path.split("/")
+    chosen = config.for_array(parent, name)
+    in_place = chosen.is_plain and isinstance(group.store, LocalStore)
+    rows = chosen.chunk_size or chunk_rows(spec, capacity, in_place=in_place)
+    dense = chosen.write_empty_chunks or in_place or name in REQUIRED_FIELDS
+    dense &= spec.path not in (ATOMS_MASK, EDGES_MASK)  # of which only deletions are written
+    options: dict[str, Any] = {} if chosen.serializer is None else {"serializer": chosen.serializer}
+    if chosen.shard_size is not None:
+        options["shards"] = (chosen.shard_size, *spec.shape)
+    return group.create_array(
+        spec.path,
+        shape=(0, *spec.shape),
+        chunks=(rows, *spec.shape),
+        dtype=spec.dtype,
+        fill_value=spec.fill,
+        compressors=chosen.compressors,
+        filters=chosen.filters,
+        config={"write_empty_chunks": chosen.write_empty_chunks or dense},
+        attributes={MARK: {"format": FORMAT, "dense": dense}},
+        overwrite=spec.path != ATOMS_PTR,  # its folder has the lock, and it is never removed
+        **options,
+    )
+
+
+def is_dense(array: zarr.Array[Any]) -> bool:
+    """Whether a chunk of each row that was written is there, even where all are the fill value.
+
+    An array of which zarrpipe did not say so is none; before it did, it left out no atoms, and
+    nothing but masks of rows where it wrote in place. Rows without values have no chunks.
+    """
+    mark = array.attrs.get(MARK)
+    if not isinstance(mark, dict) or 0 in array.shape[1:]:
+        return False
+    before = array.basename in REQUIRED_FIELDS or (
+        isinstance(array.store_path.store, LocalStore)
+        and is_plain(array)
+        and not array.path.endswith((ATOMS_MASK, EDGES_MASK))
+    )
+    return bool(mark.get("dense", before))
+
+
+def is_plain(array: zarr.Array[Any]) -> bool:
+    """Whether a chunk of the array is the little-endian bytes of its rows and nothing else."""
+    encoding = array.metadata.to_dict().get("chunk_key_encoding")
+    serializer = array.serializer
+    return (
+        not array.compressors
+        and not array.filters
+        and array.shards is None
+        and array.chunks[1:] == array.shape[1:]
+        and isinstance(serializer, BytesCodec)
+        and serializer.to_dict() in _LITTLE_ENDIAN
+        and encoding == {"name": "default", "configuration": {"separator": "/"}}
+    )
+
+
+def chunk_file(directory: Path, index: int, ndim: int) -> Path:
+    """File of a chunk that spans all but the first dimension."""
+    return directory.joinpath("c", str(index), *("0",) * (ndim - 1))
+
+
+def read_schema(group: zarr.Group, attributes: Attributes) -> Schema:
+    """Schema of a store: levels from its attributes, dtype and shape from its arrays.
+
+    Raises
+    ------
+    StoreFormatError
+        If a field that the attributes name has no array, or a level is none.
+    """
+    fields = {}
+    usual_of = {name: "core" if name in CORE_FIELDS else "custom" for name in attributes.levels}
+    found = find_arrays(group, [f"{part}/{name}" for name, part in usual_of.items()])
+    for name, level in attributes.levels.items():
+        usual = usual_of[name]
+        other = "custom" if usual == "core" else "core"
+        part, array = usual, found[f"{usual}/{name}"]
+        if array is None:
+            part, array = other, find_array(group, f"{other}/{name}")
+        if array is None:
+            raise StoreFormatError(
+                f"{group.store_path}: the attributes name the field {name!r}, but there is no "
+                f"array core/{name} or custom/{name}"
+            )
+        try:
+            dtype = native(np.dtype(array.dtype))
+            item = field_from_array(name, level, dtype, array.shape[1:], part)
+        except FieldError as error:
+            raise StoreFormatError(f"{group.store_path}: {error}") from error
+        fields[name] = _with_unit(item, attributes.units.get(name), group)
+        _check_field(fields[name], group)
+    return Schema(fields)
+
+
+def _with_unit(item: Field, unit: str | None, group: zarr.Group) -> Field:
+    """Field with the unit that a store has given it."""
+    if unit is None or unit == item.unit:
+        return item
+    if item.name in CORE_FIELDS:
+        raise StoreFormatError(
+            f"{group.store_path} has {item.name!r} in {unit or 'no unit'}, and it is read in "
+            f"{item.unit or 'no unit'}: convert the store, or give the field another name"
+        )
+    return dataclasses.replace(item, unit=unit)
+
+
+def _check_field(item: Field, group: zarr.Group) -> None:
+    """Refuse a field of the registry whose rows are not what it says, as a batch does."""
+    spec = CORE_FIELDS.get(item.name)
+    if spec is None:
+        return
+    if item.dtype.kind not in KINDS[spec.kind] or spec.shape not in (None, item.shape):
+        shape = "any shape" if spec.shape is None else f"shape {spec.shape}"
+        raise StoreFormatError(
+            f"{group.store_path}/{field_path(item)} has dtype {item.dtype} and rows of shape "
+            f"{item.shape}, the registry has {item.name!r} as {spec.kind.value} of {shape}"
+        )
+
+
+def is_empty(group: zarr.Group) -> bool:
+    """Whether a group has neither attributes nor members, as one that was only just made."""
+    return not group.attrs.asdict() and next(iter(group.keys()), None) is None
+
+
+def find_arrays(group: zarr.Group, paths: Sequence[str]) -> dict[str, zarr.Array[Any] | None]:
+    """Arrays at paths, or None, all asked for at once where an answer takes time."""
+    if isinstance(group.store, LocalStore | MemoryStore):
+        return {path: find_array(group, path) for path in paths}
+    with ThreadPoolExecutor(max(1, min(32, len(paths)))) as pool:
+        return dict(zip(paths, pool.map(lambda path: find_array(group, path), paths), strict=True))
+
+
+def find_array(group: zarr.Group, path: str) -> zarr.Array[Any] | None:
+    """Array at `path`, or None.
+
+    Raises
+    ------
+    StoreFormatError
+        If what is there cannot be an array of a store; see `check_array`.
+    """
+    place = f"{group.store_path}/{path}"
+    with reading(place):
+        try:
+            found = group[path]
+        except KeyError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                return None
+            raise
+        if not isinstance(found, zarr.Array):
+            return None
+        check_array(found)
+        if not isinstance(found.metadata.attributes, dict):
+            raise StoreFormatError(f"{place} has attributes that are no object")
+        kinds = _META_KINDS.get(path, "b" if path.startswith("present/") else "")
+        if kinds and (found.ndim != 1 or np.dtype(found.dtype).kind not in kinds):
+            raise StoreFormatError(
+                f"{place} has dtype {found.dtype} and shape {found.shape}, expected one dimension "
+                f"of {'bool' if kinds == 'b' else 'integers'}"
+            )
+    return found

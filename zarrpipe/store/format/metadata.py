@@ -1,0 +1,151 @@
+"""What the attributes of a store's root say, believed only where they have the right form."""
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import zarr
+
+from zarrpipe.data.schema import Schema
+from zarrpipe.errors import StoreFormatError
+
+FORMAT = 1
+"""Version of the format that this package writes, and the newest that it reads."""
+
+_MOST_FIELDS, _LONGEST_NAME = 1024, 255
+
+
+@dataclass(frozen=True)
+class Attributes:
+    """What the root's attributes say.
+
+    Parameters
+    ----------
+    num_samples
+        Samples when the store was last closed; the pointers say how many there are now.
+    levels
+        Level by field name.
+    partly
+        Fields that have an array in ``present/``.
+    deleted
+        Samples whose mask is False.
+    generation
+        Changes whenever the store is emptied or its samples move; "" in a foreign store.
+    ours
+        Whether zarrpipe wrote the store.
+    units
+        Unit by field name, as the store has it.
+    """
+
+    num_samples: int
+    levels: Mapping[str, str] = field(default_factory=dict)
+    nullable: frozenset[str] = frozenset()
+    deleted: int = 0
+    generation: str = ""
+    ours: bool = True
+    units: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, group: zarr.Group) -> "Attributes":
+        """Attributes of a root group.
+
+        Raises
+        ------
+        StoreFormatError
+            If they are of a newer format, or not of the form that zarrpipe and nvalchemi write.
+        """
+        attributes: dict[str, Any] = dict(group.attrs.asdict())
+        own, fields = attributes.get("zarrpipe", {}), attributes.get("fields", {})
+        count = attributes.get("num_samples", 0)
+        if not isinstance(own, dict) or not isinstance(fields, dict) or not _is_count(count):
+            raise StoreFormatError(
+                f"{group.store_path}: 'zarrpipe' and 'fields' must be objects and 'num_samples' a "
+                f"number, found {_shown(own)}, {_shown(fields)} and {_shown(count)}"
+            )
+        version = own.get("format", FORMAT)
+        if type(version) is not int or not 1 <= version <= FORMAT:
+            raise StoreFormatError(
+                f"{group.store_path} has format {version!r}, this zarrpipe reads up to {FORMAT}: "
+                "upgrade zarrpipe"
+            )
+        levels = _levels(group, fields)
+        nullable, deleted = own.get("partly_present", []), own.get("deleted", 0)
+        generation, units = own.get("generation", ""), own.get("units", {})
+        if not isinstance(nullable, list) or not all(
+            name in levels for name in map(_text, nullable)
+        ):
+            raise _wrong(group, "partly_present", "a list of fields of the store", nullable)
+        if not _is_count(deleted):
+            raise _wrong(group, "deleted", "a number of samples", deleted)
+        if not isinstance(generation, str):
+            raise _wrong(group, "generation", "a text", generation)
+        if not isinstance(units, dict) or not all(isinstance(unit, str) for unit in units.values()):
+            raise _wrong(group, "units", "an object that maps names to texts", units)
+        ours = "zarrpipe" in attributes
+        return cls(count, levels, frozenset(nullable), deleted, generation, ours, units)
+
+    def to_dict(self, schema: Schema) -> dict[str, Any]:
+        """Attributes to be stored for a schema."""
+        levels: dict[str, dict[str, str]] = {"core": {}, "custom": {}}
+        for item in schema.values():
+            levels[item.group][item.name] = item.level.value
+        units = {item.name: item.unit for item in schema.values() if item.unit}
+        own = {
+            "format": FORMAT,
+            "generation": self.generation,
+            "units": units,
+            "partly_present": sorted(self.nullable),
+            "deleted": self.deleted,
+        }
+        return {"num_samples": self.num_samples, "fields": levels, "zarrpipe": own}
+
+
+def new_generation() -> str:
+    """Name of a generation, unlike any other."""
+    return uuid.uuid4().hex
+
+
+def _levels(group: zarr.Group, fields: Mapping[str, Any]) -> dict[str, str]:
+    """Level of each field by its name, which is also that of an array."""
+    levels: dict[str, str] = {}
+    for listed in fields.values():
+        if not isinstance(listed, dict):
+            raise StoreFormatError(
+                f"{group.store_path}: fields {_shown(listed)} should map names to levels"
+            )
+        levels.update(listed)
+    if len(levels) > _MOST_FIELDS:
+        raise StoreFormatError(
+            f"{group.store_path}: the attributes name {len(levels)} fields, at most {_MOST_FIELDS} "
+            "are believed"
+        )
+    for name, level in levels.items():
+        if not 0 < len(name) <= _LONGEST_NAME or name in (".", "..") or set(name) & {*"/\\\0"}:
+            raise StoreFormatError(
+                f"{group.store_path}: {_shown(name)} cannot be the name of a field and of an array"
+            )
+        if not isinstance(level, str):
+            raise StoreFormatError(
+                f"{group.store_path}: field {name!r} has level {_shown(level)}; expected 'atom', "
+                "'edge' or 'system'"
+            )
+    return levels
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value < 1 << 62
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _wrong(group: zarr.Group, name: str, expected: str, found: object) -> StoreFormatError:
+    said = f"{group.store_path}: {name!r} of the attributes should be {expected}"
+    return StoreFormatError(f"{said}, found {_shown(found)}")
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."

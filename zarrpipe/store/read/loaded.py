@@ -1,0 +1,88 @@
+"""Pointers, masks and ids that cannot be mapped where they are, kept in memory."""
+
+from typing import Any
+
+import numpy as np
+import zarr
+
+from zarrpipe.data.csr import AnyArray
+from zarrpipe.errors import StoreFormatError
+from zarrpipe.store.backend.array_reader import Holes, OpenArray, check_rows
+from zarrpipe.store.backend.missing import MissingChunks
+from zarrpipe.store.format.validate import native, reading
+
+_LOADED_AT_ONCE = 1 << 20
+
+
+class LoadedArray:
+    """Rows of any Zarr array, read through zarr-python and kept in memory."""
+
+    def __init__(self, open_array: OpenArray, array: zarr.Array[Any], holes: Holes = "any") -> None:
+        self._absences = MissingChunks(holes)
+        self._open, self._array = open_array, array
+        self._buffer = np.empty((0, *array.shape[1:]), dtype=native(np.dtype(array.dtype)))
+        self._rows = 0
+
+    @property
+    def data(self) -> AnyArray:
+        """Rows that were loaded; see `ArrayReader.data`."""
+        view = self._buffer[: self._rows]
+        view.flags.writeable = False
+        return view
+
+    def ensure(self, rows: int) -> None:
+        """Load further rows up to `rows`; see `ArrayReader.ensure`."""
+        if rows <= self._rows:
+            return
+        if rows > self._array.shape[0]:
+            self._array = self._open()
+        array = self._array
+        check_rows(array.store_path, array.shape[0], rows)
+        before = self._rows
+        self._load(array, before, rows)
+        try:
+            self._absences.refuse(array, before, self._buffer[before:rows])
+        except StoreFormatError:
+            self._rows = before
+            raise
+
+    def grow(self) -> None:
+        """Load again what is not yet committed, and what is new; see `ArrayReader.grow`.
+
+        Not more than some way behind the last that is not zero: shapes run ahead, or are absurd.
+        What is committed stays as it is at hand, whatever stands in its place now.
+
+        Raises
+        ------
+        StoreFormatError
+            If the last committed row is another than it was.
+        """
+        array = self._array = self._open()
+        first = stop = int(np.count_nonzero(self._buffer[: self._rows]))
+        last = self._buffer[first : first + 1].copy()
+        while stop < array.shape[0]:
+            start, stop = stop, min(array.shape[0], max(2 * stop, stop + _LOADED_AT_ONCE))
+            self._load(array, start, stop)
+            if not self._buffer[stop - 1]:
+                break
+        if first and self._buffer[first] != last:
+            self._buffer[first : self._rows] = 0
+            self._buffer[first] = last[0]
+            raise StoreFormatError(
+                f"{array.store_path} was emptied or rewritten since it was opened: open the store "
+                "again to read what it has now"
+            )
+        zeros = np.flatnonzero(self._buffer[max(first, 1) : self._rows] == 0)
+        if len(zeros):  # chunks are read side by side: a later one may be of a later moment
+            self._buffer[max(first, 1) + zeros[0] : self._rows] = 0
+
+    def _load(self, array: zarr.Array[Any], start: int, stop: int) -> None:
+        with reading(f"rows {start} to {stop} of {array.store_path}"):
+            if stop > len(self._buffer):
+                rows = max(stop, 2 * len(self._buffer))
+                larger = np.empty((rows, *array.shape[1:]), self._buffer.dtype)
+                larger[:start] = self._buffer[:start]
+                self._buffer = larger
+            if stop > start:
+                self._buffer[start:stop] = array[start:stop]
+        self._rows = stop

@@ -1,0 +1,281 @@
+"""Reading: every array of a store as one flat NumPy array that grows in place.
+
+A plain local array is mapped: its chunk files stand back to back in one reserved address range,
+so that the page cache is the array. Pointers, masks and ids of other stores are loaded through
+zarr-python (see `loaded`); their fields are staged. What a reader does with any of them is the
+same gather.
+
+A chunk file is looked at before it is mapped, and again at a refresh: the last of an array at each,
+the others a few at a time. One that is truncated in between makes the system stop the process with
+SIGBUS when its rows are touched, which no library can turn into an exception; nothing of zarrpipe
+ever shortens a chunk file.
+"""
+
+import math
+import mmap
+import os
+import weakref
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+
+from zarrpipe.data.csr import AnyArray
+from zarrpipe.errors import StoreFormatError
+from zarrpipe.store.backend.array_reader import Holes, OpenArray, check_rows
+from zarrpipe.store.backend.mapping import AddressRange, maps_left
+from zarrpipe.store.backend.regular_files import open_regular
+from zarrpipe.store.format.layout import is_plain
+from zarrpipe.store.read.pointer_file import PointerFile
+
+_LOOKED_AT = 3  # other chunks than the last, at each refresh
+_MOST_FILES = 1 << 14  # a process may have 65,530 maps
+_LARGEST_FILLED = 1 << 30
+_RESERVE_FACTOR = 4
+_LEAST_RESERVE = 1 << 26
+
+
+def can_be_mapped(array: zarr.Array[Any], directory: Path | None) -> bool:
+    """Whether the chunk files of an array are its rows; `directory` is its own if it is local."""
+    few = -(-array.shape[0] // max(array.chunks[0], 1)) <= min(_MOST_FILES, maps_left())
+    return directory is not None and few and is_plain(array) and MappedArray.fits(array)
+
+
+class MappedArray:
+    """Chunk files of a plain local array, mapped back to back and read only.
+
+    Arrays that were taken from `data` stay valid when the mapping moves or the files are
+    unlinked. A chunk file that is not there reads as the fill value.
+
+    Parameters
+    ----------
+    array
+        The array, as it was opened.
+    directory
+        Its own.
+    reopen : callable, optional
+        Opens it again, to ask for its shape; by default the shape is not asked for.
+    holes
+        Which chunks of committed rows may lack a file: any, the first ones up to one that has, or
+        none.
+    """
+
+    def __init__(
+        self,
+        array: zarr.Array[Any],
+        directory: Path,
+        reopen: OpenArray | None = None,
+        *,
+        holes: Holes = "any",
+    ) -> None:
+        self._directory = directory
+        self._path_parts = f"{directory}{os.sep}c{os.sep}", f"{os.sep}0" * (array.ndim - 1)
+        self._reopen, self._may_lack = reopen, holes
+        self._allocated = int(array.shape[0])
+        self._dtype, self._row_shape = np.dtype(array.dtype), array.shape[1:]
+        self._chunk_rows = int(array.chunks[0])
+        self._chunk_bytes = self._chunk_rows * self._dtype.itemsize * math.prod(self._row_shape)
+        self._fill = array.fill_value
+        self._range = AddressRange(self._reserve(1))
+        self._inodes: list[int | None] = []
+        self._holes: set[int] = set()
+        self._next = 0
+        self._filled: int | None = None
+        self._data = self._view()
+
+    @staticmethod
+    def fits(array: zarr.Array[Any]) -> bool:
+        """Whether each chunk is a whole number of pages."""
+        row_bytes = np.dtype(array.dtype).itemsize * math.prod(array.shape[1:])
+        chunk_bytes = int(array.chunks[0]) * row_bytes
+        return chunk_bytes > 0 and chunk_bytes % mmap.ALLOCATIONGRANULARITY == 0
+
+    @property
+    def data(self) -> AnyArray:
+        """Rows of the mapped chunks; see `ArrayReader.data`."""
+        return self._data
+
+    @property
+    def first_file(self) -> int | None:
+        """Inode of the first chunk file, which no other file gets as long as it is mapped."""
+        return self._inodes[0] if self._inodes else None
+
+    def leave(self) -> None:
+        """Take pages out of this process that it has touched; the page cache keeps them."""
+        self._range.leave(len(self._inodes) * self._chunk_bytes)
+
+    def entries(self) -> PointerFile:
+        """The rows of a one-dimensional array, to look at those that may not be committed."""
+        return PointerFile(self._data, self._inodes, self._path, self._fill)
+
+    def within(self, rows: int) -> int:
+        """How many of the first `rows` the shape of the array allows."""
+        if rows > self._allocated and self._reopen is not None:
+            self._allocated = int(self._reopen().shape[0])
+        return rows if self._reopen is None else min(rows, self._allocated)
+
+    def ensure(self, rows: int) -> None:
+        """Map the chunks of the first `rows`; see `ArrayReader.ensure`."""
+        chunks = -(-rows // self._chunk_rows)
+        check_rows(self._directory, self.within(rows), rows)
+        if chunks <= len(self._inodes) and not self._holes:
+            return
+        self._fill_holes()
+        if chunks > len(self._inodes):
+            self._room_for(chunks)
+            new = [self._opened(index) for index in range(len(self._inodes), chunks)]
+            self._check_holes([*self._inodes, *new], rows)
+            self._inodes += new
+            self._data = self._view()
+
+    def grow(self) -> None:
+        """Map further chunk files as long as there are; see `ArrayReader.grow`."""
+        before = len(self._inodes)
+        self._fill_holes()
+        while os.path.lexists(self._path(len(self._inodes))):
+            self._room_for(len(self._inodes) + 1)
+            inode = self._map(len(self._inodes))
+            if inode is None:
+                break
+            self._inodes.append(inode)
+        if len(self._inodes) != before:
+            self._data = self._view()
+
+    def verify(self) -> None:
+        """Look at mapped files again, and map those that were replaced by others.
+
+        Zarr replaces a chunk file by another of its name when it writes to it. One that was removed
+        stays mapped. Of many chunks the last is looked at, and a few of the others in turn.
+
+        Raises
+        ------
+        StoreFormatError
+            If one has another size; its rows must not be touched any more.
+        """
+        last = len(self._inodes) - 1
+        if last < 0:
+            return
+        others = min(last, _LOOKED_AT)
+        for index in (*((self._next + step) % last for step in range(others)), last):
+            inode = self._inodes[index]
+            if inode is None:
+                continue
+            try:
+                found = os.stat(self._path(index))  # noqa: PTH116  in less time
+            except FileNotFoundError:
+                continue
+            if found.st_ino != inode or found.st_size != self._chunk_bytes:
+                self._inodes[index] = self._map(index) or inode
+        self._next = (self._next + others) % max(last, 1)
+
+    def _path(self, index: int) -> str:
+        """As `chunk_file` of layout, in less time."""
+        before, after = self._path_parts
+        return f"{before}{index}{after}"
+
+    def _reserve(self, chunks: int) -> int:
+        return max(_RESERVE_FACTOR * chunks * self._chunk_bytes, _LEAST_RESERVE)
+
+    def _view(self) -> AnyArray:
+        flat = np.asarray(self._range)[: len(self._inodes) * self._chunk_bytes]
+        return flat.view(self._dtype).reshape(-1, *self._row_shape)
+
+    def _room_for(self, chunks: int) -> None:
+        """Move to a larger range when the one that is reserved would be outgrown."""
+        if chunks * self._chunk_bytes <= self._range.size:
+            return
+        before = self._range
+        self._range = AddressRange(self._reserve(chunks))
+        try:
+            self._inodes = [self._opened(index) for index in range(len(self._inodes))]
+        except BaseException:
+            self._range = before
+            raise
+
+    def _check_holes(self, inodes: Sequence[int | None], rows: int) -> None:
+        """Refuse a chunk without a file behind one that has, or with rows beside new ones."""
+        if self._may_lack != "first":
+            return
+        there = [index for index, inode in enumerate(inodes) if inode is not None]
+        for index, inode in enumerate(inodes):
+            last = index == len(inodes) - 1 and rows % self._chunk_rows > 0
+            if inode is None and (last or (there and index > there[0])):
+                raise self._lacks(index)
+
+    def _opened(self, index: int) -> int | None:
+        """Map a chunk file and give its inode, or let one that is not there read as the fill."""
+        inode = self._map(index)
+        if inode is None:
+            if self._may_lack == "none" or (
+                index < len(self._inodes) and self._inodes[index] is not None
+            ):
+                raise self._lacks(index)
+            self._map_fill(index)
+        return inode
+
+    def _map(self, index: int) -> int | None:
+        """Map a chunk file and give its inode; None if it is not there."""
+        path = self._path(index)
+        try:
+            descriptor = open_regular(path)
+        except FileNotFoundError:
+            return None
+        try:
+            found = os.fstat(descriptor)
+            if found.st_size != self._chunk_bytes:
+                raise StoreFormatError(
+                    f"{path} has {found.st_size} bytes, expected {self._chunk_bytes}: the file was "
+                    "truncated or belongs to another array"
+                )
+            self._place(index, descriptor)
+        finally:
+            os.close(descriptor)
+        return found.st_ino
+
+    def _place(self, index: int, descriptor: int) -> None:
+        self._range.map(index * self._chunk_bytes, self._chunk_bytes, descriptor)
+
+    def _map_fill(self, index: int) -> None:
+        """Let a chunk that is not there read as the fill value."""
+        fill = np.full(1, self._fill, dtype=self._dtype)
+        if not fill.view(np.uint8).any():
+            self._place(index, -1)
+        elif self._chunk_bytes > _LARGEST_FILLED:
+            raise self._lacks(index)
+        else:
+            if self._filled is None:
+                self._filled = self._filled_chunk()
+                weakref.finalize(self, os.close, self._filled)
+            self._place(index, self._filled)
+        self._holes.add(index)
+
+    def _lacks(self, index: int) -> StoreFormatError:
+        return StoreFormatError(
+            f"{self._path(index)} is not there, and should hold {self._chunk_bytes} bytes of rows "
+            "that are committed: it was removed, the store was not copied whole, or it was copied "
+            "with Zarr, which needs write_empty_chunks=True for that"
+        )
+
+    def _filled_chunk(self) -> int:
+        """Descriptor of an unnamed file with a chunk of fill, which all holes share."""
+        descriptor = os.memfd_create("zarrpipe-fill") if hasattr(os, "memfd_create") else _unnamed()
+        values = np.full(self._chunk_bytes // self._dtype.itemsize, self._fill, self._dtype)
+        with open(descriptor, "wb", closefd=False) as file:
+            file.write(values.view(np.uint8).data)
+        return descriptor
+
+    def _fill_holes(self) -> None:
+        for index in sorted(self._holes):
+            self._inodes[index] = inode = self._map(index)
+            if inode is not None:
+                self._holes.discard(index)
+
+
+def _unnamed() -> int:
+    """Descriptor of a file without a name, where the system has no memfd."""
+    import tempfile  # noqa: PLC0415  rarely needed
+
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())

@@ -1,0 +1,112 @@
+"""Bringing mapped arrays into the page cache before a training loop asks for them.
+
+A fault on a page that is on the disk costs a thousand times what the copy of it costs, and faults
+come one by one. What fits into memory is read through once, in the order of the files, while
+training has begun. Of what does not, the pages of the samples that come next are asked for at once.
+"""
+
+import mmap
+import os
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from zarrpipe.data.csr import AnyArray, Int64Array
+from zarrpipe.store.backend.libc import libc
+
+_STEP = 1 << 19  # a system may ask its disk for no more than this at once
+_WARM = 0.98
+_SHARE = 0.7
+PAGE = mmap.PAGESIZE
+
+
+class ReadAhead:
+    """The arrays of a store that are read together.
+
+    Parameters
+    ----------
+    arrays : sequence of array
+        Mapped rows.
+    levels : sequence of int
+        Level of each; see `zarrpipe.store.read.kernels`.
+    """
+
+    def __init__(self, arrays: Sequence[AnyArray], levels: Sequence[int]) -> None:
+        self._arrays, self._levels = list(arrays), list(levels)
+        self._thread: threading.Thread | None = None
+        cold = sum(cold_bytes(array) for array in self._arrays)
+        total = sum(array.nbytes for array in self._arrays)
+        self._warm = cold <= (1 - _WARM) * total
+        self._fits = cold < _SHARE * available_memory()
+
+    def advise(self, segments: Callable[[int], tuple[Int64Array, Int64Array]]) -> None:
+        """Say that samples will be read soon, whose rows of each level `segments` gives."""
+        if self._warm:
+            return
+        if not self._fits:
+            for level in set(self._levels):
+                self._ask(level, *segments(level))
+        elif self._thread is None:
+            self._thread = threading.Thread(
+                target=_read_through, args=(self._arrays,), name="zarrpipe-ahead", daemon=True
+            )
+            self._thread.start()
+        elif not self._thread.is_alive():
+            self._warm = True
+
+    def _ask(self, level: int, starts: Int64Array, stops: Int64Array) -> None:
+        for array, own in zip(self._arrays, self._levels, strict=True):
+            if own == level:
+                row = array.strides[0]
+                first = array.ctypes.data + starts * row
+                sizes = (stops - starts) * row
+                for address, size in zip(first.tolist(), sizes.tolist(), strict=True):
+                    will_need(address, size)
+
+
+def _read_through(arrays: Sequence[AnyArray]) -> None:
+    """Bring whole arrays to memory, in step, so that what is there is of the same samples."""
+    steps = max(-(-array.nbytes // _STEP) for array in arrays)
+    for step in range(steps):
+        for array in arrays:
+            start = array.nbytes * step // steps
+            stop = array.nbytes * (step + 1) // steps
+            will_need(array.ctypes.data + start, stop - start)
+
+
+def will_need(address: int, nbytes: int) -> None:
+    """Ask the system for the pages of a mapping; without it nothing but time is lost."""
+    if nbytes <= 0 or not hasattr(mmap, "MADV_WILLNEED"):
+        return
+    start = address - address % PAGE
+    libc().madvise(start, address + nbytes - start, mmap.MADV_WILLNEED)
+
+
+def cold_bytes(array: AnyArray) -> int:
+    """Bytes of a mapping that are not in the page cache; 0 where the system does not say."""
+    if array.nbytes == 0 or not hasattr(libc(), "mincore"):
+        return 0
+    start = array.ctypes.data - array.ctypes.data % PAGE
+    size = array.ctypes.data + array.nbytes - start
+    resident = np.zeros(-(-size // PAGE), dtype=np.uint8)
+    if libc().mincore(start, size, resident.ctypes.data) != 0:
+        return 0
+    return int(np.count_nonzero((resident & 1) == 0)) * PAGE
+
+
+def available_memory() -> int:
+    """Bytes that can be had without swapping, as the kernel and the control group say."""
+    kernel = [line.split() for line in _lines(Path("/proc/meminfo"))]
+    available = [int(words[1]) * 1024 for words in kernel if words[0] == "MemAvailable:"]
+    group = [line.strip() for line in _lines(Path("/sys/fs/cgroup/memory.max"))]
+    limits = [int(text) for text in group if text != "max"]
+    return min([os.sysconf("SC_PHYS_PAGES") * PAGE, *available, *limits])
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except OSError:
+        return []

@@ -1,0 +1,245 @@
+"""A store as a reader sees it: a committed prefix of samples, and one gather out of flat arrays."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from zarrpipe.data.batch import Batch
+from zarrpipe.data.csr import AnyArray, Int64Array
+from zarrpipe.data.fields import Level
+from zarrpipe.data.ids import UInt64Array, batch_ids
+from zarrpipe.data.schema import Schema
+from zarrpipe.errors import FieldError, StoreClosedError
+from zarrpipe.store.backend.location import Root, StoreLike
+from zarrpipe.store.cache.config import CacheConfig
+from zarrpipe.store.format.layout import (
+    ATOMS_PTR,
+    EDGES_PTR,
+    IDS,
+    field_path,
+    present_path,
+)
+from zarrpipe.store.read.gather import Gathers, Part
+from zarrpipe.store.read.kernels import LEVELS
+from zarrpipe.store.read.lookup import Unit
+from zarrpipe.store.read.snapshot import Snapshot
+
+_IDS_BLOCK = 4096
+_MANY = 1 << 16
+
+
+class StoreView:
+    """The samples that a store had when it was last looked at.
+
+    A writer may go on appending meanwhile; `refresh` looks again. Deleted samples are left out
+    and the others counted through.
+
+    Parameters
+    ----------
+    store : StoreLike
+        The store to read.
+    caching : Caching, optional
+        Where rows go that cannot be mapped where they are; by default into memory.
+
+    Raises
+    ------
+    StoreNotFoundError
+        If there is no Zarr group.
+    StoreFormatError
+        If it is not a store of atomic systems, damaged, or of a newer format.
+    """
+
+    def __init__(self, store: StoreLike, cache_config: CacheConfig | None = None) -> None:
+        self.store, self._caching = store, cache_config
+        self._root = Root.of(store)
+        self._closed = False
+        self._snapshot = Snapshot(self._root, cache_config)
+        self._gathers = Gathers([self._snapshot])
+        self._with_ids: tuple[int, bool] = (-1, False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        moment = self._snapshot.moment()
+        return {"store": self.store, "caching": self._caching, "moment": moment}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["store"], state["caching"])  # type: ignore[misc]
+        self._snapshot.restore(state["moment"])
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """What is known of the store, for a gather from several."""
+        return self._snapshot
+
+    @property
+    def num_samples(self) -> int:
+        """Number of samples N, without the deleted."""
+        return self._snapshot.count
+
+    @property
+    def schema(self) -> Schema:
+        """Fields of the store."""
+        return self._snapshot.schema
+
+    @property
+    def generation(self) -> str:
+        """Name that changes when samples were deleted, removed or moved."""
+        return self._snapshot.generation
+
+    @property
+    def num_atoms(self) -> Int64Array:
+        """Number of atoms of each sample, [N] int64."""
+        return self._counts(ATOMS_PTR)
+
+    @property
+    def num_edges(self) -> Int64Array:
+        """Number of edges of each sample, [N] int64."""
+        return self._counts(EDGES_PTR)
+
+    def counts_of(self, level: Level, samples: Int64Array) -> Int64Array:
+        """Number of atoms or edges of the samples [K] int64."""
+        ptr = self._snapshot.pointers(ATOMS_PTR if level is Level.ATOM else EDGES_PTR)
+        rows = self._snapshot.physical(samples)
+        return ptr[rows + 1] - ptr[rows]
+
+    @property
+    def ids(self) -> UInt64Array:
+        """Id of each sample's structure, [N] uint64; computed if the store has none."""
+        return self.ids_of(np.arange(self.num_samples))
+
+    def ids_of(self, samples: Int64Array) -> UInt64Array:
+        """As `ids`, of the samples [K] int64 alone."""
+        if self._with_ids[0] != self._snapshot.version:  # to look takes longer than to read
+            self._with_ids = (self._snapshot.version, self._snapshot.has(IDS))
+        if self._with_ids[1]:
+            stored: UInt64Array = self._of_samples(IDS, samples)
+            return stored
+        wanted = [name for name in ("cell", "pbc") if name in self._snapshot.schema]
+        blocks = [
+            batch_ids(self.gather(samples[start : start + _IDS_BLOCK], wanted))
+            for start in range(0, len(samples), _IDS_BLOCK)
+        ]
+        return np.concatenate([np.zeros(0, dtype=np.uint64), *blocks])
+
+    def stored_rows(self, index: AnyArray) -> Int64Array:
+        """Rows of samples in the store, where the deleted count too, [K] int64."""
+        return self._snapshot.physical(np.asarray(index, dtype=np.int64))
+
+    def system_field(self, name: str, samples: Int64Array | None = None) -> AnyArray:
+        """Rows of a field at system level, ``[N, ...]``; fill where a sample lacks it.
+
+        Of the samples [K] int64 alone where they are given.
+
+        Raises
+        ------
+        FieldError
+            If the store has no such field at system level.
+        """
+        item = self.schema.get(name)
+        if item is None or item.level is not Level.SYSTEM:
+            have = [item.name for item in self.schema.at(Level.SYSTEM)]
+            raise FieldError(f"{self._root} has no field {name!r} at system level; it has {have}")
+        return self._of_samples(field_path(item), samples)
+
+    def present(self, name: str, samples: Int64Array | None = None) -> AnyArray:
+        """Which samples have a field, [N] bool.
+
+        Of the samples [K] int64 alone where they are given.
+
+        Raises
+        ------
+        FieldError
+            If the store has no such field.
+        """
+        if name not in self.schema:
+            raise FieldError(f"{self._root} has no field {name!r}; it has {list(self.schema)}")
+        if name not in self._snapshot.attributes.nullable:
+            return np.ones(self.num_samples if samples is None else len(samples), dtype=bool)
+        return self._of_samples(present_path(name), samples)
+
+    def gather(self, index: AnyArray, fields: Sequence[str] | None = None) -> Batch:
+        """Batch of the samples at `index`, copied out of the store.
+
+        Parameters
+        ----------
+        index : array [K] int64
+            Samples, from 0 to N - 1, in any order, repeats allowed.
+        fields : sequence of str, optional
+            Fields besides positions and atomic_numbers; all by default. With a field at edge
+            level come the edges of each sample.
+
+        Raises
+        ------
+        IndexError
+            If there is no such sample.
+        FieldError
+            If the store has no such field.
+        """
+        self._check_open()
+        wanted = np.ascontiguousarray(index, dtype=np.int64)
+        return self._gathers.of(fields)(len(wanted), (Part(0, wanted),))
+
+    def row_starts(self, level: int) -> Int64Array | None:
+        """First row of each sample and the end [N+1] of a numbered level; None for systems."""
+        if level == LEVELS[Level.SYSTEM]:
+            return None
+        samples, active = self._snapshot.extent.samples, self._snapshot.active
+        path = ATOMS_PTR if level == LEVELS[Level.ATOM] else EDGES_PTR
+        ptr = self._snapshot.pointers(path)[: samples + 1]
+        return ptr if active is None else np.append(ptr[active], ptr[-1])
+
+    def units(self, fields: Sequence[str] | None = None) -> list[Unit]:
+        """How the arrays of a gather are cut into what is fetched at once; see `gather`."""
+        self._check_open()
+        return self._gathers.of(fields).units(self._snapshot)
+
+    def advise(self, index: AnyArray, fields: Sequence[str] | None = None) -> None:
+        """Say that the samples at `index` will be read soon; see `gather` for the arguments.
+
+        Rows that are on a disk or far away are brought nearer in the background. It costs little
+        where they are at hand.
+        """
+        self._check_open()
+        wanted = np.ascontiguousarray(index, dtype=np.int64)
+        self._gathers.of(fields).advise((Part(0, wanted),))
+
+    def refresh(self) -> int:
+        """Look at the store again; the number of samples that are new.
+
+        Where samples were deleted or the store was emptied the number may be negative.
+
+        Raises
+        ------
+        StoreNotFoundError
+            If the store is gone; what was read before can still be read.
+        """
+        self._check_open()
+        before = self.num_samples
+        self._snapshot.refresh()
+        return self.num_samples - before
+
+    def close(self) -> None:
+        """Let go of the store; a second call does nothing."""
+        self._closed = True
+        self._gathers.clear()
+        self._snapshot.release()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StoreClosedError(f"the reader of {self._root} was closed: open a new one")
+
+    def _counts(self, path: str) -> Int64Array:
+        samples = self._snapshot.extent.samples
+        counts = np.diff(self._snapshot.pointers(path)[: samples + 1])
+        active = self._snapshot.active
+        return counts if active is None else counts[active]
+
+    def _of_samples(self, path: str, samples: Int64Array | None = None) -> AnyArray:
+        """Copy of the rows that samples, by default all, have in an array at system level."""
+        stored = self._snapshot.rows(path, self._snapshot.extent.samples)
+        if samples is None and self._snapshot.active is None:
+            return stored[: self._snapshot.extent.samples].copy()
+        values = stored.take(self._snapshot.physical(samples), axis=0)
+        if samples is not None and len(samples) >= _MANY:  # goes through them all, once
+            self._snapshot.leave(path)
+        return values

@@ -1,0 +1,1 @@
+"""Delete, defragment, merge and compact."""

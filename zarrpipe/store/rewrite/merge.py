@@ -1,0 +1,256 @@
+"""One or many stores written anew for reading: `merge` to another place, `compact` in theirs."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import zarr
+
+from zarrpipe.errors import (
+    FieldError,
+    StoreExistsError,
+    StoreNotFoundError,
+    StoreReadOnlyError,
+)
+from zarrpipe.store.backend.location import Root, StoreLike
+from zarrpipe.store.backend.lock import WriterLock
+from zarrpipe.store.backend.swap import move_in, remove_leftovers, temp_sibling
+from zarrpipe.store.format.config import ZarrWriteConfig
+from zarrpipe.store.format.layout import Attributes, is_empty
+from zarrpipe.store.read.snapshot import Snapshot
+from zarrpipe.store.rewrite.maintenance import check_rewritable, rewrite_in_place, scratch_of
+from zarrpipe.store.rewrite.merge_plan import Selection
+from zarrpipe.store.rewrite.merge_source import MergeSource
+from zarrpipe.store.rewrite.progress import progress_bar
+from zarrpipe.store.rewrite.rewrite import field_bytes, write_store
+from zarrpipe.store.write.store_writer import StoreWriter
+
+Config = ZarrWriteConfig | Mapping[str, Any] | None
+_CAPACITY = 1_000_000
+
+
+def merge(
+    stores: StoreLike | Sequence[StoreLike],
+    target: StoreLike,
+    *,
+    config: Config = None,
+    shuffle: int | None = None,
+    progress: bool | None = None,
+) -> int:
+    """Write the samples of one or many stores into one new store that is made for reading.
+
+    The stores stay as they are. Each is copied as it is when the call begins; writers may go on
+    appending. Deleted samples are left out, and every structure keeps its id. A field that only
+    some stores have is absent in the samples of the others. Attributes of the root groups that
+    are the same in all stores are kept.
+
+    A local target appears complete, by one rename; any other has no samples until its pointers
+    are written, which is the last step. So a call that was killed leaves no shorter store, and can
+    be repeated. Memory is bounded: about 100 bytes a sample, and one block of one field (8 MiB, or
+    what is stored as one chunk or shard). What cannot be mapped is decoded once, a field at a
+    time, into an unnamed file on the disk of the target.
+
+    Parameters
+    ----------
+    stores : StoreLike or sequence of StoreLike
+        At least one store that exists.
+    target : StoreLike
+        Where no sample is.
+    config : ZarrWriteConfig or mapping, optional
+        Chunks and codecs; sizes that it leaves open are chosen by what there is. By default arrays
+        are uncompressed, in few chunk files of up to 64 MiB, which is read fastest.
+        ``ZarrWriteConfig.published()`` is for data sets to be kept or sent.
+    shuffle : int, optional
+        Seed of a permutation in which samples are written; by default store after store.
+    progress : bool, optional
+        Whether to show a progress bar (which needs tqdm). By default one appears on a terminal
+        when the call lasts longer than two seconds and tqdm is installed.
+
+    Returns
+    -------
+    int
+        Number of samples of the new store.
+
+    Raises
+    ------
+    StoreNotFoundError
+        If there is no store at one of the places.
+    StoreExistsError
+        If there are samples at the target, or something that is no store.
+    SchemaError
+        If two stores have a field at different levels, dtypes or row shapes.
+    StoreFormatError
+        If a store is damaged, or was emptied or rewritten during the call.
+
+    Examples
+    --------
+    >>> import zarrpipe as zp
+    >>> parts = [{}, {}]
+    >>> for part, number in zip(parts, (1, 8)):
+    ...     with zp.ZarrData(part) as sink:
+    ...         sink.write(zp.AtomicData([[0.0, 0.0, 0.0]], [number]))
+    >>> whole = {}
+    >>> zp.merge(parts, whole)
+    2
+    >>> zp.ZarrDataset(whole)[1].atomic_numbers.tolist()
+    [8]
+    """
+    chosen, root = ZarrWriteConfig.of(config), Root.of(target)
+    _check_seed(shuffle)
+    _check_vacant(_tidied(root))
+    scratch = scratch_of(root)
+    selection = Selection([MergeSource(one, scratch) for one in _listed(stores)], shuffle)
+    with progress_bar(progress, f"merge into {root}", field_bytes(selection)) as done:
+        _write(selection, root, chosen, done)
+    return selection.extent.samples
+
+
+def compact(
+    store: StoreLike,
+    *,
+    config: Config = None,
+    shuffle: int | None = None,
+    progress: bool | None = None,
+) -> int:
+    """Write a store anew for reading, in its place and without its deleted samples.
+
+    The new store is written beside the old one and exchanged with it when it is complete, so that
+    a kill at any moment leaves one of the two; what a killed call left is removed by the next. A
+    reader that is open goes on with what it has at hand, and raises `StoreFormatError` where it has
+    to bring further rows to hand, until it is refreshed. What is not zarrpipe's in the store stays.
+
+    A store in memory is written anew there, for which there has to be memory. For every other
+    kind use `merge` to another place.
+
+    Parameters
+    ----------
+    store : StoreLike
+        A store that zarrpipe wrote, which nobody is writing.
+    config, shuffle, progress
+        See `merge`.
+
+    Returns
+    -------
+    int
+        Number of samples of the store.
+
+    Raises
+    ------
+    StoreNotFoundError
+        If there is no store.
+    StoreLockedError
+        If a writer has it open.
+    StoreFormatError
+        If it is neither local nor in memory, or zarrpipe did not write it.
+    """
+    chosen, root = ZarrWriteConfig.of(config), Root.of(store)
+    _check_seed(shuffle)
+    check_rewritable(root)
+    if _group_at(_tidied(root)) is None:
+        raise StoreNotFoundError(f"there is no Zarr store at {root}")
+    appender = StoreWriter(root, chosen, _CAPACITY)
+    try:
+        appender.flush(every=True)
+        selection = Selection([MergeSource(root, scratch_of(root))], shuffle)
+        with progress_bar(progress, f"compact {root}", field_bytes(selection)) as done:
+            lock = rewrite_in_place(appender, selection, chosen, done=done)
+    finally:
+        appender.abandon()
+    if lock is not None:
+        lock.release()
+    return selection.extent.samples
+
+
+def _listed(stores: StoreLike | Sequence[StoreLike]) -> list[Root]:
+    """Places of one or many stores."""
+    if isinstance(stores, Sequence) and not isinstance(stores, str):
+        if not stores:
+            raise FieldError("an empty list of stores cannot be merged: expected at least one")
+        return [Root.of(store) for store in stores]
+    return [Root.of(stores)]
+
+
+def _write(
+    selection: Selection,
+    root: Root,
+    config: ZarrWriteConfig,
+    done: Callable[[int], object],
+) -> None:
+    """Write a selection where nothing is, or where there is a store without samples."""
+    lock: WriterLock | None = None
+    if _check_vacant(root):  # again: to look at the sources took its time
+        appender = StoreWriter(root, config, _CAPACITY)
+        try:
+            if appender.num_samples:
+                raise _holds(root, f"{appender.num_samples} samples")
+            if root.directory is None:
+                appender.zero()
+                appender.close()
+                write_store(selection, root, config, others=selection.others, done=done)
+            else:
+                lock = rewrite_in_place(appender, selection, config, done=done)
+        finally:
+            appender.abandon()
+    elif root.directory is None:
+        write_store(selection, root, config, others=selection.others, done=done)
+    else:
+        place = root.directory.resolve()
+        with temp_sibling(place) as (room, lock):
+            write_store(selection, Root.of(room), config, others=selection.others, done=done)
+            move_in(room, place)
+    if lock is not None:
+        lock.release()
+
+
+def _tidied(root: Root) -> Root:
+    """The same place, once what writers that were killed left beside it is gone."""
+    if root.directory is not None:
+        remove_leftovers(root.directory.resolve())
+    return root
+
+
+def _group_at(root: Root) -> zarr.Group | None:
+    """Root group; None without one."""
+    if root.directory is not None and not root.directory.exists():
+        return None  # opening would make the directory
+    return root.open_group()
+
+
+def _check_vacant(root: Root) -> bool:
+    """Refuse a target at which something stands; whether a store without samples does.
+
+    Raises
+    ------
+    StoreExistsError
+        If there are samples, or what is there is no store of ours.
+    StoreReadOnlyError
+        If the zarr store was opened for reading alone.
+    """
+    if root.read_only:
+        raise StoreReadOnlyError(f"{root} was opened read-only: open it for writing")
+    group = _group_at(root)
+    if group is None:
+        if root.directory is not None and root.directory.is_dir() and any(root.directory.iterdir()):
+            raise StoreExistsError(
+                f"{root} is a directory with other things in it: give a place where nothing is"
+            )
+        return False
+    if not is_empty(group):
+        samples = Snapshot(root).count if Attributes.read(group).ours else None
+        if samples != 0:
+            what = "what zarrpipe did not write" if samples is None else f"{samples} samples"
+            raise _holds(root, what)
+    return True
+
+
+def _holds(root: Root, what: str) -> StoreExistsError:
+    return StoreExistsError(
+        f"{root} holds {what}: merge into a place where nothing is; to write a store anew in its "
+        "place, use compact"
+    )
+
+
+def _check_seed(shuffle: int | None) -> None:
+    whole = isinstance(shuffle, int | np.integer) and not isinstance(shuffle, bool)
+    if shuffle is not None and (not whole or shuffle < 0):
+        raise FieldError(f"shuffle={shuffle!r}, expected None or a seed: an integer from 0 on")

@@ -1,0 +1,259 @@
+"""The samples of several stores in the order that they are to have in a new one."""
+
+import itertools
+import mmap
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from zarrpipe.data.csr import AnyArray, Int64Array, pointers, segment_rows
+from zarrpipe.data.fields import Level
+from zarrpipe.data.ids import UInt64Array
+from zarrpipe.data.schema import Field, Schema, field_from_array
+from zarrpipe.errors import SchemaError, StoreFormatError
+from zarrpipe.store.format.commit_log import RowCounts
+from zarrpipe.store.format.layout import field_spec
+from zarrpipe.store.read.kernels import LEVELS, compiled_kernels
+from zarrpipe.store.rewrite.merge_source import MergeSource
+
+_BLOCK = 1 << 23
+_ALL = np.zeros(0, dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Where the rows of samples begin in their sources [N], and their pointers [N+1]."""
+
+    starts: Int64Array
+    ptr: Int64Array
+
+    @property
+    def follow(self) -> bool:
+        """Whether they are one run of rows."""
+        return bool(np.array_equal(self.starts, self.ptr[:-1] + self.starts[0]))
+
+
+class Selection:
+    """Every sample of the sources, in their order or shuffled.
+
+    It needs about 100 bytes of memory a sample, beside what is read at a time: 8 MiB, or what is
+    encoded as one. Shuffled samples are read at random from what is in memory. A field of more
+    than a quarter of the memory is read through from its beginning for every eighth of the memory.
+
+    Parameters
+    ----------
+    sources
+        At least one.
+    shuffle
+        Seed of the permutation that is to be the order; None for source after source.
+
+    Raises
+    ------
+    SchemaError
+        If two sources have a field at different levels, dtypes or row shapes.
+    """
+
+    def __init__(self, sources: Sequence[MergeSource], shuffle: int | None = None) -> None:
+        self.sources = list(sources)
+        self.schema = _common_schema(self.sources)
+        counts = [len(source.samples) for source in self.sources]
+        self._order: Int64Array | None = None
+        if shuffle is not None:
+            self._order = np.random.default_rng(shuffle).permutation(sum(counts))
+        self._owner = self._ordered(np.repeat(np.arange(len(counts), dtype=np.int32), counts))
+        self._samples = self._ordered(_joined([source.samples for source in self.sources]))
+        self._rows = {level: self._rows_at(level) for level in (Level.ATOM, Level.EDGE)}
+        self.present = {name: has for name in self.schema if not (has := self._present(name)).all()}
+        atoms, edges = (int(self.ptr(level)[-1]) for level in self._rows)
+        self.extent = RowCounts(sum(counts), atoms, edges)
+
+    @property
+    def others(self) -> dict[str, Any]:
+        """Attributes of the roots that zarrpipe did not make and that are the same in all."""
+        first, *rest = [source.others for source in self.sources]
+        return {
+            name: value
+            for name, value in first.items()
+            if all(name in other and other[name] == value for other in rest)
+        }
+
+    def ptr(self, level: Level) -> Int64Array:
+        """Pointers [N+1] to atoms or edges of the new store."""
+        return self._rows[level].ptr
+
+    def ids(self) -> UInt64Array:
+        """Id of each sample's structure, [N] uint64."""
+        return self._ordered(_joined([source.ids() for source in self.sources]))
+
+    def blocks(self, item: Field, unit: int = 1) -> Iterator[AnyArray]:
+        """Rows of a field in their new order, several times `unit` of them at a time.
+
+        Sources that lack it give its fill.
+        """
+        rows, row_bytes = self.extent.rows(item.level), max(1, field_spec(item).row_bytes)
+        block_bytes = _BLOCK
+        if self._order is not None and rows * row_bytes > _memory() // 4:
+            block_bytes = _memory() // 8
+        elif self._order is not None:
+            self._touch(item)
+        step = unit * max(1, block_bytes // (unit * row_bytes))
+        starts = {*range(0, rows, step)}
+        if unit == 1 and self._order is None:  # what is of one source needs no copy in memory
+            starts |= set(self._borders(item.level))
+        for start, stop in itertools.pairwise([*sorted(starts), rows]):
+            yield self._block(item, start, stop)
+
+    def _borders(self, level: Level) -> list[int]:
+        """First row of each source that has rows, where they are not shuffled."""
+        first = pointers(np.array([len(source.samples) for source in self.sources]))
+        rows = first if level is Level.SYSTEM else self.ptr(level)[first]
+        return [start for start in rows.tolist() if start < rows[-1]]
+
+    def _touch(self, item: Field) -> None:
+        """Bring a field that fits in memory there from its beginning to its end.
+
+        What follows reads it at random, which is slow from a disk.
+        """
+        for source in self.sources:
+            if item.name in source.schema and len(source.samples):
+                source.field(item).reshape(-1).view(np.uint8)[:: mmap.PAGESIZE].max(initial=0)
+
+    def _block(self, item: Field, start: int, stop: int) -> AnyArray:
+        if item.level is Level.SYSTEM:
+            alone = _Rows(self._samples[start:stop], np.arange(stop - start + 1))
+            return self._taken(item, self._owner[start:stop], alone)
+        rows = self._rows[item.level]
+        first = int(np.searchsorted(rows.ptr, start, "right")) - 1
+        last = int(np.searchsorted(rows.ptr, stop, "left"))
+        starts = rows.starts[first:last].copy()
+        starts[0] += start - rows.ptr[first]
+        ptr = np.clip(rows.ptr[first : last + 1], start, stop) - start
+        if item.name == "neighbor_list":
+            return self._edges(item, slice(first, last), starts, ptr)
+        return self._taken(item, self._owner[first:last], _Rows(starts, ptr))
+
+    def _taken(self, item: Field, owner: AnyArray, rows: _Rows) -> AnyArray:
+        """Rows of samples, a view of their source where they follow each other in one."""
+        owners = np.unique(owner).tolist()
+        lacking = [number for number in owners if item.name not in self.sources[number].schema]
+        if len(owners) == 1 and not lacking and rows.follow:
+            first = int(rows.starts[0])
+            run: AnyArray = self.sources[owners[0]].field(item)[first : first + int(rows.ptr[-1])]
+            return run
+        values = _room(item, int(rows.ptr[-1]))
+        if lacking:
+            values.fill(item.fill)
+        for number in sorted({*owners} - {*lacking}):
+            places = np.flatnonzero(owner == number) if len(owners) > 1 else _ALL
+            if values.nbytes > 2 * _BLOCK:  # in the order of the source, which is not in memory
+                starts = rows.starts[places] if len(places) else rows.starts
+                order = np.argsort(starts, kind="stable")
+                places = places[order] if len(places) else order
+            _copy(self.sources[number].field(item), rows, places, values)
+        return values
+
+    def _edges(self, item: Field, samples: slice, starts: Int64Array, ptr: Int64Array) -> AnyArray:
+        """Edges of samples, with the atom indices of the new store."""
+        owner, atoms = self._owner[samples], self._rows[Level.ATOM]
+        values = self._taken(item, owner, _Rows(starts, ptr))
+        begin, end = atoms.ptr[:-1][samples], atoms.ptr[1:][samples]
+        lacks = np.array([item.name not in source.schema for source in self.sources])
+        shift = begin - np.where(lacks[owner], 0, atoms.starts[samples])
+        counts = np.diff(ptr)
+        if bool((shift == shift[0]).all()):
+            values = values + shift[0] if shift[0] else values
+        else:
+            values = values + np.repeat(shift, counts)[:, None]
+        for number in np.unique(owner):
+            if not self.sources[number].attributes.ours:
+                chosen = np.repeat(owner == number, counts)
+                limits = (np.repeat(limit, counts)[chosen, None] for limit in (begin, end))
+                _check_edges(self.sources[number], values[chosen], *limits)
+        return values
+
+    def _rows_at(self, level: Level) -> _Rows:
+        pairs = [source.segments(level) for source in self.sources]
+        starts, counts = (_joined(parts) for parts in zip(*pairs, strict=True))
+        if not counts.any():
+            return _Rows(np.zeros_like(starts), np.zeros(len(starts) + 1, dtype=np.int64))
+        return _Rows(self._ordered(starts), pointers(self._ordered(counts)))
+
+    def _present(self, name: str) -> AnyArray:
+        return self._ordered(_joined([source.present(name) for source in self.sources]))
+
+    def _ordered(self, values: AnyArray) -> AnyArray:
+        return values if self._order is None else values[self._order]
+
+
+def _joined(parts: Sequence[AnyArray]) -> AnyArray:
+    """Parts as one array, without a copy of a single one."""
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _common_schema(sources: Sequence[MergeSource]) -> Schema:
+    """Fields of all sources that have samples."""
+    common: dict[str, tuple[Field, MergeSource]] = {}
+    for source in sources:
+        for given in source.schema.values() if len(source.samples) else ():
+            item = field_from_array(given.name, given.level, given.dtype, given.shape)
+            item = replace(item, unit=given.unit)
+            if item.name == "neighbor_list" and item.dtype.kind in "iu":
+                item = replace(item, dtype=np.dtype("int64"))
+            fixed, first = common.setdefault(item.name, (item, source))
+            if item != fixed:
+                raise SchemaError(
+                    f"field {item.name!r} is {_said(fixed)} in {first.root} and {_said(item)} in "
+                    f"{source.root}: write one of the two anew, with the field converted or under "
+                    "another name; a unit that is only missing is stated with "
+                    "zarrpipe.compact(store, config={'units': {...}})"
+                )
+    return Schema({name: item for name, (item, _) in common.items()})
+
+
+def _said(item: Field) -> str:
+    unit = f"in {item.unit!r}" if item.unit else "without a unit"
+    return f"{item.dtype} of row shape {item.shape} at level {item.level.value!r} {unit}"
+
+
+def _check_edges(source: MergeSource, edges: AnyArray, begin: Int64Array, end: Int64Array) -> None:
+    """Refuse edges that leave their system, as those that nvalchemi 0.2 appends do."""
+    if bool(((edges < begin) | (edges >= end)).any()):
+        raise StoreFormatError(
+            f"{source.root}: edges leave their system; nvalchemi 0.2 stores the neighbor_list of "
+            "every write but the first relative to that write: remove the field there and find "
+            "neighbours anew"
+        )
+
+
+def _memory() -> int:
+    """Bytes of memory of this machine."""
+    return os.sysconf("SC_PHYS_PAGES") * mmap.PAGESIZE if hasattr(os, "sysconf") else 1 << 33
+
+
+def _room(item: Field, rows: int) -> AnyArray:
+    """Rows of a field that are to be written, in whole words of memory."""
+    size = rows * field_spec(item).row_bytes
+    buffer = np.empty(-(-size // 8), dtype=np.int64)
+    return np.ndarray((rows, *item.shape), item.dtype, buffer)
+
+
+def _copy(stored: AnyArray, rows: _Rows, places: Int64Array, values: AnyArray) -> None:
+    """Copy the rows of the samples at `places` (empty: of all) to where they are to stand."""
+    kernels = compiled_kernels()
+    if kernels is not None:
+        table = np.zeros((5, len(rows.ptr)), dtype=np.int64)
+        table[1, :-1], table[2] = rows.starts, rows.ptr
+        address, row_bytes = np.array([stored.ctypes.data]), np.array([stored[:1].nbytes])
+        level, offsets = np.array([LEVELS[Level.ATOM]]), np.zeros(4, dtype=np.int64)
+        kernels.copy(table, places, address, level, row_bytes, offsets, -1, 0, values.base)
+        return
+    chosen = places if len(places) else slice(None)
+    inner = pointers(np.diff(rows.ptr)[chosen])
+    taken = segment_rows(rows.starts[chosen], inner)
+    if len(places):
+        values[segment_rows(rows.ptr[:-1][chosen], inner)] = stored[taken]
+    else:
+        np.take(stored, taken, axis=0, out=values, mode="clip")

@@ -1,0 +1,223 @@
+"""What a rewrite reads: a store pinned at the samples that it has, each array of it flat.
+
+A plain local array is mapped. Any other is decoded once, from end to end, into an unnamed file that
+is mapped the same way, so that a rewrite needs memory for a few blocks and not for an array.
+"""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+
+from zarrpipe.data.csr import AnyArray, Int64Array, pointers, segment_rows
+from zarrpipe.data.fields import Level
+from zarrpipe.data.ids import UInt64Array, structure_ids
+from zarrpipe.data.schema import Field
+from zarrpipe.errors import StoreFormatError, StoreNotFoundError
+from zarrpipe.store.backend.array_reader import check_rows
+from zarrpipe.store.backend.location import Root
+from zarrpipe.store.backend.missing import MissingChunks, may_lack
+from zarrpipe.store.format.layout import (
+    ATOMS_PTR,
+    EDGES_PTR,
+    IDS,
+    Attributes,
+    field_path,
+    find_array,
+    is_dense,
+    is_plain,
+    present_path,
+)
+from zarrpipe.store.format.validate import reading
+from zarrpipe.store.read.mapped import MappedArray
+from zarrpipe.store.read.snapshot import Snapshot
+from zarrpipe.store.statistics.stored import kept_sums
+from zarrpipe.store.statistics.sums import LabelSums
+
+_DECODED = 1 << 26
+_IDS_BLOCK = 1 << 14
+
+
+class MergeSource:
+    """A store of which the samples that it has now are to be copied.
+
+    A writer may go on appending to it. Deleted samples are left out.
+
+    Parameters
+    ----------
+    root
+        Place of the store.
+    scratch
+        Directory for unnamed files; the system's own by default.
+
+    Raises
+    ------
+    StoreNotFoundError
+        If there is no Zarr group.
+    StoreFormatError
+        If it is not a store of atomic systems, damaged, or of a newer format.
+    """
+
+    def __init__(self, root: Root, scratch: Path | None = None) -> None:
+        self.root = root
+        self._scratch = scratch
+        self._snapshot = Snapshot(root)
+        self.attributes = self._snapshot.attributes
+        self.schema = self._snapshot.schema
+        self.samples = self._snapshot.physical()
+        self._group = _opened(root)
+        self.others = other_attributes(self._group)
+        self._mapped: dict[str, AnyArray] = {}
+        self._decoded: dict[str, AnyArray] = {}
+
+    def segments(self, level: Level) -> tuple[Int64Array, Int64Array]:
+        """First row and number of rows [N] of each sample at the level of atoms or edges."""
+        if len(self.samples) == 0:
+            return self.samples, self.samples
+        path = ATOMS_PTR if level is Level.ATOM else EDGES_PTR
+        stored = self._snapshot.rows(path, self._snapshot.extent.samples + 1)
+        starts = stored[self.samples]
+        counts = stored[self.samples + 1] - starts
+        falls = counts.min() < (level is Level.ATOM) or starts.min() < 0
+        if falls or (starts + counts).max() > self._snapshot.extent.rows(level):
+            raise StoreFormatError(
+                f"{self.root}: {path} falls, is negative or runs past its end: it is damaged"
+            )
+        return starts, counts
+
+    def field(self, item: Field) -> AnyArray:
+        """Every row of a field, those of deleted samples too, with the dtype of `item`.
+
+        Raises
+        ------
+        StoreFormatError
+            If the store was rewritten with another row shape.
+        """
+        rows = self._flat(field_path(self.schema[item.name]), item.level, item.dtype)
+        if rows.shape[1:] != item.shape:  # compiled kernels would copy past the room for a row
+            raise self._changed()
+        return rows
+
+    def present(self, name: str) -> AnyArray:
+        """Which samples have a field, [N] bool."""
+        if name not in self.schema:
+            return np.zeros(len(self.samples), dtype=bool)
+        if name not in self.attributes.nullable:
+            return np.ones(len(self.samples), dtype=bool)
+        return self._flat(present_path(name), Level.SYSTEM)[self.samples]
+
+    def ids(self) -> UInt64Array:
+        """Id of each sample's structure, [N] uint64; computed if the store has none."""
+        if len(self.samples) == 0:
+            return np.zeros(0, dtype=np.uint64)
+        if self._snapshot.has(IDS):
+            stored: UInt64Array = self._flat(IDS, Level.SYSTEM)[self.samples]
+            return stored
+        starts, counts = self.segments(Level.ATOM)
+        box = [self._box(name) for name in ("cell", "pbc")]
+        positions, numbers = (self.field(self.schema[n]) for n in ("positions", "atomic_numbers"))
+        blocks = []
+        for first in range(0, len(self.samples), _IDS_BLOCK):
+            block = slice(first, first + _IDS_BLOCK)
+            ptr = pointers(counts[block])
+            rows = segment_rows(starts[block], ptr)
+            here = (None if values is None else values[block] for values in box)
+            blocks.append(structure_ids(positions[rows], numbers[rows], ptr, *here))
+        return np.concatenate(blocks)
+
+    def sums(self) -> LabelSums | None:
+        """Sums for statistics of all samples, if the store keeps them."""
+        kept = kept_sums(self._snapshot)
+        return kept.sums if kept is not None and kept.samples == len(self.samples) else None
+
+    def check_unchanged(self) -> None:
+        """Refuse what was read if the store was emptied or rewritten before all was at hand.
+
+        Raises
+        ------
+        StoreFormatError
+            If it was.
+        """
+        if Attributes.read(_opened(self.root)).generation != self.attributes.generation:
+            raise self._changed()
+
+    def _changed(self) -> StoreFormatError:
+        return StoreFormatError(
+            f"{self.root} was emptied or rewritten while it was being copied: try again"
+        )
+
+    def _box(self, name: str) -> AnyArray | None:
+        """Rows [N, ...] of cell or pbc, zero where a sample has none."""
+        if name not in self.schema:
+            return None
+        values: AnyArray = self.field(self.schema[name])[self.samples]
+        values[~self.present(name)] = 0
+        return values
+
+    def _flat(self, path: str, level: Level, dtype: np.dtype[Any] | None = None) -> AnyArray:
+        """Rows of an array as one NumPy array in C order, which may be longer."""
+        for known in (self._mapped, self._decoded):
+            if path in known:
+                return known[path]
+        array, rows = find_array(self._group, path), self._snapshot.extent.rows(level)
+        if array is None:
+            raise StoreFormatError(f"{self.root} lacks the array {path}")
+        directory, wanted = self.root.directory, dtype in (None, array.dtype)
+        holes = may_lack(self.attributes, path)
+        if directory is not None and wanted and is_plain(array) and MappedArray.fits(array):
+            mapped = MappedArray(array, directory / path, holes=holes if is_dense(array) else "any")
+            mapped.ensure(rows)
+            return self._mapped.setdefault(path, mapped.data)
+        self._decoded = {}  # the file of the array before is given back first
+        chosen = dtype or array.dtype
+        self._decoded = {path: _decoded(array, rows, chosen, self._scratch, MissingChunks(holes))}
+        return self._decoded[path]
+
+
+def other_attributes(group: zarr.Group) -> dict[str, Any]:
+    """Attributes of a root group that neither zarrpipe nor nvalchemi made."""
+    ours = ("num_samples", "fields", "zarrpipe")
+    return {name: value for name, value in group.attrs.asdict().items() if name not in ours}
+
+
+def _opened(root: Root) -> zarr.Group:
+    group = root.open_group()
+    if group is None:
+        raise StoreNotFoundError(f"there is no Zarr store at {root}")
+    return group
+
+
+def _decoded(
+    array: zarr.Array[Any],
+    rows: int,
+    dtype: np.dtype[Any],
+    folder: Path | None,
+    absences: MissingChunks,
+) -> AnyArray:
+    """First rows of an array, in memory where they are few and else in an unnamed file."""
+    check_rows(array.store_path, array.shape[0], rows)
+    shape = (rows, *array.shape[1:])
+    row_bytes = max(1, dtype.itemsize * int(np.prod(shape[1:], dtype=np.int64)))
+    unit = int((array.shards or array.chunks)[0])
+    step = unit * max(1, _DECODED // (unit * row_bytes))
+    if rows <= step:
+        return _read(array, 0, rows, dtype, absences)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        for start in range(0, rows, step):  # not through a map: a full disk would be a SIGBUS
+            block = _read(array, start, min(start + step, rows), dtype, absences)
+            file.write(block.reshape(-1).view(np.uint8).data)
+        file.flush()
+        values: AnyArray = np.memmap(file, dtype, "r", shape=shape)
+        return values
+
+
+def _read(
+    array: zarr.Array[Any], start: int, stop: int, dtype: np.dtype[Any], absences: MissingChunks
+) -> AnyArray:
+    """Rows of which `start` is the first of a chunk, none of them in a chunk that is lost."""
+    with reading(array.store_path):
+        values = np.ascontiguousarray(array[start:stop], dtype)
+    absences.refuse(array, start, values)
+    return values

@@ -1,0 +1,1 @@
+"""Sums that a store keeps, from which statistics follow."""

@@ -1,0 +1,108 @@
+"""The right of a writer to its store, looked at before each change."""
+
+from typing import Self
+
+import numpy as np
+import zarr
+
+from zarrpipe.errors import StoreClosedError, StoreLockedError, StoreNotFoundError
+from zarrpipe.store.backend.location import Root
+from zarrpipe.store.backend.lock import WriterLock
+from zarrpipe.store.backend.swap import is_vacant, remove_leftovers
+from zarrpipe.store.format.commit_log import RowCounts
+from zarrpipe.store.format.layout import ATOMS_PTR, find_array
+
+
+class WriterSession:
+    """A writer's hold on a store, until it ends.
+
+    Parameters
+    ----------
+    root
+        Place of the store.
+    lock
+        Its lock; None where there is none to take.
+    """
+
+    def __init__(self, root: Root, lock: WriterLock | None) -> None:
+        self._root, self._lock = root, lock
+        self.ended = False
+
+    @classmethod
+    def of(cls, root: Root, lock: WriterLock | None = None) -> Self:
+        """Hold on a store, whose lock is taken where there is one, unless it was `lock` already.
+
+        Raises
+        ------
+        StoreLockedError
+            If another writer has the store open.
+        """
+        if lock is None and root.directory is not None:
+            if is_vacant(root.directory):
+                remove_leftovers(root.directory.resolve())  # puts back what a kill left aside
+            lock = WriterLock.of_place(root.directory)
+        return cls(root, lock)
+
+    @property
+    def lost(self) -> bool:
+        """Whether the lock stayed with the process that this one was forked from."""
+        return self._lock is not None and not self._lock.held
+
+    def check(self) -> None:
+        """Refuse to go on where nothing must be written any more.
+
+        Raises
+        ------
+        StoreClosedError
+            If the writer was closed, or belongs to the process that this one was forked from.
+        StoreNotFoundError
+            If the store is no longer where it was opened.
+        """
+        if self.ended:
+            raise StoreClosedError(f"the writer of {self._root} was closed: open a new one")
+        if self.lost:
+            raise StoreClosedError(
+                f"the writer of {self._root} belongs to the process that this one was forked from: "
+                "open another store here"
+            )
+        directory = self._root.directory
+        if self._lock is not None and directory and not self._lock.guards(directory):
+            raise StoreNotFoundError(
+                f"{self._root} was removed or replaced while this writer had it open, and what it "
+                "wrote is gone with it: open a new one"
+            )
+
+    def check_no_other_writer(self, group: zarr.Group, extent: RowCounts) -> None:
+        """Refuse to write over what another writer has written, where no lock keeps it out.
+
+        Parameters
+        ----------
+        group
+            Root of the store.
+        extent
+            What this writer knows to be committed.
+
+        Raises
+        ------
+        StoreLockedError
+            If another has taken the store or written to it.
+        """
+        if self._lock is not None:
+            if self._lock.enforced:
+                return
+            other = self._lock.stolen_by()
+            if other is not None:
+                raise StoreLockedError(f"{self._root} was taken by {other}: one writer at a time")
+        stored, samples = find_array(group, ATOMS_PTR), extent.samples
+        ends = [] if stored is None else np.asarray(stored[samples : samples + 2]).tolist()
+        if (samples and not (ends and ends[0] == extent.atoms)) or any(ends[1:]):
+            raise StoreLockedError(
+                f"{self._root} was changed by another writer since this one opened it: one writer "
+                "at a time; close both and open a new one"
+            )
+
+    def end(self) -> None:
+        """Give the lock up; a second call does nothing."""
+        self.ended = True
+        if self._lock is not None:
+            self._lock.release()

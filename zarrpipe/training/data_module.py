@@ -1,0 +1,442 @@
+"""Stores as a LightningDataModule: splits, loaders, growth between epochs and resume inside one."""
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule
+
+from zarrpipe.data.batch import Batch
+from zarrpipe.dataset.conditions import Condition
+from zarrpipe.dataset.zarr_dataset import ZarrDataset
+from zarrpipe.errors import StoreFormatError, ZarrPipeError
+from zarrpipe.store.backend.location import StoreLike
+from zarrpipe.store.cache.config import CacheConfig
+from zarrpipe.training.lightning_resume import (
+    ResumeFix,
+    check_finders,
+    check_reloading,
+    check_seed,
+    shareable,
+    unfinished,
+)
+from zarrpipe.training.loader import GraphLoader
+from zarrpipe.training.loaders import (
+    Fixed,
+    Loaders,
+    Setting,
+    Settings,
+    check_device,
+    checked_device,
+)
+from zarrpipe.training.ranks import all_ranks, check_alike
+from zarrpipe.training.splits.assignment import SIDES, Split
+from zarrpipe.training.splits.datasets import WITHOUT_RESUME, SplitDatasets, Stored
+from zarrpipe.training.statistics import Statistics, StatisticsSums, measure, measure_side
+from zarrpipe.transforms.compose import as_transform
+
+
+class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is not followed
+    """Training, validation and test batches out of stores that may grow meanwhile.
+
+    Each training epoch begins with what is committed then, the same on every rank: Lightning is
+    asked to fetch the loader anew each epoch (``reload_dataloaders_every_n_epochs``, which is
+    set to 1 if it is 0), and a fetch looks into the stores. A checkpoint says which samples its
+    epoch has and how far it came, so a resumed run, on any number of devices, goes through exactly
+    the rest. No Trainer flag is needed for several devices.
+
+    Each argument is an attribute. Those that say how samples are put into batches, ordered, drawn,
+    augmented and read (``batch_size`` to ``samples_per_epoch``, ``train_transform``, ``seed``,
+    ``shuffle``, ``num_workers``, ``prefetch``) may be assigned: an epoch that is under way ends as
+    it began, and the next loader obeys. So Lightning's batch size finder works, for a budget with
+    ``batch_arg_name="max_atoms"``. The others cannot be assigned.
+
+    Parameters
+    ----------
+    store : StoreLike or sequence of StoreLike
+        The stores to split; they must exist when `setup` is called.
+    batch_size : int, optional
+        Systems in a batch of each rank, beside the budgets the most; 32 if there is no budget.
+    max_atoms, max_edges : int, optional
+        Most atoms and edges of a batch, which training batches fill; see `GraphBatchSampler`.
+    balance : bool
+        Whether training batches of `batch_size` have nearly the same number of atoms.
+    weights, samples_per_epoch : optional
+        What training epochs are drawn by, and their number of samples, over all devices; see
+        `GraphBatchSampler`. The weights are those of the samples that an epoch begins with.
+    split : sequence of float, or mapping of str to index file or float
+        Shares of training, validation and test. Those of validation and test go to training
+        where `val_store` or `test_store` is given. Or, for "train", "val" and "test", index files
+        (``.npy`` with ids, which `write_split` writes; or arrays of ids, uint64) or shares of the
+        samples that no file names; None is none. A side that is not named has all other samples:
+        "train", or where that is named the only other one. Samples with equal ids are on one side.
+    split_by : str
+        "id" puts each structure on a side of its own by the hash of its id; the name of a field
+        at system level keeps samples with equal values of it together. A sample never changes
+        sides while its store grows, or is merged, compacted or reordered.
+    where : str, optional
+        Condition that a sample has to meet to be on any side, such as ``"round >= 3 and
+        has(forces)"``; see `ZarrDataset.where`. What arrives later has to meet it too.
+    val_store, test_store : StoreLike or sequence of StoreLike, optional
+        Stores used whole for validation and test. Before a fit it is said if they have structures
+        that are trained on.
+    fields : sequence of str, optional
+        Fields of the batches; by default all.
+    transform : callable or sequence of callable, optional
+        What makes the `Batch` to use of each `Batch` that is read, on every side: a function or
+        an object, or several that follow each other; see `zarrpipe.transforms`. In a configuration
+        file a dotted path, or ``class_path`` and ``init_args`` of a class with ``__call__``, or a
+        list of such. With workers it runs in them.
+    train_transform : callable or sequence of callable, optional
+        The same for training batches alone, before `transform`: augmentation. What random ones
+        draw follows from `seed`, the epoch and the id of a structure. Random ones in `transform`
+        draw the same in each validation.
+    seed : int
+        Of the order of training samples. The split does not depend on it. A resumed run goes on
+        with the seed of its checkpoint, and warns if that is another.
+    shuffle : str, optional
+        "samples" shuffles all training samples among each other; "blocks" shuffles them near each
+        other, so that each chunk of a store is fetched once an epoch. By default "blocks" where
+        `cache_bytes` does not hold what is read, and else "samples".
+    num_workers, prefetch : int
+        Worker processes of each loader, or batches that a thread reads ahead; see `GraphLoader`.
+    device : str or torch.device, optional
+        Where batches are moved to; by default where Lightning has the model.
+    resident : bool
+        Whether all samples are held on `device` (by default in memory); see `ZarrDataset`.
+    cache_dir, cache_bytes : optional
+        Where rows of compressed or remote stores are kept, and how much; see `ZarrDataset`.
+
+    Raises
+    ------
+    ValueError
+        If `split` does not sum to 1, or a number is out of its range.
+    """
+
+    batch_size, max_atoms, max_edges = Setting(), Setting(), Setting()
+    balance, weights, samples_per_epoch = Setting(), Setting(), Setting()
+    seed, shuffle, train_transform = Setting(), Setting(), Setting()
+    num_workers, prefetch = Setting(), Setting()
+    split, split_by, where = Fixed(), Fixed(), Fixed()
+    fields, transform, device = Fixed(), Fixed(), Fixed()
+    store, val_store, test_store = Fixed(), Fixed(), Fixed()
+    resident, cache_dir, cache_bytes = Fixed(), Fixed(), Fixed()
+
+    def __init__(
+        self,
+        store: StoreLike | Sequence[StoreLike],
+        *,
+        batch_size: int | None = None,
+        max_atoms: int | None = None,
+        max_edges: int | None = None,
+        balance: bool = False,
+        weights: Sequence[float] | Mapping[str, Mapping[Any, float]] | str | None = None,
+        samples_per_epoch: int | None = None,
+        split: Sequence[float] | Mapping[str, Any] = (0.9, 0.05, 0.05),
+        split_by: str = "id",
+        where: str | None = None,
+        val_store: StoreLike | Sequence[StoreLike] | None = None,
+        test_store: StoreLike | Sequence[StoreLike] | None = None,
+        fields: Sequence[str] | None = None,
+        transform: Callable[..., Any] | Sequence[Callable[..., Any]] | None = None,
+        train_transform: Callable[..., Any] | Sequence[Callable[..., Any]] | None = None,
+        seed: int = 0,
+        shuffle: str | None = None,
+        num_workers: int = 0,
+        prefetch: int = 0,
+        device: str | torch.device | None = None,
+        resident: bool = False,
+        cache_dir: str | Path | None = None,
+        cache_bytes: int | None = None,
+    ) -> None:
+        super().__init__()
+        # Arguments are checked here, not when Lightning has begun to set up.
+        settings = Settings.of(
+            batch_size=batch_size,
+            max_atoms=max_atoms,
+            max_edges=max_edges,
+            balance=balance,
+            weights=weights,
+            samples_per_epoch=samples_per_epoch,
+            train_transform=train_transform,
+            seed=seed,
+            shuffle=shuffle,
+            num_workers=num_workers,
+            prefetch=prefetch,
+            resident=resident,
+        )
+        CacheConfig.of(cache_dir, cache_bytes)
+        self.split, self.split_by, self.fields = split, split_by, fields
+        self.where = None if where is None else Condition.of(where).text
+        self.transform = as_transform(transform)
+        self.device = None if device is None else checked_device(device)
+        self.store, self.val_store, self.test_store = store, val_store, test_store
+        self.resident, self.cache_dir, self.cache_bytes = resident, cache_dir, cache_bytes
+        stores = {"all": store, "val": val_store, "test": test_store}
+        own = [side for side in SIDES if stores.get(side) is not None]
+        self._sources = SplitDatasets(
+            stores, self._opened, Split.of(split, split_by, own), self.where
+        )
+        self._sums, self._counted = StatisticsSums(), 0
+        self._state: Mapping[str, Any] | None = None
+        self._counts = ResumeFix()
+        self._loaders = Loaders(settings)  # from here on what is assigned is checked
+
+    def __str__(self) -> str:
+        """What it was made of; Lightning's own would read a batch of each loader."""
+        return f"{type(self).__name__}({self._sources})"
+
+    __repr__ = __str__
+
+    @property
+    def dataset(self) -> ZarrDataset:
+        """Every sample of `store`."""
+        return self._sources.datasets["all"]
+
+    @property
+    def train_dataset(self) -> ZarrDataset:
+        """The training samples that are known now."""
+        return self._sources.side("train")
+
+    @property
+    def val_dataset(self) -> ZarrDataset:
+        """The validation samples that are known now."""
+        return self._sources.side("val")
+
+    @property
+    def test_dataset(self) -> ZarrDataset:
+        """The test samples that are known now."""
+        return self._sources.side("test")
+
+    @property
+    def statistics(self) -> Statistics:
+        """Statistics of `train_dataset`; only samples that are new since the last call are read.
+
+        At the first call it is those that the sums of their stores do not tell of; these are all
+        of them where the share of training is no whole per cent of the ids.
+        """
+        (_, rows), split = self._sources.of("train"), self._sources.split
+        assert rows is not None  # they are of a split
+        if len(rows) > self._counted:
+            if self._counted == 0 and split.by_hash_of_id and self.where is None:
+                new = measure_side(self.dataset, rows, split.shares[0])
+            else:
+                new = measure(self.dataset.index_select(rows[self._counted :]))
+            self._sums.merge(new)
+            self._counted = len(rows)
+        return self._sums.statistics()
+
+    def refresh(self) -> int:
+        """See what was committed since; gives how many samples of `store` are new.
+
+        With torch.distributed every rank has to call it, and all see what rank 0 saw. Loaders
+        keep to what their epoch began with.
+
+        Raises
+        ------
+        StoreFormatError
+            If samples were deleted or moved meanwhile. What is asked for next is of the stores as
+            they are now, as after `setup`.
+        """
+        before = self._sources.known
+        self._look()
+        return len(self.dataset) - before
+
+    def setup(self, stage: str) -> None:
+        """Look at the stores, the same way on every rank; they may have changed in any way.
+
+        Before a fit rank 0 warns of validation and test samples with the id of a training sample,
+        where they come from other stores or are split by a field, and if `split` gives validation
+        a share and it has no sample. What comes later is not looked at, nor are stores that are
+        not local or have no ids.
+
+        Raises
+        ------
+        ValueError
+            If `device` is not there, or `max_edges` is given and no store has edges.
+        StoreEmptyError
+            If there is no sample to train on.
+        """
+        all_ranks(partial(check_device, self.device))
+        self._loaders.close()
+        self._state = None
+        self._look(again=True)  # nothing is under way
+        all_ranks(partial(self._check, stage))
+
+    def _check(self, stage: str) -> None:
+        """Refuse and warn of what this rank has."""
+        self._sources.check()
+        self._loaders.settings.check(self.dataset)
+        if self.trainer is not None:
+            check_finders(self.trainer, self.batch_size)
+        if stage != "fit":
+            return
+        validated = self.trainer is None or self.trainer.enable_validation
+        self._sources.check_trained(validated=validated)
+        self._sources.check_apart()
+        if self.trainer is not None:
+            check_reloading(self.trainer, packed=self._loaders.settings.packed)
+            self._counts = ResumeFix.of(self.trainer)
+
+    def teardown(self, stage: str) -> None:
+        """Let go of the loaders and end their workers."""
+        self._loaders.close()
+
+    def on_exception(self, exception: BaseException) -> None:
+        """Say the way out where a batch could not be read because a store was rewritten."""
+        if isinstance(exception, StoreFormatError):
+            self._forget()
+            # What was raised is what is to be seen, also where the stores are gone.
+            with contextlib.suppress(ZarrPipeError, OSError):
+                told = self._sources.open_anew()
+                if told is not None:
+                    exception.add_note(told)
+
+    def train_dataloader(self) -> GraphLoader:
+        """Loader of the training samples; where a new epoch begins, of those committed by then.
+
+        With torch.distributed every rank has to ask for it.
+
+        Raises
+        ------
+        StoreFormatError
+            If ranks have other stores, index files or settings, or samples were deleted or moved.
+        """
+        trainer, known = self.trainer, self._loaders.get("train")
+        epoch, current = None, False
+        if known is not None:
+            epoch = _next_epoch(known) if trainer is None else trainer.current_epoch
+            same = trainer is not None and epoch == known.sampler.epoch
+            current = same and known is self._loaders.current("train")
+        check_alike(lambda: {"epoch": epoch, "settings assigned": not current})
+        if current:
+            assert known is not None
+            return known
+        if known is not None:
+            self.refresh()
+        check_alike(lambda: self._begin(known, epoch).state_dict())
+        loader = self._loaders.get("train")
+        assert loader is not None
+        return loader
+
+    def _begin(self, known: GraphLoader | None, epoch: int | None) -> GraphLoader:
+        """Training loader of an epoch, or of the rest of one, after another loader."""
+        loader = self._loader("train")
+        if epoch is not None:
+            if self.trainer is not None or loader is not known:
+                loader.sampler.set_epoch(epoch)
+        elif self._state is not None:
+            loader.load_state_dict(self._state)
+            check_seed(loader, self.seed)
+            self._state = None
+        return loader
+
+    def val_dataloader(self) -> GraphLoader:
+        """Loader of the validation samples, in order; of length 0, and skipped, without any."""
+        return self._loader("val")
+
+    def test_dataloader(self) -> GraphLoader:
+        """Loader of the test samples, in order; of length 0, and skipped, without any."""
+        return self._loader("test")
+
+    def predict_dataloader(self) -> GraphLoader:
+        """Loader of every sample of `store` that meets `where`, in order."""
+        return self._loader("all")
+
+    def transfer_batch_to_device(
+        self, batch: Batch, device: torch.device, dataloader_idx: int
+    ) -> Batch:
+        """Batch on the device: itself if it is there, otherwise a copy."""
+        where = self.device or device
+        return (
+            batch if batch.device == where else batch.to(where, non_blocking=where.type == "cuda")
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Position in the training epoch and the samples that it has, as plain types.
+
+        Lightning saves the loader's own state too, but restores it only if nothing has asked for
+        the loader before; a scheduler that reads ``estimated_stepping_batches`` has.
+        """
+        loader = self._loaders.get("train")
+        estimate = self._counts.estimate
+        return {} if loader is None else {"train": loader.state_dict(), "estimated_steps": estimate}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Let the next fit go on where the checkpoint was taken."""
+        if self.trainer is not None and self.trainer.state.fn != "fit":
+            return
+        if not state_dict:  # of a module whose training had not begun
+            return
+        try:
+            self.dataset.load_state_dict(state_dict["train"])
+        except StoreFormatError as error:
+            raise StoreFormatError(
+                f"{error}; where samples were deleted or moved since, {WITHOUT_RESUME}"
+            ) from error
+        self._state = state_dict["train"]
+        self._counts.estimate = state_dict.get("estimated_steps")
+        self._forget()
+
+    def _look(self, *, again: bool = False) -> None:
+        """See what was committed since, and forget what was made of stores that are opened anew."""
+        opened = self._sources.opened
+        try:
+            self._sources.refresh(again=again)
+        finally:
+            if opened and self._sources.opened is not opened:
+                self._forget()
+
+    def _forget(self) -> None:
+        """Let go of what was made of samples that may mean others now."""
+        self._loaders.close()
+        self._sums, self._counted = StatisticsSums(), 0
+
+    def _opened(self, stored: Stored) -> ZarrDataset:
+        return ZarrDataset(
+            stored,
+            self.fields,
+            self.transform,
+            cache_dir=self.cache_dir,
+            cache_bytes=self.cache_bytes,
+            resident=(self.device or "cpu") if self.resident else None,
+        )
+
+    def _loader(self, name: str) -> GraphLoader:
+        """The loader of a side, kept with its workers, with the samples that are known now."""
+        dataset, rows = self._sources.of(name)
+        training, state, settings = name == "train", self._state, self._loaders.settings
+        if not training:
+            rows = shareable(name, dataset, rows)
+        loader = self._loaders.current(name)
+        if loader is None:
+            in_blocks = settings.shuffle == "blocks"
+            if settings.shuffle is None:
+                in_blocks = dataset.exceeds_cache
+                if training and state is not None:  # the store may have grown since
+                    in_blocks = bool(state.get("group", 0))
+            shuffle = training and (self.trainer is None or not self.trainer.overfit_batches)
+            sampler = settings.sampler(dataset, shuffle=shuffle, index=rows, in_blocks=in_blocks)
+            loader = settings.loader(dataset, sampler, training=training)
+            self._loaders.keep(name, loader)
+        elif rows is not None:
+            loader.sampler.resample(rows)
+        if training:
+            loader.unfinished = self._unfinished
+        else:
+            # Lightning takes the length before it says which epoch comes.
+            loader.sampler.set_epoch(loader.sampler.epoch)
+        return loader
+
+    def _unfinished(self) -> int:
+        known = self._loaders.get("train")
+        return 0 if self.trainer is None or known is None else unfinished(self.trainer, known)
+
+
+def _next_epoch(loader: GraphLoader) -> int:
+    """The epoch that an iteration begins: the one after a complete one."""
+    sampler = loader.sampler
+    return sampler.epoch + (0 < sampler.step == len(sampler))

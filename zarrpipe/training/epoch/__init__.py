@@ -1,0 +1,1 @@
+"""An epoch as a function of a seed."""

@@ -1,0 +1,163 @@
+"""What a training run can be told about its data while it runs."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from zarrpipe.data.batch import Batch
+from zarrpipe.errors import ArgumentError, ArgumentTypeError
+from zarrpipe.training.loader import GraphLoader
+
+
+@dataclass
+class Flow:
+    """What went through a training loop, and how long it took.
+
+    Parameters
+    ----------
+    seconds, waited : float
+        Time that passed, and the part of it in which the loop waited for its next batch.
+    batches, samples, atoms, edges, bytes : int
+        What it was given.
+    """
+
+    seconds: float = 0.0
+    waited: float = 0.0
+    batches: int = 0
+    samples: int = 0
+    atoms: int = 0
+    edges: int = 0
+    bytes: int = 0
+
+    def add(self, batch: Batch) -> None:
+        """Count a batch."""
+        self.batches += 1
+        self.samples += batch.num_graphs
+        self.atoms += batch.num_nodes
+        self.edges += batch.num_edges
+        self.bytes += sum(value.nbytes for value in batch.fields.values())
+
+    def merge(self, other: "Flow") -> None:
+        """Count what another one has."""
+        for name, value in vars(other).items():
+            setattr(self, name, getattr(self, name) + value)
+
+    @property
+    def wait(self) -> float:
+        """Share of the time in which the loop waited, 0 to 1."""
+        return self.waited / self.seconds if self.seconds else 0.0
+
+    def metrics(self, max_atoms: int | None, max_edges: int | None) -> dict[str, float]:
+        """Figures for a logger, those of budgets where there are any."""
+        seconds, batches = max(self.seconds, 1e-9), max(self.batches, 1)
+        figures = {
+            "wait": self.wait,
+            "samples_per_s": self.samples / seconds,
+            "atoms_per_s": self.atoms / seconds,
+            "bytes_per_s": self.bytes / seconds,
+        }
+        if max_atoms is not None:
+            figures["fill_atoms"] = self.atoms / batches / max_atoms
+        if max_edges is not None:
+            figures["fill_edges"] = self.edges / batches / max_edges
+        return figures
+
+
+class DataMonitor(Callback):  # type: ignore[misc]  # lightning is not followed
+    """Says how long training waits for its data, in the progress bar and to the loggers.
+
+    Logged as ``data/wait`` (share of the time, 0 to 1), ``data/samples_per_s``,
+    ``data/atoms_per_s``, ``data/bytes_per_s`` and, with budgets, ``data/fill_atoms`` and
+    ``data/fill_edges`` (share of the budget that a batch fills on average), and once an epoch
+    ``data/num_samples``, the samples that it has over all ranks. Time in validation loops does not
+    count. With several devices each process measures itself, and the first logs.
+
+    Parameters
+    ----------
+    every_n_steps : int, optional
+        Batches between two figures; by default the trainer's ``log_every_n_steps``.
+
+    Attributes
+    ----------
+    total : Flow
+        Everything since training began.
+
+    Raises
+    ------
+    ValueError
+        If `every_n_steps` is not positive.
+    TypeError
+        When training begins, if its loader is not one of zarrpipe's.
+    """
+
+    def __init__(self, every_n_steps: int | None = None) -> None:
+        if every_n_steps is not None and every_n_steps < 1:
+            raise ArgumentError(f"every_n_steps is {every_n_steps}, expected at least 1")
+        self.every_n_steps = every_n_steps
+        self.total, self._recent = Flow(), Flow()
+        self._since = self._waited = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin to measure."""
+        self.total = Flow()
+        self._begin(trainer)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure the epoch's loader, and log how many samples the epoch has."""
+        self._begin(trainer)
+        samples = float(self._loader(trainer).sampler.num_samples)
+        _say(trainer, {"num_samples": samples})
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, *_: Any
+    ) -> None:
+        """Count a batch, and log where it is time to."""
+        now, waited = time.perf_counter(), self._loader(trainer).waited
+        self._recent.add(batch)
+        self._recent.seconds += now - self._since
+        self._recent.waited += waited - self._waited
+        self._since, self._waited = now, waited
+        due = self._recent.batches >= (self.every_n_steps or trainer.log_every_n_steps or 1)
+        if due or trainer.is_last_batch:
+            wait = self._recent.wait
+            self._log(trainer)
+            self.log("data/wait", wait, prog_bar=True, logger=False, batch_size=1)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Count what came after the last figures, where an epoch is cut short."""
+        if self._recent.batches:
+            self._log(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the time of the validation loop out."""
+        self._since = time.perf_counter()
+
+    def _begin(self, trainer: Trainer) -> None:
+        self._recent = Flow()
+        self._since, self._waited = time.perf_counter(), self._loader(trainer).waited
+
+    def _log(self, trainer: Trainer) -> None:
+        sampler, recent = self._loader(trainer).sampler, self._recent
+        self.total.merge(recent)
+        self._recent = Flow()
+        figures = recent.metrics(sampler.max_atoms, sampler.max_edges)
+        _say(trainer, figures)
+
+    def _loader(self, trainer: Trainer) -> GraphLoader:
+        loader = trainer.train_dataloader
+        if not isinstance(loader, GraphLoader):
+            raise ArgumentTypeError(
+                f"DataMonitor measures the loader of a ZarrDataModule, and training reads from a "
+                f"{type(loader).__name__}: leave the callback out, or use a ZarrDataModule"
+            )
+        return loader
+
+
+def _say(trainer: Trainer, figures: Mapping[str, float]) -> None:
+    """Give figures to all loggers."""
+    for logger in trainer.loggers:
+        named = {f"data/{name}": value for name, value in figures.items()}
+        logger.log_metrics(named, step=trainer.global_step)

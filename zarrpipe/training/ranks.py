@@ -1,0 +1,108 @@
+"""What all ranks of a training run have to see alike."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+
+from zarrpipe.dataset.zarr_dataset import ZarrDataset
+from zarrpipe.errors import StoreFormatError
+
+_TRIALS = 100
+
+T = TypeVar("T")
+
+
+def rank() -> int:
+    """Rank of this process; 0 without torch.distributed."""
+    return dist.get_rank() if _distributed() else 0
+
+
+def world_size() -> int:
+    """Number of ranks; 1 without torch.distributed."""
+    return dist.get_world_size() if _distributed() else 1
+
+
+def refresh_together(dataset: ZarrDataset) -> None:
+    """Let a dataset see what was committed since: on every rank the samples that rank 0 sees.
+
+    Raises
+    ------
+    StoreFormatError
+        On every rank, if the store can no longer be read on one of them.
+    """
+    if not _distributed():
+        dataset.refresh()
+        return
+    for _ in range(_TRIALS):
+        state = all_ranks(partial(_look, dataset))[0]
+        first, *others = all_ranks(partial(_return_to, dataset, state))
+        if all(names == first for names in others):
+            return
+    raise StoreFormatError(
+        f"the ranks saw different fields of a store {_TRIALS} times in turn: let the writer add "
+        "its fields before training begins"
+    )
+
+
+def _look(dataset: ZarrDataset) -> Mapping[str, Any]:
+    """Samples that a dataset sees now."""
+    dataset.refresh()
+    return dataset.state_dict()
+
+
+def _return_to(dataset: ZarrDataset, state: Mapping[str, Any]) -> list[str]:
+    """Fields that a dataset has with these samples."""
+    dataset.load_state_dict(state)
+    return sorted(dataset.schema)
+
+
+def all_ranks(look: Callable[[], T]) -> list[T]:
+    """What each rank finds; an error of one ends all, also a warning that is an error there.
+
+    What is called must not wait for other ranks itself.
+
+    Raises
+    ------
+    StoreFormatError
+        On the ranks that found something, if another one raised an error.
+    """
+    if not _distributed():
+        return [look()]
+    found, failed, text = None, None, None
+    try:
+        found = look()
+    except Exception as error:  # noqa: BLE001  raised below, when the others know
+        failed, text = error, f"{type(error).__name__}: {error}"
+    told: list[Any] = [None] * world_size()
+    dist.all_gather_object(told, (text, found))
+    if failed is not None:
+        raise failed
+    for other, (why, _) in enumerate(told):
+        if why is not None:
+            raise StoreFormatError(f"rank {other} cannot go on with its stores: {why}")
+    return [found for _, found in told]
+
+
+def check_alike(look: Callable[[], Mapping[str, Any]]) -> None:
+    """Look whether what an epoch begins with is the same on every rank.
+
+    Raises
+    ------
+    StoreFormatError
+        On every rank, if it is not, so that samples would be left out or come twice.
+    """
+    told = all_ranks(look)
+    for other, own in enumerate(told):
+        names = [name for name in {**told[0], **own} if told[0].get(name) != own.get(name)]
+        if names:
+            raise StoreFormatError(
+                f"ranks 0 and {other} begin an epoch of other {names}: "
+                f"{[told[0].get(name) for name in names]} and {[own.get(name) for name in names]}; "
+                "give all of them the same stores, index files and settings"
+            )
+
+
+def _distributed() -> bool:
+    return dist.is_available() and dist.is_initialized()

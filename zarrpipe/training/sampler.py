@@ -1,0 +1,303 @@
+"""Which samples make which batch, for every rank, decided as data before anything is read.
+
+An epoch is one order of all samples, a pure function of (seed, epoch, number of samples), cut into
+steps. Each step takes the next run of the order and cuts it into one batch for each rank. So
+what was consumed is always a prefix of the order, whatever the number of ranks, and a
+position in it says all that another run, on more ranks or fewer, needs to go on.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from zarrpipe.data.csr import Int64Array
+from zarrpipe.dataset.blocks import Blocks
+from zarrpipe.errors import ArgumentError
+from zarrpipe.training import ranks as _ranks
+from zarrpipe.training.epoch.budgets import Budgets
+from zarrpipe.training.epoch.checks import checked_bool, checked_index, checked_integer
+from zarrpipe.training.epoch.epoch import Epoch, EpochConfig
+from zarrpipe.training.epoch.mixing import Mixture, Weights
+from zarrpipe.training.epoch.plans import Plan
+
+
+class GraphBatchSampler:
+    """Batches of sample indices: each sample once an epoch, the same number for every rank.
+
+    It works as ``batch_sampler`` of torch's DataLoader and as the sampler of our own loader.
+    An epoch keeps the samples that it began with. Those that `data` or `resample` bring appear
+    in the next one.
+
+    With `weights` or `samples_per_epoch` an epoch is drawn of its samples instead: one that is
+    expected c times comes floor(c) or ceil(c) times, and the epoch has exactly as many samples as
+    it is to have. What is drawn depends on the seed, the epoch, the samples that it began with and
+    their weights alone, and is put together, shuffled, shared and resumed as any other epoch is.
+
+    Parameters
+    ----------
+    data : sized
+        The dataset, or anything that has one entry for each sample; budgets of atoms and edges
+        and `balance` ask it for ``num_atoms`` and ``num_edges`` [N].
+    batch_size : int, optional
+        Samples in a batch; beside the budgets, the most that it may have.
+    max_atoms, max_edges : int, optional
+        Most atoms and edges of a batch. With either, samples are put together anew in each epoch
+        so that batches fill the budgets, and follow each other by their cost within some hundred
+        batches, so that all ranks have as much to do at each step. Without `shuffle` a batch is
+        the next samples that fit.
+    balance : bool
+        Whether samples are put together so without budgets too: batches of `batch_size` with
+        nearly the same number of atoms.
+    shuffle : bool
+        Whether each epoch has an order of its own; otherwise it is that of the indices.
+    seed : int
+        Non-negative; with the epoch it decides the order.
+    index : array [n] of int, optional
+        Indices to sample from, for example a split; by default all of `data`.
+    blocks : callable, optional
+        Gives how the first n samples are shuffled near each other, for data that are read through
+        a cache, as `ZarrDataset.blocks` does; `index` is ascending then. By default every order of
+        all samples is as likely.
+    weights : sequence of float, mapping or str, optional
+        A sequence has the share of the epoch of each store of a `ZarrDataset`. A mapping such as
+        ``{"round": {0: 0.2, 1: 0.8}}`` has the shares by the value of a field at system level;
+        the key ``"other"`` is for all values without a share of their own, and for samples that
+        lack the field. A name is that of a field at system level whose value is the weight
+        of its sample. All are relative to their sum, and a share of which there is no sample
+        (yet) goes to the others.
+    samples_per_epoch : int, optional
+        Samples of an epoch that is drawn, over all ranks; by default as many as there are.
+    rank, world_size : int, optional
+        By default torch.distributed is asked, once batches are needed.
+
+    Raises
+    ------
+    ValueError
+        If an argument is out of its range, a sample is larger than a budget, or the weights do
+        not fit the data: a sample's is negative or absent, or its value has no share.
+
+    Examples
+    --------
+    >>> sampler = GraphBatchSampler(range(5), batch_size=2, shuffle=False)
+    >>> [batch.tolist() for batch in sampler], len(sampler)
+    ([[0, 1], [2, 3], [4]], 3)
+    """
+
+    def __init__(
+        self,
+        data: Any,
+        batch_size: int | None = None,
+        *,
+        max_atoms: int | None = None,
+        max_edges: int | None = None,
+        balance: bool = False,
+        shuffle: bool = True,
+        seed: int = 0,
+        index: Any = None,
+        blocks: Callable[[int], Blocks] | None = None,
+        weights: Weights | None = None,
+        samples_per_epoch: int | None = None,
+        rank: int | None = None,
+        world_size: int | None = None,
+    ) -> None:
+        self.seed = checked_integer("seed", seed, 0)
+        if (rank is None) != (world_size is None):
+            raise ArgumentError(f"rank is {rank} and world_size {world_size}: give both or neither")
+        if rank is not None and world_size is not None and not 0 <= rank < world_size:
+            raise ArgumentError(f"rank is {rank}, expected 0 to {world_size - 1}")
+        self.balance = checked_bool("balance", balance)
+        self.shuffle = checked_bool("shuffle", shuffle)
+        self._recipe = EpochConfig(
+            data=data,
+            budgets=Budgets.of(batch_size, max_atoms, max_edges),
+            packed=self.balance or max_atoms is not None or max_edges is not None,
+            shuffle=self.shuffle,
+            blocks=blocks,
+            mixture=Mixture.of(weights, samples_per_epoch),
+        )
+        self._rank, self._world_size = rank, world_size
+        self._next_index = None if index is None else checked_index(index, data)
+        self._plan: Plan | None = None
+        self._origin, self._resuming = (0, 0), False
+        self._begin(0)
+        self._now.check()  # what no epoch can be made of is said before training
+
+    @property
+    def batch_size(self) -> int | None:
+        """Most samples of a batch."""
+        return self._recipe.budgets.samples
+
+    @property
+    def max_atoms(self) -> int | None:
+        """Most atoms of a batch."""
+        return self._recipe.budgets.atoms
+
+    @property
+    def max_edges(self) -> int | None:
+        """Most edges of a batch."""
+        return self._recipe.budgets.edges
+
+    @property
+    def rank(self) -> int:
+        """The rank whose batches are given."""
+        if self._rank is not None:
+            return self._rank
+        return _ranks.rank()
+
+    @property
+    def world_size(self) -> int:
+        """The number of ranks that share each epoch."""
+        if self._world_size is not None:
+            return self._world_size
+        return _ranks.world_size()
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that is under way, or that comes next where none has begun."""
+        return self._now.number
+
+    @property
+    def step(self) -> int:
+        """Number of steps of the epoch that were taken, on any ranks."""
+        return self._step
+
+    @property
+    def num_samples(self) -> int:
+        """Number of samples in the epoch, over all ranks; one that comes twice counts twice."""
+        return self._now.total
+
+    def resample(self, index: Any) -> None:
+        """Sample from other indices from the next epoch on.
+
+        An index that only grows at its end keeps every state that was saved before valid.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If they are no integers, or there are no such samples.
+        """
+        self._next_index = checked_index(index, self._recipe.data)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to the start of an epoch; a position that was loaded for that epoch is kept."""
+        if self._resuming and epoch == self._now.number:
+            return
+        self._resuming = False
+        self._begin(int(epoch))
+
+    def plan(self) -> Plan:
+        """The batches of all ranks from the position on."""
+        return self._now.plan(self._position, self.world_size)
+
+    def start(self) -> Plan:
+        """Begin to iterate, and give the plan of what comes.
+
+        That is the rest of an epoch after `load_state_dict`, the next epoch after a complete one,
+        and otherwise the epoch from its start. Call `advance` for each step that is consumed.
+        """
+        complete = self._position == self._now.total
+        if self._step and (complete or not self._resuming):
+            self._begin(self._now.number + complete)
+        self._resuming = False
+        self._plan = self.plan()
+        self._origin = (self._position, self._step)
+        return self._plan
+
+    def advance(self) -> None:
+        """Count one more step of the plan that `start` gave as consumed."""
+        if self._plan is None:
+            raise RuntimeError("advance() counts the steps of a plan: call start() first")
+        position, step = self._origin
+        self._step += 1
+        self._position = position + self._plan.consumed(self._step - step)
+
+    def state_dict(self, unfinished: int = 0) -> dict[str, Any]:
+        """What another run, on any number of ranks, needs to go on; the same on every rank.
+
+        The last steps that were taken since `start` come again, as many as are `unfinished`.
+        """
+        position, step = self._position, self._step
+        if unfinished and self._plan is not None:
+            begun = self._origin[1]
+            step = max(begun, step - unfinished)
+            position = self._origin[0] + self._plan.consumed(step - begun)
+        return {
+            **self._now.state_dict(),
+            "shuffle": int(self.shuffle),
+            "step": step,
+            "position": position,
+            **self._settings(),
+        }
+
+    def _settings(self) -> dict[str, Any]:
+        """What decides which samples are drawn and how they are put together; 0 is no limit."""
+        names = ("batch_size", "max_atoms", "max_edges", "balance")
+        packed, mixture = self._recipe.packed, self._recipe.mixture
+        packing = {name: int(getattr(self, name) or 0) if packed else 0 for name in names}
+        return packing if mixture is None else {**packing, **mixture.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state_dict` was taken: the next iteration gives the rest of the epoch.
+
+        Samples that came later than the state wait for the next epoch. Of the state of a complete
+        epoch only its number counts, so the next one may be of other samples and settings.
+
+        Raises
+        ------
+        ValueError
+            If there are fewer samples than the state counts, or it is of other settings.
+        """
+        count, available = int(state["num_samples"]), self._available()
+        position = int(state["position"])
+        if position == (int(state.get("samples_per_epoch", 0)) or count):
+            epoch = self._epoch_of(min(count, available), int(state["seed"]), int(state["epoch"]))
+            position = epoch.total
+        else:
+            if count > available:
+                raise ArgumentError(
+                    f"the state is of an epoch of {count} samples, here are {available}: give the "
+                    "data and the split that it was saved with"
+                )
+            self._check_settings(state)
+            epoch = self._epoch_of(count, int(state["seed"]), int(state["epoch"]))
+            epoch.check_state(state)
+        self.seed, self._now = epoch.seed, epoch
+        self._step, self._position = int(state["step"]), position
+        self._resuming, self._plan = True, None
+
+    def _check_settings(self, state: Mapping[str, Any]) -> None:
+        """Refuse the state of a sampler that draws, orders or puts together otherwise."""
+        if bool(state["shuffle"]) is not self.shuffle:
+            raise ArgumentError(
+                f"the state has shuffle={bool(state['shuffle'])}, the sampler {self.shuffle}: "
+                "the position in one order says nothing about the other"
+            )
+        settings = {**dict.fromkeys(Mixture.state_names, 0), **self._settings()}
+        for name, here in settings.items():
+            if state.get(name, 0) != here:
+                raise ArgumentError(
+                    f"the state is of batches with {name}={state.get(name, 0)} and here it is "
+                    f"{here} (0 is none): the position in one order says nothing about another"
+                )
+
+    def _begin(self, number: int) -> None:
+        """Stand at the start of an epoch, with the samples that there are now."""
+        self._now = self._epoch_of(self._available(), self.seed, number)
+        self._position = self._step = 0
+        self._plan = None
+
+    def _epoch_of(self, count: int, seed: int, number: int) -> Epoch:
+        return Epoch(self._recipe, self._next_index, count, seed, number)
+
+    def _available(self) -> int:
+        """Number of samples that there are now."""
+        return len(self._recipe.data if self._next_index is None else self._next_index)
+
+    def __len__(self) -> int:
+        """Number of steps of the epoch, those already consumed (on any ranks) included."""
+        return self._step + self._now.steps(self._position, self.world_size)
+
+    def __iter__(self) -> Iterator[Int64Array]:
+        plan = self.start()
+        for batch in plan.batches(self.rank):
+            self.advance()
+            yield batch

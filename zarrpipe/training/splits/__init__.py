@@ -1,0 +1,1 @@
+"""Which samples belong to train, validation and test."""

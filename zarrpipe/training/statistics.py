@@ -1,0 +1,267 @@
+"""What a training set looks like, from sums that can be extended and merged."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from zarrpipe.data.batch import Batch
+from zarrpipe.data.csr import AnyArray, Int64Array, pointers
+from zarrpipe.dataset.zarr_dataset import ZarrDataset
+from zarrpipe.errors import FieldError
+from zarrpipe.store.statistics.label_rows import BUCKETS, NUM_ELEMENTS, LabelRows
+from zarrpipe.store.statistics.sums import LabelSums
+from zarrpipe.training.neighbors import mean_neighbors
+
+__all__ = ["NUM_ELEMENTS", "Statistics", "StatisticsSums", "mean_neighbors", "measure"]
+
+_BLOCK_SAMPLES, _BLOCK_ATOMS = 8192, 1 << 20
+_NO_SHARE = 1e-9
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Facts about a set of samples; what no sample has a label for is NaN, or empty.
+
+    Parameters
+    ----------
+    num_samples, num_atoms : int
+        Samples and their atoms, labelled or not.
+    element_counts : mapping of int to int
+        Number of atoms by atomic number.
+    reference_energies : mapping of int to float
+        Energy of an atom by atomic number, eV: the least-squares fit of the total energies by the
+        composition. Where compositions leave it open (a single molecule), the smallest that fits.
+    energy_per_atom_mean, energy_per_atom_std : float
+        Of the energy per atom that is left after the reference energies, eV.
+    forces_rms : float
+        Root mean square of the force components, eV/Angstrom.
+    size_histogram : mapping of int to int
+        Number of samples by their number of atoms.
+    edges_per_atom : float
+        Mean number of neighbours that are stored with an atom; see `mean_neighbors` for any cutoff.
+    """
+
+    num_samples: int
+    num_atoms: int
+    element_counts: Mapping[int, int]
+    reference_energies: Mapping[int, float]
+    energy_per_atom_mean: float
+    energy_per_atom_std: float
+    forces_rms: float
+    size_histogram: Mapping[int, int] = field(default_factory=lambda: MappingProxyType({}))
+    edges_per_atom: float = float("nan")
+
+    def reference_energy_table(self, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+        """Reference energies [119] to be indexed by atomic numbers, eV; 0 for the unknown.
+
+        Examples
+        --------
+        >>> facts = Statistics(1, 2, {1: 2}, {1: -13.6}, 0.0, 0.0, float("nan"))
+        >>> facts.reference_energy_table()[torch.tensor([1, 1])].sum()
+        tensor(-27.2000, dtype=torch.float64)
+        """
+        table = torch.zeros(NUM_ELEMENTS, dtype=dtype)
+        for number, energy in self.reference_energies.items():
+            table[number] = energy
+        return table
+
+
+@dataclass
+class StatisticsSums:
+    """Sums from which `Statistics` follow.
+
+    Parameters
+    ----------
+    sums
+        Of one bucket.
+    """
+
+    sums: LabelSums = field(default_factory=LabelSums)
+
+    def add(self, batch: Batch) -> Self:
+        """Count the samples of a batch and the labels that they have.
+
+        Raises
+        ------
+        FieldError
+            If an atomic number is not 0 to 118, or a label that is present is not finite; the sums
+            stay as they were.
+        """
+        return self._add(batch, np.diff(batch.edge_ptr.numpy()))
+
+    def _add(self, batch: Batch, edges: Int64Array) -> Self:
+        added = self.sums.copy().add(_rows_of(batch, edges))
+        check_labels(added)
+        self.sums = added
+        return self
+
+    def merge(self, other: "StatisticsSums") -> Self:
+        """Add the sums of other samples."""
+        self.sums.merge(other.sums)
+        return self
+
+    def statistics(self) -> Statistics:
+        """What the sums say."""
+        return statistics_of(self.sums)
+
+
+def statistics_of(sums: LabelSums) -> Statistics:
+    """Statistics that follow from sums of one bucket.
+
+    Raises
+    ------
+    FieldError
+        If they count an atomic number that is not 0 to 118, or a label that is not finite.
+    """
+    check_labels(sums)
+    elements, counts = sums.elements, sums.counts[0].astype(np.int64)
+    fitted, atoms = sums.fitted_energies(), int(counts.sum())
+    labelled = sums.gram[0, 0, _diagonal(len(elements))] > 0
+    mean = spread = float("nan")
+    if energies := sums.total("energies"):
+        change = fitted - sums.origin
+        mean = (sums.total("per_atom") - float(sums.fraction[0] @ change)) / energies
+        spread = max(sums.left() / energies - mean**2, 0.0) ** 0.5
+    components, edges = sums.total("force_components"), sums.total("edges")
+    squares = sums.total("force_square")
+    return Statistics(
+        num_samples=int(sums.total("samples")),
+        num_atoms=atoms,
+        element_counts=_table(elements[counts > 0], counts[counts > 0]),
+        reference_energies=_table(elements[labelled], fitted[labelled]),
+        energy_per_atom_mean=mean,
+        energy_per_atom_std=spread,
+        forces_rms=(squares / components) ** 0.5 if components else float("nan"),
+        size_histogram=_table(sums.sizes, sums.size_counts),
+        edges_per_atom=edges / atoms if atoms else float("nan"),
+    )
+
+
+def check_labels(sums: LabelSums) -> None:
+    """Refuse sums of samples of which some cannot be summed.
+
+    Raises
+    ------
+    FieldError
+        If an atomic number is not 0 to 118, or a label that is present is not finite.
+    """
+    wrong = int(sums.total("without_element"))
+    if wrong:
+        raise FieldError(
+            f"field 'atomic_numbers' of {wrong} samples has numbers that are not 0 to "
+            f"{NUM_ELEMENTS - 1}: statistics by element need atomic numbers"
+        )
+    for name, column in (("energy", "energies_not_finite"), ("forces", "forces_not_finite")):
+        bad = int(sums.total(column))
+        if bad:
+            raise FieldError(
+                f"field {name!r} has {bad} values that are NaN or infinite in samples that are "
+                "said to have it: leave the field out of what is not labelled"
+            )
+
+
+def measure(dataset: ZarrDataset) -> StatisticsSums:
+    """Sums over all samples of a dataset, as stored.
+
+    What the sums tell that its stores keep is not read, unless the dataset is a selection.
+    """
+    return measure_side(dataset, np.arange(len(dataset)))
+
+
+def measure_side(
+    dataset: ZarrDataset, rows: npt.NDArray[np.integer], share: float = 1.0
+) -> StatisticsSums:
+    """Sums over the first side of a split by the hash of the id, by what the stores keep.
+
+    Parameters
+    ----------
+    dataset
+        All samples.
+    rows : array [K] integer
+        Positions of those of the side, ascending.
+    share
+        Share of the side. Sums are kept for whole per cents; for others all of it is read.
+    """
+    sums, rest = known_sums(dataset, rows, share)
+    if len(rest):
+        sums.merge(count(dataset.index_select(rest)))
+    if len(rest) < len(rows) and not sums.sums.exact:
+        return count(dataset.index_select(rows))
+    return sums
+
+
+def known_sums(
+    dataset: ZarrDataset, rows: npt.NDArray[np.integer], share: float = 1.0
+) -> tuple[StatisticsSums, npt.NDArray[np.integer]]:
+    """Sums out of what the stores keep, and the positions that are in none of it.
+
+    See `measure_side` for the arguments.
+    """
+    stop = round(share * BUCKETS)
+    if abs(stop - share * BUCKETS) > _NO_SHARE:
+        return StatisticsSums(), rows
+    kept, unknown = dataset.kept_sums()
+    sums = LabelSums()
+    for one in kept:
+        sums.merge(one.of_buckets(0, stop))
+    rest = rows[np.isin(rows, unknown, assume_unique=True)] if len(unknown) else rows[:0]
+    if sums.total("samples") + len(rest) != len(rows):
+        return StatisticsSums(), rows
+    return StatisticsSums(sums), rest
+
+
+def count(dataset: ZarrDataset) -> StatisticsSums:
+    """Sums over all samples of a dataset, each of which is read, in blocks of bounded memory."""
+    fields = [name for name in ("energy", "forces") if name in dataset.schema]
+    sums, edges = StatisticsSums(), dataset.num_edges
+    for block in _blocks(dataset.num_atoms):
+        sums._add(dataset.gather(block, fields), edges[block])
+    return sums
+
+
+def _blocks(num_atoms: Int64Array) -> Iterator[Int64Array]:
+    """Runs of samples of at most so many samples and, but for a larger one, so many atoms."""
+    ptr, start = pointers(num_atoms), 0
+    while start < len(num_atoms):
+        fits = int(np.searchsorted(ptr, ptr[start] + _BLOCK_ATOMS, side="right")) - 1
+        stop = max(start + 1, min(fits, start + _BLOCK_SAMPLES))
+        yield np.arange(start, stop)
+        start = stop
+
+
+def _rows_of(batch: Batch, edges: Int64Array) -> LabelRows:
+    """What is summed of a batch, in one bucket."""
+    energy, has_energy = _label(batch, "energy")
+    forces, has_forces = _label(batch, "forces")
+    return LabelRows(
+        batch["atomic_numbers"].numpy(),
+        batch.batch_ptr.numpy(),
+        np.zeros(batch.num_graphs, dtype=np.int64),
+        edges,
+        None if energy is None else energy.reshape(-1),
+        has_energy,
+        forces,
+        has_forces,
+    )
+
+
+def _label(batch: Batch, name: str) -> tuple[AnyArray | None, AnyArray | None]:
+    if name not in batch:
+        return None, None
+    return batch[name].numpy(), batch.present(name).numpy()
+
+
+def _diagonal(size: int) -> Int64Array:
+    """Where the diagonal stands in an upper triangle."""
+    rows = np.arange(size)
+    places: Int64Array = rows * size - rows * (rows - 1) // 2
+    return places
+
+
+def _table(keys: Int64Array, values: npt.NDArray[Any]) -> Mapping[int, Any]:
+    return MappingProxyType(dict(zip(keys.tolist(), values.tolist(), strict=True)))

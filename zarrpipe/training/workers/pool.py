@@ -1,0 +1,307 @@
+"""Processes that read batches, run their transform and hand them back through shared memory.
+
+A request names a slot of shared memory that holds the samples to read. When the answer comes it
+holds the batch; the main process copies that out and gives the slot to a later request. So a worker
+never waits for room, there are never more messages than a pipe takes, and nothing can lock up. A
+worker ends when its pipe of requests does, which a kill of the main process brings about as well.
+"""
+
+import contextlib
+import itertools
+import multiprocessing
+import os
+import pickle
+import select
+import signal
+import sys
+import time
+import weakref
+from collections import deque
+from collections.abc import Generator, Iterator
+from multiprocessing import forkserver
+from multiprocessing.context import BaseContext
+from typing import Any
+
+import numpy as np
+
+from zarrpipe.data.batch import Batch
+from zarrpipe.data.buffers import BufferPool
+from zarrpipe.data.csr import Int64Array
+from zarrpipe.dataset.zarr_dataset import ZarrDataset
+from zarrpipe.training.workers.shared_slot import Slot
+from zarrpipe.training.workers.worker_main import ANSWER, REQUEST, received, serve, split
+
+SLOTS = 8
+"""Batches that each worker is asked for ahead."""
+
+_GROUP = SLOTS // 2
+"""Requests go out together, since to wake a process takes longer than to read a small batch."""
+
+_GRACE = 2.0
+_SEEDS = 1 << 64
+_PRELOAD = ("zarrpipe.training.workers.worker_main", "zarrpipe.store.read._compiled")
+"""What a fork server imports once for all workers; where numba lacks the second is skipped."""
+
+Request = tuple[int, Int64Array]
+"""Seed, and indices [K] or indices and copies [2, K]."""
+
+
+class Workers:
+    """Worker processes that live until `close`, or as long as this object.
+
+    The first batch is read by the first worker, the second by the second, and so on in turn.
+
+    Parameters
+    ----------
+    dataset : ZarrDataset
+        Each worker gets a copy, with its transform.
+    count : int
+        Number of processes.
+    method : str, optional
+        How multiprocessing starts them: by forkserver, or by spawn where there is none.
+
+    Raises
+    ------
+    NotImplementedError
+        On Windows, where a process cannot hand descriptors to another.
+    """
+
+    def __init__(self, dataset: ZarrDataset, count: int, method: str | None = None) -> None:
+        if sys.platform == "win32":
+            raise NotImplementedError("workers need a POSIX system: use num_workers=0 on Windows")
+        pickled, context = _pickled(dataset), _context(method)
+        self._workers: list[_Worker] = []
+        self._finalizer = weakref.finalize(self, _end, self._workers, os.getpid())
+        for number in range(count):
+            self._workers.append(_Worker(context, number, pickled))
+        self._iteration, self._buffers = 0, BufferPool()
+
+    @property
+    def closed(self) -> bool:
+        """Whether the processes have ended."""
+        return not self._finalizer.alive
+
+    def close(self) -> None:
+        """End the processes; a second call does nothing."""
+        self._finalizer()
+
+    def read(
+        self,
+        state: dict[str, Any],
+        seed: int,
+        batches: Iterator[Int64Array],
+        copies: Iterator[Int64Array] | None = None,
+        draw: tuple[int, int] = (0, 0),
+    ) -> Generator[Batch, None, None]:
+        """Batches of the samples at given indices, in order; one iteration at a time.
+
+        Parameters
+        ----------
+        state
+            ``state_dict`` of the dataset: what indices mean.
+        seed
+            Of the random numbers of batch 0; batch i has ``seed + i``.
+        batches
+            Indices of the samples of each batch.
+        copies
+            Which copies of them they are, where one may come several times.
+        draw
+            Epoch and seed of what random transforms draw for a sample.
+
+        Raises
+        ------
+        RuntimeError
+            If a worker has died, or another iteration began meanwhile.
+        Exception
+            What was raised in a worker; a note to it has the traceback of there.
+        """
+        self._iteration += 1
+        mine, ahead = self._iteration, SLOTS * len(self._workers)
+        paired = batches if copies is None else map(np.stack, zip(batches, copies, strict=True))
+        requests = zip(itertools.count(seed), paired, strict=False)
+        known = pickle.dumps((state, draw, copies is not None))
+        with self._ending():
+            for worker in self._workers:
+                worker.begin(known)
+            turns = itertools.cycle(self._workers)
+            for request, worker in zip(itertools.islice(requests, ahead), turns, strict=False):
+                worker.ask(request)
+            for worker in self._workers:
+                worker.send()
+        for worker in itertools.cycle(self._workers):
+            if self.closed or self._iteration != mine:
+                raise RuntimeError(
+                    "the loader was closed, or iterated over again, while this iteration was under "
+                    "way: it cannot go on; use another loader for a second iteration beside it"
+                )
+            if not worker.busy:
+                return
+            with self._ending():
+                answer = worker.take(self._buffers)
+                for request in itertools.islice(requests, 1):
+                    worker.ask(request)
+                worker.pass_on()
+            if isinstance(answer, Exception):
+                raise answer
+            yield answer
+
+    @contextlib.contextmanager
+    def _ending(self) -> Iterator[None]:
+        """End all workers where a message may be cut short: one of them died, or control-C."""
+        try:
+            yield
+        except BaseException:
+            self.close()
+            raise
+
+
+class _Worker:
+    """The main process's side of one worker."""
+
+    def __init__(self, context: BaseContext, number: int, pickled: bytes) -> None:
+        requests, self._requests = context.Pipe(duplex=False)
+        self._answers, answers = context.Pipe(duplex=False)
+        self._slots = [Slot() for _ in range(SLOTS)]
+        self._free = list(range(SLOTS))
+        self._asked: deque[tuple[int, int]] = deque()
+        self._waiting: deque[Request] = deque()
+        self._received: deque[tuple[int, int, int]] = deque()
+        self._iteration, self._state = 0, b""
+        self._process = context.Process(  # type: ignore[attr-defined]  # each context has its own
+            target=serve,
+            args=(requests, answers, self._slots, pickled),
+            name=f"zarrpipe-worker-{number}",
+            daemon=True,
+        )
+        self._process.start()
+        requests.close()
+        answers.close()
+        self._events = select.poll()
+        for source in (self._answers.fileno(), self._process.sentinel):
+            self._events.register(source, select.POLLIN)
+
+    def begin(self, state: bytes) -> None:
+        """Begin an iteration; what is still on its way for another will be dropped."""
+        self._iteration += 1
+        self._waiting.clear()
+        self._state = state
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is a batch to `take`."""
+        return bool(self._waiting or (self._asked and self._asked[-1][0] == self._iteration))
+
+    def ask(self, request: Request) -> None:
+        """Have a batch read, once it is sent and a slot is free."""
+        self._waiting.append(request)
+
+    def take(self, buffers: BufferPool) -> Batch | Exception:
+        """The batch that was asked for first, or what was raised in its place."""
+        while True:
+            kind, *lengths = self._receive()
+            iteration, place = self._asked.popleft()
+            got = None
+            if iteration == self._iteration:
+                got = received(kind, *split(self._slots[place], *lengths), buffers)
+            self._free.append(place)
+            if got is not None:
+                return got
+            self.pass_on()
+
+    def pass_on(self) -> None:
+        """Send what waits, once there are slots for a group of requests."""
+        if len(self._free) >= _GROUP:
+            self.send()
+
+    def send(self) -> None:
+        """Send the requests that there are slots for."""
+        message = b""
+        while self._waiting and self._free:
+            seed, index = self._waiting.popleft()
+            place = self._free.pop()
+            state, rows = self._state, np.ravel(index).astype(np.int64).view(np.uint8)
+            self._state = b""
+            first, second = split(self._slots[place], len(state), len(rows))
+            first[:], second[:] = np.frombuffer(state, dtype=np.uint8), rows
+            self._asked.append((self._iteration, place))
+            message += REQUEST.pack(place, seed % _SEEDS, len(state), len(rows))
+        try:
+            if message:
+                os.write(self._requests.fileno(), message)
+        except OSError:
+            raise self._died() from None
+
+    def _receive(self) -> tuple[int, int, int]:
+        """The next answer; its process may end, and its pipe stay open with a child of it."""
+        if not self._received:
+            answers = b""
+            if any(source == self._answers.fileno() for source, _ in self._events.poll()):
+                answers = os.read(self._answers.fileno(), SLOTS * ANSWER.size)
+            self._received.extend(ANSWER.iter_unpack(answers))
+        if not self._received:
+            raise self._died()
+        return self._received.popleft()
+
+    def _died(self) -> RuntimeError:
+        self._process.join(_GRACE)
+        code, pid = self._process.exitcode, self._process.pid
+        how = f"ended with exit code {code}: it may have printed why"
+        if code is not None and code < 0:
+            how = (
+                f"was killed by {signal.Signals(-code).name}: often the machine's memory was used "
+                "up (then fewer workers or smaller batches help), or compiled code crashed"
+            )
+        return RuntimeError(f"worker process {self._process.name} ({pid}) {how}")
+
+    def hang_up(self) -> None:
+        """Let the process end, and give its memory back."""
+        self._requests.close()
+        self._answers.close()
+        for slot in self._slots:
+            slot.close()
+
+    def end(self, seconds: float) -> None:
+        """See the process end, by force after some time."""
+        self._process.join(seconds)
+        for stop in (self._process.terminate, self._process.kill):
+            if self._process.exitcode is None:
+                stop()
+                self._process.join(_GRACE)
+        self._process.close()
+
+
+def _end(workers: list[_Worker], owner: int) -> None:
+    """End processes; a fork of the process that started them leaves them alone."""
+    if os.getpid() != owner:
+        return
+    for worker in workers:
+        worker.hang_up()
+    deadline = time.monotonic() + _GRACE
+    for worker in workers:
+        worker.end(max(0.0, deadline - time.monotonic()))
+
+
+def _pickled(dataset: ZarrDataset) -> bytes:
+    try:
+        return pickle.dumps(dataset)
+    except Exception as error:
+        error.add_note(
+            "Worker processes get a copy of the dataset by pickle: its transform has to be a "
+            "function or class of a module, not a lambda or local function, and its store a place "
+            "that another process can open."
+        )
+        raise
+
+
+def _context(method: str | None) -> BaseContext:
+    """How processes are started; a fork server imports once what they share."""
+    if method is None:
+        known = multiprocessing.get_all_start_methods()
+        method = "forkserver" if "forkserver" in known else "spawn"
+    context = multiprocessing.get_context(method)
+    if method == "forkserver":
+        before = getattr(forkserver._forkserver, "_preload_modules", ["__main__"])
+        # Scripts import Lightning, and every worker imports the script.
+        script = [name for name in ("lightning.pytorch",) if name in sys.modules]
+        context.set_forkserver_preload(list(dict.fromkeys([*before, *_PRELOAD, *script])))
+    return context
