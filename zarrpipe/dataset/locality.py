@@ -32,8 +32,8 @@ def exceed_caches(stores: Stores, fields: Sequence[str] | None) -> bool:
         count, limit = stores.arrivals.held(store), view.snapshot.limit
         if limit is None:
             continue
-        staged = [layout for through, layout in _layouts(view, fields) if through]
-        if sum(layout.bytes_of(count) for layout in staged) > limit:
+        cached = [layout for through, layout in _layouts(view, fields) if through]
+        if sum(layout.bytes_of(count) for layout in cached) > limit:
             return True
     return False
 
@@ -46,6 +46,6 @@ def _blocks_of(view: StoreView, fields: Sequence[str] | None, count: int) -> Blo
 def _layouts(view: StoreView, fields: Sequence[str] | None) -> list[tuple[bool, UnitLayout]]:
     """How the arrays of a store that are read are cut, and whether through a cache."""
     return [
-        (unit.staged, UnitLayout(unit.rows, unit.row_bytes, view.row_starts(unit.level)))
+        (unit.cached, UnitLayout(unit.rows, unit.row_bytes, view.row_starts(unit.level)))
         for unit in view.units(fields)
     ]

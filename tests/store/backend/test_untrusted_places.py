@@ -9,10 +9,10 @@ import zarr
 
 from zarrpipe import ZarrData, ZarrDataset
 from zarrpipe.errors import StoreFormatError
-from zarrpipe.store.backend import filesystem
-from zarrpipe.store.backend.filesystem import is_far
-from zarrpipe.store.backend.libc import libc
-from zarrpipe.store.cache.array import StagedArray
+from zarrpipe.store.backend import location
+from zarrpipe.store.backend.location import is_far
+from zarrpipe.store.backend.mapping import libc
+from zarrpipe.store.cache.array import CachedArray
 from zarrpipe.store.read import store_arrays as flats
 from zarrpipe.store.read.loaded import LoadedArray
 from zarrpipe.store.read.mapped import MappedArray
@@ -50,13 +50,13 @@ class TestFileSystems:
                 answer[:8] = kind.to_bytes(8, "little")
                 return 0
 
-        monkeypatch.setattr(filesystem, "libc", Library)
-        assert is_far(filesystem.Path("/somewhere"))
+        monkeypatch.setattr(location, "libc", Library)
+        assert is_far(location.Path("/somewhere"))
 
     def test_the_answer_of_the_system(self):
         if not hasattr(libc(), "statfs"):
             pytest.skip("no statfs")
-        assert not is_far(filesystem.Path("/proc"))
+        assert not is_far(location.Path("/proc"))
 
 
 class TestNetwork:
@@ -69,7 +69,7 @@ class TestNetwork:
         view = StoreView(tmp_path / "store")
         assert_batches_equal(rows(view), numbered_batch(range(9)))
         kinds = {type(flat) for flat in view.snapshot._flats._flat.values()}
-        assert kinds == {LoadedArray, StagedArray}
+        assert kinds == {LoadedArray, CachedArray}
 
     def test_a_live_store(self, tmp_path, monkeypatch):
         """Rows that were not committed when their chunk was fetched are fetched again."""

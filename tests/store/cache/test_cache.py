@@ -107,7 +107,7 @@ class TestValues:
         starts, stops = SEGMENTS[which]
         values = random_rows((1000, 40), "float64")
         array = staged(stage, MemoryStore(), values, **KINDS[kind])
-        assert stage.bring([(array, *segments(starts, stops))]).intact()
+        assert stage.ensure_cached([(array, *segments(starts, stops))]).valid()
         assert rows_of(array.data, starts, stops) == rows_of(values, starts, stops)
         assert array.data.shape == (1000, 40)
         assert array.data.dtype == values.dtype
@@ -142,13 +142,13 @@ class TestValues:
     def test_an_array_without_rows(self, stage):
         array = staged(stage, MemoryStore(), np.zeros((0, 3)), chunks=4)
         array.ensure(0)
-        assert stage.bring([(array, *segments([0], [0]))]).intact()
+        assert stage.ensure_cached([(array, *segments([0], [0]))]).valid()
         assert array.data.shape == (0, 3)
 
     def test_rows_that_are_not_committed(self, stage):
         array = staged(stage, MemoryStore(), random_rows((10, 3), "int64"), chunks=4)
         with pytest.raises(IndexError, match=r"rows 0 to 11 of a, of which 10 are committed"):
-            stage.bring([(array, *segments([0], [11]))])
+            stage.ensure_cached([(array, *segments([0], [11]))])
 
 
 class TestFetches:
@@ -156,7 +156,7 @@ class TestFetches:
         store, values = CountingStore(), random_rows((1000, 64), "float64")
         array = staged(stage, store, values, chunks=256)
         for _ in range(3):
-            stage.bring([(array, *segments([0, 300], [10, 310]))])
+            stage.ensure_cached([(array, *segments([0, 300], [10, 310]))])
         assert store.chunks() == ["a/c/0/0", "a/c/1/0"]
         array.ensure(1000)
         array.ensure(1000)
@@ -166,23 +166,23 @@ class TestFetches:
         store, values = CountingStore(), random_rows((1024, 64), "float64")
         array = staged(stage, store, values, chunks=16, shards=256)
         store.asked.clear()
-        stage.bring([(array, *segments([0], [1]))])
+        stage.ensure_cached([(array, *segments([0], [1]))])
         assert store.chunks() == ["a/c/0/0"]
 
     def test_small_chunks_are_fetched_together(self, stage):
         store, values = CountingStore(), random_rows((100, 1), "float64")
         array = staged(stage, store, values, chunks=10)
-        stage.bring([(array, *segments([0], [1]))])
+        stage.ensure_cached([(array, *segments([0], [1]))])
         assert len(store.chunks()) == 10
         np.testing.assert_array_equal(array.data, values)
 
     def test_what_is_advised_is_there(self, stage):
         store, values = CountingStore(), random_rows((1000, 64), "float64")
         array = staged(stage, store, values, chunks=256)
-        stage.advise([(array, *segments([0], [1000]))])
-        stage.bring([(array, *segments([0], [1000]))])
+        stage.prefetch([(array, *segments([0], [1000]))])
+        stage.ensure_cached([(array, *segments([0], [1000]))])
         assert len(store.chunks()) == 4
-        stage.advise([(array, *segments([0], [1000]))])
+        stage.prefetch([(array, *segments([0], [1000]))])
         np.testing.assert_array_equal(array.data, values)
 
     def test_many_threads_at_once(self, stage):
@@ -192,7 +192,7 @@ class TestFetches:
 
         def read(seed):
             starts = np.random.default_rng(seed).integers(0, 3990, 40)
-            stage.bring([(array, starts, starts + 10)])
+            stage.ensure_cached([(array, starts, starts + 10)])
             if rows_of(array.data, starts, starts + 10) != rows_of(values, starts, starts + 10):
                 wrong.append(seed)
 
@@ -211,7 +211,7 @@ class TestFetches:
             create(store, values[-1], f"field{i}", chunks=64, compressors=ZSTD)[:] = values[-1]
             arrays.append(stage.array(f"field{i}", open_named(store, f"field{i}")))
             arrays[-1].commit(500 + i)
-        stage.bring([(array, *segments([0], [500])) for array in arrays])
+        stage.ensure_cached([(array, *segments([0], [500])) for array in arrays])
         for array, rows in zip(arrays, values, strict=True):
             np.testing.assert_array_equal(array.data[:500], rows[:500])
 
@@ -232,11 +232,11 @@ def test_a_long_bring_shows_its_progress(stage, monkeypatch, capsys, terminal):
     values = random_rows((40 * 64, 128), "float64")
     array = staged(stage, MemoryStore(), values, chunks=64)
     few = segments([0], [64])
-    stage.bring([(array, *few)])
+    stage.ensure_cached([(array, *few)])
     assert not shown
     scattered = np.arange(0, 40, 1) * 64
     monkeypatch.setattr("zarrpipe.store.cache.fetch._RUN_UNITS", 1)
-    stage.bring([(array, scattered, scattered + 1)])
+    stage.ensure_cached([(array, scattered, scattered + 1)])
     assert shown == ([(39, 1.0)] if terminal else [])
     np.testing.assert_array_equal(array.data, values)
 
@@ -303,7 +303,7 @@ class TestErrors:
         store.refused = "a/c/2"
         expected = r"cannot fetch rows 512 to 768 \(unit 2 on\) of .*/a: OSError\('no answer"
         with pytest.raises(OSError, match=expected):
-            stage.bring([(array, *segments([600], [601]))])
+            stage.ensure_cached([(array, *segments([600], [601]))])
         with pytest.raises(OSError, match="no answer"):
             array.ensure(1000)
         store.refused = ""
@@ -318,7 +318,7 @@ class TestErrors:
         with pytest.raises(
             StoreFormatError, match=r"rows 256 to 512 .*/a cannot be read, it is dam"
         ):
-            stage.bring([(array, *segments([300], [301]))])
+            stage.ensure_cached([(array, *segments([300], [301]))])
         store._store_dict["a/c/1/0"] = whole
         array.ensure(1000)
         np.testing.assert_array_equal(array.data, values)
@@ -334,7 +334,7 @@ class TestErrors:
 
         stage = RowCache("place-generation", tmp_path, check=check)
         array = staged(stage, store, values, chunks=256)
-        stage.bring([(array, *segments([0], [256]))])
+        stage.ensure_cached([(array, *segments([0], [256]))])
         zarr.open_array(store, path="a")[:] = -values
         changed.set()
         with pytest.raises(StoreFormatError, match="was rewritten"):
@@ -357,7 +357,7 @@ class TestErrors:
         stage.close()
         stage.close()
         with pytest.raises(StoreClosedError, match="the stage was closed"):
-            stage.bring([(array, *segments([0], [10]))])
+            stage.ensure_cached([(array, *segments([0], [10]))])
         np.testing.assert_array_equal(data, random_rows((10, 3), "int64"))
 
 

@@ -17,13 +17,13 @@ from zarr.storage import LocalStore, MemoryStore
 from zarrpipe import AtomicDataZarrWriter
 from zarrpipe.errors import StoreFormatError
 from zarrpipe.store.backend.location import Root
-from zarrpipe.store.cache import directory as stage_cache
 from zarrpipe.store.cache import files as stage_files
+from zarrpipe.store.cache import shared_cache
+from zarrpipe.store.cache.directory import cache_identity
 from zarrpipe.store.cache.files import UnitLocks
-from zarrpipe.store.cache.place import stage_identity
 from zarrpipe.store.cache.row_cache import RowCache
 from zarrpipe.store.cache.units import GENERATION, ROWS, UnitFile
-from zarrpipe.store.format.layout import Attributes
+from zarrpipe.store.format.metadata import Attributes
 from zarrpipe.testing import numbered_batch
 
 NAME = "place-generation"
@@ -36,7 +36,7 @@ import asyncio, os, sys, time
 import numpy as np
 import zarr
 from zarr.storage import LocalStore
-from zarrpipe.store.cache.row_cache import Stage
+from zarrpipe.store.cache.row_cache import RowCache
 
 place, cache, log, stop_at = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
 
@@ -53,7 +53,7 @@ class Slow(LocalStore):
 
 from pathlib import Path
 store = Slow(place)
-stage = Stage("place-generation", Path(cache))
+stage = RowCache("place-generation", Path(cache))
 arrays = [stage.array(n, lambda n=n: zarr.open_array(store, path=n, mode="r+")) for n in "ab"]
 rows = arrays[0].data.shape[0]
 print("ready", flush=True)
@@ -61,7 +61,7 @@ sys.stdin.readline()
 for array in arrays:
     array.commit(rows)
 every = np.array([0]), np.array([rows])
-stage.bring([(array, *every) for array in arrays])
+stage.ensure_cached([(array, *every) for array in arrays])
 print(int(sum(array.data.sum() for array in arrays)), flush=True)
 stage.close()
 """
@@ -285,23 +285,23 @@ class TestLimit:
 
     def test_a_ticket_tells(self, opened, values):
         one, rival = opened(2 * UNIT_BYTES), opened(2 * UNIT_BYTES)
-        ticket = one.stage.bring([(one.array, at(5), at(5) + 3)])
+        ticket = one.stage.ensure_cached([(one.array, at(5), at(5) + 3)])
         rival.read(at(6), 5)
-        assert ticket.intact()
+        assert ticket.valid()
         rival.read(at(7), 5)
-        assert not ticket.intact()
+        assert not ticket.valid()
         np.testing.assert_array_equal(one.read(at(5), 3)[0], values[at(5)[0] :][:3])
 
     def test_a_ticket_of_everything_tells(self, opened, store, values):
         """A stage without a limit is told of evictions by another that has one."""
         one, rival = opened(), opened(4 * UNIT_BYTES)
         one.all()
-        ticket = one.stage.bring([(one.array, at(5), at(5) + 3)])
-        assert ticket.intact()
+        ticket = one.stage.ensure_cached([(one.array, at(5), at(5) + 3)])
+        assert ticket.valid()
         create(store, "b", 1)
         other = rival.stage.array("b", lambda: zarr.open_array(store, path="b", mode="r+"))
         other.ensure(5)
-        assert not ticket.intact()
+        assert not ticket.valid()
         assert rival.stage.cache.used <= 4 * UNIT_BYTES
         np.testing.assert_array_equal(one.all(), values)
 
@@ -449,10 +449,10 @@ class TestFailures:
         with (tmp_path / "cache" / NAME / "a.rows").open("r+b") as file:
             file.seek(2 * UNIT_BYTES)
             file.write(bytes(2 * UNIT_BYTES))
-        monkeypatch.setattr(stage_cache, "boot_id", lambda: "another")
+        monkeypatch.setattr(shared_cache, "boot_id", lambda: "another")
         store.asked.clear()
         again = opened()
-        again.stage.bring([(again.array, at(0), at(0) + 5)])
+        again.stage.ensure_cached([(again.array, at(0), at(0) + 5)])
         assert again.held() == [0, 1]
         np.testing.assert_array_equal(again.all(), values)
         assert len(store.asked) == UNITS - 2
@@ -461,7 +461,7 @@ class TestFailures:
         one = opened()
         one.all()
         one.close()
-        monkeypatch.setattr(stage_cache, "boot_id", lambda: "another")
+        monkeypatch.setattr(shared_cache, "boot_id", lambda: "another")
         store.asked.clear()
         np.testing.assert_array_equal(opened().all(), values)
         assert not store.asked
@@ -473,7 +473,7 @@ class TestFailures:
         one.read(at(2), 5)
         monkeypatch.setattr(one.stage.cache, "sync", lambda: None)
         one.close()
-        monkeypatch.setattr(stage_cache, "boot_id", lambda: "another")
+        monkeypatch.setattr(shared_cache, "boot_id", lambda: "another")
         again = opened(2 * UNIT_BYTES)
         again.read(at(1), 5)
         assert again.held() == [1]
@@ -481,7 +481,7 @@ class TestFailures:
 
     def test_another_machine(self, opened, monkeypatch):
         opened()
-        monkeypatch.setattr(stage_cache, "boot_id", lambda: "another")
+        monkeypatch.setattr(shared_cache, "boot_id", lambda: "another")
         with pytest.raises(StoreFormatError, match="is in use on another machine"):
             opened()
 
@@ -527,7 +527,7 @@ class TestIdentity:
     def identity(store):
         root = Root.of(store)
         group = root.open_group()
-        return stage_identity(root.path, group, Attributes.read(group))
+        return cache_identity(root.path, group, Attributes.read(group))
 
     def test_a_store_that_grows_keeps_it(self, tmp_path):
         found = set()

@@ -168,7 +168,7 @@ def test_deleted_samples_and_those_without_edges(tmp_path):
 def test_killed_anywhere_the_list_is_whole_and_the_next_repair_finishes(
     tmp_path, monkeypatch, seed
 ):
-    names = ("rename", "exchange", "unlink", "remove_folder", "make_folder", "sync_path")
+    names = ("rename", "atomic_swap", "unlink", "remove_folder", "make_folder", "sync_path")
     whole = foreign(tmp_path / "theirs", batches_of([3, 1, 4]))
 
     def attempt(place, left):

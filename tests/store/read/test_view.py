@@ -226,7 +226,7 @@ class TestDefragment:
         local.fill(5)
         writer = local.writer()
         writer.delete([0])
-        monkeypatch.setattr(maintenance, "swap_in", fail)
+        monkeypatch.setattr(maintenance, "swap_into_place", fail)
         with pytest.raises(OSError, match="No space"):
             writer.defragment()
         assert [path.name for path in tmp_path.iterdir()] == ["store"]

@@ -156,7 +156,7 @@ class TestRefused:
             compact(store)
         assert content(tmp_path) == before
 
-    @pytest.mark.parametrize("place", ["write_store", "swap_in"])
+    @pytest.mark.parametrize("place", ["write_store", "swap_into_place"])
     def test_a_failure_leaves_the_store(self, tmp_path, monkeypatch, place):
         def fail(*_, **__):
             raise OSError(28, "No space left on device")
@@ -245,7 +245,7 @@ class TestLeftovers:
     def test_a_failed_rename_puts_it_back_at_once(self, tmp_path, monkeypatch):
         monkeypatch.setattr(files, "_RENAME_EXCHANGE", 1 << 20)
         with pytest.raises(FileNotFoundError):
-            exchange.exchange_directories(filled(tmp_path / "store"), tmp_path / "nothing")
+            exchange.swap_directories(filled(tmp_path / "store"), tmp_path / "nothing")
         assert [path.name for path in tmp_path.iterdir()] == ["store"]
 
 
@@ -277,8 +277,8 @@ def work(call, folder, last, swap):
             function(*arguments)
             spend()
         return call
-    exchange_them = exchange.exchange_directories
-    files.write_at, exchange.exchange_directories = counted(files.write_at), counted(exchange_them)
+    exchange_them = exchange.swap_directories
+    files.write_at, exchange.swap_directories = counted(files.write_at), counted(exchange_them)
     if swap == "renames":
         files._RENAME_EXCHANGE = 1 << 20
     if call == "merge":

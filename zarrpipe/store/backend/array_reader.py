@@ -8,7 +8,7 @@ import zarr
 from zarrpipe.data.csr import AnyArray
 from zarrpipe.errors import StoreFormatError
 
-Holes = Literal["any", "first", "none"]
+AbsentChunks = Literal["any", "leading", "none"]
 OpenArray = Callable[[], zarr.Array[Any]]
 
 

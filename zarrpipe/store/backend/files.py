@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from zarrpipe.errors import StoreFormatError
-from zarrpipe.store.backend.libc import libc
+from zarrpipe.store.backend.mapping import libc
 
 PARTIAL = ".partial"
 """How the name of a file ends that is being written and has not its own name yet."""
@@ -85,7 +85,7 @@ def rename(source: Path, target: Path) -> None:
     source.replace(target)
 
 
-def exchange(first: Path, second: Path) -> bool:
+def atomic_swap(first: Path, second: Path) -> bool:
     """Let two directories swap their names at once; False where the system cannot."""
     names = os.fsencode(first), os.fsencode(second)
     if sys.platform == "darwin":

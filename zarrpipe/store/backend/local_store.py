@@ -1,16 +1,129 @@
-"""Zarr's store on a local file system with every change through `zarrpipe.store.backend.files`."""
+"""Opening files of a store: regular ones, to which a link may lead, and nothing that blocks.
+
+A store may hold links to regular files, as those of DataLad and git-annex do. A FIFO, a device or
+a directory in the place of a chunk would stop a reader for ever, or feed it without an end, and a
+link that leads nowhere would read as a chunk that was never written.
+"""
 
 import asyncio
-from dataclasses import replace
+import errno
+import os
+import stat
 from pathlib import Path
 from typing import Self
 
-from zarr.core.buffer import Buffer
-from zarr.storage import LocalStore, StorePath
+from zarr.abc.store import (
+    ByteRequest,
+    OffsetByteRequest,
+    RangeByteRequest,
+    SuffixByteRequest,
+)
+from zarr.core.buffer import Buffer, BufferPrototype
+from zarr.core.buffer.core import default_buffer_prototype
+from zarr.storage import LocalStore
 
+from zarrpipe.errors import StoreFormatError
 from zarrpipe.store.backend import files
-from zarrpipe.store.backend.location import Root
-from zarrpipe.store.backend.regular_files import RegularFiles
+
+_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
+_BINARY = getattr(os, "O_BINARY", 0)
+_NO_FILES = (errno.ELOOP, errno.ENXIO, getattr(errno, "EOPNOTSUPP", errno.ENXIO))
+_DOCUMENT, _LARGEST_DOCUMENT = "zarr.json", 1 << 26
+_LINKS_ABOVE = 4  # folders above a chunk file that belong to its array
+
+
+def open_regular(path: str | Path) -> int:
+    """Descriptor of a regular file, for reading; links are followed.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is nothing.
+    StoreFormatError
+        If something else stands there: a directory, a FIFO, a device, a link that leads nowhere or
+        round in a circle, or a file in the place of a folder.
+    OSError
+        As the file system raises it.
+    """
+    try:
+        descriptor = os.open(path, _FLAGS | _BINARY)
+    except FileNotFoundError:
+        _refuse_dangling(Path(path))
+        raise
+    except NotADirectoryError as error:
+        raise _unexpected(path, "below a file, expected below a folder") from error
+    except OSError as error:
+        if error.errno in _NO_FILES or Path(path).is_dir():
+            raise _unexpected(path, f"not a regular file ({error.strerror})") from error
+        raise
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        raise _unexpected(path, f"not a regular file ({stat.filemode(mode)})")
+    return descriptor
+
+
+def _refuse_dangling(path: Path) -> None:
+    for place in (path, *path.parents[:_LINKS_ABOVE]):
+        if place.is_symlink() and not place.exists():
+            raise StoreFormatError(
+                f"{place} is a link to {place.readlink()}, where nothing is: bring the content "
+                "(git-annex: get it) or remove the link"
+            )
+
+
+def _unexpected(path: str | Path, what: str) -> StoreFormatError:
+    return StoreFormatError(f"{path} is {what}: a store is made of regular files")
+
+
+class RegularFiles(LocalStore):
+    """Zarr's store in a directory, of which only regular files are read."""
+
+    async def get(
+        self,
+        key: str,
+        prototype: BufferPrototype | None = None,
+        byte_range: ByteRequest | None = None,
+    ) -> Buffer | None:
+        """Bytes at a key, or None; see `LocalStore.get`."""
+        if not self._is_open:
+            await self._open()
+        return await asyncio.to_thread(self._read, key, prototype, byte_range)
+
+    def get_sync(
+        self,
+        key: str,
+        *,
+        prototype: BufferPrototype | None = None,
+        byte_range: ByteRequest | None = None,
+    ) -> Buffer | None:
+        """Bytes at a key, or None; see `LocalStore.get_sync`."""
+        self._ensure_open_sync()
+        return self._read(key, prototype, byte_range)
+
+    def _read(
+        self, key: str, prototype: BufferPrototype | None, byte_range: ByteRequest | None
+    ) -> Buffer | None:
+        try:
+            descriptor = open_regular(self.root / key)
+        except FileNotFoundError:
+            return None
+        with os.fdopen(descriptor, "rb") as file:
+            size = os.fstat(descriptor).st_size
+            if key.endswith(_DOCUMENT) and size > _LARGEST_DOCUMENT:
+                raise StoreFormatError(
+                    f"{self.root / key} has {size} bytes: metadata of more than "
+                    f"{_LARGEST_DOCUMENT} are not read"
+                )
+            start, stop = _range(byte_range, size)
+            if not 0 <= start < stop <= size and not key.endswith(_DOCUMENT):
+                raise StoreFormatError(
+                    f"{self.root / key} has {size} bytes, which is less than is asked for: the "
+                    "file was truncated"
+                )
+            file.seek(start)
+            content = file.read(max(stop - start, 0))
+        return (prototype or default_buffer_prototype()).buffer.from_bytes(content)
 
 
 class LocalFiles(RegularFiles):
@@ -72,15 +185,12 @@ class LocalFiles(RegularFiles):
             files.sync_path(path.parent)
 
 
-def for_writing(root: Root, *, durable: bool = False) -> Root:
-    """The same place, with a local store's changes through `zarrpipe.store.backend.files`.
-
-    A LocalStore of a class of the caller's own is kept, unless what it writes is to be durable.
-    """
-    store = root.path.store
-    if not isinstance(store, LocalStore):
-        return root
-    if type(store) not in (LocalStore, RegularFiles, LocalFiles) and not durable:
-        return root
-    wrapped = LocalFiles(store.root, read_only=store.read_only, durable=durable)
-    return replace(root, path=StorePath(wrapped, root.path.path))
+def _range(request: ByteRequest | None, size: int) -> tuple[int, int]:
+    """First byte and end of what is asked for."""
+    if isinstance(request, RangeByteRequest):
+        return request.start, request.end
+    if isinstance(request, OffsetByteRequest):
+        return request.offset, size
+    if isinstance(request, SuffixByteRequest):
+        return size - request.suffix, size
+    return 0, size

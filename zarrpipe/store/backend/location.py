@@ -1,9 +1,10 @@
 """Where a store is: any StoreLike becomes a Zarr path and, where there is one, a directory."""
 
+import ctypes
 import reprlib
 import sys
 from collections.abc import MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,11 +22,28 @@ from zarrpipe.errors import (
     StoreFormatError,
     StoreNotADirectoryError,
 )
-from zarrpipe.store.backend.regular_files import RegularFiles
-from zarrpipe.store.format.validate import reading
+from zarrpipe.store.backend.local_store import LocalFiles, RegularFiles
+from zarrpipe.store.backend.mapping import libc
+from zarrpipe.store.format.validate import translate_zarr_errors
 
 StoreLike = str | Path | Store | StorePath | dict[str, Any]
 """What names a store: a path or URL, a zarr Store or StorePath, or a dict that holds it."""
+
+
+_FAR = frozenset(
+    {
+        0x6969,  # NFS
+        0x517B,  # SMB
+        0xFE534D42,  # SMB 2 and 3
+        0xFF534D42,  # CIFS
+        0x65735546,  # FUSE: sshfs, s3fs, virtiofs
+        0x01021997,  # 9P
+        0x5346414F,  # AFS
+        0x6B414653,  # AFS of the kernel
+        0x73757245,  # Coda
+    }
+)
+_ROOM_FOR_ANSWER = 512
 
 
 @dataclass(frozen=True)
@@ -69,11 +87,24 @@ class Root:
         """Whether the Zarr store was opened without the right to write."""
         return bool(self.path.store.read_only)
 
+    def for_writing(self, *, durable: bool = False) -> "Root":
+        """The same place, with a local store's changes through `zarrpipe.store.backend.files`.
+
+        A LocalStore of a class of the caller's own is kept, unless what it writes is to be durable.
+        """
+        store = self.path.store
+        if not isinstance(store, LocalStore):
+            return self
+        if type(store) not in (LocalStore, RegularFiles, LocalFiles) and not durable:
+            return self
+        wrapped = LocalFiles(store.root, read_only=store.read_only, durable=durable)
+        return replace(self, path=StorePath(wrapped, self.path.path))
+
     def open_group(self) -> zarr.Group | None:
         """Root group, without consolidated metadata (which shows the past); None without one."""
         if self.directory is not None and not self.directory.exists():
             return None  # Zarr would make the directory
-        with reading(self, "cannot be opened as a Zarr group"):
+        with translate_zarr_errors(self, "cannot be opened as a Zarr group"):
             try:
                 return zarr.open_group(
                     self.path,
@@ -182,3 +213,19 @@ def _check_directory(directory: Path) -> None:
                 f"{place} is a file, expected the directory of a Zarr store or nothing"
                 f"{through}{hint}"
             )
+
+
+def is_far(directory: Path) -> bool:
+    """Whether files of a directory may change on another machine behind the page cache.
+
+    There a page that was mapped before another host filled it can stay as it was, and a file that
+    another host removes takes its pages with it. Cluster file systems that keep mappings coherent
+    (Lustre, GPFS) are not among them. Known on Linux; False elsewhere, and for what is not there.
+    """
+    if sys.platform != "linux" or not hasattr(libc(), "statfs"):
+        return False
+    answer = ctypes.create_string_buffer(_ROOM_FOR_ANSWER)
+    if libc().statfs(bytes(directory), answer) != 0:
+        return False
+    kind = ctypes.cast(answer, ctypes.POINTER(ctypes.c_long))[0]
+    return kind & 0xFFFFFFFF in _FAR

@@ -2,15 +2,32 @@
 
 import ctypes
 import errno
+import functools
 import mmap
 import os
 import weakref
 
-from zarrpipe.store.backend.libc import libc
-
 _MAP_FIXED = 0x10
 _PROT_NONE = 0
 _MOST_MAPS, _COUNT_EACH = 50_000, 256  # Linux gives a process 65,530, threads and libraries too
+
+
+@functools.cache
+def libc() -> ctypes.CDLL:
+    """The C library of the process; what a system lacks is no attribute of it."""
+    found = ctypes.CDLL(None, use_errno=True)
+    pointer, size, integer = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+    found.mmap.restype = pointer
+    found.mmap.argtypes = [pointer, size, integer, integer, integer, ctypes.c_int64]
+    found.munmap.argtypes = [pointer, size]
+    found.madvise.argtypes = [pointer, size, integer]
+    if hasattr(found, "mincore"):
+        found.mincore.argtypes = [pointer, size, pointer]
+    if hasattr(found, "statfs"):
+        found.statfs.argtypes = [ctypes.c_char_p, pointer]
+    if hasattr(found, "fallocate64"):
+        found.fallocate64.argtypes = [integer, integer, ctypes.c_int64, ctypes.c_int64]
+    return found
 
 
 def maps_left() -> int:
@@ -63,7 +80,7 @@ class AddressRange:
         _mmap(self.address + start, size, mmap.PROT_READ, kind | _MAP_FIXED, descriptor)
         self.starts.add(start)
 
-    def leave(self, size: int) -> None:
+    def drop_pages(self, size: int) -> None:
         """Let go of the memory of what is mapped in the first bytes; it is read again if needed."""
         libc().madvise(self.address, size, mmap.MADV_DONTNEED)
 

@@ -13,12 +13,12 @@ from zarr.core.sync import sync
 
 from zarrpipe.data.csr import AnyArray
 from zarrpipe.errors import StoreFormatError
-from zarrpipe.store.backend.array_reader import Holes
+from zarrpipe.store.backend.array_reader import AbsentChunks
 from zarrpipe.store.format.layout import is_dense
 from zarrpipe.store.format.metadata import Attributes
 
 
-def may_lack(attributes: Attributes, path: str) -> Holes:
+def allowed_absent_chunks(attributes: Attributes, path: str) -> AbsentChunks:
     """Which chunks of a dense array may not be there.
 
     All are written of what was written, and only an array that came later has rows before that were
@@ -34,7 +34,7 @@ def may_lack(attributes: Attributes, path: str) -> Holes:
     if not attributes.ours:
         return "any"
     group, name = path.split("/")
-    return "first" if group == "present" or name in attributes.nullable else "none"
+    return "leading" if group == "present" or name in attributes.nullable else "none"
 
 
 class MissingChunks:
@@ -42,12 +42,12 @@ class MissingChunks:
 
     Parameters
     ----------
-    holes
+    absent_chunks
         Which of them may not be there, if the array is dense.
     """
 
-    def __init__(self, holes: Holes) -> None:
-        self._holes, self._lead = holes, 0
+    def __init__(self, absent_chunks: AbsentChunks) -> None:
+        self._absent_chunks, self._lead = absent_chunks, 0
 
     def refuse(self, array: zarr.Array[Any], start: int, values: AnyArray) -> None:
         """Refuse committed rows that are the fill value because their chunk is not there.
@@ -66,12 +66,12 @@ class MissingChunks:
         StoreFormatError
             If a chunk is missing.
         """
-        if self._holes == "any" or not is_dense(array):
+        if self._absent_chunks == "any" or not is_dense(array):
             return
         unit = int((array.shards or array.chunks)[0])
-        for index in absent(array, start, values):
+        for index in find_absent_chunks(array, start, values):
             end = min(start + len(values), (index + 1) * unit)
-            if self._holes == "first" and end % unit == 0 and self._leads(array, index):
+            if self._absent_chunks == "leading" and end % unit == 0 and self._leads(array, index):
                 continue
             raise lost_chunk(chunk_place(array, index), index * unit, end)
 
@@ -82,7 +82,7 @@ class MissingChunks:
         return self._lead >= index
 
 
-def absent(array: zarr.Array[Any], start: int, values: AnyArray) -> list[int]:
+def find_absent_chunks(array: zarr.Array[Any], start: int, values: AnyArray) -> list[int]:
     """Numbers of the chunks, or shards, that are not there, of rows that were read.
 
     Parameters

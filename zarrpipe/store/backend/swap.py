@@ -54,7 +54,7 @@ def remove_leftovers(place: Path) -> None:
     Where directories cannot be swapped at once, a kill can leave the store itself aside; it is
     put back. Where another was made at the place by then, both are left.
     """
-    for left in reversed(left_beside(place)):  # what was put aside is looked at first
+    for left in reversed(find_leftovers(place)):  # what was put aside is looked at first
         try:
             lock = WriterLock(left)
         except _TAKEN:
@@ -69,7 +69,7 @@ def remove_leftovers(place: Path) -> None:
             lock.release()
 
 
-def left_beside(place: Path) -> list[Path]:
+def find_leftovers(place: Path) -> list[Path]:
     """What writers that were killed, or are writing, have beside a place, by name."""
     name = re.compile(rf"\.{re.escape(place.name)}\.rewrite-[0-9a-f]{{8}}(\.old)?")
     if not place.parent.is_dir():
@@ -94,7 +94,7 @@ def _half_swapped(left: Path) -> bool:
     return room.exists() and room.with_name(f"{room.name}.old").exists()
 
 
-def move_in(room: Path, place: Path) -> None:
+def move_into_place(room: Path, place: Path) -> None:
     """Give a place, where nothing or an empty directory is, to the store in a room beside it.
 
     Raises
@@ -115,7 +115,7 @@ def move_in(room: Path, place: Path) -> None:
     files.sync_path(place.parent)
 
 
-def swap_in(room: Path, place: Path, ours: frozenset[str]) -> None:
+def swap_into_place(room: Path, place: Path, ours: frozenset[str]) -> None:
     """Exchange the store at a place for the one in a room beside it, which gets the old one.
 
     Parameters
@@ -127,12 +127,12 @@ def swap_in(room: Path, place: Path, ours: frozenset[str]) -> None:
     """
     _link_others(place, room, ours)
     files.sync_tree(room)
-    exchange_directories(place, room)
+    swap_directories(place, room)
 
 
-def exchange_directories(first: Path, second: Path) -> None:
+def swap_directories(first: Path, second: Path) -> None:
     """Let two directories swap their names, at once where the system can, and sync both places."""
-    if not files.exchange(first, second):
+    if not files.atomic_swap(first, second):
         aside = second.with_name(f"{second.name}.old")
         files.rename(first, aside)
         try:

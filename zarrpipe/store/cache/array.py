@@ -11,7 +11,7 @@ import zarr
 
 from zarrpipe.data.csr import AnyArray, Int64Array, pointers, segment_rows
 from zarrpipe.errors import StoreClosedError
-from zarrpipe.store.backend.array_reader import Holes, OpenArray, check_rows
+from zarrpipe.store.backend.array_reader import AbsentChunks, OpenArray, check_rows
 from zarrpipe.store.backend.missing import MissingChunks
 from zarrpipe.store.cache.pool import Task
 from zarrpipe.store.cache.units import GENERATION, ROWS, UnitFile
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _LEAST_UNIT_BYTES = 1 << 16
 
 
-class StagedArray:
+class CachedArray:
     """Rows of a Zarr array that a `RowCache` fetches as they are asked for.
 
     A unit of it is a shard, or a chunk where there are no shards, or as many of them as make
@@ -35,9 +35,9 @@ class StagedArray:
         stage: "RowCache",
         path: str,
         open_array: OpenArray,
-        holes: Holes = "any",
+        absent_chunks: AbsentChunks = "any",
     ) -> None:
-        self.path, self._absences = path, MissingChunks(holes)
+        self.path, self._missing = path, MissingChunks(absent_chunks)
         # Not both ways: files and threads go with the last use, not with a collection.
         self._stage_of, self._open = weakref.ref(stage), open_array
         self._committed = 0
@@ -87,7 +87,7 @@ class StagedArray:
         self.commit(rows)
         if rows > self._kept:
             every = np.array([0], dtype=np.int64), np.array([rows], dtype=np.int64)
-            self._stage.bring([(self, *every)], keep=True)
+            self._stage.ensure_cached([(self, *every)], keep=True)
             self._kept = rows
 
     def grow(self) -> None:
@@ -161,7 +161,7 @@ class StagedArray:
         if array is None or array.shape[0] < self._committed:
             array = self._reopened()
         values = np.asarray(array[start : min(stop, array.shape[0])], dtype=self._dtype)
-        self._absences.refuse(array, start, values[: max(self._committed - start, 0)])
+        self._missing.refuse(array, start, values[: max(self._committed - start, 0)])
         return values
 
     def named(self, units: Sequence[int]) -> str:

@@ -1,286 +1,184 @@
-"""The cache of one store: how much it holds, what is evicted, what survives a power cut.
-
-A header that all processes of the machine map has the bytes in use and counts evictions. An
-eviction is counted before anything is given back, so that a reader who finds the count as it was
-before it copied knows that it copied what it wanted.
-"""
+"""Which cache belongs to a store, and the directory that holds it."""
 
 import hashlib
-import mmap
+import json
 import os
-import time
-from collections.abc import Iterable, Sequence
+import shutil
+import uuid
+from contextlib import suppress
 from pathlib import Path
-from urllib.parse import quote, unquote
+from typing import Any
 
-import numpy as np
+import zarr
+from zarr.storage import LocalStore, MemoryStore, StorePath
 
-from zarrpipe.data.csr import Int64Array
 from zarrpipe.errors import StoreFormatError
-from zarrpipe.store.backend.files import write_at
-from zarrpipe.store.cache.files import boot_id
-from zarrpipe.store.cache.place import CacheDirLock, remove_superseded
-from zarrpipe.store.cache.units import GENERATION, KEPT, ROWS, STAMP, SYNCED, Folder, UnitFile
+from zarrpipe.store.cache.files import FileLock, flock
+from zarrpipe.store.format.layout import ATOMS_PTR, EDGES_PTR, SAMPLES_MASK, find_array
+from zarrpipe.store.format.metadata import Attributes
 
-_BOOT, _BOOT_2, _USED, _EVICTIONS, _COMMITS = range(5)
-_HEADER_BYTES = 4096
-_SLACK = 16
-"""An eviction makes this part of the limit free, so that not every fetch has to evict."""
+FORMAT = 1
+_NOTE, _LOCK, _USERS, _GONE = "cache.json", "lock", "users", ".gone"
 
 
-class StageCache:
-    """Decoded units of the arrays of one store, shared by the processes of a machine.
+def cache_identity(place: StorePath, group: zarr.Group, attributes: Attributes) -> str:
+    """Name of the cache of a store as it is now, for `RowCache`.
+
+    It changes when the store is emptied or rewritten, and with the place, as a copy may grow in
+    another way. A store without a generation is known by its attributes and the shapes of its
+    arrays, and one in memory is like no other.
 
     Parameters
     ----------
-    identity : str
-        Name of the cache; see `stage_identity`.
+    place
+        Where the store is.
+    group
+        Its root.
+    attributes
+        What the attributes of the root say.
+    """
+    state: Any = attributes.generation
+    if not attributes.generation:
+        if isinstance(place.store, MemoryStore):
+            state = uuid.uuid4().hex
+        else:
+            state = [group.attrs.asdict(), _described(group, attributes), _changed(place)]
+    return f"{_digest(str(place))}-{_digest([state, attributes.deleted])}"
+
+
+def _digest(content: Any) -> str:
+    text = json.dumps(content, sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=10).hexdigest()
+
+
+def _described(group: zarr.Group, attributes: Attributes) -> list[str]:
+    """Metadata of the arrays that are read, found by name: not every store can be listed."""
+    fields = [f"{part}/{name}" for name in sorted(attributes.levels) for part in ("core", "custom")]
+    found = [find_array(group, path) for path in (ATOMS_PTR, EDGES_PTR, SAMPLES_MASK, *fields)]
+    return [str(array.metadata.to_dict()) for array in found if array is not None]
+
+
+def _changed(place: StorePath) -> int:
+    if not isinstance(place.store, LocalStore):
+        return 0
+    return (Path(place.store.root) / place.path / "zarr.json").stat().st_mtime_ns
+
+
+class CacheDirLock:
+    """The right to use the directory of a cache, held from construction to `close`.
+
+    Parameters
+    ----------
     directory : Path, optional
-        Directory of caches on a local disk. None keeps everything in memory of this process.
-    limit : int, optional
-        Bytes to hold at most; it is passed only where units in use need more.
+        Where caches are; None for one that no other process sees.
+    identity : str
+        Name of the cache.
 
     Raises
     ------
     StoreFormatError
-        If the place is taken by something else or used by another machine.
+        If the directory holds files that are not of a cache, or a cache of another version.
     """
 
-    def __init__(self, identity: str, directory: Path | None, limit: int | None) -> None:
-        self.limit = limit
-        self.passed = ""
-        self._files: dict[str, UnitFile] = {}
-        if directory is not None:
-            remove_superseded(directory, identity)
-        while not self._open(CacheDirLock(directory, identity)):
-            pass  # it was removed at that moment, as that of an earlier generation
-
-    @property
-    def name(self) -> str:
-        """Where the cache is, for a message."""
-        return "in memory" if self._folder.directory is None else str(self._folder.directory)
-
-    @property
-    def evictions(self) -> int:
-        """Count of evictions by any process."""
-        return self._header[_EVICTIONS]
-
-    @property
-    def commits(self) -> int:
-        """Count of times that units were added by any process."""
-        return self._header[_COMMITS]
-
-    @property
-    def used(self) -> int:
-        """Bytes that are held."""
-        return self._header[_USED]
-
-    def file(self, path: str, unit_rows: int, row_bytes: int) -> UnitFile:
-        """Units of the array at `path`."""
-        with self._lock.held():
-            known = self._files.get(path)
-            if known is None or (known.unit_rows, known.row_bytes) != (unit_rows, row_bytes):
-                name = quote(path, safe="")
-                self._files[path] = UnitFile(self._folder, name, unit_rows, row_bytes)
-            return self._files[path]
-
-    def allocate(self, file: UnitFile, rows: int) -> None:
-        """Make room for the first rows of an array, without holding any."""
-        with self._lock.held():
-            file.allocate(rows)
-
-    def reserve(self, file: UnitFile, unit: int, rows: int) -> int:
-        """Count a unit that is about to be written, and evict others for it; the rows it had.
-
-        The caller holds the lock of the unit, and goes on with `commit` or `abandon`.
-        """
-        with self._lock.held():
-            before = int(file.table[unit, ROWS])
-            need = (rows - abs(before)) * file.row_bytes
-            if self.limit is not None and self.used + need > self.limit:
-                self._evict(need)
-            self._header[_USED] += need
-            file.table[unit, SYNCED] = 0
-            if before <= 0:
-                file.table[unit, ROWS] = -rows
-            return before
-
-    def trim(self) -> None:
-        """Evict what is over the limit and not in use any more."""
-        if self.limit is not None and self.used > self.limit:
-            with self._lock.held():
-                self._evict(0)
-
-    def abandon(self, file: UnitFile, unit: int, rows: int, before: int) -> None:
-        """Take back what `reserve` did: the rows could not be written, or not be trusted."""
-        with self._lock.held():
-            held = max(before, 0)
-            if held == 0:
-                file.clear(unit)
-                file.punch(unit)
-            self._header[_USED] -= (rows - held) * file.row_bytes
-
-    def commit(self, file: UnitFile, written: Iterable[tuple[int, int, int]], stamp: int) -> None:
-        """Say of each (unit, rows, rows before) that the rows are there; all were written."""
-        with self._lock.held():
-            for unit, rows, _ in written:
-                line = file.table[unit]
-                line[STAMP] = max(int(line[STAMP]), stamp)
-                line[SYNCED] = 0
-                line[ROWS] = rows
-            self._header[_COMMITS] += 1
-
-    def keep(self, units: Iterable[tuple[UnitFile, Int64Array, Int64Array]]) -> bool:
-        """Let units stay for as long as the cache is open; False if one is not there any more.
-
-        Parameters
-        ----------
-        units
-            Of each array the units and the generations in which they were seen.
-        """
-        with self._lock.held():
-            there = True
-            for file, some, generations in units:
-                file.use(some, KEPT)
-                there &= bool((file.table[some, GENERATION] == generations).all())
-            return there
-
-    def sync(self) -> None:
-        """Let what is held survive a power cut."""
-        if self._folder.directory is None:
+    def __init__(self, directory: Path | None, identity: str) -> None:
+        self.directory = None if directory is None else directory / identity
+        self._users = -1
+        self.lock = FileLock(None)
+        if self.directory is None:
             return
-        for file in list(self._files.values()):
-            written = np.flatnonzero((file.table[:, ROWS] > 0) & (file.table[:, SYNCED] == 0))
-            if not len(written):
-                continue
-            known = file.table[written, : GENERATION + 1]
-            file.sync_rows()
-            with self._lock.held():
-                same = (file.table[written, : GENERATION + 1] == known).all(axis=1)
-                file.table[written[same], SYNCED] = 1
-            file.sync_table()
+        while True:
+            _make(self.directory, identity)
+            _check(self.directory, identity)
+            with suppress(FileNotFoundError):
+                self.lock = FileLock(self.directory / _LOCK)
+                users = self.directory / _USERS
+                self._users = os.open(users, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+                return
 
-    def forget(self) -> None:
-        """Let go of the files in this process alone, as after a fork."""
-        self._claim.close()
-        for file in self._files.values():
-            file.close()
-        os.close(self._header_file)
+    def enter(self) -> bool | None:
+        """Become a user of the cache, `lock` being held.
 
-    def _open(self, claim: CacheDirLock) -> bool:
-        """Become a user of a cache; False if it is not there any more."""
-        try:
-            return self._enter(claim)
-        except BaseException:
-            claim.close()  # or the next to come would take it for one in use
-            raise
-
-    def _enter(self, claim: CacheDirLock) -> bool:
-        with claim.lock.held():
-            alone = claim.enter()
-            if alone is None:
-                claim.close()
-                return False
-            self._claim, self._lock, self._folder = claim, claim.lock, Folder(claim.directory)
-            self._header_file = self._folder.open("header")
-            if os.fstat(self._header_file).st_size < _HEADER_BYTES:
-                write_at(self._header_file, memoryview(bytes(_HEADER_BYTES)), 0)
-            self._header = memoryview(mmap.mmap(self._header_file, _HEADER_BYTES)).cast("q")
-            digest = hashlib.blake2b(boot_id().encode(), digest_size=16).digest()
-            boot = np.frombuffer(digest, dtype=np.int64).tolist()
-            same = self._header[_BOOT : _BOOT_2 + 1].tolist() == boot
-            if alone:
-                self._recover(trusted=same)
-                self._header[_BOOT], self._header[_BOOT_2] = boot
-        if not (alone or same):
-            self.forget()
-            raise StoreFormatError(
-                f"{self._folder.directory} is in use on another machine: give each machine a "
-                "cache directory on a disk of its own"
-            )
-        return True
-
-    def _recover(self, *, trusted: bool) -> None:
-        """Drop what killed processes left half done, and after a reboot what was not synced."""
-        for file in self._all():
-            rows = file.table[:, ROWS]
-            lost = rows < 0 if trusted else (rows != 0) & (file.table[:, SYNCED] == 0)
-            for unit in np.flatnonzero(lost).tolist():
-                file.clear(unit)
-                file.punch(unit)
-            file.table[:, STAMP] = 0
-        self._count()
-
-    def _all(self) -> Iterable[UnitFile]:
-        """Units of every array of the cache, those that only other processes have open too."""
-        if self._folder.directory is not None:
-            for path in self._folder.directory.glob("*.units"):
-                name = unquote(path.stem)
-                if name not in self._files:
-                    self._files[name] = UnitFile(self._folder, path.stem)
-        return [file for file in self._files.values() if file.unit_rows]
-
-    def _count(self) -> None:
-        self._header[_USED] = int(sum(file.held_bytes.sum() for file in self._all()))
-
-    def _evict(self, need: int) -> None:
-        """Evict the units that were used longest ago until `need` more bytes fit."""
-        limit = self.limit or 0
-        files = list(self._all())
-        self._count()
-        excess = self.used + need - limit
-        if excess <= 0:
-            return
-        owner, unit, size = _by_age(files)
-        freed = 0
-        taken: list[tuple[UnitFile, int]] = []
-        for which, number, held in zip(owner, unit, size, strict=True):
-            if freed >= max(excess, limit // _SLACK):
-                break
-            if files[which].locks.take(number, wait=False):
-                taken.append((files[which], number))
-                freed += held
-        try:
-            if not self._give_back(taken):
-                self.passed = "this file system cannot make holes in files"
-                self.limit, freed = None, 0
-        finally:
-            for file, number in taken:
-                file.locks.give(number)
-        self._count()
-        if need and freed < excess:
-            self.passed = self.passed or "what is in use at once needs more"
-
-    def _give_back(self, taken: Sequence[tuple[UnitFile, int]]) -> bool:
-        """Give the storage of units back, whose locks are held; False if that cannot be.
-
-        They leave their tables first, then the eviction is counted, and then holes are made: who
-        finds the count as it was copied no holes.
+        Whether this is the only one; None if the cache was removed since it was claimed.
         """
-        if taken and not taken[0][0].punch(len(taken[0][0].table)):
-            return False  # beyond the last unit is nothing, so that this only asks
-        synced = {file.name: file for file, unit in taken if file.table[unit, SYNCED]}
-        for file, unit in taken:
-            file.clear(unit)
-        for file in synced.values():
-            file.sync_table()  # or a power cut would leave lines that promise what was punched
-        self._header[_EVICTIONS] += 1
-        for file, unit in taken:
-            file.punch(unit)
-        return True
+        if self.directory is None:
+            return True
+        try:
+            there = (self.directory / _LOCK).stat()
+        except FileNotFoundError:
+            return None
+        if not os.path.samestat(os.fstat(self.lock.descriptor), there):
+            return None
+        alone = flock(self._users, "exclusive")
+        flock(self._users, "shared", wait=True)
+        return alone
+
+    def close(self) -> None:
+        """Give the right up, in this process alone."""
+        self.lock.close()
+        users, self._users = self._users, -1
+        if users >= 0:
+            os.close(users)
 
 
-def _by_age(files: Sequence[UnitFile]) -> tuple[list[int], list[int], list[int]]:
-    """File, number and bytes of the units that may be evicted, the longest unused first."""
-    now = time.monotonic_ns()
-    units = [np.flatnonzero(file.evictable(now)) for file in files]
-    owner = np.repeat(np.arange(len(files)), [len(some) for some in units])
-    pairs = list(zip(files, units, strict=True))
-    stamps = _joined([file.table[some, STAMP] for file, some in pairs])
-    sizes = _joined([file.held_bytes[some] for file, some in pairs])
-    order = np.argsort(stamps, kind="stable")
-    return owner[order].tolist(), _joined(units)[order].tolist(), sizes[order].tolist()
+def _make(directory: Path, identity: str) -> None:
+    """Make the directory of a cache and its note at once."""
+    if directory.exists() and any(directory.iterdir()):
+        return
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    partial = directory.with_name(f"{identity}.{uuid.uuid4().hex}.partial")
+    partial.mkdir()
+    note = {"zarrpipe_cache": FORMAT, "identity": identity}
+    (partial / _NOTE).write_text(json.dumps(note))
+    try:
+        partial.rename(directory)
+    except OSError:  # another process was faster
+        shutil.rmtree(partial)
 
 
-def _joined(parts: Sequence[Int64Array]) -> Int64Array:
-    return np.concatenate([np.zeros(0, dtype=np.int64), *parts])
+def _check(directory: Path, identity: str) -> None:
+    found = _note(directory)
+    if found is None:
+        raise StoreFormatError(
+            f"{directory} holds files that are not of a cache: give another cache directory"
+        )
+    if found != {"zarrpipe_cache": FORMAT, "identity": identity}:
+        raise StoreFormatError(
+            f"{directory} is the cache {found}, expected format {FORMAT} and identity "
+            f"{identity!r}: delete it, or give another cache directory"
+        )
+
+
+def _note(directory: Path) -> dict[str, Any] | None:
+    """What a directory says about its cache; None if it is not one."""
+    try:
+        note = json.loads((directory / _NOTE).read_text())
+    except (OSError, ValueError):
+        return None
+    return note if isinstance(note, dict) and "zarrpipe_cache" in note else None
+
+
+def remove_superseded(directory: Path, identity: str) -> None:
+    """Remove the caches of earlier generations of a store, and of none that is in use."""
+    place = identity.partition("-")[0]
+    for other in directory.glob(f"{place}-*"):
+        own = (_note(other) or {}).get("identity")
+        if own is not None and other.name.startswith(own) and other.name.endswith(_GONE):
+            shutil.rmtree(other, ignore_errors=True)
+        elif own == other.name != identity:
+            with suppress(OSError):
+                _remove_unused(other)
+
+
+def _remove_unused(directory: Path) -> None:
+    lock = FileLock(directory / _LOCK)
+    try:
+        with lock.held():
+            users = os.open(directory / _USERS, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            try:
+                if flock(users, "exclusive"):
+                    gone = directory.with_name(f"{directory.name}.{uuid.uuid4().hex}{_GONE}")
+                    shutil.rmtree(directory.rename(gone))
+            finally:
+                os.close(users)
+    finally:
+        lock.close()

@@ -9,11 +9,11 @@ import numpy as np
 
 from zarrpipe.data.csr import Int64Array
 from zarrpipe.errors import ZarrPipeError
-from zarrpipe.store.cache.array import StagedArray
-from zarrpipe.store.cache.directory import StageCache
+from zarrpipe.store.cache.array import CachedArray
 from zarrpipe.store.cache.pool import FetchPool, Task
+from zarrpipe.store.cache.shared_cache import SharedCache
 from zarrpipe.store.cache.units import UnitFile
-from zarrpipe.store.format.validate import reading
+from zarrpipe.store.format.validate import translate_zarr_errors
 
 _BYTES_AT_ONCE = 1 << 28
 _RUN_UNITS, _RUN_BYTES = 4, 1 << 20
@@ -25,7 +25,7 @@ _SYNC_SECONDS = 30.0
 class _Run:
     """Units of an array that are asked for by one task; of `units` the locks are held."""
 
-    array: StagedArray
+    array: CachedArray
     file: UnitFile
     task: Task
     asked: Sequence[int]
@@ -47,7 +47,9 @@ class Fetcher:
         Reads at once.
     """
 
-    def __init__(self, cache: StageCache, check: Callable[[], object] | None, threads: int) -> None:
+    def __init__(
+        self, cache: SharedCache, check: Callable[[], object] | None, threads: int
+    ) -> None:
         self._cache, self._check = cache, check
         self.pool = FetchPool(threads, _BYTES_AT_ONCE)
         self._mutex = threading.Lock()
@@ -59,7 +61,7 @@ class Fetcher:
 
     def tasks(
         self,
-        array: StagedArray,
+        array: CachedArray,
         units: Int64Array,
         stamp: int,
         *,
@@ -88,7 +90,7 @@ class Fetcher:
                 self.pool.submit(task, urgent=urgent)
         return list(tasks.values())
 
-    def _task(self, array: StagedArray, units: Sequence[int], *, wait: bool) -> Task:
+    def _task(self, array: CachedArray, units: Sequence[int], *, wait: bool) -> Task:
         file = array.file
         return Task(
             lambda task: self._fetch(array, file, units, task, wait=wait),
@@ -96,7 +98,7 @@ class Fetcher:
         )
 
     def _fetch(
-        self, array: StagedArray, file: UnitFile, units: Sequence[int], task: Task, *, wait: bool
+        self, array: CachedArray, file: UnitFile, units: Sequence[int], task: Task, *, wait: bool
     ) -> None:
         run = _Run(array, file, task, units)
         try:
@@ -120,7 +122,7 @@ class Fetcher:
         """Fetch units that follow each other and write them to the file."""
         array, file, first = run.array, run.file, units[0] * run.file.unit_rows
         try:
-            with reading(array.named(units)):
+            with translate_zarr_errors(array.named(units)):
                 values = array.read(first, (units[-1] + 1) * file.unit_rows)
         except ZarrPipeError:
             raise
@@ -201,7 +203,7 @@ class Fetcher:
         run.task.finish(error)
 
 
-def end(pool: FetchPool, cache: StageCache, timeout: float | None) -> None:
+def end(pool: FetchPool, cache: SharedCache, timeout: float | None) -> None:
     """Stop fetching and let go of the cache, unless a fetch outlasts the timeout."""
     pool.close()
     if pool.join(timeout):

@@ -13,8 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from zarrpipe.data.csr import AnyArray
-from zarrpipe.store.backend.libc import libc
-from zarrpipe.store.backend.mapping import AddressRange
+from zarrpipe.store.backend.mapping import AddressRange, libc
 
 _KEEP_SIZE, _PUNCH_HOLE = 1, 2
 _PAUSE = 0.005

@@ -17,20 +17,20 @@ from typing import TypeVar
 
 from zarrpipe.data.csr import Int64Array
 from zarrpipe.errors import StoreClosedError
-from zarrpipe.store.backend.array_reader import Holes, OpenArray
-from zarrpipe.store.cache.array import StagedArray
-from zarrpipe.store.cache.directory import StageCache
+from zarrpipe.store.backend.array_reader import AbsentChunks, OpenArray
+from zarrpipe.store.cache.array import CachedArray
 from zarrpipe.store.cache.fetch import Fetcher, end
 from zarrpipe.store.cache.pool import Task, waited_for
+from zarrpipe.store.cache.shared_cache import SharedCache
 from zarrpipe.store.cache.units import GENERATION, KEPT, UnitFile
 
-Wanted = Sequence[tuple[StagedArray, Int64Array, Int64Array]]
+Wanted = Sequence[tuple[CachedArray, Int64Array, Int64Array]]
 """Rows of several arrays: of each the starts [K] and the stops [K] of its segments."""
 
 THREADS = 16
 """Reads in flight, each of up to four units; more brought nothing at 20 ms a request."""
 
-_ADVICE = 512
+_MOST_PREFETCHED = 512
 _GRACE = 10_000_000
 _LONGEST_GRACE = 10_000_000_000
 
@@ -41,11 +41,11 @@ Result = TypeVar("Result")
 class Lease:
     """That rows were all there, and the means to say whether they still are."""
 
-    cache: StageCache
+    cache: SharedCache
     evictions: int
     units: Sequence[tuple[UnitFile, Int64Array, Int64Array]] | None = None
 
-    def intact(self) -> bool:
+    def valid(self) -> bool:
         """Whether nothing of what was brought has been evicted since."""
         if self.cache.evictions == self.evictions:
             return True
@@ -61,7 +61,7 @@ class RowCache:
     Parameters
     ----------
     identity : str
-        Name of the cache; see `stage_identity`.
+        Name of the cache; see `cache_identity`.
     directory : Path, optional
         Directory for caches on a local disk, shared by the processes of this machine and kept.
         None stages into memory of this process.
@@ -92,20 +92,22 @@ class RowCache:
             raise ValueError(f"a limit of {limit} bytes: expected a positive number, or None")
         self._place = (identity, directory, limit)
         self._check, self._threads = check, threads
-        self._arrays: dict[str, StagedArray] = {}
+        self._arrays: dict[str, CachedArray] = {}
         self._closed = self._warned = False
         self._begin()
         this = weakref.ref(self)
         os.register_at_fork(after_in_child=lambda: _begin_again(this))
 
-    def array(self, path: str, open_array: OpenArray, holes: Holes = "any") -> StagedArray:
-        """Array at `path`, opened when it is needed first; for `holes` see `MissingChunks`."""
+    def array(
+        self, path: str, open_array: OpenArray, absent_chunks: AbsentChunks = "any"
+    ) -> CachedArray:
+        """Array at `path`, opened when it is first needed."""
         if path not in self._arrays:
-            self._arrays[path] = StagedArray(self, path, open_array, holes)
+            self._arrays[path] = CachedArray(self, path, open_array, absent_chunks)
         return self._arrays[path]
 
     @property
-    def cache(self) -> StageCache:
+    def cache(self) -> SharedCache:
         """What holds the rows.
 
         Raises
@@ -119,7 +121,7 @@ class RowCache:
             self._begin()
         return self._cache  # type: ignore[return-value]
 
-    def open(self, arrays: Sequence[StagedArray]) -> None:
+    def open(self, arrays: Sequence[CachedArray]) -> None:
         """Open arrays side by side, and those again that have grown."""
         tasks = [Task(array.follow, 0) for array in arrays if array.behind]
         for task in tasks[1:]:
@@ -129,7 +131,7 @@ class RowCache:
         for task in tasks:
             task.wait()
 
-    def read_settled(self, arrays: Sequence[StagedArray], copy: Callable[[], object]) -> bool:
+    def read_settled(self, arrays: Sequence[CachedArray], copy: Callable[[], object]) -> bool:
         """Call `copy` if all rows of some arrays are known to be there.
 
         This costs next to nothing. False means that what was copied, if anything, is not to be
@@ -146,13 +148,13 @@ class RowCache:
         """Bring rows and give what `copy` makes of them, which is called again if it has to be."""
         attempt = 0
         while True:
-            ticket = self.bring(wanted, attempt)
+            ticket = self.ensure_cached(wanted, attempt)
             result = copy()
-            if ticket.intact():
+            if ticket.valid():
                 return result
             attempt += 1
 
-    def bring(self, wanted: Wanted, attempt: int = 0, *, keep: bool = False) -> Lease:
+    def ensure_cached(self, wanted: Wanted, attempt: int = 0, *, keep: bool = False) -> Lease:
         """Fetch what is not there of some rows, and return when all are.
 
         Parameters
@@ -183,12 +185,14 @@ class RowCache:
         self._warn(cache)
         return ticket
 
-    def advise(self, wanted: Wanted) -> None:
+    def prefetch(self, wanted: Wanted) -> None:
         """Fetch rows in the background; what does not fit the queue is left for `bring`."""
         evictions = self.cache.evictions
         rest = [item for item in wanted if not item[0].settled(evictions)]
-        if rest and self._fetcher.pool.waiting < _ADVICE:
-            self._fetcher.pool.submit(Task(lambda task: self._advise(rest, task), 0), urgent=False)
+        if rest and self._fetcher.pool.waiting < _MOST_PREFETCHED:
+            self._fetcher.pool.submit(
+                Task(lambda task: self._prefetch(rest, task), 0), urgent=False
+            )
 
     def close(self) -> None:
         """Stop fetching and let go of the files; arrays that were handed out stay valid."""
@@ -199,14 +203,14 @@ class RowCache:
                 end(self._fetcher.pool, self._cache, None)
 
     def _begin(self) -> None:
-        self._cache: StageCache | None = StageCache(*self._place)
+        self._cache: SharedCache | None = SharedCache(*self._place)
         self._fetcher = Fetcher(self._cache, self._check, self._threads)
         self._end = weakref.finalize(self, end, self._fetcher.pool, self._cache, 1.0)
 
     def _bring(
         self,
-        cache: StageCache,
-        needed: Sequence[tuple[StagedArray, Int64Array]],
+        cache: SharedCache,
+        needed: Sequence[tuple[CachedArray, Int64Array]],
         attempt: int,
         *,
         keep: bool,
@@ -234,7 +238,7 @@ class RowCache:
         return Lease(cache, evictions, held)
 
     @contextmanager
-    def _pinned(self, needed: Sequence[tuple[StagedArray, Int64Array]]) -> Iterator[None]:
+    def _pinned(self, needed: Sequence[tuple[CachedArray, Int64Array]]) -> Iterator[None]:
         if self._place[2] is None:
             yield
             return
@@ -246,15 +250,15 @@ class RowCache:
             for array, units in needed:
                 array.file.pin(units, -1)
 
-    def _advise(self, wanted: Wanted, task: Task) -> None:
+    def _prefetch(self, wanted: Wanted, task: Task) -> None:
         for array, starts, stops in wanted:
             array.follow()
             _, units = array.look(array.units(starts, stops))
-            room = max(0, _ADVICE - self._fetcher.pool.waiting)
+            room = max(0, _MOST_PREFETCHED - self._fetcher.pool.waiting)
             self._fetcher.tasks(array, units[:room], _protected_until(0), urgent=False)
         task.finish()
 
-    def _warn(self, cache: StageCache) -> None:
+    def _warn(self, cache: SharedCache) -> None:
         if cache.passed and not self._warned:
             self._warned = True
             import warnings  # noqa: PLC0415
@@ -266,7 +270,7 @@ class RowCache:
             )
 
 
-def _units(wanted: Wanted) -> list[tuple[StagedArray, Int64Array]]:
+def _units(wanted: Wanted) -> list[tuple[CachedArray, Int64Array]]:
     """Units of each array that hold wanted rows; many arrays have the same rows and units."""
     known: dict[tuple[int, ...], Int64Array] = {}
     needed = []

@@ -22,11 +22,11 @@ from zarrpipe.store.format.layout import (
     KINDS,
     SAMPLES_MASK,
     SUMS,
-    Attributes,
     find_array,
     meta_specs,
     present_path,
 )
+from zarrpipe.store.format.metadata import Attributes
 
 LEVELS = {
     ATOMS_PTR: Level.SYSTEM,

@@ -31,7 +31,8 @@ from zarrpipe.store.check.surroundings import (
     tell_lock,
     tell_strays,
 )
-from zarrpipe.store.format.layout import ATOMS_PTR, Attributes
+from zarrpipe.store.format.layout import ATOMS_PTR
+from zarrpipe.store.format.metadata import Attributes
 from zarrpipe.store.rewrite.progress import progress_bar
 
 _WORTH_NUMBA = 1 << 28

@@ -10,7 +10,7 @@ from zarr.storage import LocalStore, MemoryStore
 from zarrpipe.data.csr import AnyArray
 from zarrpipe.errors import StoreFormatError
 from zarrpipe.store.backend import files
-from zarrpipe.store.backend.swap import exchange_directories
+from zarrpipe.store.backend.swap import swap_directories
 from zarrpipe.store.check.checked_store import CheckedStore
 from zarrpipe.store.check.neighbours import Shifts
 
@@ -50,7 +50,7 @@ def _exchange(subject: CheckedStore, place: Path, path: str, shifts: Shifts) -> 
         files.replace(room / "zarr.json", (place / "zarr.json").read_bytes())
         _write(subject, path, zarr.open_array(LocalStore(room), mode="r+"), shifts)
         files.sync_tree(room)
-        exchange_directories(place, room)
+        swap_directories(place, room)
     finally:
         files.remove_tree(room)
 

@@ -14,8 +14,8 @@ import zarr
 from zarr.core.sync import sync
 
 from zarrpipe.data.csr import AnyArray, Int64Array
-from zarrpipe.store.backend.missing import absent, chunk_place
-from zarrpipe.store.backend.regular_files import open_regular
+from zarrpipe.store.backend.local_store import open_regular
+from zarrpipe.store.backend.missing import chunk_place, find_absent_chunks
 from zarrpipe.store.check.report import Finding, Severity, some
 from zarrpipe.store.format.layout import chunk_file, is_dense, is_plain
 
@@ -141,7 +141,7 @@ class Rows:
         if not self.plain:
             values = np.asarray(self.array[start:stop])
             each = int((self.array.shards or self.array.chunks)[0]) // self._unit
-            for index in absent(self.array, start, values):
+            for index in find_absent_chunks(self.array, start, values):
                 self._missing.update(range(index * each, (index + 1) * each))
             return values, good
         values = np.full(

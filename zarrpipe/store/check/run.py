@@ -9,7 +9,7 @@ from zarrpipe.store.check.examine import Examination, examine, root_group
 from zarrpipe.store.check.repair import repair as carry_out
 from zarrpipe.store.check.report import Report
 from zarrpipe.store.format.metadata import Attributes
-from zarrpipe.store.format.validate import reading
+from zarrpipe.store.format.validate import translate_zarr_errors
 
 _ATTEMPTS = 3
 
@@ -78,7 +78,7 @@ def check(
     lock = None if root.directory is None else WriterLock.of_place(root.directory)
     try:
         found = examine(root, alone=True, progress=progress)
-        with reading(f"{root}, while it was repaired,"):
+        with translate_zarr_errors(f"{root}, while it was repaired,"):
             carry_out(found, lock, done.append, drop=drop)
     finally:
         if lock is not None:

@@ -9,12 +9,12 @@ import zarr
 
 from zarrpipe.errors import StoreFormatError
 from zarrpipe.store.backend.lock import LOCK_FILE, Holder
-from zarrpipe.store.backend.swap import left_beside
+from zarrpipe.store.backend.swap import find_leftovers
 from zarrpipe.store.check.checked_store import CheckedStore
 from zarrpipe.store.check.report import Finding, Severity
 from zarrpipe.store.check.rows import Rows, Tell
 from zarrpipe.store.format.layout import GROUPS
-from zarrpipe.store.format.validate import reading
+from zarrpipe.store.format.validate import translate_zarr_errors
 
 REPAIRED = re.compile(r"\.(?P<name>\w+)\.repair-[0-9a-f]{8}")
 SWEEP = "remove what killed writers left"
@@ -60,7 +60,7 @@ def tell_strays(subject: CheckedStore, tell: Tell) -> None:
     """Tell of arrays that the attributes do not name."""
     for part in GROUPS:
         try:
-            with reading(f"{subject.root}/{part}"):
+            with translate_zarr_errors(f"{subject.root}/{part}"):
                 zarr.open_group(subject.group.store_path / part, mode="r", use_consolidated=False)
             names = _members(subject, part)
         except FileNotFoundError:
@@ -83,7 +83,7 @@ def _members(subject: CheckedStore, part: str) -> list[str]:
         return (
             [entry.name for entry in folder.iterdir() if entry.is_dir()] if folder.is_dir() else []
         )
-    with reading(f"{subject.root}/{part}"):
+    with translate_zarr_errors(f"{subject.root}/{part}"):
         group = subject.group.get(part)
         return list(group.keys()) if isinstance(group, zarr.Group) else []
 
@@ -91,7 +91,7 @@ def _members(subject: CheckedStore, part: str) -> list[str]:
 def leftovers(place: Path) -> list[Path]:
     """What writers and repairs that were killed left in and beside a local store."""
     place = place.resolve()
-    found = left_beside(place)
+    found = find_leftovers(place)
     for folder, folders, files in os.walk(place):
         found += [Path(folder, name) for name in files if name.endswith(".partial")]
         left = [name for name in folders if REPAIRED.fullmatch(name)]

@@ -20,10 +20,8 @@ from zarrpipe.data.fields import CORE_FIELDS, REQUIRED_FIELDS, Kind, Level
 from zarrpipe.data.schema import Field, Schema, field_from_array
 from zarrpipe.errors import FieldError, StoreFormatError
 from zarrpipe.store.format.config import ZarrWriteConfig
-from zarrpipe.store.format.metadata import FORMAT, Attributes, new_generation
-from zarrpipe.store.format.validate import check_array, native, reading
-
-__all__ = ["FORMAT", "Attributes", "new_generation"]
+from zarrpipe.store.format.metadata import FORMAT, Attributes
+from zarrpipe.store.format.validate import check_array, native, translate_zarr_errors
 
 MARK = "zarrpipe"
 """Attribute of every array that zarrpipe made; one that nothing names is then a leftover."""
@@ -286,7 +284,7 @@ def find_array(group: zarr.Group, path: str) -> zarr.Array[Any] | None:
         If what is there cannot be an array of a store; see `check_array`.
     """
     place = f"{group.store_path}/{path}"
-    with reading(place):
+    with translate_zarr_errors(place):
         try:
             found = group[path]
         except KeyError as error:

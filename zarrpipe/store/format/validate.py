@@ -28,7 +28,7 @@ _CODEC_LIBRARIES = ("zarr", "numcodecs")
 
 
 @contextmanager
-def reading(place: object, cannot: str = "cannot be read") -> Iterator[None]:
+def translate_zarr_errors(place: object, cannot: str = "cannot be read") -> Iterator[None]:
     """Turn what Zarr, its codecs and JSON raise into an error that names a place.
 
     Parameters

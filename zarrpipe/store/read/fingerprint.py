@@ -5,8 +5,8 @@ from contextlib import suppress
 
 from zarrpipe.errors import StoreNotFoundError
 from zarrpipe.store.backend.array_reader import ArrayReader
+from zarrpipe.store.backend.local_store import open_regular
 from zarrpipe.store.backend.location import Root
-from zarrpipe.store.backend.regular_files import open_regular
 from zarrpipe.store.format.layout import ATOMS_PTR
 from zarrpipe.store.read.mapped import MappedArray
 

@@ -7,9 +7,9 @@ import zarr
 
 from zarrpipe.data.csr import AnyArray
 from zarrpipe.errors import StoreFormatError
-from zarrpipe.store.backend.array_reader import Holes, OpenArray, check_rows
+from zarrpipe.store.backend.array_reader import AbsentChunks, OpenArray, check_rows
 from zarrpipe.store.backend.missing import MissingChunks
-from zarrpipe.store.format.validate import native, reading
+from zarrpipe.store.format.validate import native, translate_zarr_errors
 
 _LOADED_AT_ONCE = 1 << 20
 
@@ -17,8 +17,10 @@ _LOADED_AT_ONCE = 1 << 20
 class LoadedArray:
     """Rows of any Zarr array, read through zarr-python and kept in memory."""
 
-    def __init__(self, open_array: OpenArray, array: zarr.Array[Any], holes: Holes = "any") -> None:
-        self._absences = MissingChunks(holes)
+    def __init__(
+        self, open_array: OpenArray, array: zarr.Array[Any], absent_chunks: AbsentChunks = "any"
+    ) -> None:
+        self._missing = MissingChunks(absent_chunks)
         self._open, self._array = open_array, array
         self._buffer = np.empty((0, *array.shape[1:]), dtype=native(np.dtype(array.dtype)))
         self._rows = 0
@@ -41,7 +43,7 @@ class LoadedArray:
         before = self._rows
         self._load(array, before, rows)
         try:
-            self._absences.refuse(array, before, self._buffer[before:rows])
+            self._missing.refuse(array, before, self._buffer[before:rows])
         except StoreFormatError:
             self._rows = before
             raise
@@ -77,7 +79,7 @@ class LoadedArray:
             self._buffer[max(first, 1) + zeros[0] : self._rows] = 0
 
     def _load(self, array: zarr.Array[Any], start: int, stop: int) -> None:
-        with reading(f"rows {start} to {stop} of {array.store_path}"):
+        with translate_zarr_errors(f"rows {start} to {stop} of {array.store_path}"):
             if stop > len(self._buffer):
                 rows = max(stop, 2 * len(self._buffer))
                 larger = np.empty((rows, *array.shape[1:]), self._buffer.dtype)

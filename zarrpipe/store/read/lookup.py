@@ -12,7 +12,7 @@ from zarrpipe.data.csr import AnyArray, Int64Array
 from zarrpipe.data.schema import Field
 from zarrpipe.errors import StoreFormatError
 from zarrpipe.store.backend.array_reader import ArrayReader
-from zarrpipe.store.cache.array import StagedArray
+from zarrpipe.store.cache.array import CachedArray
 from zarrpipe.store.format.commit_log import RowCounts
 from zarrpipe.store.format.layout import ATOMS_PTR, EDGES_PTR, field_path, present_path
 from zarrpipe.store.read.kernels import DAMAGED, LEVELS, OUTSIDE, Kernels, Rows, segments
@@ -34,14 +34,14 @@ class Unit(NamedTuple):
         Number of the array's level; see `zarrpipe.store.read.kernels`.
     rows, row_bytes
         Rows of a unit, and bytes of one.
-    staged
+    cached
         Whether rows are fetched into a cache.
     """
 
     level: int
     rows: int
     row_bytes: int
-    staged: bool
+    cached: bool
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class BatchArray:
         if path is None or flat is None:
             return None
         rows = snapshot.unit_rows(path)
-        return Unit(self.level, rows, self.row_bytes, isinstance(flat, StagedArray))
+        return Unit(self.level, rows, self.row_bytes, isinstance(flat, CachedArray))
 
     def fill(self, snapshot: Snapshot) -> Any:
         """What stands in the batch for samples of a store that has no such array."""
@@ -127,14 +127,14 @@ class Lookup:
         self._ahead: ReadAhead | None = None
         self._stored = snapshot.extent.samples
         self._flats = flats = [column.array(snapshot) for column in columns]
-        staged = [flat for flat in flats if isinstance(flat, StagedArray)]
-        self._stage = snapshot.stage if staged else None
-        if self._stage is not None:
-            self._stage.open(staged)
-        self._staged = [
+        cached = [flat for flat in flats if isinstance(flat, CachedArray)]
+        self._row_cache = snapshot.row_cache if cached else None
+        if self._row_cache is not None:
+            self._row_cache.open(cached)
+        self._cached = [
             (flat, column.level)
             for flat, column in zip(flats, columns, strict=True)
-            if isinstance(flat, StagedArray)
+            if isinstance(flat, CachedArray)
         ]
         self._arrays = [None if flat is None else flat.data for flat in flats]
         self._check_arrays(snapshot.extent)
@@ -225,13 +225,13 @@ class Lookup:
         copy
             Copies them; called again if they were taken away meanwhile.
         """
-        if self._stage is None:
+        if self._row_cache is None:
             copy()
             return
-        if self._stage.read_settled([array for array, _ in self._staged], copy):
+        if self._row_cache.read_settled([array for array, _ in self._cached], copy):
             return
-        by_level = {level: segments(level) for level in {level for _, level in self._staged}}
-        self._stage.read([(array, *by_level[level]) for array, level in self._staged], copy)
+        by_level = {level: segments(level) for level in {level for _, level in self._cached}}
+        self._row_cache.read([(array, *by_level[level]) for array, level in self._cached], copy)
 
     def advise(self, samples: Int64Array) -> None:
         """Say that samples will be read soon; those that do not exist are passed over."""
@@ -245,9 +245,9 @@ class Lookup:
             ]
             self._ahead = ReadAhead([rows for rows, _ in mapped], [level for _, level in mapped])
         self._ahead.advise(partial(self.segments, known))
-        if self._stage is not None and len(known):
-            wanted = [(array, *self.segments(known, level)) for array, level in self._staged]
-            self._stage.advise(wanted)
+        if self._row_cache is not None and len(known):
+            wanted = [(array, *self.segments(known, level)) for array, level in self._cached]
+            self._row_cache.prefetch(wanted)
 
     def _outside(self, samples: Int64Array) -> IndexError:
         return IndexError(

@@ -2,7 +2,7 @@
 
 A plain local array is mapped: its chunk files stand back to back in one reserved address range,
 so that the page cache is the array. Pointers, masks and ids of other stores are loaded through
-zarr-python (see `loaded`); their fields are staged. What a reader does with any of them is the
+zarr-python (see `loaded`); their fields are cached. What a reader does with any of them is the
 same gather.
 
 A chunk file is looked at before it is mapped, and again at a refresh: the last of an array at each,
@@ -24,9 +24,9 @@ import zarr
 
 from zarrpipe.data.csr import AnyArray
 from zarrpipe.errors import StoreFormatError
-from zarrpipe.store.backend.array_reader import Holes, OpenArray, check_rows
+from zarrpipe.store.backend.array_reader import AbsentChunks, OpenArray, check_rows
+from zarrpipe.store.backend.local_store import open_regular
 from zarrpipe.store.backend.mapping import AddressRange, maps_left
-from zarrpipe.store.backend.regular_files import open_regular
 from zarrpipe.store.format.layout import is_plain
 from zarrpipe.store.read.pointer_file import PointerFile
 
@@ -57,7 +57,7 @@ class MappedArray:
         Its own.
     reopen : callable, optional
         Opens it again, to ask for its shape; by default the shape is not asked for.
-    holes
+    absent_chunks
         Which chunks of committed rows may lack a file: any, the first ones up to one that has, or
         none.
     """
@@ -68,11 +68,11 @@ class MappedArray:
         directory: Path,
         reopen: OpenArray | None = None,
         *,
-        holes: Holes = "any",
+        absent_chunks: AbsentChunks = "any",
     ) -> None:
         self._directory = directory
         self._path_parts = f"{directory}{os.sep}c{os.sep}", f"{os.sep}0" * (array.ndim - 1)
-        self._reopen, self._may_lack = reopen, holes
+        self._reopen, self._absent_chunks = reopen, absent_chunks
         self._allocated = int(array.shape[0])
         self._dtype, self._row_shape = np.dtype(array.dtype), array.shape[1:]
         self._chunk_rows = int(array.chunks[0])
@@ -102,9 +102,9 @@ class MappedArray:
         """Inode of the first chunk file, which no other file gets as long as it is mapped."""
         return self._inodes[0] if self._inodes else None
 
-    def leave(self) -> None:
+    def drop_pages(self) -> None:
         """Take pages out of this process that it has touched; the page cache keeps them."""
-        self._range.leave(len(self._inodes) * self._chunk_bytes)
+        self._range.drop_pages(len(self._inodes) * self._chunk_bytes)
 
     def entries(self) -> PointerFile:
         """The rows of a one-dimensional array, to look at those that may not be committed."""
@@ -196,7 +196,7 @@ class MappedArray:
 
     def _check_holes(self, inodes: Sequence[int | None], rows: int) -> None:
         """Refuse a chunk without a file behind one that has, or with rows beside new ones."""
-        if self._may_lack != "first":
+        if self._absent_chunks != "leading":
             return
         there = [index for index, inode in enumerate(inodes) if inode is not None]
         for index, inode in enumerate(inodes):
@@ -208,7 +208,7 @@ class MappedArray:
         """Map a chunk file and give its inode, or let one that is not there read as the fill."""
         inode = self._map(index)
         if inode is None:
-            if self._may_lack == "none" or (
+            if self._absent_chunks == "none" or (
                 index < len(self._inodes) and self._inodes[index] is not None
             ):
                 raise self._lacks(index)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from zarrpipe.data.csr import AnyArray, Int64Array
-from zarrpipe.store.backend.libc import libc
+from zarrpipe.store.backend.mapping import libc
 
 _STEP = 1 << 19  # a system may ask its disk for no more than this at once
 _WARM = 0.98

@@ -14,7 +14,7 @@ import numpy as np
 
 from zarrpipe.data.csr import AnyArray
 from zarrpipe.errors import StoreFormatError
-from zarrpipe.store.backend.regular_files import open_regular
+from zarrpipe.store.backend.local_store import open_regular
 
 _MOST_OPEN = 8
 

@@ -12,11 +12,12 @@ from zarrpipe.data.schema import Schema
 from zarrpipe.errors import StoreFormatError, StoreNotFoundError
 from zarrpipe.store.backend.array_reader import ArrayReader
 from zarrpipe.store.backend.location import Root
-from zarrpipe.store.cache.array import StagedArray
+from zarrpipe.store.cache.array import CachedArray
 from zarrpipe.store.cache.config import CacheConfig
 from zarrpipe.store.cache.row_cache import RowCache
 from zarrpipe.store.format.commit_log import RowCounts
-from zarrpipe.store.format.layout import ATOMS_PTR, Attributes, find_array, is_empty, read_schema
+from zarrpipe.store.format.layout import ATOMS_PTR, find_array, is_empty, read_schema
+from zarrpipe.store.format.metadata import Attributes
 from zarrpipe.store.read.committed import check_required, find_active, find_extent, find_samples
 from zarrpipe.store.read.fingerprint import root_fingerprint, was_replaced
 from zarrpipe.store.read.mapped import MappedArray
@@ -53,7 +54,7 @@ class Snapshot:
     ----------
     root
         Place of the store.
-    caching
+    cache_config
         Where rows go that cannot be mapped where they are.
 
     Raises
@@ -68,9 +69,9 @@ class Snapshot:
     schema: Schema
 
     def __init__(self, root: Root, cache_config: CacheConfig | None = None) -> None:
-        self.root, self._caching = root, cache_config or CacheConfig()
+        self.root, self._cache_config = root, cache_config or CacheConfig()
         this = weakref.ref(self)
-        self._flats = StoreArrays(root, self._caching, lambda: _still_current(this))
+        self._flats = StoreArrays(root, self._cache_config, lambda: _still_current(this))
         self.extent = RowCounts()
         self.active: Int64Array | None = None
         self._deleted: int | None = None  # how many were when `active` was found
@@ -126,7 +127,7 @@ class Snapshot:
         """
         try:
             flat = self.array(path, rows)
-            if isinstance(flat, StagedArray):
+            if isinstance(flat, CachedArray):
                 flat.ensure(rows)
         except StoreFormatError:
             self.check_current()
@@ -134,7 +135,7 @@ class Snapshot:
         return flat.data
 
     def array(self, path: str, rows: int) -> ArrayReader:
-        """Array of which the first `rows` are committed; those of a staged one are yet to bring.
+        """Array of which the first `rows` are committed; those of a cached one are yet to bring.
 
         Raises
         ------
@@ -142,7 +143,7 @@ class Snapshot:
             As `rows`.
         """
         flat = self._flats.open(path)
-        if isinstance(flat, StagedArray):
+        if isinstance(flat, CachedArray):
             flat.commit(rows)
         elif len(flat.data) < rows:
             try:
@@ -165,11 +166,11 @@ class Snapshot:
             return np.zeros(1, dtype=np.int64)
         return np.asarray(self.rows(path, self.extent.samples + 1), dtype=np.int64)
 
-    def leave(self, path: str) -> None:
+    def drop_pages(self, path: str) -> None:
         """Let memory go that rows of a mapped array took in this process; they stay cached."""
         flat = self._flats.find(path)
         if isinstance(flat, MappedArray):
-            flat.leave()
+            flat.drop_pages()
 
     def unit_rows(self, path: str) -> int:
         """Rows of a shard of an array, or of a chunk where there are no shards."""
@@ -179,7 +180,7 @@ class Snapshot:
     @property
     def limit(self) -> int | None:
         """Most bytes of rows that the cache may hold."""
-        return self._caching.limit
+        return self._cache_config.limit
 
     def has(self, path: str) -> bool:
         """Whether the store has an array at `path`."""
@@ -226,9 +227,9 @@ class Snapshot:
         return index if self.active is None else self.active[index]
 
     @property
-    def stage(self) -> RowCache:
+    def row_cache(self) -> RowCache:
         """What fetches the rows of fields that cannot be mapped."""
-        return self._flats.stage
+        return self._flats.row_cache
 
     def check_current(self) -> None:
         """Refuse rows that were brought to hand after the store was rewritten.

@@ -9,11 +9,10 @@ import zarr
 
 from zarrpipe.errors import StoreFormatError
 from zarrpipe.store.backend.array_reader import ArrayReader
-from zarrpipe.store.backend.filesystem import is_far
-from zarrpipe.store.backend.location import Root
-from zarrpipe.store.backend.missing import may_lack
+from zarrpipe.store.backend.location import Root, is_far
+from zarrpipe.store.backend.missing import allowed_absent_chunks
 from zarrpipe.store.cache.config import CacheConfig
-from zarrpipe.store.cache.place import stage_identity
+from zarrpipe.store.cache.directory import cache_identity
 from zarrpipe.store.cache.row_cache import RowCache
 from zarrpipe.store.format.layout import find_array, is_dense
 from zarrpipe.store.format.metadata import Attributes
@@ -22,7 +21,7 @@ from zarrpipe.store.read.mapped import MappedArray, can_be_mapped
 
 
 class StoreArrays:
-    """Arrays by path: mapped, loaded or staged.
+    """Arrays by path: mapped, loaded or cached.
 
     Local chunk files are not mapped where the file system is one of a network: a page there may
     stay as it was, or be taken away.
@@ -31,16 +30,16 @@ class StoreArrays:
     ----------
     root
         Place of the store.
-    caching
+    cache_config
         Where rows go that cannot be mapped where they are.
     check
         See `RowCache`.
     """
 
     def __init__(self, root: Root, cache_config: CacheConfig, check: Callable[[], object]) -> None:
-        self.root, self._caching, self._check = root, cache_config, check
+        self.root, self._cache_config, self._check = root, cache_config, check
         self._flat: dict[str, ArrayReader] = {}
-        self._stage: RowCache | None = None
+        self._row_cache: RowCache | None = None
         self._group: zarr.Group
         self._attributes: Attributes
 
@@ -92,31 +91,33 @@ class StoreArrays:
     def release(self) -> None:
         """Let go of all arrays."""
         self._flat = {}
-        if self._stage is not None:
-            self._stage.close()
-            self._stage = None
+        if self._row_cache is not None:
+            self._row_cache.close()
+            self._row_cache = None
 
     @property
-    def stage(self) -> RowCache:
+    def row_cache(self) -> RowCache:
         """What fetches the rows of fields that cannot be mapped."""
-        if self._stage is None:
-            identity = stage_identity(self.root.path, self._group, self._attributes)
-            directory, limit = self._caching.directory, self._caching.limit
-            self._stage = RowCache(identity, directory, limit, check=self._check)
-        return self._stage
+        if self._row_cache is None:
+            identity = cache_identity(self.root.path, self._group, self._attributes)
+            directory, limit = self._cache_config.directory, self._cache_config.limit
+            self._row_cache = RowCache(identity, directory, limit, check=self._check)
+        return self._row_cache
 
     def _opened(self, path: str) -> ArrayReader:
         # What opens an array again keeps no reference to self, which would be a cycle.
         directory, reopen = self._mappable, partial(_required, self._group, path)
         if directory is None and not path.startswith("meta/"):
-            return self.stage.array(path, reopen, may_lack(self._attributes, path))
-        array, holes = reopen(), may_lack(self._attributes, path)
+            return self.row_cache.array(path, reopen, allowed_absent_chunks(self._attributes, path))
+        array, absent_chunks = reopen(), allowed_absent_chunks(self._attributes, path)
         own = None if directory is None else directory / path
         if own is not None and can_be_mapped(array, own):
-            return MappedArray(array, own, reopen, holes=holes if is_dense(array) else "any")
+            return MappedArray(
+                array, own, reopen, absent_chunks=absent_chunks if is_dense(array) else "any"
+            )
         if path.startswith("meta/"):
-            return LoadedArray(reopen, array, holes)
-        return self.stage.array(path, reopen, holes)
+            return LoadedArray(reopen, array, absent_chunks)
+        return self.row_cache.array(path, reopen, absent_chunks)
 
     @property
     def _mappable(self) -> Path | None:

@@ -39,7 +39,7 @@ class StoreView:
     ----------
     store : StoreLike
         The store to read.
-    caching : Caching, optional
+    cache_config : CacheConfig, optional
         Where rows go that cannot be mapped where they are; by default into memory.
 
     Raises
@@ -51,7 +51,7 @@ class StoreView:
     """
 
     def __init__(self, store: StoreLike, cache_config: CacheConfig | None = None) -> None:
-        self.store, self._caching = store, cache_config
+        self.store, self._cache_config = store, cache_config
         self._root = Root.of(store)
         self._closed = False
         self._snapshot = Snapshot(self._root, cache_config)
@@ -60,10 +60,10 @@ class StoreView:
 
     def __getstate__(self) -> dict[str, Any]:
         moment = self._snapshot.moment()
-        return {"store": self.store, "caching": self._caching, "moment": moment}
+        return {"store": self.store, "cache_config": self._cache_config, "moment": moment}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["store"], state["caching"])  # type: ignore[misc]
+        self.__init__(state["store"], state["cache_config"])  # type: ignore[misc]
         self._snapshot.restore(state["moment"])
 
     @property
@@ -241,5 +241,5 @@ class StoreView:
             return stored[: self._snapshot.extent.samples].copy()
         values = stored.take(self._snapshot.physical(samples), axis=0)
         if samples is not None and len(samples) >= _MANY:  # goes through them all, once
-            self._snapshot.leave(path)
+            self._snapshot.drop_pages(path)
         return values

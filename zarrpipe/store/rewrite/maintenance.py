@@ -13,7 +13,7 @@ from zarrpipe.data.csr import Int64Array, pointers, segment_rows
 from zarrpipe.errors import StoreFormatError, StoreNotFoundError
 from zarrpipe.store.backend.location import Root
 from zarrpipe.store.backend.lock import WriterLock
-from zarrpipe.store.backend.swap import discard, swap_in, temp_sibling
+from zarrpipe.store.backend.swap import discard, swap_into_place, temp_sibling
 from zarrpipe.store.format.config import ZarrArrayConfig, ZarrWriteConfig
 from zarrpipe.store.format.layout import (
     ATOMS_MASK,
@@ -207,7 +207,7 @@ def rewrite_in_place(
         with temp_sibling(place) as (room, lock):
             fresh = Root.of(room)
             write_store(selection, fresh, config, capacity=capacity, others=others, done=done)
-            swap_in(room, place, appender.paths | {SUMS})
+            swap_into_place(room, place, appender.paths | {SUMS})
     except BaseException:
         _let_go(appender)
         raise

@@ -14,9 +14,10 @@ from zarrpipe.errors import (
 )
 from zarrpipe.store.backend.location import Root, StoreLike
 from zarrpipe.store.backend.lock import WriterLock
-from zarrpipe.store.backend.swap import move_in, remove_leftovers, temp_sibling
+from zarrpipe.store.backend.swap import move_into_place, remove_leftovers, temp_sibling
 from zarrpipe.store.format.config import ZarrWriteConfig
-from zarrpipe.store.format.layout import Attributes, is_empty
+from zarrpipe.store.format.layout import is_empty
+from zarrpipe.store.format.metadata import Attributes
 from zarrpipe.store.read.snapshot import Snapshot
 from zarrpipe.store.rewrite.maintenance import check_rewritable, rewrite_in_place, scratch_of
 from zarrpipe.store.rewrite.merge_plan import Selection
@@ -197,7 +198,7 @@ def _write(
         place = root.directory.resolve()
         with temp_sibling(place) as (room, lock):
             write_store(selection, Root.of(room), config, others=selection.others, done=done)
-            move_in(room, place)
+            move_into_place(room, place)
     if lock is not None:
         lock.release()
 

@@ -18,19 +18,19 @@ from zarrpipe.data.schema import Field
 from zarrpipe.errors import StoreFormatError, StoreNotFoundError
 from zarrpipe.store.backend.array_reader import check_rows
 from zarrpipe.store.backend.location import Root
-from zarrpipe.store.backend.missing import MissingChunks, may_lack
+from zarrpipe.store.backend.missing import MissingChunks, allowed_absent_chunks
 from zarrpipe.store.format.layout import (
     ATOMS_PTR,
     EDGES_PTR,
     IDS,
-    Attributes,
     field_path,
     find_array,
     is_dense,
     is_plain,
     present_path,
 )
-from zarrpipe.store.format.validate import reading
+from zarrpipe.store.format.metadata import Attributes
+from zarrpipe.store.format.validate import translate_zarr_errors
 from zarrpipe.store.read.mapped import MappedArray
 from zarrpipe.store.read.snapshot import Snapshot
 from zarrpipe.store.statistics.stored import kept_sums
@@ -165,14 +165,18 @@ class MergeSource:
         if array is None:
             raise StoreFormatError(f"{self.root} lacks the array {path}")
         directory, wanted = self.root.directory, dtype in (None, array.dtype)
-        holes = may_lack(self.attributes, path)
+        absent_chunks = allowed_absent_chunks(self.attributes, path)
         if directory is not None and wanted and is_plain(array) and MappedArray.fits(array):
-            mapped = MappedArray(array, directory / path, holes=holes if is_dense(array) else "any")
+            mapped = MappedArray(
+                array, directory / path, absent_chunks=absent_chunks if is_dense(array) else "any"
+            )
             mapped.ensure(rows)
             return self._mapped.setdefault(path, mapped.data)
         self._decoded = {}  # the file of the array before is given back first
         chosen = dtype or array.dtype
-        self._decoded = {path: _decoded(array, rows, chosen, self._scratch, MissingChunks(holes))}
+        self._decoded = {
+            path: _decoded(array, rows, chosen, self._scratch, MissingChunks(absent_chunks))
+        }
         return self._decoded[path]
 
 
@@ -217,7 +221,7 @@ def _read(
     array: zarr.Array[Any], start: int, stop: int, dtype: np.dtype[Any], absences: MissingChunks
 ) -> AnyArray:
     """Rows of which `start` is the first of a chunk, none of them in a chunk that is lost."""
-    with reading(array.store_path):
+    with translate_zarr_errors(array.store_path):
         values = np.ascontiguousarray(array[start:stop], dtype)
     absences.refuse(array, start, values)
     return values

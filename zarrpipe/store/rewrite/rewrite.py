@@ -15,7 +15,6 @@ import zarr
 from zarrpipe.data.csr import AnyArray
 from zarrpipe.data.fields import Level
 from zarrpipe.data.schema import Schema
-from zarrpipe.store.backend.local_store import for_writing
 from zarrpipe.store.backend.location import Root
 from zarrpipe.store.format.config import ZarrArrayConfig, ZarrWriteConfig
 from zarrpipe.store.format.layout import (
@@ -25,16 +24,15 @@ from zarrpipe.store.format.layout import (
     IDS,
     SAMPLES_MASK,
     ArraySpec,
-    Attributes,
     chunk_rows,
     create_array,
     field_path,
     field_spec,
     meta_specs,
-    new_generation,
     present_path,
     present_spec,
 )
+from zarrpipe.store.format.metadata import Attributes, new_generation
 from zarrpipe.store.rewrite.merge_plan import Selection
 from zarrpipe.store.statistics.label_rows import BUCKETS
 from zarrpipe.store.statistics.stored import write_sums
@@ -73,7 +71,7 @@ def write_store(
     done
         Called with the number of bytes after each block of a field.
     """
-    root, schema = for_writing(root), selection.schema.with_units(config.units)
+    root, schema = root.for_writing(), selection.schema.with_units(config.units)
     attributes = Attributes(0, nullable=frozenset(selection.present), generation=new_generation())
     group = _vacated(root, attributes)
     columns = _create(group, root, selection, config, capacity)

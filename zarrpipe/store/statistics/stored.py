@@ -17,16 +17,9 @@ from zarr.core.sync import sync
 
 from zarrpipe.errors import StoreFormatError
 from zarrpipe.store.format.commit_log import RowCounts
-from zarrpipe.store.format.layout import (
-    ATOMS_PTR,
-    EDGES_PTR,
-    FORMAT,
-    MARK,
-    SUMS,
-    Attributes,
-    find_array,
-)
-from zarrpipe.store.format.validate import reading
+from zarrpipe.store.format.layout import ATOMS_PTR, EDGES_PTR, MARK, SUMS, find_array
+from zarrpipe.store.format.metadata import FORMAT, Attributes
+from zarrpipe.store.format.validate import translate_zarr_errors
 from zarrpipe.store.read.snapshot import Snapshot
 from zarrpipe.store.statistics.label_rows import BUCKETS, NUM_ELEMENTS
 from zarrpipe.store.statistics.sums import COLUMNS, LabelSums
@@ -112,7 +105,7 @@ def read_sums(group: zarr.Group) -> StoredSums | None:
             return None
         if not _HEAD <= array.shape[0] <= _MOST_VALUES or array.chunks != array.shape:
             return None
-        with reading(array.store_path):
+        with translate_zarr_errors(array.store_path):
             return _decoded(np.asarray(array[:]))
     except StoreFormatError:
         return None

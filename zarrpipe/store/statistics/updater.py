@@ -15,10 +15,10 @@ from zarrpipe.store.format.layout import (
     EDGES_PTR,
     IDS,
     SAMPLES_MASK,
-    Attributes,
     field_path,
     present_path,
 )
+from zarrpipe.store.format.metadata import Attributes
 from zarrpipe.store.statistics.label_rows import BUCKETS, LabelRows, buckets_of
 from zarrpipe.store.statistics.stored import StoredSums, digest, read_sums, remove_sums, write_sums
 from zarrpipe.store.statistics.sums import LabelSums

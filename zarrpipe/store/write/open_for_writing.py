@@ -16,7 +16,7 @@ from zarrpipe.store.backend.location import Root
 from zarrpipe.store.backend.lock import LOCK_FILE
 from zarrpipe.store.format.layout import GROUPS, SUMS, is_empty, meta_specs, present_path
 from zarrpipe.store.format.metadata import Attributes, new_generation
-from zarrpipe.store.format.validate import reading
+from zarrpipe.store.format.validate import translate_zarr_errors
 from zarrpipe.store.write.foreign_files import unfinished_files
 
 
@@ -106,6 +106,6 @@ def open_root(root: Root) -> tuple[zarr.Group, Attributes]:
         else:
             group = group.update_attributes(content)
     for name in GROUPS:
-        with reading(f"{root}/{name}"):
+        with translate_zarr_errors(f"{root}/{name}"):
             group.require_group(name)
     return group, attributes

@@ -11,7 +11,6 @@ from zarrpipe.data.batch import Batch
 from zarrpipe.data.csr import Int64Array
 from zarrpipe.data.schema import Field, Schema, batch_signature
 from zarrpipe.store.backend import files
-from zarrpipe.store.backend.local_store import for_writing
 from zarrpipe.store.backend.location import Root
 from zarrpipe.store.backend.lock import WriterLock
 from zarrpipe.store.format.config import ZarrWriteConfig
@@ -21,10 +20,10 @@ from zarrpipe.store.format.layout import (
     EDGES_MASK,
     SAMPLES_MASK,
     ArraySpec,
-    Attributes,
     field_path,
     field_spec,
 )
+from zarrpipe.store.format.metadata import Attributes
 from zarrpipe.store.statistics.stored import remove_sums
 from zarrpipe.store.statistics.updater import SUMMED, StatisticsUpdater, Stored
 from zarrpipe.store.write.array_writer import ArrayWriter
@@ -87,7 +86,7 @@ class StoreWriter:
         damaged: bool = False,
     ) -> None:
         check_durable(root, durable=durable)
-        self.root = root = for_writing(root, durable=durable)
+        self.root = root = root.for_writing(durable=durable)
         self.config, self.capacity, self.durable = config, capacity, durable
         self._arrays = OpenArrays(root, config, capacity, durable=durable)
         unfinished = check_writable(root)

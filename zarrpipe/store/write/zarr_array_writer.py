@@ -9,7 +9,7 @@ from zarr.core.sync import sync
 from zarrpipe.data.csr import AnyArray
 from zarrpipe.store.backend.missing import chunk_place, lost_chunk
 from zarrpipe.store.format.layout import is_dense
-from zarrpipe.store.format.validate import reading
+from zarrpipe.store.format.validate import translate_zarr_errors
 
 
 class ZarrArrayWriter:
@@ -39,7 +39,9 @@ class ZarrArrayWriter:
         row = start
         while row < stop:  # one after the other, so that a kill leaves a prefix
             end = min(stop, row - row % self._unit + self._unit)
-            with reading(self._array.store_path):  # a chunk that is there in part is decoded first
+            with translate_zarr_errors(
+                self._array.store_path
+            ):  # a chunk that is there in part is decoded first
                 self._array[row:end] = values[row - start : end - start]
             row = end
 
@@ -50,7 +52,7 @@ class ZarrArrayWriter:
 
     def read(self, start: int, stop: int) -> AnyArray:
         """Rows as they are; see `ArrayWriter.read`."""
-        with reading(self._array.store_path):
+        with translate_zarr_errors(self._array.store_path):
             return np.asarray(self._array[start:stop])
 
     def require(self, rows: int) -> None:
@@ -63,7 +65,7 @@ class ZarrArrayWriter:
     def clear_from(self, row: int) -> None:
         """Make rows from `row` on read as zeros; see `ArrayWriter.clear_from`."""
         if row < self._array.shape[0]:
-            with reading(self._array.store_path):
+            with translate_zarr_errors(self._array.store_path):
                 self._array[row:] = np.zeros((), dtype=self._array.dtype)
 
     def clear_all(self) -> None:
