@@ -1,13 +1,17 @@
-# Every target sets up .venv by itself; it needs python3.11 or later, pip and nothing else.
-PYTHON ?= python3.11
+# Every target sets up its own environment; it needs Python 3.11 or later, pip and nothing else.
+PYTHON ?= python3
 BIN := .venv/bin
 OLDEST := .venv-oldest/bin
-OLDEST_TESTS := $(addprefix tests/,adapters sink transforms store/cache dataset/test_far.py training/splits/test_overlap.py) \
+NEWEST := .venv-newest/bin
+# pyenv's python3.12 runs only where it was selected, so its installations are looked through too.
+NEWEST_PYTHON ?= $(firstword $(shell python3.12 -c 'import sys; print(sys.executable)' 2>/dev/null) \
+	$(wildcard $(HOME)/.pyenv/versions/3.12.*/bin/python3.12) python3.12)
+OLDEST_TESTS := $(addprefix tests/,adapters data sink transforms store/cache store/read dataset/test_far.py training/splits/test_overlap.py) \
 	$(patsubst %,tests/training/test_%.py,augmented_runs data_module ddp lightning_resume loader monitor ranks resume settings)
 EXTRAS := dev,recipes,mace,bench
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo results bench reliability test check oldest format clean
+.PHONY: help demo results bench reliability test check oldest newest format clean
 
 help:
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 13
@@ -20,6 +24,10 @@ help:
 .venv-oldest/.ready: pyproject.toml constraints-oldest.txt
 	$(PYTHON) -m venv .venv-oldest
 	$(OLDEST)/python -m pip install --quiet --constraint constraints-oldest.txt --editable '.[recipes,mace,cloud]' hypothesis pytest pytest-xdist
+	touch $@
+
+.venv-newest/.ready: pyproject.toml
+	$(NEWEST_PYTHON) -m venv .venv-newest
 	touch $@
 
 demo: .venv/.ready ## the closed loop: simulate, select, label, train, repeat; both arms
@@ -47,9 +55,14 @@ check: .venv/.ready ## format, lint, types and tests
 oldest: .venv-oldest/.ready ## what depends on other libraries, with the oldest releases that pyproject.toml allows
 	OMP_NUM_THREADS=1 $(OLDEST)/python -m pytest --numprocesses 2 $(OLDEST_TESTS)
 
+newest: .venv-newest/.ready ## all tests with python3.12 and the newest release of everything
+	$(NEWEST)/python -m pip install --quiet --upgrade --upgrade-strategy eager --editable '.[$(EXTRAS),cloud]'
+	$(NEWEST)/python -m pip list
+	OMP_NUM_THREADS=1 $(NEWEST)/python -m pytest --numprocesses 2 --dist worksteal
+
 format: .venv/.ready ## bring the code into shape
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 clean: ## remove what the targets made
-	rm -rf .venv .venv-oldest .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage* build *.egg-info runs
+	rm -rf .venv .venv-oldest .venv-newest .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage* build *.egg-info runs
