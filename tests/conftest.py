@@ -19,15 +19,17 @@ from hypothesis import HealthCheck, settings
 from zarrpipe import AtomicData, Batch, ZarrData
 from zarrpipe.store.backend.location import StoreLike
 
-# No deadline, since the time of a test on a shared runner says nothing about the code. On a desk
-# examples differ from run to run: few are drawn each time, and many runs see more of the space than
-# one fixed sample would; a failing example is printed as a blob that reproduces it. In continuous
-# integration they are always the same, so that a change fails for what it changed.
-for name, same in (("desk", False), ("ci", True)):
+collect_ignore = ["fixtures"]
+
+# No deadline: the time of a test on a shared machine says nothing about the code. On a desk,
+# examples differ from run to run, so that many runs see more of the space than one fixed sample; a
+# failing example is printed as a blob that reproduces it. Continuous integration draws the same
+# examples in each run, so that a change fails for what it changed. `make test` draws few.
+for name, examples, same in (("quick", 10, False), ("desk", 25, False), ("ci", 25, True)):
     settings.register_profile(
         name,
         deadline=None,
-        max_examples=25,
+        max_examples=examples,
         derandomize=same,
         print_blob=True,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
@@ -36,16 +38,16 @@ settings.load_profile("ci" if os.environ.get("CI") else "desk")
 
 
 _REPEATED = ("benchmarks", "peers", "recipes", "reliability")
-"""Folders of tests that do again and again what the tests of each part do once."""
+"""Folders of tests that repeat at length what the tests of each room do once."""
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave repetitions out of coverage: with its tracing a test takes up to twice as long."""
+    """Trace neither repetitions nor slow tests: tracing takes up to as long as the test itself."""
     if not config.pluginmanager.hasplugin("_cov"):
         return
     for item in items:
         drawn = getattr(getattr(item, "obj", None), "is_hypothesis_test", False)
-        if drawn or item.path.parent.name in _REPEATED:
+        if drawn or item.path.parent.name in _REPEATED or item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.no_cover)
 
 
