@@ -161,13 +161,14 @@ class Schema(Mapping[str, Field]):
 
 
 def batch_signature(batch: Batch) -> tuple[object, ...]:
-    """What decides whether a batch fits a schema: batches of one make fit the same ones.
+    """Key that is equal for batches which fit the same schemas.
 
     Examples
     --------
     >>> from zarrpipe import AtomicData, Batch
     >>> one, two = AtomicData([[0.0, 0.0, 0.0]], [2]), AtomicData([[0.0, 0.0, 0.0]] * 2, [1, 1])
-    >>> make_of(Batch.from_data_list([one, two])) == make_of(Batch.from_data_list([two]))
+    >>> both, single = Batch.from_data_list([one, two]), Batch.from_data_list([two])
+    >>> batch_signature(both) == batch_signature(single)
     True
     """
     fields = batch.fields

@@ -17,7 +17,7 @@ class SampleIndexMap:
 
     Examples
     --------
-    >>> arrivals = Arrivals([(0, 2), (1, 1), (0, 3)])
+    >>> arrivals = SampleIndexMap([(0, 2), (1, 1), (0, 3)])
     >>> [part.tolist() for part in arrivals.locate(np.array([0, 2, 4]))]
     [[0, 1, 0], [0, 0, 3]]
     >>> arrivals.until(4).runs

@@ -1,7 +1,10 @@
 """Several transforms as one, and what a random one is."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import sys
 from typing import Any, Protocol, cast, runtime_checkable
+
+import Callable
+import Sequence
 
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.ids import UInt64Array
@@ -127,13 +130,20 @@ def checked(transform: object, what: str = "a transform") -> Transform:
     if not callable(transform):
         raise ArgumentTypeError(f"{what} is {transform!r}, expected a function of a Batch")
     if isinstance(transform, type):
-        public = [part for part in transform.__module__.split(".") if not part.startswith("_")]
-        name = ".".join([*public, transform.__qualname__])
+        name = f"{_public_module(transform)}.{transform.__qualname__}"
         raise ArgumentTypeError(
             f"{what} is the class {name}, expected an object of it: {transform.__name__}(...), or "
             f"in a configuration file 'class_path: {name}'"
         )
     return cast("Transform", transform)
+
+
+def _public_module(kind: type) -> str:
+    """Shortest name of a module or package from which a class can be imported."""
+    parts = kind.__module__.split(".")
+    names = [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
+    exporting = (name for name in names if getattr(sys.modules[name], kind.__name__, None) is kind)
+    return next(exporting, kind.__module__)
 
 
 def as_transform(

@@ -229,7 +229,7 @@ class TestValues:
         sink = ZarrData(tmp_path / "live")
         sink.write(numbered_batch(range(10)))
         calls = []
-        block = sources.Source.field
+        block = sources.MergeSource.field
 
         def field(self, item):
             sink.write(numbered_batch([10 + len(calls)]))
@@ -237,7 +237,7 @@ class TestValues:
             return block(self, item)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sources.Source, "field", field)
+            patch.setattr(sources.MergeSource, "field", field)
             assert merge(tmp_path / "live", tmp_path / "whole") == 10
         assert calls
         assert_batches_equal(everything(tmp_path / "whole"), numbered_batch(range(10)))
@@ -288,7 +288,7 @@ class TestValues:
     def test_a_source_that_is_emptied_meanwhile(self, tmp_path):
         sink = ZarrData(MemoryStore())
         sink.write(numbered_batch(range(10)))
-        block = sources.Source.field
+        block = sources.MergeSource.field
 
         def field(self, item):
             if item.name == "forces":
@@ -297,7 +297,7 @@ class TestValues:
             return block(self, item)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sources.Source, "field", field)
+            patch.setattr(sources.MergeSource, "field", field)
             with pytest.raises(StoreFormatError, match="while it was being copied: try again"):
                 merge(sink.store, tmp_path / "whole")
         assert not [*tmp_path.iterdir()]
@@ -440,13 +440,13 @@ class TestTarget:
 
     def test_another_makes_it_meanwhile(self, tmp_path, part, monkeypatch):
         place = tmp_path / "whole"
-        block = sources.Source.ids
+        block = sources.MergeSource.ids
 
         def ids(self):
             filled(place, numbered_batch([9])) if not place.exists() else None
             return block(self)
 
-        monkeypatch.setattr(sources.Source, "ids", ids)
+        monkeypatch.setattr(sources.MergeSource, "ids", ids)
         with pytest.raises(StoreExistsError, match="made by another process meanwhile"):
             merge(part, place)
         assert_batches_equal(everything(place), numbered_batch([9]))
