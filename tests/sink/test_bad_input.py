@@ -180,8 +180,8 @@ def test_objects(local, name):
 
 NAMES = {
     "num_atoms": "'num_atoms' stands for a sample's number of atoms in conditions such as where=",
-    "not": "'not' is a word of Python's, which neither an attribute nor a condition can name",
-    "class": "'class' is a word of Python's",
+    "not": "'not' is a Python keyword, which neither an attribute nor a condition can name",
+    "class": "'class' is a Python keyword",
 }
 
 
@@ -219,7 +219,7 @@ def test_a_store_that_has_such_a_field_goes_on(store, name):
         sink.zero()
         sink.write(data)
         assert sink.drain()[name].tolist() == [7.0]
-        with refused(FieldError, ValueError, "'yield' is a word of Python's"):
+        with refused(FieldError, ValueError, "'yield' is a Python keyword"):
             sink.write(system(system={"yield": [7.0]}))
     with ZarrData(store) as another, refused(FieldError, ValueError, NAMES[name]):
         another.write(data)

@@ -7,7 +7,7 @@ import torch
 
 from zarrpipe.adapters.pyg import Graphs
 from zarrpipe.data.batch import Batch
-from zarrpipe.data.concatenate import fill_value
+from zarrpipe.data.collate import fill_value
 from zarrpipe.data.fields import Level
 from zarrpipe.errors import FieldError
 

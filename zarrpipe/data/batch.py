@@ -6,13 +6,12 @@ from typing import Any, ClassVar, Self
 import torch
 
 from zarrpipe.data.buffers import Bytes, moved
-from zarrpipe.data.concatenate import concatenated
+from zarrpipe.data.collate import concatenated, selected
 from zarrpipe.data.container import FieldTensors
 from zarrpipe.data.csr import position_of, positions_of
-from zarrpipe.data.fields import REQUIRED_FIELDS, Level
-from zarrpipe.data.selection import selected
+from zarrpipe.data.fields import INDEX_FIELDS, LEVELS, REQUIRED_FIELDS, SEGMENTED, Level
 from zarrpipe.data.system import AtomicData
-from zarrpipe.data.validate import check_edges, check_presence, checked_pointers
+from zarrpipe.data.validate import check_indices, check_presence, checked_pointers
 from zarrpipe.errors import ArgumentTypeError, FieldError, UnknownFieldError
 
 Index = torch.Tensor | Sequence[int] | slice
@@ -51,11 +50,10 @@ class Batch(FieldTensors):
     (2, 3, [0, 2, 3], [0, 0, 1])
     """
 
-    __slots__ = ("_batch_idx", "_batch_ptr", "_buffer", "_edge_ptr", "_present")
+    __slots__ = ("_batch_idx", "_buffer", "_pointers", "_present")
 
     _also: ClassVar[tuple[str, ...]] = ("batch_idx", "batch_ptr", "edge_ptr")
-    _batch_ptr: torch.Tensor
-    _edge_ptr: torch.Tensor
+    _pointers: dict[Level, torch.Tensor]
     _present: dict[str, torch.Tensor]
     _batch_idx: torch.Tensor | None
     _buffer: Bytes | torch.Tensor | None
@@ -83,15 +81,7 @@ class Batch(FieldTensors):
                 raise FieldError(f"a batch needs the field {name!r}; it has {sorted(fields)}")
         self._fields, self._levels, self._present = {}, {}, {}
         self._batch_idx = self._buffer = None
-        self._batch_ptr = checked_pointers("batch_ptr", batch_ptr, at_least=1)
-        if edge_ptr is None:
-            edge_ptr = torch.zeros_like(self._batch_ptr)
-        self._edge_ptr = checked_pointers("edge_ptr", edge_ptr, at_least=0)
-        if self._edge_ptr.shape != self._batch_ptr.shape:
-            raise FieldError(
-                f"edge_ptr has {len(edge_ptr)} entries and batch_ptr {len(batch_ptr)}; "
-                "both need one more than there are systems"
-            )
+        self._pointers = _checked_pointers({Level.ATOM: batch_ptr, Level.EDGE: edge_ptr})
         self._fields["positions"] = fields["positions"]
         for name, value in fields.items():
             self.add_field(name, value, (levels or {}).get(name))
@@ -102,15 +92,14 @@ class Batch(FieldTensors):
                 )
             check_presence(name, mask, self.num_graphs)
             if not bool(mask.all()):
-                self._present[name] = mask.to(self._batch_ptr.device)
+                self._present[name] = mask.to(batch_ptr.device)
 
     @classmethod
     def _trusted(
         cls,
         fields: dict[str, torch.Tensor],
         levels: dict[str, Level],
-        batch_ptr: torch.Tensor,
-        edge_ptr: torch.Tensor,
+        pointers: dict[Level, torch.Tensor],
         present: dict[str, torch.Tensor],
         *,
         buffer: Bytes | torch.Tensor | None = None,
@@ -123,8 +112,7 @@ class Batch(FieldTensors):
         put = object.__setattr__  # the class's own looks for fields, which costs more than all this
         put(batch, "_fields", fields)
         put(batch, "_levels", levels)
-        put(batch, "_batch_ptr", batch_ptr)
-        put(batch, "_edge_ptr", edge_ptr)
+        put(batch, "_pointers", pointers)
         put(batch, "_present", present)
         put(batch, "_batch_idx", None)
         put(batch, "_buffer", buffer)
@@ -175,7 +163,7 @@ class Batch(FieldTensors):
     @property
     def num_graphs(self) -> int:
         """Number of systems B."""
-        return self._batch_ptr.shape[0] - 1
+        return self._pointers[Level.ATOM].shape[0] - 1
 
     @property
     def num_edges(self) -> int:
@@ -183,23 +171,27 @@ class Batch(FieldTensors):
         for name, level in self._levels.items():
             if level is Level.EDGE:
                 return self._fields[name].shape[0]
-        return int(self._edge_ptr[-1])
+        return self.rows(Level.EDGE)
 
     @property
     def batch_ptr(self) -> torch.Tensor:
         """Pointers to the atoms of each system, [B+1] int64."""
-        return self._batch_ptr
+        return self._pointers[Level.ATOM]
 
     @property
     def edge_ptr(self) -> torch.Tensor:
         """Pointers to the edges of each system, [B+1] int64."""
-        return self._edge_ptr
+        return self._pointers[Level.EDGE]
+
+    def row_pointers(self, level: Level) -> torch.Tensor:
+        """Pointers to the rows that each system has at a level with pointers, [B+1] int64."""
+        return self._pointers[level]
 
     @property
     def batch_idx(self) -> torch.Tensor:
         """System of each atom, [V] int64."""
         if self._batch_idx is None:
-            ptr = self._batch_ptr
+            ptr = self.batch_ptr
             self._batch_idx = torch.repeat_interleave(
                 torch.arange(self.num_graphs, device=ptr.device),
                 ptr.diff(),
@@ -210,12 +202,12 @@ class Batch(FieldTensors):
     @property
     def num_nodes_per_graph(self) -> torch.Tensor:
         """Number of atoms of each system, [B] int64."""
-        return self._batch_ptr.diff()
+        return self.batch_ptr.diff()
 
     @property
     def num_edges_per_graph(self) -> torch.Tensor:
         """Number of edges of each system, [B] int64."""
-        return self._edge_ptr.diff()
+        return self.edge_ptr.diff()
 
     @property
     def num_nodes_list(self) -> list[int]:
@@ -277,30 +269,26 @@ class Batch(FieldTensors):
         mask = self._present.get(name)
         if mask is not None:
             return mask
-        return torch.full((self.num_graphs,), name in self._fields, device=self._batch_ptr.device)
+        return torch.full((self.num_graphs,), name in self._fields, device=self.batch_ptr.device)
 
     def rows_per_graph(self, level: Level) -> torch.Tensor:
         """Number of rows that a field of `level` has in each system, [B] int64."""
-        if level is Level.ATOM:
-            return self.num_nodes_per_graph
-        if level is Level.EDGE:
-            return self.num_edges_per_graph
-        return torch.ones_like(self._batch_ptr[1:])
+        ptr = self._pointers.get(level)
+        return torch.ones_like(self.batch_ptr[1:]) if ptr is None else ptr.diff()
 
     def rows(self, level: Level) -> int:
         """Number of rows that a field of `level` has here."""
-        if level is Level.ATOM:
-            return int(self._batch_ptr[-1])
-        return int(self._edge_ptr[-1]) if level is Level.EDGE else self.num_graphs
+        ptr = self._pointers.get(level)
+        return self.num_graphs if ptr is None else int(ptr[-1])
 
     def add_field(self, name: str, value: Any, level: Level | str | None = None) -> Self:
         """Set a field for every system; see `FieldTensors.add_field`.
 
         An edge of a ``neighbor_list`` must stay inside its system.
         """
-        if name == "neighbor_list":
+        if name in INDEX_FIELDS:
             value = self._as_tensor(name, value)
-            check_edges(value, self._batch_ptr, self._edge_ptr)
+            check_indices(name, value, self._level_for(name, level), self._pointers)
         super().add_field(name, value, level)
         self._present.pop(name, None)
         return self
@@ -319,9 +307,18 @@ class Batch(FieldTensors):
         return self._trusted(
             {name: value for name, value in self._fields.items() if name not in names},
             {name: level for name, level in self._levels.items() if name not in names},
-            self._batch_ptr,
-            self._edge_ptr,
+            self._pointers,
             {name: mask for name, mask in self._present.items() if name not in names},
+        )
+
+    def _replace(self, fields: Mapping[str, torch.Tensor]) -> Self:
+        """Batch that shares all tensors but those of `fields`, which it has, and presence."""
+        return self._trusted(
+            {**self._fields, **fields},
+            dict(self._levels),
+            self._pointers,
+            dict(self._present),
+            buffer=self._buffer,
         )
 
     def get_data(self, index: int) -> AtomicData:
@@ -333,18 +330,23 @@ class Batch(FieldTensors):
             If there is no such system.
         """
         index = position_of(index, self.num_graphs, "system", "a batch")
-        atoms = slice(int(self._batch_ptr[index]), int(self._batch_ptr[index + 1]))
-        edges = slice(int(self._edge_ptr[index]), int(self._edge_ptr[index + 1]))
-        rows = {Level.ATOM: atoms, Level.EDGE: edges, Level.SYSTEM: slice(index, index + 1)}
+        rows = {
+            level: slice(int(ptr[index]), int(ptr[index + 1]))
+            for level, ptr in self._pointers.items()
+        }
+        system = slice(index, index + 1)
         levels = {
             name: level
             for name, level in self._levels.items()
             if name not in self._present or bool(self._present[name][index])
         }
-        fields = {name: self._fields[name][rows[level]] for name, level in levels.items()}
-        if "neighbor_list" in fields:
-            fields["neighbor_list"] = fields["neighbor_list"] - atoms.start
-        return AtomicData._trusted(fields, levels, edges.stop - edges.start)
+        fields = {
+            name: self._fields[name][rows.get(level, system)] for name, level in levels.items()
+        }
+        for name in fields.keys() & INDEX_FIELDS.keys():
+            fields[name] = fields[name] - rows[INDEX_FIELDS[name]].start
+        counts = {level: own.stop - own.start for level, own in rows.items()}
+        return AtomicData._trusted(fields, levels, counts)
 
     def to_data_list(self) -> list[AtomicData]:
         """Every system, as `get_data` gives it."""
@@ -364,18 +366,16 @@ class Batch(FieldTensors):
             If an index is outside of the batch, a mask has another length, or it is neither.
         """
         rows = positions_of(index, self.num_graphs, "system", "a batch")
-        chosen = torch.from_numpy(rows).to(self._batch_ptr.device)
-        pointers = self._batch_ptr, self._edge_ptr
+        chosen = torch.from_numpy(rows).to(self.batch_ptr.device)
         return self._trusted(
-            *selected((self._fields, self._levels, *pointers, self._present), chosen)
+            *selected((self._fields, self._levels, self._pointers, self._present), chosen)
         )
 
     def _map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Self:
         return self._trusted(
             {name: function(value) for name, value in self._fields.items()},
             dict(self._levels),
-            function(self._batch_ptr),
-            function(self._edge_ptr),
+            {level: function(ptr) for level, ptr in self._pointers.items()},
             {name: function(mask) for name, mask in self._present.items()},
         )
 
@@ -385,13 +385,12 @@ class Batch(FieldTensors):
             return self._map(copy)
         tensors = {("field", name): value for name, value in self._fields.items()}
         tensors |= {("present", name): mask for name, mask in self._present.items()}
-        tensors |= {("ptr", "atoms"): self._batch_ptr, ("ptr", "edges"): self._edge_ptr}
+        tensors |= {("pointers", level.value): ptr for level, ptr in self._pointers.items()}
         buffer, copied = moved(torch.as_tensor(self._buffer), tensors, copy)
         return self._trusted(
             {name: copied["field", name] for name in self._fields},
             dict(self._levels),
-            copied["ptr", "atoms"],
-            copied["ptr", "edges"],
+            {level: copied["pointers", level.value] for level in self._pointers},
             {name: copied["present", name] for name in self._present},
             buffer=buffer,
         )
@@ -412,6 +411,27 @@ class Batch(FieldTensors):
     def __repr__(self) -> str:
         sizes = f"num_graphs={self.num_graphs}, num_nodes={self.num_nodes}"
         return f"Batch({sizes}, num_edges={self.num_edges}, {', '.join(self._fields)})"
+
+
+def _checked_pointers(given: Mapping[Level, Any]) -> dict[Level, torch.Tensor]:
+    """Pointers of every level that has them; those that are not given say that there are no rows.
+
+    Refuses what is no pointer array, and pointers for different numbers of systems.
+    """
+    pointers: dict[Level, torch.Tensor] = {}
+    for level in SEGMENTED:
+        spec, ptr = LEVELS[level], given.get(level)
+        atoms = pointers.get(Level.ATOM)
+        if atoms is not None and ptr is None:
+            ptr = torch.zeros_like(atoms)
+        name = spec.batch_pointers or level.value
+        pointers[level] = checked_pointers(name, ptr, at_least=spec.least)
+        if atoms is not None and pointers[level].shape != atoms.shape:
+            raise FieldError(
+                f"{name} has {len(pointers[level])} entries and batch_ptr {len(atoms)}; "
+                "both need one more than there are systems"
+            )
+    return pointers
 
 
 def _alone(tensor: torch.Tensor) -> torch.Tensor:

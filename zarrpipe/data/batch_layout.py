@@ -114,8 +114,10 @@ def unpack(header: BatchLayout, buffer: Bytes) -> Batch:
     return Batch._trusted(
         {place.name: torch.from_numpy(_view(buffer, place)) for place in header.fields},
         {place.name: _LEVELS[place.level] for place in header.fields if place.level},
-        torch.from_numpy(_view(buffer, header.batch_ptr)),
-        torch.from_numpy(_view(buffer, header.edge_ptr)),
+        {
+            Level.ATOM: torch.from_numpy(_view(buffer, header.batch_ptr)),
+            Level.EDGE: torch.from_numpy(_view(buffer, header.edge_ptr)),
+        },
         {place.name: torch.from_numpy(_view(buffer, place)) for place in header.present},
         buffer=buffer[: header.nbytes],
     )

@@ -10,6 +10,7 @@ import torch
 
 from zarrpipe.data.fields import (
     CORE_FIELDS,
+    LEVELS,
     Kind,
     Level,
     as_field_dtype,
@@ -168,7 +169,7 @@ class FieldTensors:
         if value.ndim == 0 or value.shape[0] != rows:
             raise FieldError(
                 f"field {name!r} has shape {tuple(value.shape)}, expected one row for each of "
-                f"{rows} {level.value}s, as the {_COUNTED_BY[level]} say"
+                f"{rows} {level.value}s, as the {LEVELS[level].counted_by} say"
             )
         if spec is not None and spec.shape is not None and tuple(value.shape[1:]) != spec.shape:
             raise FieldError(
@@ -283,9 +284,4 @@ _PYG_NAMES = {
     "ptr": "batch_ptr",
     "pos": "positions",
     "z": "atomic_numbers",
-}
-_COUNTED_BY = {
-    Level.ATOM: "positions",
-    Level.EDGE: "edge pointers or the neighbor_list",
-    Level.SYSTEM: "batch pointers",
 }

@@ -1,11 +1,12 @@
-"""The registry of fields: name, level, kind of dtype, trailing shape and unit, stated once.
+"""The tables of levels and of fields, stated once.
 
-Everything that needs to know what a field is (containers, schema, writer, adapters) asks here.
-Names, levels and shapes are those of nvalchemi 0.2; units are those of ASE.
+Everything that loops over levels, or needs to know what a field is, asks here. Names, levels and
+shapes are those of nvalchemi 0.2; units are those of ASE.
 """
 
 import difflib
 import keyword
+import reprlib
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -22,6 +23,97 @@ class Level(StrEnum):
     ATOM = "atom"
     EDGE = "edge"
     SYSTEM = "system"
+
+
+@dataclass(frozen=True)
+class LevelSpec:
+    """A row of the table of levels.
+
+    Parameters
+    ----------
+    level
+        Its name.
+    number
+        Its place in the table: what stands for it in arrays that are indexed by level.
+    parent
+        The level whose rows own rows of this one; None for systems.
+    pointers
+        Pointer array [N+1] in a store; None where each sample has one row.
+    batch_pointers
+        Name of the same array [B+1] of a batch.
+    mask
+        Array of a store that says which rows are not deleted.
+    least
+        Fewest rows of one sample.
+    expected
+        Rows of a sample that sizes of chunks are made for.
+    counted_by
+        What says how many rows a batch has, for messages.
+    """
+
+    level: Level
+    number: int
+    parent: Level | None
+    pointers: str | None
+    batch_pointers: str | None
+    mask: str
+    least: int
+    expected: int
+    counted_by: str
+
+    @property
+    def count_name(self) -> str:
+        """Name of the number of rows of a sample, in conditions and weights."""
+        return f"num_{self.level.value}s"
+
+
+def _levels() -> Mapping[Level, LevelSpec]:
+    system, atom, edge = Level.SYSTEM, Level.ATOM, Level.EDGE
+    specs = (
+        LevelSpec(
+            system,
+            number=0,
+            parent=None,
+            pointers=None,
+            batch_pointers=None,
+            mask="meta/samples_mask",
+            least=1,
+            expected=1,
+            counted_by="batch pointers",
+        ),
+        LevelSpec(
+            atom,
+            number=1,
+            parent=system,
+            pointers="meta/atoms_ptr",
+            batch_pointers="batch_ptr",
+            mask="meta/atoms_mask",
+            least=1,
+            expected=64,
+            counted_by="positions",
+        ),
+        LevelSpec(
+            edge,
+            number=2,
+            parent=system,
+            pointers="meta/edges_ptr",
+            batch_pointers="edge_ptr",
+            mask="meta/edges_mask",
+            least=0,
+            expected=64 * 32,
+            counted_by="edge pointers or the neighbor_list",
+        ),
+    )
+    return MappingProxyType({spec.level: spec for spec in specs})
+
+
+LEVELS: Mapping[Level, LevelSpec] = _levels()
+"""The table of levels, by number."""
+
+SEGMENTED: Mapping[Level, str] = MappingProxyType(
+    {level: spec.pointers for level, spec in LEVELS.items() if spec.pointers is not None}
+)
+"""Pointer array of each level that has one; that of atoms, the commit log, is the first."""
 
 
 class Kind(StrEnum):
@@ -53,6 +145,10 @@ class FieldSpec:
         How a row turns with its system: 0 not at all, 1 as vectors along the last axis (those of
         a cell are its rows), 2 as tensors of rank two along the last two; None leaves it to the
         data.
+    index_of
+        The level whose row numbers are the values; None for values that are no row numbers. They
+        count within the system in an `AtomicData`, within the batch in a `Batch`, and within the
+        store in a store.
     """
 
     name: str
@@ -61,6 +157,7 @@ class FieldSpec:
     shape: tuple[int, ...] | None = ()
     unit: str = ""
     rank: int | None = 0
+    index_of: Level | None = None
 
 
 def _registry() -> Mapping[str, FieldSpec]:
@@ -80,7 +177,7 @@ def _registry() -> Mapping[str, FieldSpec]:
         FieldSpec("node_beta_spins", atom, shape=(1,)),
         FieldSpec("node_attrs", atom, shape=None, rank=None),
         FieldSpec("node_embeddings", atom, shape=None, rank=None),
-        FieldSpec("neighbor_list", edge, integer, shape=(2,)),
+        FieldSpec("neighbor_list", edge, integer, shape=(2,), index_of=atom),
         FieldSpec("neighbor_list_shifts", edge, Kind.NUMBER, shape=(3,)),
         FieldSpec("shifts", edge, shape=(3,), unit="Angstrom", rank=1),
         FieldSpec("edge_embeddings", edge, shape=None, rank=None),
@@ -101,6 +198,11 @@ CORE_FIELDS: Mapping[str, FieldSpec] = _registry()
 """Every field whose meaning is fixed; all others are a user's own and are stored as custom."""
 
 REQUIRED_FIELDS = ("positions", "atomic_numbers")
+
+INDEX_FIELDS: Mapping[str, Level] = MappingProxyType(
+    {spec.name: spec.index_of for spec in CORE_FIELDS.values() if spec.index_of is not None}
+)
+"""Fields whose values are row numbers, and of which level."""
 
 
 def level_of(name: str, level: Level | str | None = None) -> Level:
@@ -126,15 +228,13 @@ def level_of(name: str, level: Level | str | None = None) -> Level:
             hint = f" (did you mean {near[0]!r}?)" if near else ""
             raise FieldError(
                 f"field {name!r} is not in the registry{hint}, so its level has to be given: "
-                "'atom', 'edge' or 'system'"
+                f"{_level_names()}"
             )
         return known.level
     try:
         asked = Level(level)
     except ValueError:
-        raise FieldError(
-            f"field {name!r} has level {level!r}; expected 'atom', 'edge' or 'system'"
-        ) from None
+        raise FieldError(f"field {name!r} has level {level!r}; expected {_level_names()}") from None
     if known is not None and known.level is not asked:
         raise FieldError(
             f"field {name!r} is given at level {asked.value!r}, the registry has it at "
@@ -143,35 +243,30 @@ def level_of(name: str, level: Level | str | None = None) -> Level:
     return asked
 
 
-def check_name(name: str) -> None:
-    """Refuse a field name that is no Python identifier or that starts with an underscore.
+def _level_names() -> str:
+    *others, last = (repr(level.value) for level in Level)
+    return f"{', '.join(others)} or {last}"
 
-    Raises
-    ------
-    FieldError
-        If `name` could not be an attribute of a batch and the name of a Zarr array.
-    """
+
+def check_name(name: str) -> None:
+    """Refuse a name that cannot be both an attribute of a batch and the name of a directory."""
     if not isinstance(name, str) or not name.isidentifier() or name.startswith("_"):
         raise FieldError(
             f"field name {name!r} must be a Python identifier without a leading underscore: "
             "it becomes an attribute and the name of a Zarr array"
         )
+    nbytes = len(name.encode())
+    if nbytes > _LONGEST_NAME:
+        raise FieldError(
+            f"field name {reprlib.repr(name)} has {nbytes} bytes, expected at most "
+            f"{_LONGEST_NAME}: it becomes the name of a directory, so choose a shorter one"
+        )
 
 
 def check_new_names(names: Iterable[str], known: Callable[[], Collection[str]] = frozenset) -> None:
-    """Refuse new names that a condition on samples reads otherwise, or cannot read.
+    """Refuse counts such as ``num_atoms`` and Python's keywords, unless the store has them.
 
-    Parameters
-    ----------
-    names
-        Names of fields, each a Python identifier.
-    known
-        Called, if there is such a name, for those that the store has already and keeps.
-
-    Raises
-    ------
-    FieldError
-        If a new one is ``num_atoms``, ``num_edges`` or a word of Python's.
+    `known` gives the names that the store has; it is called only for such a name.
     """
     for name in names:
         if not (name in _COUNTS or keyword.iskeyword(name)) or name in known():
@@ -183,12 +278,15 @@ def check_new_names(names: Iterable[str], known: Callable[[], Collection[str]] =
                 "it under another name"
             )
         raise FieldError(
-            f"field name {name!r} is a word of Python's, which neither an attribute nor a "
+            f"field name {name!r} is a Python keyword, which neither an attribute nor a "
             "condition can name: store it under another name"
         )
 
 
-_COUNTS = {"num_atoms": "number of atoms", "num_edges": "number of edges"}
+_LONGEST_NAME = 255
+"""Bytes that a directory's name may have on nearly every file system."""
+
+_COUNTS = {LEVELS[level].count_name: f"number of {level.value}s" for level in SEGMENTED}
 
 
 def shape_hint(given: tuple[int, ...], fixed: tuple[int, ...]) -> str:
@@ -201,15 +299,9 @@ def shape_hint(given: tuple[int, ...], fixed: tuple[int, ...]) -> str:
 
 
 def check_unit(name: str, unit: object) -> None:
-    """Refuse what is no unit, or one that the registry does not have for its field.
-
-    Raises
-    ------
-    FieldError
-        If it is not a text, or a field of the registry has another unit.
-    """
+    """Refuse a unit that is not text, or that contradicts the registry."""
     if not isinstance(unit, str) or not unit.strip():
-        raise FieldError(f"the unit of field {name!r} is {unit!r}, expected a text such as 'eV'")
+        raise FieldError(f"the unit of field {name!r} is {unit!r}, expected text such as 'eV'")
     known = CORE_FIELDS.get(name)
     if known is not None and known.unit != unit:
         fixed = f"in {known.unit!r}" if known.unit else "without one"
@@ -220,13 +312,7 @@ def check_unit(name: str, unit: object) -> None:
 
 
 def check_dense(name: str, value: torch.Tensor) -> None:
-    """Refuse a tensor that is sparse or nested.
-
-    Raises
-    ------
-    FieldError
-        If it is.
-    """
+    """Refuse a tensor that is sparse or nested."""
     if value.is_nested or value.layout is not torch.strided:
         kind = "nested" if value.is_nested else str(value.layout).removeprefix("torch.")
         raise FieldError(
@@ -246,16 +332,10 @@ _STORABLE = tuple(dtype for family in _ALLOWED_DTYPES.values() for dtype in fami
 
 
 def as_field_dtype(name: str, value: torch.Tensor) -> torch.Tensor:
-    """Bring a tensor to the dtype family that the registry has for its field.
+    """Bring a tensor to the dtype family that the registry has for its field, or refuse it.
 
     Integer fields become int64; a bool field takes bool, or integers that are all 0 or 1.
     A field of a user's own keeps its dtype.
-
-    Raises
-    ------
-    FieldError
-        If the dtype is of another family or cannot be stored (complex, bfloat16, quantised), or
-        the tensor is sparse or nested.
     """
     check_dense(name, value)
     if value.dtype not in _STORABLE:

@@ -7,7 +7,7 @@ from types import MappingProxyType
 import numpy as np
 
 from zarrpipe.data.batch import Batch
-from zarrpipe.data.fields import CORE_FIELDS, Level, level_of, shape_hint
+from zarrpipe.data.fields import CORE_FIELDS, INDEX_FIELDS, Level, level_of, shape_hint
 from zarrpipe.errors import SchemaError
 
 
@@ -38,6 +38,11 @@ class Field:
     shape: tuple[int, ...]
     unit: str
     group: str
+
+    @property
+    def index_of(self) -> Level | None:
+        """The level whose row numbers the values are, if they are row numbers."""
+        return INDEX_FIELDS.get(self.name)
 
     @property
     def fill(self) -> float | int | bool:

@@ -7,7 +7,7 @@ from typing import Any, Self
 import torch
 
 from zarrpipe.data.container import FieldTensors
-from zarrpipe.data.fields import CORE_FIELDS, Level, level_of
+from zarrpipe.data.fields import CORE_FIELDS, INDEX_FIELDS, SEGMENTED, Level, level_of
 from zarrpipe.errors import ArgumentTypeError, FieldError
 
 
@@ -52,9 +52,9 @@ class AtomicData(FieldTensors):
     (3, (1, 1), ['energy', 'temperature'])
     """
 
-    __slots__ = ("_num_edges",)
+    __slots__ = ("_rows",)
 
-    _num_edges: int
+    _rows: dict[Level, int]
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class AtomicData(FieldTensors):
         system: Mapping[str, Any] | None = None,
         **fields: Any,
     ) -> None:
-        self._fields, self._levels, self._num_edges = {}, {}, 0
+        self._fields, self._levels, self._rows = {}, {}, dict.fromkeys(SEGMENTED, 0)
         coordinates = self._as_tensor("positions", positions)
         if coordinates.ndim != 2 or coordinates.shape[1] != 3 or coordinates.shape[0] == 0:
             raise FieldError(
@@ -74,37 +74,38 @@ class AtomicData(FieldTensors):
                 "at least one atom: an empty system cannot be stored"
             )
         self._fields["positions"] = coordinates
+        self._rows[Level.ATOM] = coordinates.shape[0]
         self.add_field("positions", coordinates)
         self.add_field("atomic_numbers", atomic_numbers)
-        for level, group in ((Level.ATOM, atom), (Level.EDGE, edge), (Level.SYSTEM, system)):
+        own = ((Level.ATOM, atom), (Level.EDGE, edge), (Level.SYSTEM, system))
+        for level, group in own:
             if group is not None and not isinstance(group, Mapping):
                 raise ArgumentTypeError(
                     f"{level.value} is a {type(group).__name__}, expected a mapping of the names "
                     "of your own fields to their values"
                 )
-        groups = ((None, fields), (Level.ATOM, atom), (Level.EDGE, edge), (Level.SYSTEM, system))
         given = [
             (name, value, level_of(name, level))
-            for level, group in groups
+            for level, group in ((None, fields), *own)
             for name, value in (group or {}).items()
             if value is not None
         ]
-        for name, value, level in sorted(given, key=lambda item: item[0] != "neighbor_list"):
+        for name, value, level in sorted(given, key=lambda item: item[0] not in INDEX_FIELDS):
             self.add_field(name, value, level)
 
     @classmethod
     def _trusted(
-        cls, fields: dict[str, torch.Tensor], levels: dict[str, Level], num_edges: int
+        cls, fields: dict[str, torch.Tensor], levels: dict[str, Level], rows: dict[Level, int]
     ) -> Self:
         """Wrap tensors that are known to fit, without checking or copying."""
         data = cls.__new__(cls)
-        data._fields, data._levels, data._num_edges = fields, levels, num_edges
+        data._fields, data._levels, data._rows = fields, levels, rows
         return data
 
     @property
     def num_edges(self) -> int:
         """Number of edges; 0 without a neighbour list."""
-        return self._num_edges
+        return self._rows[Level.EDGE]
 
     @property
     def num_graphs(self) -> int:
@@ -113,9 +114,7 @@ class AtomicData(FieldTensors):
 
     def rows(self, level: Level) -> int:
         """Number of rows that a field of `level` has here."""
-        if level is Level.ATOM:
-            return self.num_nodes
-        return self._num_edges if level is Level.EDGE else 1
+        return self._rows.get(level, 1)
 
     def rows_per_graph(self, level: Level) -> torch.Tensor:
         """Number of rows that a field of `level` has here, [1] int64."""
@@ -131,38 +130,40 @@ class AtomicData(FieldTensors):
         The first field at edge level decides the number of edges.
         """
         resolved = self._level_for(name, level)
-        if resolved is Level.SYSTEM:
+        if resolved not in SEGMENTED:
             value = _with_leading_one(name, self._as_tensor(name, value), value)
-        elif resolved is Level.EDGE:
+        elif resolved is not Level.ATOM:
             value = self._as_tensor(name, value)
-            if name == "neighbor_list":
-                self._check_edges(value)
-            if value.ndim and not self.keys["edge"] - {name}:
-                return self._count_edges_by(name, value, level)
+            if name in INDEX_FIELDS:
+                self._check_indices(name, value)
+            if value.ndim and not self.keys[resolved] - {name}:
+                return self._count_rows_by(name, value, resolved)
         return super().add_field(name, value, level)
 
-    def _count_edges_by(self, name: str, value: torch.Tensor, level: Level | str | None) -> Self:
-        """Set the only field at edge level, whose rows are the edges from now on."""
-        before, self._num_edges = self._num_edges, int(value.shape[0])
+    def _count_rows_by(self, name: str, value: torch.Tensor, level: Level) -> Self:
+        """Set the only field of its level, whose rows are those of the level from now on."""
+        before, self._rows[level] = self._rows[level], int(value.shape[0])
         try:
             return super().add_field(name, value, level)
         except FieldError:
-            self._num_edges = before
+            self._rows[level] = before
             raise
 
-    def _check_edges(self, edges: torch.Tensor) -> None:
-        if edges.numel() == 0:
+    def _check_indices(self, name: str, values: torch.Tensor) -> None:
+        """Refuse row numbers of rows that this system has not."""
+        if values.numel() == 0:
             return
-        low, high = int(edges.min()), int(edges.max())
-        if low < 0 or high >= self.num_nodes:
+        counted = INDEX_FIELDS[name]
+        low, high = int(values.min()), int(values.max())
+        if low < 0 or high >= self.rows(counted):
             raise FieldError(
-                f"field 'neighbor_list' has indices from {low} to {high}, expected 0 to "
-                f"{self.num_nodes - 1}: they count the atoms of this system alone"
+                f"field {name!r} has indices from {low} to {high}, expected 0 to "
+                f"{self.rows(counted) - 1}: they count the {counted.value}s of this system alone"
             )
 
     def _map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Self:
         fields = {name: function(value) for name, value in self._fields.items()}
-        return self._trusted(fields, dict(self._levels), self._num_edges)
+        return self._trusted(fields, dict(self._levels), dict(self._rows))
 
     def __getitem__(self, name: str) -> torch.Tensor:
         return self._field(name)
@@ -173,13 +174,9 @@ class AtomicData(FieldTensors):
 
 
 def _with_leading_one(name: str, value: torch.Tensor, given: Any) -> torch.Tensor:
-    """Give a row of a system-level field its leading 1 where its shape says that it lacks it.
+    """Add the leading 1 that a row of a system-level field may lack, or refuse its shape.
 
-    Raises
-    ------
-    FieldError
-        If the shape is neither that of the registry nor that without the leading 1, or the field
-        is not in the registry and has no leading 1; the message shows what was `given`.
+    A field that is not in the registry must have it; the message shows the value as `given`.
     """
     spec = CORE_FIELDS.get(name)
     row = None if spec is None else spec.shape

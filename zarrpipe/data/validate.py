@@ -1,18 +1,49 @@
-"""Whether pointers, presence and edges that a user gives make a batch."""
+"""Checks of arguments, and of the pointers, presence and edges that a user gives for a batch."""
 
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
 import torch
 
-from zarrpipe.errors import FieldError
+from zarrpipe.data.fields import INDEX_FIELDS, Level
+from zarrpipe.errors import ArgumentError, ArgumentTypeError, FieldError
 
 
-def checked_pointers(name: str, ptr: torch.Tensor, at_least: int) -> torch.Tensor:
-    """Pointers [B+1] int64 by which every system has `at_least` so many rows.
+def check_count(
+    name: str,
+    value: object,
+    least: int = 0,
+    most: int | None = None,
+    *,
+    unit: str = "",
+    error: type[Exception] | None = None,
+) -> int:
+    """Integer from `least` to `most`, given as argument `name`.
 
-    Raises
-    ------
-    FieldError
-        If they are not.
+    Raises `error` for whatever else; by default `ArgumentTypeError` for what is no integer and
+    `ArgumentError` for one out of range. `unit` says in the message what is counted.
     """
+    kind: type[Exception] = ArgumentTypeError
+    if isinstance(value, int | np.integer) and not isinstance(value, bool):
+        number = int(value)
+        if least <= number and (most is None or number <= most):
+            return number
+        kind = ArgumentError
+    limits = f"of at least {least}" if most is None else f"from {least} to {most}"
+    counted = f" ({unit})" if unit else ""
+    raise (error or kind)(f"{name} is {value!r}, expected an integer {limits}{counted}")
+
+
+def check_flag(name: str, value: object, *, error: type[Exception] = ArgumentTypeError) -> bool:
+    """Bool given as argument `name`: any other value, such as the text "false", would be true."""
+    if not isinstance(value, bool | np.bool_):
+        raise error(f"{name} is {value!r}, expected True or False")
+    return bool(value)
+
+
+def checked_pointers(name: str, ptr: Any, at_least: int) -> torch.Tensor:
+    """`ptr`, if it is a pointer array [B+1] int64 with at least `at_least` rows a system."""
     _check_tensor(name, ptr)
     if ptr.ndim != 1 or ptr.dtype is not torch.int64 or ptr.shape[0] < 1 or int(ptr[0]) != 0:
         raise FieldError(
@@ -26,17 +57,12 @@ def checked_pointers(name: str, ptr: torch.Tensor, at_least: int) -> torch.Tenso
             f"{name} goes from {int(ptr[system])} to {int(ptr[system + 1])} at system {system}, "
             f"expected at least {at_least} more: pointers never fall and no system is empty"
         )
-    return ptr
+    pointers: torch.Tensor = ptr
+    return pointers
 
 
 def check_presence(name: str, mask: torch.Tensor, systems: int) -> None:
-    """Refuse what does not say of each system whether it has a field.
-
-    Raises
-    ------
-    FieldError
-        If it is no tensor of bool with a row for each.
-    """
+    """Refuse a presence mask that is not [B] bool."""
     _check_tensor(f"presence of {name!r}", mask)
     if mask.dtype is not torch.bool or mask.shape != (systems,):
         raise FieldError(
@@ -45,26 +71,38 @@ def check_presence(name: str, mask: torch.Tensor, systems: int) -> None:
         )
 
 
-def check_edges(edges: torch.Tensor, batch_ptr: torch.Tensor, edge_ptr: torch.Tensor) -> None:
-    """Refuse an edge that leaves the atoms of its own system; a wrong shape is told elsewhere.
+def check_indices(
+    name: str,
+    values: torch.Tensor,
+    level: Level,
+    pointers: Mapping[Level, torch.Tensor],
+) -> None:
+    """Refuse row numbers that leave their own system; other checks refuse a wrong shape.
 
-    Raises
-    ------
-    FieldError
-        If there is one.
+    Parameters
+    ----------
+    name, values
+        The field, and row numbers [rows, ...] of the whole batch.
+    level
+        Of the field.
+    pointers
+        Pointers [B+1] of the batch by level.
     """
-    if edges.ndim != 2 or edges.shape[0] != int(edge_ptr[-1]) or edges.numel() == 0:
+    counted = INDEX_FIELDS[name]
+    own, target = pointers[level], pointers[counted]
+    if values.ndim < 1 or values.shape[0] != int(own[-1]) or values.numel() == 0:
         return
-    systems = torch.arange(len(edge_ptr) - 1, device=edges.device)
-    owner = torch.repeat_interleave(systems, edge_ptr.diff())
-    low, high = batch_ptr[:-1][owner, None], batch_ptr[1:][owner, None]
-    bad = ((edges < low) | (edges >= high)).any(1).nonzero()
+    systems = torch.arange(len(own) - 1, device=values.device)
+    owner = torch.repeat_interleave(systems, own.diff())
+    rows = values.reshape(len(owner), -1)
+    low, high = target[:-1][owner, None], target[1:][owner, None]
+    bad = ((rows < low) | (rows >= high)).any(1).nonzero()
     if bad.numel():
-        edge = int(bad[0])
+        row = int(bad[0])
         raise FieldError(
-            f"edge {edge} is {edges[edge].tolist()}, its system {int(owner[edge])} has the "
-            f"atoms {int(low[edge])} to {int(high[edge]) - 1}: in a batch the neighbor_list "
-            "counts the atoms of the whole batch"
+            f"{level.value} {row} is {values[row].tolist()}, its system {int(owner[row])} has the "
+            f"{counted.value}s {int(low[row])} to {int(high[row]) - 1}: in a batch the {name} "
+            f"counts the {counted.value}s of the whole batch"
         )
 
 

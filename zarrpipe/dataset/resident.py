@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from zarrpipe.data.batch import Batch
-from zarrpipe.data.concatenate import fill_value
+from zarrpipe.data.collate import fill_value
 from zarrpipe.data.csr import AnyArray, Int64Array, pointers, tensor_segment_rows
 from zarrpipe.data.fields import Level
 from zarrpipe.dataset.stores import Stores
@@ -106,7 +106,9 @@ class Resident:
             for name, has in has_field.items()
             if not has[samples].all()
         }
-        return Batch._trusted(fields, self._levels.copy(), atoms_ptr, edges_ptr, present)
+        return Batch._trusted(
+            fields, self._levels.copy(), {Level.ATOM: atoms_ptr, Level.EDGE: edges_ptr}, present
+        )
 
     def _sent(self, *arrays: AnyArray) -> list[torch.Tensor]:
         """Arrays of one dtype on the device, in one copy that is not waited for."""

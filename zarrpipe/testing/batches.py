@@ -8,7 +8,7 @@ import torch
 import zarr
 
 from zarrpipe.data.batch import Batch
-from zarrpipe.data.concatenate import fill_value
+from zarrpipe.data.collate import fill_value
 from zarrpipe.data.csr import Int64Array, pointers
 from zarrpipe.data.fields import CORE_FIELDS, FieldSpec, Kind, Level
 from zarrpipe.store.backend.location import StoreLike

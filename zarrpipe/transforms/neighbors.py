@@ -69,8 +69,10 @@ class NeighborList:
         return Batch._trusted(
             {**batch.fields, **edges},
             {**batch.levels, **dict.fromkeys(edges, Level.EDGE)},
-            batch.batch_ptr,
-            torch.from_numpy(pointers(found.counts)).to(like.device),
+            {
+                **batch._pointers,
+                Level.EDGE: torch.from_numpy(pointers(found.counts)).to(like.device),
+            },
             {name: batch.present(name) for name in batch.partly_present if name not in edges},
             buffer=None if "neighbor_list" in batch else batch._buffer,
         )

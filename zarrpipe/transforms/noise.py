@@ -4,12 +4,11 @@ import numpy as np
 import torch
 
 from zarrpipe.data.batch import Batch
-from zarrpipe.data.concatenate import fill_value
+from zarrpipe.data.collate import fill_value
 from zarrpipe.data.fields import CORE_FIELDS, check_name
 from zarrpipe.data.ids import UInt64Array
 from zarrpipe.errors import ArgumentError, FieldError
 from zarrpipe.transforms.random_numbers import normal
-from zarrpipe.transforms.replaced import replaced
 
 
 class GaussianNoise:
@@ -69,7 +68,7 @@ class GaussianNoise:
                 "GaussianNoise before NeighborList, and leave a stored neighbor_list out"
             )
         noise = normal(keys, batch, level, tuple(value.shape[1:])).mul_(self.scale)
-        noisy = replaced(batch, {self.field: value + noise.to(value.dtype)})
+        noisy = batch._replace({self.field: value + noise.to(value.dtype)})
         return noisy if self.target is None else self._told(noisy, noise.to(value.dtype))
 
     def _told(self, batch: Batch, noise: torch.Tensor) -> Batch:

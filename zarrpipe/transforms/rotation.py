@@ -10,7 +10,6 @@ from zarrpipe.data.fields import CORE_FIELDS, Level
 from zarrpipe.data.ids import UInt64Array
 from zarrpipe.errors import ArgumentError, ArgumentTypeError, FieldError
 from zarrpipe.transforms.random_numbers import FloatArray, uniform
-from zarrpipe.transforms.replaced import replaced
 
 _RANKS = (0, 1, 2)
 
@@ -73,7 +72,7 @@ class RandomRotation:
                 by_row[level, dtype] = _rows(batch, level, turns.to(dtype))
             rotate = _turned if rank == 1 else _turned_twice
             turned[name] = rotate(value, by_row[level, dtype]).to(value.dtype)
-        return replaced(batch, turned)
+        return batch._replace(turned)
 
     def _rank_of(self, batch: Batch, name: str) -> int:
         """How a field turns.

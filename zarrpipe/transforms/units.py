@@ -8,7 +8,6 @@ from typing import NamedTuple
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.fields import CORE_FIELDS
 from zarrpipe.errors import ArgumentError, FieldError
-from zarrpipe.transforms.replaced import replaced
 
 
 class Unit(NamedTuple):
@@ -126,7 +125,7 @@ class ConvertUnits:
                 )
             if factor != 1.0:
                 converted[name] = value * factor
-        return replaced(batch, converted)
+        return batch._replace(converted)
 
     def __repr__(self) -> str:
         said = {**self.units, "fields": self.fields, "own": self.own}

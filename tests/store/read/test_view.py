@@ -847,7 +847,7 @@ class TestConfig:
             ({"field_overrides": {3: {}}}, "field name 3 must be a Python identifier"),
             ({"units": "eV"}, "units='eV', expected a mapping of field names"),
             ({"units": {"a/b": "eV"}}, "field name 'a/b' must be"),
-            ({"units": {"gap": 3}}, "unit of field 'gap' is 3, expected a text such as 'eV'"),
+            ({"units": {"gap": 3}}, "unit of field 'gap' is 3, expected text such as 'eV'"),
             ({"units": {"gap": " "}}, "unit of field 'gap' is ' ', expected a text"),
             ({"units": {"energy": "kcal/mol"}}, "the registry has it in 'eV': convert"),
             ({"units": {"spin": "hbar"}}, "the registry has it without one: convert"),

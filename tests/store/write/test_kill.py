@@ -363,7 +363,7 @@ def test_every_prefix_of_a_plan(tmp_path, kind, config):
 def test_the_order_of_a_plan():
     """Fields, ids and masks, edge pointers, and the atom pointers last."""
     batch = numbered_batch(range(4))
-    plan = plan_append(Schema.of(batch), frozenset({"energy"}), RowCounts(3, 20, 7), batch)
+    plan = plan_append(Schema.of(batch), frozenset({"energy"}), RowCounts((3, 20, 7)), batch)
     assert [write.path for write in plan[-5:]] == [
         "present/energy",
         "meta/ids",

@@ -77,7 +77,7 @@ class Recount:
             return
         rows = kept.extent.samples
         ends = [subject.arrays[path].read(rows, rows + 1)[0] for path in (ATOMS_PTR, EDGES_PTR)]
-        extent = RowCounts(rows, *(int(end[0]) for end in ends))
+        extent = RowCounts((rows, *(int(end[0]) for end in ends)))
         active = int(self._sums.total("samples"))
         if kept.belongs(subject.attributes, extent, active=active) and not kept.sums.agrees(
             self._sums

@@ -7,7 +7,7 @@ import numpy as np
 
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.csr import AnyArray
-from zarrpipe.data.fields import Level
+from zarrpipe.data.fields import LEVELS, SEGMENTED, Level
 from zarrpipe.errors import StoreFormatError
 
 _BLOCK = 1 << 17
@@ -28,31 +28,39 @@ class Entries(Protocol):
 
 @dataclass(frozen=True)
 class RowCounts:
-    """How much of a store is committed.
+    """Committed rows of each level.
 
     Parameters
     ----------
-    samples, atoms, edges
-        Counts.
+    counts
+        By the number of the level.
     """
 
-    samples: int = 0
-    atoms: int = 0
-    edges: int = 0
+    counts: tuple[int, ...] = (0,) * len(LEVELS)
+
+    @property
+    def samples(self) -> int:
+        """Committed samples."""
+        return self.rows(Level.SYSTEM)
+
+    @property
+    def atoms(self) -> int:
+        """Committed atoms."""
+        return self.rows(Level.ATOM)
+
+    @property
+    def edges(self) -> int:
+        """Committed edges."""
+        return self.rows(Level.EDGE)
 
     def rows(self, level: Level) -> int:
         """Rows of a field of `level`."""
-        if level is Level.ATOM:
-            return self.atoms
-        return self.edges if level is Level.EDGE else self.samples
+        return self.counts[LEVELS[level].number]
 
     def after(self, batch: Batch) -> "RowCounts":
-        """Extent once `batch`, which is on the CPU, is committed."""
-        return RowCounts(
-            self.samples + batch.num_graphs,
-            self.atoms + batch.num_nodes,
-            self.edges + int(batch.edge_ptr.numpy()[-1]),
-        )
+        """Counts once `batch`, which is on the CPU, is committed."""
+        added = (batch.num_graphs, *(batch.row_pointers(level).numpy()[-1] for level in SEGMENTED))
+        return RowCounts(tuple(map(int.__add__, self.counts, map(int, added))))
 
 
 def committed_samples(pointers: AnyArray | Entries, known: int = 0) -> int:

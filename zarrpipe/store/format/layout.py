@@ -16,7 +16,7 @@ import zarr
 from zarr.codecs import BytesCodec
 from zarr.storage import LocalStore, MemoryStore
 
-from zarrpipe.data.fields import CORE_FIELDS, REQUIRED_FIELDS, Kind, Level
+from zarrpipe.data.fields import CORE_FIELDS, LEVELS, REQUIRED_FIELDS, SEGMENTED, Kind, Level
 from zarrpipe.data.schema import Field, Schema, field_from_array
 from zarrpipe.errors import FieldError, StoreFormatError
 from zarrpipe.store.format.config import ZarrWriteConfig
@@ -27,19 +27,20 @@ MARK = "zarrpipe"
 """Attribute of every array that zarrpipe made; one that nothing names is then a leftover."""
 
 GROUPS = ("meta", "core", "custom", "present")
-ATOMS_PTR, EDGES_PTR = "meta/atoms_ptr", "meta/edges_ptr"
-SAMPLES_MASK, ATOMS_MASK, EDGES_MASK = "meta/samples_mask", "meta/atoms_mask", "meta/edges_mask"
+ATOMS_PTR, EDGES_PTR = SEGMENTED[Level.ATOM], SEGMENTED[Level.EDGE]
+SAMPLES_MASK, ATOMS_MASK, EDGES_MASK = (
+    LEVELS[level].mask for level in (Level.SYSTEM, Level.ATOM, Level.EDGE)
+)
 IDS = "meta/ids"
 SUMS = "meta/sums"
 
 _META_KINDS = {
-    ATOMS_PTR: "iu",
-    EDGES_PTR: "iu",
-    SAMPLES_MASK: "b",
-    ATOMS_MASK: "b",
-    EDGES_MASK: "b",
+    **dict.fromkeys(SEGMENTED.values(), "iu"),
+    **{spec.mask: "b" for spec in LEVELS.values()},
     IDS: "u",
 }
+ROW_MASKS = tuple(LEVELS[level].mask for level in SEGMENTED)
+"""Masks of levels that have pointers, of which only deletions are written."""
 KINDS = {Kind.FLOAT: "f", Kind.INTEGER: "iu", Kind.NUMBER: "fiu", Kind.BOOL: "biu"}
 
 _LITTLE_ENDIAN = (
@@ -49,7 +50,6 @@ _LITTLE_ENDIAN = (
 _LEAST_ROWS, _LEAST_ROWS_IN_PLACE = 16_384, 65_536
 _LARGEST_PAGE = 65_536
 _MOST_CHUNKS = 4_096
-_ATOMS_PER_SYSTEM, _EDGES_PER_ATOM = 64, 32
 
 
 @dataclass(frozen=True)
@@ -86,11 +86,11 @@ def meta_specs() -> tuple[ArraySpec, ...]:
     """Arrays that every store has."""
     system, pointer, mask = Level.SYSTEM, np.dtype("int64"), np.dtype("bool")
     return (
-        ArraySpec(ATOMS_PTR, system, pointer, (), 0),
-        ArraySpec(EDGES_PTR, system, pointer, (), 0),
-        ArraySpec(SAMPLES_MASK, system, mask, (), False),
-        ArraySpec(ATOMS_MASK, Level.ATOM, mask, (), True),
-        ArraySpec(EDGES_MASK, Level.EDGE, mask, (), True),
+        *(ArraySpec(path, system, pointer, (), 0) for path in SEGMENTED.values()),
+        *(
+            ArraySpec(spec.mask, level, mask, (), level in SEGMENTED)
+            for level, spec in LEVELS.items()
+        ),
         ArraySpec(IDS, system, np.dtype("uint64"), (), 0),
     )
 
@@ -127,11 +127,7 @@ def chunk_rows(spec: ArraySpec, capacity: int, *, in_place: bool = False) -> int
     >>> chunk_rows(positions, capacity=1_000_000), chunk_rows(positions, capacity=100_000_000)
     (16384, 2097152)
     """
-    rows_at_capacity = capacity
-    if spec.level is not Level.SYSTEM:
-        rows_at_capacity *= _ATOMS_PER_SYSTEM
-    if spec.level is Level.EDGE:
-        rows_at_capacity *= _EDGES_PER_ATOM
+    rows_at_capacity = capacity * LEVELS[spec.level].expected
     odd_power = spec.row_bytes & -spec.row_bytes
     least = _LEAST_ROWS_IN_PLACE if in_place else _LEAST_ROWS
     rows = max(least, _LARGEST_PAGE // max(odd_power, 1))
@@ -149,7 +145,7 @@ def create_array(
     in_place = chosen.is_plain and isinstance(group.store, LocalStore)
     rows = chosen.chunk_size or chunk_rows(spec, capacity, in_place=in_place)
     dense = chosen.write_empty_chunks or in_place or name in REQUIRED_FIELDS
-    dense &= spec.path not in (ATOMS_MASK, EDGES_MASK)  # of which only deletions are written
+    dense &= spec.path not in ROW_MASKS
     options: dict[str, Any] = {} if chosen.serializer is None else {"serializer": chosen.serializer}
     if chosen.shard_size is not None:
         options["shards"] = (chosen.shard_size, *spec.shape)
@@ -180,7 +176,7 @@ def is_dense(array: zarr.Array[Any]) -> bool:
     before = array.basename in REQUIRED_FIELDS or (
         isinstance(array.store_path.store, LocalStore)
         and is_plain(array)
-        and not array.path.endswith((ATOMS_MASK, EDGES_MASK))
+        and not array.path.endswith(ROW_MASKS)
     )
     return bool(mark.get("dense", before))
 

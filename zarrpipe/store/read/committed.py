@@ -72,7 +72,7 @@ def find_extent(flats: StoreArrays, samples: int, before: int) -> RowCounts:
             )
     with _looked_at(opened[EDGES_PTR]) as entries:
         check_pointers(f"{flats.root}: {EDGES_PTR}", entries, samples, before)
-    return RowCounts(samples, *(int(flat.data[samples]) for flat in opened.values()))
+    return RowCounts((samples, *(int(flat.data[samples]) for flat in opened.values())))
 
 
 def find_active(flats: StoreArrays, attributes: Attributes, samples: int) -> Int64Array | None:

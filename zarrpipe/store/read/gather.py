@@ -16,7 +16,7 @@ import torch
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.buffers import ALIGNMENT, BufferPool, Bytes
 from zarrpipe.data.csr import AnyArray, Int64Array
-from zarrpipe.data.fields import REQUIRED_FIELDS, Level
+from zarrpipe.data.fields import REQUIRED_FIELDS, SEGMENTED, Level
 from zarrpipe.data.schema import Field
 from zarrpipe.errors import FieldError, StoreFormatError
 from zarrpipe.store.read.kernels import Kernels, compiled_kernels, source_segments, target_rows
@@ -234,10 +234,8 @@ class Gather:
             if not views[count + place].all()
         }
         fields = dict(zip(self._levels_of, tensors, strict=False))
-        atoms, edges = tensors[-2:]
-        batch = Batch._trusted(
-            fields, self._levels_of.copy(), atoms, edges, present, buffer=content
-        )
+        pointers = dict(zip(SEGMENTED, tensors[-len(SEGMENTED) :], strict=True))
+        batch = Batch._trusted(fields, self._levels_of.copy(), pointers, present, buffer=content)
         if "neighbor_list" in present:
             _without_absent(batch)
         if pinned is None:

@@ -68,7 +68,7 @@ class Selection:
         self._rows = {level: self._rows_at(level) for level in (Level.ATOM, Level.EDGE)}
         self.present = {name: has for name in self.schema if not (has := self._present(name)).all()}
         atoms, edges = (int(self.ptr(level)[-1]) for level in self._rows)
-        self.extent = RowCounts(sum(counts), atoms, edges)
+        self.extent = RowCounts((sum(counts), atoms, edges))
 
     @property
     def others(self) -> dict[str, Any]:

@@ -93,7 +93,7 @@ def kept_sums(snapshot: Snapshot) -> StoredSums | None:
     ends = (int(snapshot.pointers(path)[rows]) for path in (ATOMS_PTR, EDGES_PTR))
     number = rows if active is None else int(np.searchsorted(active, rows))
     return (
-        kept if kept.belongs(snapshot.attributes, RowCounts(rows, *ends), active=number) else None
+        kept if kept.belongs(snapshot.attributes, RowCounts((rows, *ends)), active=number) else None
     )
 
 
@@ -216,7 +216,7 @@ def _decoded(content: FloatArray) -> StoredSums | None:
         number.astype(np.int64),
         fitted,
     )
-    return StoredSums(RowCounts(samples, atoms, edges), deleted, tuple(head[4:8].tolist()), sums)
+    return StoredSums(RowCounts((samples, atoms, edges)), deleted, tuple(head[4:8].tolist()), sums)
 
 
 def _checksum(values: FloatArray) -> float:

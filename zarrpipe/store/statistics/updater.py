@@ -246,4 +246,4 @@ def _belongs(kept: StoredSums, stored: Stored) -> bool:
         return False
     ends = (int(stored.column(path).read(rows, rows + 1)[0]) for path in (ATOMS_PTR, EDGES_PTR))
     active = np.count_nonzero(stored.column(SAMPLES_MASK).read(0, rows))
-    return kept.belongs(stored.attributes, RowCounts(rows, *ends), active=int(active))
+    return kept.belongs(stored.attributes, RowCounts((rows, *ends)), active=int(active))

@@ -214,4 +214,4 @@ class OpenArrays:
         if samples == 0:
             return RowCounts()
         ends = [self[path].read(samples, samples + 1)[0] for path in (ATOMS_PTR, EDGES_PTR)]
-        return RowCounts(samples, int(ends[0]), int(ends[1]))
+        return RowCounts((samples, *map(int, ends)))

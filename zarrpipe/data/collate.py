@@ -1,52 +1,75 @@
-"""Several systems or batches as one: what their fields share, and what some of them lack."""
+"""Batches out of several systems or batches, and out of some systems of a batch."""
 
 from collections.abc import Sequence
 
 import torch
 
 from zarrpipe.data.container import FieldTensors
-from zarrpipe.data.csr import tensor_pointers
-from zarrpipe.data.fields import Level, shape_hint
+from zarrpipe.data.csr import tensor_pointers, tensor_segment_rows
+from zarrpipe.data.fields import INDEX_FIELDS, SEGMENTED, Level, shape_hint
 from zarrpipe.errors import FieldError
 
 Parts = tuple[
     dict[str, torch.Tensor],
     dict[str, Level],
-    torch.Tensor,
-    torch.Tensor,
+    dict[Level, torch.Tensor],
     dict[str, torch.Tensor],
 ]
-"""Fields, levels, pointers to atoms and to edges, and presence: what a batch is made of."""
+"""Fields, levels, pointers by level, and presence: the arguments of `Batch._trusted`."""
 
 
 def concatenated(parts: Sequence[FieldTensors]) -> Parts:
-    """What a batch of all systems of `parts`, in order, is made of.
-
-    Raises
-    ------
-    FieldError
-        If two parts have a field at different levels, dtypes or trailing shapes.
-    """
+    """Batch of all systems of `parts`, in order; parts must agree on levels, dtypes and shapes."""
     levels = _common_levels(parts)
     where = parts[0].device
-    batch_ptr = tensor_pointers(_rows_per_graph(parts, Level.ATOM)).to(where)
-    edge_ptr = tensor_pointers(_rows_per_graph(parts, Level.EDGE)).to(where)
+    pointers = {
+        level: tensor_pointers(_rows_per_graph(parts, level)).to(where) for level in SEGMENTED
+    }
     fields = {name: _concatenate(name, level, parts) for name, level in levels.items()}
-    if "neighbor_list" in fields:
-        first_atom = tensor_pointers(torch.tensor([part.num_nodes for part in parts]))
-        edges = torch.tensor([part.num_edges for part in parts])
-        shift = torch.repeat_interleave(first_atom[:-1], edges).to(where)
-        fields["neighbor_list"] = fields["neighbor_list"] + shift[:, None]
+    for name in fields.keys() & INDEX_FIELDS.keys():
+        first = tensor_pointers(torch.tensor([part.rows(INDEX_FIELDS[name]) for part in parts]))
+        rows = torch.tensor([part.rows(levels[name]) for part in parts])
+        shift_rows(fields[name], first[:-1].to(where), rows.to(where))
     present = {}
     for name in levels:
         has = torch.cat([part.has(name) for part in parts])
         if not bool(has.all()):
             present[name] = has
-    return fields, levels, batch_ptr, edge_ptr, present
+    return fields, levels, pointers, present
+
+
+def selected(parts: Parts, chosen: torch.Tensor) -> Parts:
+    """Batch of the systems at `chosen` [K] int64, in that order."""
+    fields, levels, pointers, present = parts
+    starts = {level: ptr[:-1][chosen] for level, ptr in pointers.items()}
+    new = {level: tensor_pointers(ptr.diff()[chosen]) for level, ptr in pointers.items()}
+    rows = {level: tensor_segment_rows(starts[level], ptr) for level, ptr in new.items()}
+    taken = {
+        name: fields[name].index_select(0, rows.get(level, chosen))
+        for name, level in levels.items()
+    }
+    for name in taken.keys() & INDEX_FIELDS.keys():
+        counted = INDEX_FIELDS[name]
+        shift = new[counted][:-1] - starts[counted]
+        shift_rows(taken[name], shift, new[levels[name]].diff())
+    masks = {name: mask[chosen] for name, mask in present.items()}
+    masks = {name: mask for name, mask in masks.items() if not bool(mask.all())}
+    return taken, dict(levels), new, masks
+
+
+def shift_rows(
+    values: torch.Tensor, shift: torch.Tensor, counts: torch.Tensor, total: int | None = None
+) -> None:
+    """Add in place, to the row numbers of each system, of which `counts` [B] says how many.
+
+    `shift` is [B]; `total` rows, where they are known, save a GPU a wait for their number.
+    """
+    of_rows = torch.repeat_interleave(shift, counts, output_size=total)
+    values += of_rows.reshape(-1, *(1,) * (values.ndim - 1))
 
 
 def fill_value(dtype: torch.dtype) -> float:
-    """What a row of an absent field holds: NaN for floats, 0 for all else."""
+    """Value of the rows of an absent field: NaN for floats, 0 otherwise."""
     return float("nan") if dtype.is_floating_point else 0
 
 
