@@ -6,7 +6,7 @@ NEWEST := .venv-newest/bin
 # pyenv's python3.12 runs only where it was selected, so its installations are looked through too.
 NEWEST_PYTHON ?= $(firstword $(shell python3.12 -c 'import sys; print(sys.executable)' 2>/dev/null) \
 	$(wildcard $(HOME)/.pyenv/versions/3.12.*/bin/python3.12) python3.12)
-OLDEST_TESTS := $(addprefix tests/,adapters data sink transforms store/cache store/read dataset/test_far.py training/splits/test_overlap.py) \
+OLDEST_TESTS := $(addprefix tests/,test_compat.py adapters data sink transforms store/cache store/read dataset/test_far.py training/splits/test_overlap.py) \
 	$(patsubst %,tests/training/test_%.py,augmented_runs data_module ddp lightning_resume loader monitor ranks resume settings)
 EXTRAS := dev,recipes,mace,bench
 export PIP_DISABLE_PIP_VERSION_CHECK := 1

@@ -7,6 +7,7 @@ members deviate: the largest norm, over the atoms, of the standard deviation of 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -17,9 +18,7 @@ from force_field import ForceField
 from potentials import neighbours
 from torch import Tensor
 from torch_sim.integrators.md import MDState
-from torch_sim.integrators.nvt import nvt_langevin
 from torch_sim.models.interface import ModelInterface
-from torch_sim.typing import StateDict
 
 import zarrpipe as zp
 
@@ -47,10 +46,8 @@ class Committee(ModelInterface):
         self._device, self._dtype = torch.device("cpu"), torch.float32
         self._compute_forces, self._compute_stress = True, False
 
-    def forward(self, state: ts.SimState | StateDict) -> dict[str, Tensor]:
+    def forward(self, state: ts.SimState) -> dict[str, Tensor]:
         """Mean energy [B] in eV and forces [V, 3] in eV/Angstrom."""
-        if isinstance(state, dict):
-            state = ts.SimState(**state)
         batch = batch_of_state(state)
         energy, forces = self.predict(batch)
         self.deviation = deviation(forces, batch)
@@ -251,14 +248,25 @@ def dynamics(
 ) -> Iterator[Callable[[MDState], MDState]]:
     """torch-sim's Langevin step (BAOAB, friction 0.02 / fs) at a temperature for each system.
 
-    torch-sim draws its noise from torch's global generator, which is put back afterwards.
+    Before release 0.6 torch-sim draws its noise from torch's global generator, which is put back
+    afterwards, and from that of the state since.
     """
-    _, update = nvt_langevin(
-        committee,
-        dt=torch.tensor(timestep * units.fs),
-        kT=temperatures * units.kB,
-        gamma=torch.tensor(0.02 / units.fs),
-    )
+    settings = {
+        "dt": torch.tensor(timestep * units.fs),
+        "kT": temperatures * units.kB,
+        "gamma": torch.tensor(0.02 / units.fs),
+    }
+    if hasattr(ts, "nvt_langevin_step"):
+        update = partial(ts.nvt_langevin_step, model=committee, **settings)
+    else:  # torch-sim 0.3
+        _, update = ts.nvt_langevin(committee, **settings)
+    generator = torch.Generator().manual_seed(seed)
+
+    def step(state: MDState) -> MDState:
+        if hasattr(ts.SimState, "rng"):
+            state.rng = generator
+        return update(state)
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        yield update
+        yield step

@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint
 
+from zarrpipe.compat import FIT_LOOP_RESUME, PrivateName
 from zarrpipe.errors import MissingLibraryError
 from zarrpipe.training import lightning_resume as _counts
 from zarrpipe.training.data_module import ZarrDataModule
@@ -75,7 +76,8 @@ def test_a_release_of_lightning_that_cannot_resume_is_said(tmp_path, store, monk
         module = ZarrDataModule(store[0], batch_size=8, split=(1.0, 0.0, 0.0))
         trainer.fit(Scheduled(), module, **settings)
 
-    monkeypatch.setattr(_counts, "_RESUMED", (*_counts._RESUMED, "epoch_loop.gone"))
+    gone = PrivateName("", "epoch_loop.gone", "", "")
+    monkeypatch.setattr(_counts, "FIT_LOOP_RESUME", (*FIT_LOOP_RESUME, gone))
     fit()
     assert len(steps) == 5
     said = r"lightning \d+\.\d.* has no fit_loop.epoch_loop.gone, .*2\.6.* without ckpt_path$"

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from zarrpipe.adapters.parts import assemble, require
+from zarrpipe.compat import torch_sim_extras, torch_sim_pbc_is_bool
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.fields import Level
 from zarrpipe.errors import FieldError
@@ -33,17 +34,20 @@ def from_torch_sim(state: "SimState") -> Batch:
         Any state derived from ``SimState``, in torch-sim's metal units: Angstrom, eV, amu.
     """
     order, num_atoms = _grouped(state.system_idx)
+    atom_extras, system_extras = torch_sim_extras(state)
     fields: dict[str, tuple[Level, torch.Tensor]] = {}
-    for key in sorted(state._atom_attributes - _SKIPPED):
+    for key in sorted((state._atom_attributes | atom_extras.keys()) - _SKIPPED):
         value = getattr(state, key, None)
         if isinstance(value, torch.Tensor):
             rows = value if order is None else value[order]
             fields[_NAMES.get(key, key)] = (Level.ATOM, rows)
-    for key in sorted(state._system_attributes):
+    for key in sorted(state._system_attributes | system_extras.keys()):
         value = getattr(state, key, None)
         if isinstance(value, torch.Tensor):
             fields[key] = (Level.SYSTEM, value.mT if key in _COLUMN_VECTORS else value)
     for key in sorted(state._global_attributes):
+        if key.startswith("_"):
+            continue  # the random generator of torch-sim 0.6
         repeated = _repeat(key, getattr(state, key, None), num_atoms)
         if repeated is not None:
             fields[key] = (Level.SYSTEM, repeated)
@@ -78,15 +82,15 @@ def to_torch_sim(batch: Batch) -> "SimState":
     Raises
     ------
     FieldError
-        If the systems differ in pbc or are periodic in some directions only: a state has one
-        pbc for all.
+        If the systems differ in pbc, of which a state has one for all. Before torch-sim 0.4.1 also
+        if they are periodic in some directions only.
     """
     torch_sim = require("torch_sim", "torch-sim")
     return torch_sim.SimState(
         positions=batch.positions,
         masses=_masses(batch),
         cell=_cells(batch).mT.contiguous(),
-        pbc=_one_pbc(batch),
+        pbc=_one_pbc(batch, per_direction=not torch_sim_pbc_is_bool(torch_sim.SimState)),
         atomic_numbers=batch.atomic_numbers,
         system_idx=batch.batch_idx,
     )
@@ -112,14 +116,18 @@ def _masses(batch: Batch) -> torch.Tensor:
     return torch.where(has[batch.batch_idx], batch.atomic_masses.to(batch.dtype), usual)
 
 
-def _one_pbc(batch: Batch) -> bool:
+def _one_pbc(batch: Batch, *, per_direction: bool) -> bool | list[bool]:
+    """The pbc that all systems have, as one bool where all directions have it."""
     if "pbc" not in batch:
         return False
     pbc = batch.pbc
-    if not bool((pbc == pbc[0, 0]).all()):
-        mixed = torch.unique(pbc, dim=0).tolist()
-        raise FieldError(
-            f"the systems have pbc {mixed}, a torch-sim state has one bool for all of them: "
-            "convert systems of one kind at a time with batch.index_select"
-        )
-    return bool(pbc[0, 0])
+    if bool((pbc == pbc[0, 0]).all()):
+        return bool(pbc[0, 0])
+    if per_direction and bool((pbc == pbc[0]).all()):
+        return [bool(periodic) for periodic in pbc[0]]
+    one = "pbc" if per_direction else "bool"
+    raise FieldError(
+        f"the systems have pbc {torch.unique(pbc, dim=0).tolist()}, and a state of this release "
+        f"of torch-sim has one {one} for all of them: convert systems of one kind at a time with "
+        "batch.index_select"
+    )

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from zarr.storage import LocalStore, MemoryStore
 
+from zarrpipe.compat import memory_content
 from zarrpipe.store.backend.location import Root, StoreLike
 
 
@@ -25,7 +26,7 @@ def stored_bytes(store: StoreLike) -> dict[str, bytes | None]:
     """
     path = Root.of(store).path
     if isinstance(path.store, MemoryStore):
-        content = path.store._store_dict
+        content = memory_content(path.store)
         return {key: bytes(value.to_bytes()) for key, value in content.items()}
     if not isinstance(path.store, LocalStore):
         raise TypeError(f"{store} is neither local nor in memory: its content cannot be compared")

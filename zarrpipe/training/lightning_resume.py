@@ -10,35 +10,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import BatchSizeFinder
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
+from zarrpipe.compat import FIT_LOOP_COUNTS, FIT_LOOP_RESUME, PrivateName
 from zarrpipe.dataset.zarr_dataset import ZarrDataset
 from zarrpipe.errors import ArgumentError, MissingLibraryError
 from zarrpipe.training.epoch.plans import IndexArray, first_indices
 from zarrpipe.training.loader import GraphLoader
 from zarrpipe.training.ranks import world_size
-
-_COUNTED = (
-    "epoch_loop.batch_progress.current.processed",
-    "epoch_loop.batch_progress.is_last_batch",
-    "epoch_loop.batch_progress.total.ready",
-)
-"""Names of a fit loop by which a checkpoint knows what was trained on."""
-
-_RESUMED = (
-    "epoch_loop._batches_that_stepped",
-    "epoch_loop.batch_progress.current.completed",
-    "epoch_loop.batch_progress.increment_completed",
-    "epoch_loop.reset_restart_stage",
-    "epoch_loop.restarted_on_train_batch_end",
-    "epoch_loop.restarting",
-    "epoch_loop.val_loop._last_val_dl_reload_epoch",
-    "epoch_progress.current.completed",
-    "epoch_progress.current.processed",
-    "epoch_progress.increment_completed",
-    "on_iteration_done",
-    "restarted_mid_epoch",
-    "_last_train_dl_reload_epoch",
-)
-"""Those by which it goes on; some are Lightning's own, and a release may leave them out."""
 
 
 class ResumeFix(Callback):  # type: ignore[misc]  # lightning is not followed
@@ -80,10 +57,10 @@ class ResumeFix(Callback):  # type: ignore[misc]  # lightning is not followed
         loader, loop = trainer.train_dataloader, trainer.fit_loop
         if not isinstance(loader, GraphLoader):
             return
-        _require(loop, _COUNTED)
+        _require(loop, FIT_LOOP_COUNTS)
         if not loop.epoch_loop.batch_progress.total.ready:
             return  # nothing was begun before
-        _require(loop, _RESUMED)
+        _require(loop, FIT_LOOP_RESUME)
         if loop.epoch_progress.current.processed > loader.sampler.epoch:
             _end_epoch(trainer)
         elif loop.restarted_mid_epoch:
@@ -190,7 +167,7 @@ def check_seed(loader: GraphLoader, seed: int) -> None:
         )
 
 
-def _require(loop: Any, names: Iterable[str]) -> None:
+def _require(loop: Any, names: Iterable[PrivateName]) -> None:
     """Refuse a release of Lightning whose fit loop lacks names, before anything is trained on.
 
     Raises
@@ -198,15 +175,16 @@ def _require(loop: Any, names: Iterable[str]) -> None:
     MissingLibraryError
         If it does.
     """
-    for name in names:
+    for private in names:
         try:
-            attrgetter(name)(loop)
+            attrgetter(private.name)(loop)
         except AttributeError as error:
-            anew = ", or a new fit without ckpt_path" if name in _RESUMED else ""
+            anew = ", or a new fit without ckpt_path" if private in FIT_LOOP_RESUME else ""
             raise MissingLibraryError(
-                f"lightning {lightning.__version__} has no fit_loop.{name}, without which batches "
-                "would be left out or repeated when training goes on after a checkpoint: expected "
-                f"a release that has it, as those of 2.6 (pip install 'lightning==2.6.*'){anew}"
+                f"lightning {lightning.__version__} has no fit_loop.{private.name}, without which "
+                "batches would be left out or repeated when training goes on after a checkpoint: "
+                "expected a release that has it, as those of 2.6 "
+                f"(pip install 'lightning==2.6.*'){anew}"
             ) from error
 
 

@@ -313,7 +313,7 @@ class TestErrors:
     def test_a_chunk_that_cannot_be_decoded(self, stage):
         store, values = MemoryStore(), random_rows((1000, 64), "float64")
         array = staged(stage, store, values, chunks=256, compressors=ZSTD)
-        damaged = zarr.core.buffer.default_buffer_prototype().buffer.from_bytes(b"no zstd")
+        damaged = zarr.buffer.default_buffer_prototype().buffer.from_bytes(b"no zstd")
         whole, store._store_dict["a/c/1/0"] = store._store_dict["a/c/1/0"], damaged
         with pytest.raises(
             StoreFormatError, match=r"rows 256 to 512 .*/a cannot be read, it is dam"

@@ -421,7 +421,7 @@ def test_codecs_that_others_have_made_known(tmp_path, monkeypatch, library):
 
 def _in_memory(store, kind):
     files = {
-        str(path.relative_to(store)): zarr.core.buffer.cpu.Buffer.from_bytes(path.read_bytes())
+        str(path.relative_to(store)): zarr.buffer.cpu.Buffer.from_bytes(path.read_bytes())
         for path in store.rglob("*")
         if path.is_file() and path.name != ".lock"
     }

@@ -9,17 +9,18 @@ import asyncio
 import errno
 import os
 import stat
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
+from zarr.abc.buffer import Buffer, BufferPrototype
 from zarr.abc.store import (
     ByteRequest,
     OffsetByteRequest,
     RangeByteRequest,
     SuffixByteRequest,
 )
-from zarr.core.buffer import Buffer, BufferPrototype
-from zarr.core.buffer.core import default_buffer_prototype
+from zarr.buffer import default_buffer_prototype
 from zarr.storage import LocalStore
 
 from zarrpipe.errors import StoreFormatError
@@ -86,8 +87,6 @@ class RegularFiles(LocalStore):
         byte_range: ByteRequest | None = None,
     ) -> Buffer | None:
         """Bytes at a key, or None; see `LocalStore.get`."""
-        if not self._is_open:
-            await self._open()
         return await asyncio.to_thread(self._read, key, prototype, byte_range)
 
     def get_sync(
@@ -98,7 +97,6 @@ class RegularFiles(LocalStore):
         byte_range: ByteRequest | None = None,
     ) -> Buffer | None:
         """Bytes at a key, or None; see `LocalStore.get_sync`."""
-        self._ensure_open_sync()
         return self._read(key, prototype, byte_range)
 
     def _read(
@@ -163,8 +161,14 @@ class LocalFiles(RegularFiles):
         """Remove all keys below a prefix."""
         await asyncio.to_thread(self._remove, prefix)
 
-    async def _set(self, key: str, value: Buffer, exclusive: bool = False) -> None:
-        await asyncio.to_thread(self._put, key, value, exclusive=exclusive)
+    async def set(self, key: str, value: Buffer) -> None:
+        """Replace the value of a key."""
+        await asyncio.to_thread(self._put, key, value)
+
+    async def set_if_not_exists(self, key: str, value: Buffer) -> None:
+        """Set the value of a key that has none."""
+        with suppress(FileExistsError):
+            await asyncio.to_thread(self._put, key, value, exclusive=True)
 
     def _put(self, key: str, value: Buffer, *, exclusive: bool = False) -> None:
         self._check_writable()

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import zarr
-from zarr.core.sync import sync
 
+from zarrpipe.compat import sync
 from zarrpipe.data.csr import AnyArray
 from zarrpipe.errors import StoreFormatError
 from zarrpipe.store.backend.array_reader import AbsentChunks

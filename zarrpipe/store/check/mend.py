@@ -4,8 +4,8 @@ import os
 from collections.abc import Callable
 
 import numpy as np
-from zarr.core.sync import sync
 
+from zarrpipe.compat import sync
 from zarrpipe.data.csr import Int64Array, pointers, segment_rows
 from zarrpipe.store.backend import files
 from zarrpipe.store.check.blocks import pieces

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import zarr
-from zarr.core.sync import sync
 
+from zarrpipe.compat import sync
 from zarrpipe.data.csr import AnyArray, Int64Array
 from zarrpipe.store.backend.local_store import open_regular
 from zarrpipe.store.backend.missing import chunk_place, find_absent_chunks

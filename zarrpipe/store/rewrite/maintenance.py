@@ -1,6 +1,6 @@
 """Upkeep of a store: taking samples out of sight, and writing a store anew without them."""
 
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ import numpy as np
 from zarr.abc.codec import ArrayArrayCodec, ArrayBytesCodec, BytesBytesCodec
 from zarr.storage import MemoryStore
 
+from zarrpipe.compat import memory_content
 from zarrpipe.data.csr import Int64Array, pointers, segment_rows
 from zarrpipe.errors import StoreFormatError, StoreNotFoundError
 from zarrpipe.store.backend.location import Root
@@ -249,18 +250,13 @@ def _rewrite_in_memory(
 
 def _objects(root: Root) -> dict[str, Any]:
     """What a store in memory holds, by key."""
-    content, prefix = _content(root), root.path.path
+    content, prefix = memory_content(root.path.store), root.path.path
     return {key: content[key] for key in [*content] if not prefix or key.startswith(f"{prefix}/")}
 
 
 def _put_back(root: Root, before: dict[str, Any]) -> None:
     """Let a store in memory hold again what it held."""
-    content, extra = _content(root), _objects(root).keys() - before.keys()
+    content, extra = memory_content(root.path.store), _objects(root).keys() - before.keys()
     content.update(before)
     for key in extra:
         del content[key]
-
-
-def _content(root: Root) -> MutableMapping[str, Any]:
-    content: MutableMapping[str, Any] = root.path.store._store_dict  # type: ignore[attr-defined]
-    return content

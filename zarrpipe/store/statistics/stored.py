@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 import zarr
-from zarr.core.sync import sync
 
+from zarrpipe.compat import sync
 from zarrpipe.errors import StoreFormatError
 from zarrpipe.store.format.commit_log import RowCounts
 from zarrpipe.store.format.layout import ATOMS_PTR, EDGES_PTR, MARK, SUMS, find_array

@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 import zarr
-from zarr.core.sync import sync
 
+from zarrpipe.compat import sync
 from zarrpipe.data.csr import AnyArray
 from zarrpipe.store.backend.missing import chunk_place, lost_chunk
 from zarrpipe.store.format.layout import is_dense

@@ -1,0 +1,156 @@
+"""Where releases of the libraries differ, and every private name of theirs that is used.
+
+zarrpipe runs with zarr 3.1.6 to 3.4, Lightning 2.6, torch-sim 0.3 to 0.6 and nvalchemi 0.2 and
+0.3. A name in `PRIVATE_NAMES` may go in any release; a test looks each one up in what is installed,
+and another finds private names that are used and not listed.
+"""
+
+from collections.abc import MutableMapping
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+from zarr.core.sync import sync
+
+if TYPE_CHECKING:
+    from zarr.abc.buffer import Buffer
+
+__all__ = [
+    "FIT_LOOP_COUNTS",
+    "FIT_LOOP_RESUME",
+    "PRIVATE_NAMES",
+    "PrivateName",
+    "memory_content",
+    "sync",
+    "torch_sim_extras",
+    "torch_sim_pbc_is_bool",
+]
+
+
+@dataclass(frozen=True)
+class PrivateName:
+    """A name that a library does not promise to keep.
+
+    Parameters
+    ----------
+    owner
+        Module, or ``module:class`` whose instances have it.
+    name
+        Attribute, dotted where it is one of an attribute.
+    user
+        Module of zarrpipe that uses it.
+    reason
+        What it is used for, where no public name does the same.
+    """
+
+    owner: str
+    name: str
+    user: str
+    reason: str
+
+
+_FIT_LOOP = "lightning.pytorch.loops.fit_loop:_FitLoop"
+_RESUME = "training.lightning_resume"
+
+FIT_LOOP_COUNTS = tuple(
+    PrivateName(_FIT_LOOP, name, _RESUME, reason)
+    for name, reason in (
+        ("epoch_loop.batch_progress.current.processed", "batches trained on in this epoch"),
+        ("epoch_loop.batch_progress.is_last_batch", "whether an epoch is complete"),
+        ("epoch_loop.batch_progress.total.ready", "whether a fit continues from a checkpoint"),
+    )
+)
+"""What a checkpoint needs to know of a Lightning fit loop: how much was trained on."""
+
+FIT_LOOP_RESUME = tuple(
+    PrivateName(_FIT_LOOP, name, _RESUME, reason)
+    for name, reason in (
+        ("epoch_loop._batches_that_stepped", "steps that loggers count, one short after a resume"),
+        ("epoch_loop.batch_progress.current.completed", "batches to repeat are subtracted"),
+        ("epoch_loop.batch_progress.increment_completed", "completes the interrupted batch"),
+        ("epoch_loop.reset_restart_stage", "begins the next epoch as an unresumed run does"),
+        ("epoch_loop.restarted_on_train_batch_end", "whether a checkpoint is of a batch's end"),
+        ("epoch_loop.restarting", "begins the next epoch as an unresumed run does"),
+        ("epoch_loop.val_loop._last_val_dl_reload_epoch", "fetches the validation loader anew"),
+        ("epoch_progress.current.completed", "whether the epoch before was completed"),
+        ("epoch_progress.current.processed", "whether the epoch before was completed"),
+        ("epoch_progress.increment_completed", "completes the epoch before"),
+        ("on_iteration_done", "begins the next epoch as an unresumed run does"),
+        ("restarted_mid_epoch", "whether the rest of an epoch is left"),
+        ("_last_train_dl_reload_epoch", "fetches the training loader anew"),
+    )
+)
+"""What continuing a fit from a checkpoint needs besides; public names that are undocumented too."""
+
+PRIVATE_NAMES = (
+    PrivateName(
+        "zarr.core.sync",
+        "sync",
+        "compat",
+        "runs a coroutine of a store in zarr's event loop; StorePath has no synchronous methods",
+    ),
+    PrivateName(
+        "zarr.storage:MemoryStore",
+        "_store_dict",
+        "compat",
+        "compares and restores all objects at once; a store has only asynchronous access by key",
+    ),
+    PrivateName(
+        "zarr.storage:LocalStore",
+        "_check_writable",
+        "store.backend.local_store",
+        "raises zarr's own error for a store that is read-only",
+    ),
+    PrivateName(
+        "torch.utils.data._utils.collate",
+        "default_collate_fn_map",
+        "dataset.zarr_dataset",
+        "makes torch's DataLoader collate our types; torch has no public way to register one",
+    ),
+    PrivateName(
+        "numba.core.cgutils",
+        "voidptr_t",
+        "store.read._compiled",
+        "type of an address in compiled code",
+    ),
+    PrivateName(
+        "numba.core.cgutils",
+        "raw_memcpy",
+        "store.read._compiled",
+        "copies rows between addresses in compiled code",
+    ),
+    PrivateName(
+        "multiprocessing.forkserver",
+        "_forkserver._preload_modules",
+        "training.workers.pool",
+        "adds to the modules to preload; set_forkserver_preload replaces what others set",
+    ),
+    *(
+        PrivateName("torch_sim:SimState", name, "adapters.torch_sim", "fields of a state by level")
+        for name in ("_atom_attributes", "_system_attributes", "_global_attributes")
+    ),
+    PrivateName(
+        "lightning.pytorch.callbacks:BatchSizeFinder",
+        "_batch_arg_name",
+        _RESUME,
+        "which argument the batch size finder scales",
+    ),
+    *FIT_LOOP_COUNTS,
+    *FIT_LOOP_RESUME,
+)
+"""Every name outside of the libraries' public interfaces that zarrpipe uses."""
+
+
+def memory_content(store: Any) -> MutableMapping[str, "Buffer"]:
+    """The dict in which a MemoryStore holds its objects."""
+    content: MutableMapping[str, Buffer] = store._store_dict
+    return content
+
+
+def torch_sim_pbc_is_bool(state_class: type[Any]) -> bool:
+    """Whether a torch-sim state has one pbc for all directions, as before release 0.4.1."""
+    return any(field.name == "pbc" and field.type is bool for field in fields(state_class))
+
+
+def torch_sim_extras(state: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Undeclared fields of atoms and of systems, which states have from torch-sim 0.6 on."""
+    return getattr(state, "_atom_extras", {}), getattr(state, "_system_extras", {})
