@@ -66,8 +66,8 @@ MODULES = sorted(
 )
 
 
-def imports(path: Path, *, inside_functions: bool) -> set[str]:
-    """Dotted names of the modules that a file imports, in full."""
+def imports(path: Path, *, at_run_time: bool) -> set[str]:
+    """Dotted names of the modules that a file imports, in functions too or when it is imported."""
     found, open_nodes = set(), [ast.parse(path.read_text())]
     while open_nodes:
         node = open_nodes.pop()
@@ -80,7 +80,7 @@ def imports(path: Path, *, inside_functions: bool) -> set[str]:
             found.update(f"{prefix}.{alias.name}" for alias in node.names)
         functions = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
         type_checking = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
-        if (not functions or inside_functions) and not type_checking:
+        if not (at_run_time and (functions or type_checking)):
             open_nodes.extend(ast.iter_child_nodes(node))
     return found
 
@@ -116,7 +116,7 @@ def test_every_module_has_a_room():
 @pytest.mark.parametrize("path", MODULES, ids=own_name)
 def test_imports_point_down(path):
     here = own_name(path)
-    for name in imports(path, inside_functions=here != "__init__"):
+    for name in imports(path, at_run_time=here == "__init__"):
         other = module_of(name)
         if other is None or other == "__init__":
             allowed = room_of(here) in ("testing", "training")
@@ -129,7 +129,7 @@ def test_no_cycles():
     graph = {
         own_name(path): {
             other
-            for name in imports(path, inside_functions=True)
+            for name in imports(path, at_run_time=False)
             if (other := module_of(name)) and other != own_name(path)
         }
         for path in MODULES
@@ -143,6 +143,6 @@ def test_no_cycles():
 
 @pytest.mark.parametrize("path", MODULES, ids=own_name)
 def test_optional_libraries_are_imported_in_functions(path):
-    found = {name.partition(".")[0] for name in imports(path, inside_functions=False)}
+    found = {name.partition(".")[0] for name in imports(path, at_run_time=True)}
     allowed = {library for module, library in MAY if module == own_name(path)}
     assert not (found & OPTIONAL) - allowed

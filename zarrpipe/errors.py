@@ -17,6 +17,7 @@ Each is also the builtin that a caller would catch without knowing this package:
       StoreLockedError (RuntimeError)     another writer has the store open
       StoreClosedError (RuntimeError)     the sink, writer or reader was closed
       StoreExistsError (FileExistsError)  something is where a new store was asked for
+      StoreMemoryError (MemoryError)      reading needs more memory than there is
       StoreNotFoundError (FileNotFoundError)
       StoreNotADirectoryError (NotADirectoryError) a file is where a store's directory should be
       StoreReadOnlyError (PermissionError) a store that may only be read is to be written
@@ -63,6 +64,10 @@ class SchemaError(ZarrPipeError, ValueError):
 
 class StoreFormatError(ZarrPipeError, ValueError):
     """A store is damaged, not one of ours, or of a newer format."""
+
+
+class StoreMemoryError(ZarrPipeError, MemoryError):
+    """Reading needs more memory than there is, or a damaged store says so."""
 
 
 class StoreFullError(ZarrPipeError, RuntimeError):

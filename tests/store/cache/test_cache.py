@@ -1,4 +1,4 @@
-"""Staged arrays hold what the Zarr array holds, however they are asked for."""
+"""Cached arrays hold what the Zarr array holds, however they are asked for."""
 
 import gc
 import threading
@@ -87,15 +87,15 @@ def rows_of(data, starts, stops):
 
 
 @pytest.fixture(params=["files", "memory"])
-def stage(request, tmp_path):
+def row_cache(request, tmp_path):
     made = RowCache("place-generation", tmp_path / "cache" if request.param == "files" else None)
     yield made
     made.close()
 
 
-def staged(stage, store, values, **options):
+def cached(row_cache, store, values, **options):
     create(store, values, **options)[:] = values
-    array = stage.array("a", open_named(store))
+    array = row_cache.array("a", open_named(store))
     array.commit(len(values))
     return array
 
@@ -103,11 +103,11 @@ def staged(stage, store, values, **options):
 class TestValues:
     @pytest.mark.parametrize("which", SEGMENTS)
     @pytest.mark.parametrize("kind", KINDS)
-    def test_segments(self, stage, kind, which):
+    def test_segments(self, row_cache, kind, which):
         starts, stops = SEGMENTS[which]
         values = random_rows((1000, 40), "float64")
-        array = staged(stage, MemoryStore(), values, **KINDS[kind])
-        assert stage.ensure_cached([(array, *segments(starts, stops))]).valid()
+        array = cached(row_cache, MemoryStore(), values, **KINDS[kind])
+        assert row_cache.ensure_cached([(array, *segments(starts, stops))]).valid()
         assert rows_of(array.data, starts, stops) == rows_of(values, starts, stops)
         assert array.data.shape == (1000, 40)
         assert array.data.dtype == values.dtype
@@ -116,83 +116,83 @@ class TestValues:
     @pytest.mark.parametrize("dtype", ["bool", "int8", "uint64", "float32"])
     @pytest.mark.parametrize("row", [(), (3,), (3, 3)])
     @pytest.mark.parametrize("kind", ["zstd", "sharded"])
-    def test_rows(self, stage, kind, row, dtype):
+    def test_rows(self, row_cache, kind, row, dtype):
         values = random_rows((1000, *row), dtype)
-        array = staged(stage, {}, values, **KINDS[kind])
+        array = cached(row_cache, {}, values, **KINDS[kind])
         array.ensure(1000)
         np.testing.assert_array_equal(array.data, values)
 
-    def test_chunks_that_do_not_span_a_row(self, stage):
+    def test_chunks_that_do_not_span_a_row(self, row_cache):
         values = random_rows((50, 6), "int32")
         store = MemoryStore()
         zarr.create_array(store, name="a", shape=(50, 6), chunks=(8, 2), dtype="int32")[:] = values
-        array = stage.array("a", open_named(store))
+        array = row_cache.array("a", open_named(store))
         array.ensure(50)
         np.testing.assert_array_equal(array.data, values)
 
-    def test_missing_chunks_are_fill(self, stage):
+    def test_missing_chunks_are_fill(self, row_cache):
         values = np.full((1000, 64), 7.5)
         values[512:768] = 1.0
         store = MemoryStore()
         create(store, values, chunks=256, fill_value=7.5)[512:768] = 1.0
-        array = stage.array("a", open_named(store))
+        array = row_cache.array("a", open_named(store))
         array.ensure(1000)
         np.testing.assert_array_equal(array.data, values)
 
-    def test_an_array_without_rows(self, stage):
-        array = staged(stage, MemoryStore(), np.zeros((0, 3)), chunks=4)
+    def test_an_array_without_rows(self, row_cache):
+        array = cached(row_cache, MemoryStore(), np.zeros((0, 3)), chunks=4)
         array.ensure(0)
-        assert stage.ensure_cached([(array, *segments([0], [0]))]).valid()
+        assert row_cache.ensure_cached([(array, *segments([0], [0]))]).valid()
         assert array.data.shape == (0, 3)
 
-    def test_rows_that_are_not_committed(self, stage):
-        array = staged(stage, MemoryStore(), random_rows((10, 3), "int64"), chunks=4)
-        with pytest.raises(IndexError, match=r"rows 0 to 11 of a, of which 10 are committed"):
-            stage.ensure_cached([(array, *segments([0], [11]))])
+    def test_rows_that_are_not_committed(self, row_cache):
+        array = cached(row_cache, MemoryStore(), random_rows((10, 3), "int64"), chunks=4)
+        with pytest.raises(IndexError, match=r"rows 0 to 11 of a were asked for, and 10 are"):
+            row_cache.ensure_cached([(array, *segments([0], [11]))])
 
 
 class TestFetches:
-    def test_each_unit_once(self, stage):
+    def test_each_unit_once(self, row_cache):
         store, values = CountingStore(), random_rows((1000, 64), "float64")
-        array = staged(stage, store, values, chunks=256)
+        array = cached(row_cache, store, values, chunks=256)
         for _ in range(3):
-            stage.ensure_cached([(array, *segments([0, 300], [10, 310]))])
+            row_cache.ensure_cached([(array, *segments([0, 300], [10, 310]))])
         assert store.chunks() == ["a/c/0/0", "a/c/1/0"]
         array.ensure(1000)
         array.ensure(1000)
         assert store.chunks() == [f"a/c/{i}/0" for i in range(4)]
 
-    def test_a_shard_is_one_read(self, stage):
+    def test_a_shard_is_one_read(self, row_cache):
         store, values = CountingStore(), random_rows((1024, 64), "float64")
-        array = staged(stage, store, values, chunks=16, shards=256)
+        array = cached(row_cache, store, values, chunks=16, shards=256)
         store.asked.clear()
-        stage.ensure_cached([(array, *segments([0], [1]))])
+        row_cache.ensure_cached([(array, *segments([0], [1]))])
         assert store.chunks() == ["a/c/0/0"]
 
-    def test_small_chunks_are_fetched_together(self, stage):
+    def test_small_chunks_are_fetched_together(self, row_cache):
         store, values = CountingStore(), random_rows((100, 1), "float64")
-        array = staged(stage, store, values, chunks=10)
-        stage.ensure_cached([(array, *segments([0], [1]))])
+        array = cached(row_cache, store, values, chunks=10)
+        row_cache.ensure_cached([(array, *segments([0], [1]))])
         assert len(store.chunks()) == 10
         np.testing.assert_array_equal(array.data, values)
 
-    def test_what_is_advised_is_there(self, stage):
+    def test_what_is_advised_is_there(self, row_cache):
         store, values = CountingStore(), random_rows((1000, 64), "float64")
-        array = staged(stage, store, values, chunks=256)
-        stage.prefetch([(array, *segments([0], [1000]))])
-        stage.ensure_cached([(array, *segments([0], [1000]))])
+        array = cached(row_cache, store, values, chunks=256)
+        row_cache.prefetch([(array, *segments([0], [1000]))])
+        row_cache.ensure_cached([(array, *segments([0], [1000]))])
         assert len(store.chunks()) == 4
-        stage.prefetch([(array, *segments([0], [1000]))])
+        row_cache.prefetch([(array, *segments([0], [1000]))])
         np.testing.assert_array_equal(array.data, values)
 
-    def test_many_threads_at_once(self, stage):
+    def test_many_threads_at_once(self, row_cache):
         store, values = CountingStore(), random_rows((4000, 64), "float64")
-        array = staged(stage, store, values, chunks=256)
+        array = cached(row_cache, store, values, chunks=256)
         wrong = []
 
         def read(seed):
             starts = np.random.default_rng(seed).integers(0, 3990, 40)
-            stage.ensure_cached([(array, starts, starts + 10)])
+            row_cache.ensure_cached([(array, starts, starts + 10)])
             if rows_of(array.data, starts, starts + 10) != rows_of(values, starts, starts + 10):
                 wrong.append(seed)
 
@@ -204,20 +204,20 @@ class TestFetches:
         assert not wrong
         assert len(store.chunks()) == len(set(store.chunks()))
 
-    def test_several_arrays(self, stage):
+    def test_several_arrays(self, row_cache):
         store, arrays, values = MemoryStore(), [], []
         for i in range(4):
             values.append(random_rows((500 + i, 32), "float64", i))
             create(store, values[-1], f"field{i}", chunks=64, compressors=ZSTD)[:] = values[-1]
-            arrays.append(stage.array(f"field{i}", open_named(store, f"field{i}")))
+            arrays.append(row_cache.array(f"field{i}", open_named(store, f"field{i}")))
             arrays[-1].commit(500 + i)
-        stage.ensure_cached([(array, *segments([0], [500])) for array in arrays])
+        row_cache.ensure_cached([(array, *segments([0], [500])) for array in arrays])
         for array, rows in zip(arrays, values, strict=True):
             np.testing.assert_array_equal(array.data[:500], rows[:500])
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_a_long_bring_shows_its_progress(stage, monkeypatch, capsys, terminal):
+def test_a_long_bring_shows_its_progress(row_cache, monkeypatch, capsys, terminal):
     """On a terminal, and only then."""
     tqdm = pytest.importorskip("tqdm")
     shown = []
@@ -230,25 +230,25 @@ def test_a_long_bring_shows_its_progress(stage, monkeypatch, capsys, terminal):
     monkeypatch.setattr(tqdm, "tqdm", Bar)
     monkeypatch.setattr("sys.stderr.isatty", lambda: terminal)
     values = random_rows((40 * 64, 128), "float64")
-    array = staged(stage, MemoryStore(), values, chunks=64)
+    array = cached(row_cache, MemoryStore(), values, chunks=64)
     few = segments([0], [64])
-    stage.ensure_cached([(array, *few)])
+    row_cache.ensure_cached([(array, *few)])
     assert not shown
     scattered = np.arange(0, 40, 1) * 64
     monkeypatch.setattr("zarrpipe.store.cache.fetch._RUN_UNITS", 1)
-    stage.ensure_cached([(array, scattered, scattered + 1)])
+    row_cache.ensure_cached([(array, scattered, scattered + 1)])
     assert shown == ([(39, 1.0)] if terminal else [])
     np.testing.assert_array_equal(array.data, values)
 
 
 class TestGrowth:
     @pytest.mark.parametrize("kind", ["zstd", "sharded"])
-    def test_a_unit_that_was_half_full(self, stage, kind):
+    def test_a_unit_that_was_half_full(self, row_cache, kind):
         """Its rows are fetched again when more of them are committed, and only then."""
         store, values = CountingStore(), random_rows((1000, 64), "float64")
         zarray = create(store, np.zeros((256, 64)), **KINDS[kind])
         zarray[:100] = values[:100]
-        array = stage.array("a", open_named(store))
+        array = row_cache.array("a", open_named(store))
         array.ensure(100)
         first = array.data
         np.testing.assert_array_equal(first[:100], values[:100])
@@ -265,12 +265,12 @@ class TestGrowth:
         np.testing.assert_array_equal(first[:200], values[:200])
         assert array.data.ctypes.data == first.ctypes.data
 
-    def test_beyond_the_reserved_range(self, stage, monkeypatch):
+    def test_beyond_the_reserved_range(self, row_cache, monkeypatch):
         monkeypatch.setattr("zarrpipe.store.cache.units._LEAST_RESERVE", 4096)
         store, values = MemoryStore(), random_rows((9000, 64), "float64")
         zarray = create(store, values[:500], chunks=256)
         zarray[:] = values[:500]
-        array = stage.array("a", open_named(store))
+        array = row_cache.array("a", open_named(store))
         array.ensure(500)
         first = array.data
         zarray.resize((9000, 64))
@@ -279,46 +279,46 @@ class TestGrowth:
         np.testing.assert_array_equal(array.data, values)
         np.testing.assert_array_equal(first, values[:500])
 
-    def test_grow_makes_room(self, stage):
+    def test_grow_makes_room(self, row_cache):
         store, values = MemoryStore(), random_rows((40, 2), "int64")
         zarray = create(store, values[:20], chunks=10)
-        array = stage.array("a", open_named(store))
+        array = row_cache.array("a", open_named(store))
         assert array.data.shape == (20, 2)
         zarray.resize((40, 2))
         array.grow()
         assert array.data.shape == (40, 2)
 
-    def test_an_array_that_was_cut(self, stage):
+    def test_an_array_that_was_cut(self, row_cache):
         store, values = MemoryStore(), random_rows((40, 2), "int64")
-        array = staged(stage, store, values, chunks=10)
+        array = cached(row_cache, store, values, chunks=10)
         zarr.open_array(store, path="a").resize((30, 2))
         with pytest.raises(StoreFormatError, match=r"has 30 rows, the pointers say 40"):
             array.ensure(40)
 
 
 class TestErrors:
-    def test_a_fetch_that_fails(self, stage):
+    def test_a_fetch_that_fails(self, row_cache):
         store, values = CountingStore(), random_rows((1000, 64), "float64")
-        array = staged(stage, store, values, chunks=256)
+        array = cached(row_cache, store, values, chunks=256)
         store.refused = "a/c/2"
         expected = r"cannot fetch rows 512 to 768 \(unit 2 on\) of .*/a: OSError\('no answer"
         with pytest.raises(OSError, match=expected):
-            stage.ensure_cached([(array, *segments([600], [601]))])
+            row_cache.ensure_cached([(array, *segments([600], [601]))])
         with pytest.raises(OSError, match="no answer"):
             array.ensure(1000)
         store.refused = ""
         array.ensure(1000)
         np.testing.assert_array_equal(array.data, values)
 
-    def test_a_chunk_that_cannot_be_decoded(self, stage):
+    def test_a_chunk_that_cannot_be_decoded(self, row_cache):
         store, values = MemoryStore(), random_rows((1000, 64), "float64")
-        array = staged(stage, store, values, chunks=256, compressors=ZSTD)
+        array = cached(row_cache, store, values, chunks=256, compressors=ZSTD)
         damaged = zarr.buffer.default_buffer_prototype().buffer.from_bytes(b"no zstd")
         whole, store._store_dict["a/c/1/0"] = store._store_dict["a/c/1/0"], damaged
         with pytest.raises(
             StoreFormatError, match=r"rows 256 to 512 .*/a cannot be read, it is dam"
         ):
-            stage.ensure_cached([(array, *segments([300], [301]))])
+            row_cache.ensure_cached([(array, *segments([300], [301]))])
         store._store_dict["a/c/1/0"] = whole
         array.ensure(1000)
         np.testing.assert_array_equal(array.data, values)
@@ -332,9 +332,9 @@ class TestErrors:
             if changed.is_set():
                 raise StoreFormatError("the store was rewritten")
 
-        stage = RowCache("place-generation", tmp_path, check=check)
-        array = staged(stage, store, values, chunks=256)
-        stage.ensure_cached([(array, *segments([0], [256]))])
+        row_cache = RowCache("place-generation", tmp_path, check=check)
+        array = cached(row_cache, store, values, chunks=256)
+        row_cache.ensure_cached([(array, *segments([0], [256]))])
         zarr.open_array(store, path="a")[:] = -values
         changed.set()
         with pytest.raises(StoreFormatError, match="was rewritten"):
@@ -344,31 +344,31 @@ class TestErrors:
         zarr.open_array(store, path="a")[:] = values
         array.ensure(1000)
         np.testing.assert_array_equal(array.data, values)
-        stage.close()
+        row_cache.close()
 
     def test_a_limit_that_is_none(self):
-        with pytest.raises(ValueError, match="a limit of 0 bytes: expected a positive"):
+        with pytest.raises(ValueError, match="limit=0, expected a positive"):
             RowCache("place-generation", None, 0)
 
-    def test_closed(self, stage):
-        array = staged(stage, MemoryStore(), random_rows((10, 3), "int64"), chunks=4)
+    def test_closed(self, row_cache):
+        array = cached(row_cache, MemoryStore(), random_rows((10, 3), "int64"), chunks=4)
         array.ensure(10)
         data = array.data
-        stage.close()
-        stage.close()
-        with pytest.raises(StoreClosedError, match="the stage was closed"):
-            stage.ensure_cached([(array, *segments([0], [10]))])
+        row_cache.close()
+        row_cache.close()
+        with pytest.raises(StoreClosedError, match="the cache was closed"):
+            row_cache.ensure_cached([(array, *segments([0], [10]))])
         np.testing.assert_array_equal(data, random_rows((10, 3), "int64"))
 
 
-def test_a_dropped_stage_is_collected(tmp_path):
+def test_a_dropped_cache_is_collected(tmp_path):
     """It lets go of its files and threads, and what was handed out stays valid."""
-    stage = RowCache("place-generation", tmp_path)
+    row_cache = RowCache("place-generation", tmp_path)
     values = random_rows((100, 3), "int64")
-    array = staged(stage, MemoryStore(), values, chunks=40)
+    array = cached(row_cache, MemoryStore(), values, chunks=40)
     array.ensure(100)
-    data, pool, seen = array.data, stage._fetcher.pool, weakref.ref(stage)
-    del stage, array
+    data, pool, seen = array.data, row_cache._fetcher.pool, weakref.ref(row_cache)
+    del row_cache, array
     gc.collect()
     assert seen() is None
     assert pool.join(timeout=120)

@@ -1,4 +1,4 @@
-"""What the cache of a stage holds on to: limits, other processes, kills, reboots, full disks."""
+"""What a cache holds on to: limits, other processes, kills, reboots, full disks."""
 
 import errno
 import json
@@ -17,12 +17,11 @@ from zarr.storage import LocalStore, MemoryStore
 from zarrpipe import AtomicDataZarrWriter
 from zarrpipe.errors import StoreFormatError
 from zarrpipe.store.backend.location import Root
-from zarrpipe.store.cache import files as stage_files
 from zarrpipe.store.cache import shared_cache
+from zarrpipe.store.cache import units as units_module
 from zarrpipe.store.cache.directory import cache_identity
-from zarrpipe.store.cache.files import UnitLocks
 from zarrpipe.store.cache.row_cache import RowCache
-from zarrpipe.store.cache.units import GENERATION, ROWS, UnitFile
+from zarrpipe.store.cache.units import GENERATION, ROWS, UnitFile, UnitLocks
 from zarrpipe.store.format.metadata import Attributes
 from zarrpipe.testing import numbered_batch
 
@@ -53,17 +52,17 @@ class Slow(LocalStore):
 
 from pathlib import Path
 store = Slow(place)
-stage = RowCache("place-generation", Path(cache))
-arrays = [stage.array(n, lambda n=n: zarr.open_array(store, path=n, mode="r+")) for n in "ab"]
+row_cache = RowCache("place-generation", Path(cache))
+arrays = [row_cache.array(n, lambda n=n: zarr.open_array(store, path=n, mode="r+")) for n in "ab"]
 rows = arrays[0].data.shape[0]
 print("ready", flush=True)
 sys.stdin.readline()
 for array in arrays:
     array.commit(rows)
 every = np.array([0]), np.array([rows])
-stage.ensure_cached([(array, *every) for array in arrays])
+row_cache.ensure_cached([(array, *every) for array in arrays])
 print(int(sum(array.data.sum() for array in arrays)), flush=True)
-stage.close()
+row_cache.close()
 """
 
 
@@ -85,16 +84,16 @@ def create(store, name="a", seed=0):
 
 
 class Opened:
-    """A stage over a store with one array, and how often the array was asked for."""
+    """A row_cache over a store with one array, and how often the array was asked for."""
 
     def __init__(self, store, directory, limit=None, name=NAME, **options) -> None:
-        self.stage = RowCache(name, directory, limit, **options)
-        self.array = self.stage.array("a", lambda: zarr.open_array(store, path="a", mode="r+"))
+        self.row_cache = RowCache(name, directory, limit, **options)
+        self.array = self.row_cache.array("a", lambda: zarr.open_array(store, path="a", mode="r+"))
         self.array.commit(ROW_COUNT)
 
     def read(self, starts, length):
         stops = np.minimum(starts + length, ROW_COUNT)
-        return self.stage.read(
+        return self.row_cache.read(
             [(self.array, starts, stops)],
             lambda: [
                 self.array.data[a:b].copy() for a, b in zip(starts.tolist(), stops, strict=True)
@@ -108,7 +107,7 @@ class Opened:
         return np.flatnonzero(self.array.file.table[:UNITS, ROWS] > 0).tolist()
 
     def close(self):
-        self.stage.close()
+        self.row_cache.close()
 
 
 class Counting(MemoryStore):
@@ -136,11 +135,11 @@ def values(store):
 def opened(store, values, tmp_path):
     made = []
 
-    def open_stage(limit=None, *, directory=tmp_path / "cache", **options):
+    def open_cache(limit=None, *, directory=tmp_path / "cache", **options):
         made.append(Opened(store, directory, limit, **options))
         return made[-1]
 
-    yield open_stage
+    yield open_cache
     for one in made:
         one.close()
 
@@ -166,7 +165,7 @@ class TestSharing:
     @pytest.mark.parametrize("by_unit", [True, False])
     def test_two_at_once(self, opened, store, values, monkeypatch, by_unit):
         """Each unit is fetched by one of them, with locks of units and with locks of files."""
-        monkeypatch.setattr(stage_files, "has_unit_locks", lambda: by_unit)
+        monkeypatch.setattr(units_module, "has_unit_locks", lambda: by_unit)
         both, found = [opened(), opened()], {}
         threads = [
             threading.Thread(target=lambda i=i: found.update({i: both[i].all()})) for i in (0, 1)
@@ -242,7 +241,7 @@ class TestLimit:
             start = int(unit) * UNIT_ROWS + 17
             found = one.read(np.array([start]), 20)[0]
             np.testing.assert_array_equal(found, values[start : start + 20])
-            assert one.stage.cache.used <= units * UNIT_BYTES
+            assert one.row_cache.cache.used <= units * UNIT_BYTES
             assert unit in one.held()
 
     def test_the_longest_unused_goes_first(self, opened):
@@ -272,37 +271,37 @@ class TestLimit:
         with pytest.warns(UserWarning, match="holds more than its limit"):
             one.read(at(0, 1, 2, 3, 4), 5)
         one.read(at(7), 5)
-        assert one.stage.cache.used <= 3 * UNIT_BYTES
+        assert one.row_cache.cache.used <= 3 * UNIT_BYTES
 
     def test_kept_rows_stay(self, opened, store, values):
         one = opened(4 * UNIT_BYTES)
         small = create(store, "b", 1)[:UNIT_ROWS]
-        other = one.stage.array("b", lambda: zarr.open_array(store, path="b", mode="r+"))
+        other = one.row_cache.array("b", lambda: zarr.open_array(store, path="b", mode="r+"))
         other.ensure(UNIT_ROWS)
         for unit in range(UNITS):
             one.read(at(unit), 5)
         np.testing.assert_array_equal(other.data[:UNIT_ROWS], small)
 
-    def test_a_ticket_tells(self, opened, values):
+    def test_a_lease_tells(self, opened, values):
         one, rival = opened(2 * UNIT_BYTES), opened(2 * UNIT_BYTES)
-        ticket = one.stage.ensure_cached([(one.array, at(5), at(5) + 3)])
+        lease = one.row_cache.ensure_cached([(one.array, at(5), at(5) + 3)])
         rival.read(at(6), 5)
-        assert ticket.valid()
+        assert lease.valid()
         rival.read(at(7), 5)
-        assert not ticket.valid()
+        assert not lease.valid()
         np.testing.assert_array_equal(one.read(at(5), 3)[0], values[at(5)[0] :][:3])
 
-    def test_a_ticket_of_everything_tells(self, opened, store, values):
-        """A stage without a limit is told of evictions by another that has one."""
+    def test_a_lease_of_everything_tells(self, opened, store, values):
+        """A row_cache without a limit is told of evictions by another that has one."""
         one, rival = opened(), opened(4 * UNIT_BYTES)
         one.all()
-        ticket = one.stage.ensure_cached([(one.array, at(5), at(5) + 3)])
-        assert ticket.valid()
+        lease = one.row_cache.ensure_cached([(one.array, at(5), at(5) + 3)])
+        assert lease.valid()
         create(store, "b", 1)
-        other = rival.stage.array("b", lambda: zarr.open_array(store, path="b", mode="r+"))
+        other = rival.row_cache.array("b", lambda: zarr.open_array(store, path="b", mode="r+"))
         other.ensure(5)
-        assert not ticket.valid()
-        assert rival.stage.cache.used <= 4 * UNIT_BYTES
+        assert not lease.valid()
+        assert rival.row_cache.cache.used <= 4 * UNIT_BYTES
         np.testing.assert_array_equal(one.all(), values)
 
     def test_settled_rows_are_read_at_once(self, opened, values):
@@ -313,15 +312,15 @@ class TestLimit:
             found.append(one.array.data.copy())
 
         one.read(at(0), 5)
-        assert not one.stage.read_settled([one.array], copy)
+        assert not one.row_cache.read_settled([one.array], copy)
         assert not found
         one.all()
-        assert one.stage.read_settled([one.array], copy)
+        assert one.row_cache.read_settled([one.array], copy)
         np.testing.assert_array_equal(found.pop(), values)
         rival = opened(4 * UNIT_BYTES)
-        rival.stage.open([rival.array])
-        assert not one.stage.read_settled([one.array], rival.stage.cache.trim)
-        assert rival.stage.cache.used <= 4 * UNIT_BYTES
+        rival.row_cache.open([rival.array])
+        assert not one.row_cache.read_settled([one.array], rival.row_cache.cache.trim)
+        assert rival.row_cache.cache.used <= 4 * UNIT_BYTES
         np.testing.assert_array_equal(one.all(), values)
 
     @pytest.mark.filterwarnings("ignore:the cache")
@@ -415,15 +414,15 @@ class TestFailures:
             return pwrite(descriptor, part, offset)
 
         monkeypatch.setattr(os, "pwrite", full)
-        with pytest.raises(OSError, match=r"No space left.*: make room, give a smaller") as caught:
+        with pytest.raises(OSError, match=r"No space left.*: free space, give a smaller") as caught:
             one.all()
         assert caught.value.errno == errno.ENOSPC
         assert "place-generation" in str(caught.value)
         monkeypatch.undo()
-        one.stage._fetcher.pool.close()
-        one.stage._fetcher.pool.join()
+        one.row_cache._fetcher.pool.close()
+        one.row_cache._fetcher.pool.join()
         assert (one.array.file.table[:, ROWS] >= 0).all()
-        assert one.stage.cache.used == one.array.file.held_bytes.sum()
+        assert one.row_cache.cache.used == one.array.file.held_bytes.sum()
         again = opened()
         np.testing.assert_array_equal(again.all(), values)
 
@@ -431,20 +430,20 @@ class TestFailures:
         """A killed process leaves units that say so; nobody reads them."""
         one = opened()
         one.read(at(0, 1), 5)
-        one.stage.cache.reserve(one.array.file, 2, UNIT_ROWS)
+        one.row_cache.cache.reserve(one.array.file, 2, UNIT_ROWS)
         one.array.file.write(2, 0, np.full((UNIT_ROWS, 8), -1))
         one.close()
         again = opened()
-        assert again.stage.cache.used == 2 * UNIT_BYTES
+        assert again.row_cache.cache.used == 2 * UNIT_BYTES
         np.testing.assert_array_equal(again.all(), values)
 
     def test_a_reboot(self, opened, values, store, monkeypatch, tmp_path):
         """Only what was synced is trusted; a power cut leaves holes where the rest was."""
         one = opened()
         one.read(at(0, 1), 5)
-        one.stage.cache.sync()
+        one.row_cache.cache.sync()
         one.read(at(2, 3), 5)
-        monkeypatch.setattr(one.stage.cache, "sync", lambda: None)
+        monkeypatch.setattr(one.row_cache.cache, "sync", lambda: None)
         one.close()
         with (tmp_path / "cache" / NAME / "a.rows").open("r+b") as file:
             file.seek(2 * UNIT_BYTES)
@@ -452,7 +451,7 @@ class TestFailures:
         monkeypatch.setattr(shared_cache, "boot_id", lambda: "another")
         store.asked.clear()
         again = opened()
-        again.stage.ensure_cached([(again.array, at(0), at(0) + 5)])
+        again.row_cache.ensure_cached([(again.array, at(0), at(0) + 5)])
         assert again.held() == [0, 1]
         np.testing.assert_array_equal(again.all(), values)
         assert len(store.asked) == UNITS - 2
@@ -469,9 +468,9 @@ class TestFailures:
     def test_an_evicted_unit_is_not_synced_any_more(self, opened, monkeypatch, values):
         one = opened(2 * UNIT_BYTES)
         one.read(at(0, 1), 5)
-        one.stage.cache.sync()
+        one.row_cache.cache.sync()
         one.read(at(2), 5)
-        monkeypatch.setattr(one.stage.cache, "sync", lambda: None)
+        monkeypatch.setattr(one.row_cache.cache, "sync", lambda: None)
         one.close()
         monkeypatch.setattr(shared_cache, "boot_id", lambda: "another")
         again = opened(2 * UNIT_BYTES)
@@ -491,7 +490,7 @@ class TestPlace:
         place = tmp_path / "cache" / NAME
         place.mkdir(parents=True)
         (place / "thesis.tex").write_text("chapter 1")
-        with pytest.raises(StoreFormatError, match="holds files that are not of a cache"):
+        with pytest.raises(StoreFormatError, match="holds files that do not belong to a cache"):
             opened()
         assert [path.name for path in place.iterdir()] == ["thesis.tex"]
 
@@ -500,7 +499,7 @@ class TestPlace:
         place = tmp_path / "cache" / NAME
         place.mkdir(parents=True)
         (place / "cache.json").write_text(json.dumps(note))
-        with pytest.raises(StoreFormatError, match=r"expected format 1|not of a cache"):
+        with pytest.raises(StoreFormatError, match=r"expected format 1|do not belong to a cache"):
             opened()
         assert [path.name for path in place.iterdir()] == ["cache.json"]
 
@@ -588,7 +587,7 @@ class TestLocks:
         waiting = threading.Thread(target=lambda: theirs.take(3, wait=True) and got.set())
         waiting.start()
         assert not got.wait(0.05)
-        ours.give(3)
+        ours.release(3)
         assert got.wait(120)
         waiting.join()
         assert not ours.take(3, wait=False)

@@ -1,10 +1,10 @@
-"""One staged array: which of its units are there, and its rows as one NumPy array."""
+"""One cached array: which units of it are in the cache, and its rows as one NumPy array."""
 
 import math
 import threading
 import weakref
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import zarr
@@ -13,34 +13,54 @@ from zarrpipe.data.csr import AnyArray, Int64Array, pointers, segment_rows
 from zarrpipe.errors import StoreClosedError
 from zarrpipe.store.backend.array_reader import AbsentChunks, OpenArray, check_rows
 from zarrpipe.store.backend.missing import MissingChunks
-from zarrpipe.store.cache.pool import Task
+from zarrpipe.store.cache.shared_cache import SharedCache
 from zarrpipe.store.cache.units import GENERATION, ROWS, UnitFile
 from zarrpipe.store.format.validate import native
-
-if TYPE_CHECKING:
-    from zarrpipe.store.cache.row_cache import RowCache
 
 _LEAST_UNIT_BYTES = 1 << 16
 
 
-class CachedArray:
-    """Rows of a Zarr array that a `RowCache` fetches as they are asked for.
+class RowFetcher(Protocol):
+    """Fetches rows into a cache; see `RowCache`."""
 
-    A unit of it is a shard, or a chunk where there are no shards, or as many of them as make
-    64 KiB. `commit` has to say how many rows there are before any are brought.
+    @property
+    def cache(self) -> SharedCache:
+        """Where the rows go."""
+        ...
+
+    def ensure_cached(
+        self,
+        wanted: Sequence[tuple["CachedArray", Int64Array, Int64Array]],
+        attempt: int = 0,
+        *,
+        keep: bool = False,
+    ) -> object:
+        """Fetch those of some rows that are not cached."""
+        ...
+
+
+class CachedArray:
+    """Rows of a Zarr array that are fetched into a cache on demand; an `ArrayReader`.
+
+    A unit of it is a shard, a chunk where there are no shards, or as many of them as make 64 KiB.
+    Only rows that `commit` has announced are fetched.
     """
 
     def __init__(
         self,
-        stage: "RowCache",
+        fetcher: RowFetcher,
         path: str,
         open_array: OpenArray,
         absent_chunks: AbsentChunks = "any",
     ) -> None:
         self.path, self._missing = path, MissingChunks(absent_chunks)
-        # Not both ways: files and threads go with the last use, not with a collection.
-        self._stage_of, self._open = weakref.ref(stage), open_array
+        # Weak reference: files and threads are freed by refcount, not by the garbage collector.
+        self._fetcher, self._open = weakref.ref(fetcher), open_array
         self._committed = 0
+        self.forget()
+
+    def forget(self) -> None:
+        """Let go of the array and of its files; both are opened again when they are needed."""
         self._opening = threading.RLock()
         self._array: zarr.Array[Any] | None = None
         self._file: UnitFile | None = None
@@ -50,15 +70,8 @@ class CachedArray:
         self._settled_at: tuple[int, ...] = ()
 
     @property
-    def _stage(self) -> "RowCache":
-        stage = self._stage_of()
-        if stage is None:
-            raise StoreClosedError(f"the stage of {self.path} was dropped: open the store again")
-        return stage
-
-    @property
     def data(self) -> AnyArray:
-        """Rows that are allocated, read only; only those that were brought hold their values."""
+        """Allocated rows, read only; only those that are cached hold their values."""
         if self._data is None:
             self.follow()
         return self._data  # type: ignore[return-value]
@@ -75,49 +88,43 @@ class CachedArray:
         """Whether the array has to be opened, for the first time or because it has grown."""
         return self._data is None or len(self._data) < self._committed
 
+    @property
+    def division(self) -> tuple[int, int]:
+        """Rows of a unit, and committed rows."""
+        return self.file.unit_rows, self._committed
+
     def commit(self, rows: int) -> None:
-        """Say that the first `rows` are committed."""
+        """Announce that the first `rows` are committed."""
         self._committed = max(self._committed, rows)
 
     def ensure(self, rows: int) -> None:
-        """Bring the first `rows` and keep them; see `ArrayReader.ensure`.
-
-        They are not evicted as long as a process has the cache open, so this is for small arrays.
-        """
+        """Cache the first `rows` and protect them from eviction; meant for small arrays."""
         self.commit(rows)
         if rows > self._kept:
             every = np.array([0], dtype=np.int64), np.array([rows], dtype=np.int64)
-            self._stage.ensure_cached([(self, *every)], keep=True)
+            self._source().ensure_cached([(self, *every)], keep=True)
             self._kept = rows
 
     def grow(self) -> None:
-        """Make room for what is allocated by now; rows that are not committed are not brought."""
+        """Make room for all allocated rows; those that are not committed are not fetched."""
         with self._opening:
             self._array = None
             self.follow()
 
     def settled(self, evictions: int) -> bool:
-        """Whether all rows are there if the count of evictions is still this."""
+        """Whether all committed rows are known to be cached if nothing was evicted since."""
         return self._settled == evictions and self._complete >= self._committed
 
-    @property
-    def division(self) -> tuple[int, int]:
-        """Rows of a unit, and rows that are committed."""
-        return self.file.unit_rows, self._committed
-
     def settle(self, evictions: int, commits: int) -> None:
-        """See whether all rows are there, if that may have changed.
+        """Find out whether all rows are cached, unless the cache's counts are those of last time.
 
-        Parameters
-        ----------
-        evictions, commits
-            What the cache counted, the evictions before the rows were looked at.
+        `evictions` was counted before the rows were looked at.
         """
-        moment = (evictions, commits, self._committed)
-        if moment == self._settled_at:
+        counts = (evictions, commits, self._committed)
+        if counts == self._settled_at:
             return
-        self._settled_at, self._settled = moment, -1
-        file, limit = self.file, self._stage.cache.limit
+        self._settled_at, self._settled = counts, -1
+        file, limit = self.file, self._source().cache.limit
         if self._committed * file.row_bytes <= (limit or math.inf):
             _, absent = self.look(np.arange(-(-self._committed // file.unit_rows)))
             if not len(absent):
@@ -132,7 +139,7 @@ class CachedArray:
             return np.zeros(0, dtype=np.int64)
         if starts.min() < 0 or stops.max() > self._committed:
             raise IndexError(
-                f"rows {starts.min()} to {stops.max()} of {self.path}, of which "
+                f"rows {starts.min()} to {stops.max()} of {self.path} were asked for, and "
                 f"{self._committed} are committed"
             )
         unit_rows = self.file.unit_rows
@@ -151,7 +158,7 @@ class CachedArray:
         return generations, units[table[units, ROWS] < wanted]
 
     def committed_in(self, unit: int) -> int:
-        """Number of rows of a unit that are committed."""
+        """Number of committed rows of a unit."""
         unit_rows = self.file.unit_rows
         return int(min(unit_rows, self._committed - unit * unit_rows))
 
@@ -165,26 +172,23 @@ class CachedArray:
         return values
 
     def named(self, units: Sequence[int]) -> str:
-        """Units that follow each other, for an error."""
+        """Name of consecutive units, for an error."""
         start, array = units[0] * self.file.unit_rows, self._array
         stop = min((units[-1] + 1) * self.file.unit_rows, self._committed)
         place = self.path if array is None else str(array.store_path)
         return f"rows {start} to {stop} (unit {units[0]} on) of {place}"
 
-    def follow(self, task: Task | None = None) -> None:
-        """Open the array if that is needed, and make room for its rows."""
+    def follow(self) -> None:
+        """Open the array if it is not open or has grown, and make room for its rows."""
         with self._opening:
             if self._data is None or self._array is None or self.behind:
                 self._allocate(self._reopened())
-        if task is not None:
-            task.finish()
 
-    def forget(self) -> None:
-        """Let go of the array; it is opened again when it is needed."""
-        self._opening = threading.RLock()
-        self._array = self._file = self._data = None
-        self._complete, self._kept, self._settled = 0, 0, -1
-        self._settled_at = ()
+    def _source(self) -> RowFetcher:
+        fetcher = self._fetcher()
+        if fetcher is None:
+            raise StoreClosedError(f"the cache of {self.path} was dropped: open the store again")
+        return fetcher
 
     def _reopened(self) -> zarr.Array[Any]:
         array = self._open()
@@ -197,7 +201,7 @@ class CachedArray:
         stored_rows = int((array.shards or array.chunks)[0])
         stored_bytes = max(stored_rows * row_bytes, 1)
         unit_rows = stored_rows * max(1, -(-_LEAST_UNIT_BYTES // stored_bytes))
-        cache = self._stage.cache
+        cache = self._source().cache
         file = cache.file(self.path, unit_rows, row_bytes)
         cache.allocate(file, array.shape[0])
         self._data = file.view(array.shape[0], array.shape[1:], self._dtype)

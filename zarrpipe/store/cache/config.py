@@ -1,4 +1,4 @@
-"""Where a user wants staged rows to be kept."""
+"""Where decoded rows are cached, as a user asks for it."""
 
 from dataclasses import dataclass
 from pathlib import Path

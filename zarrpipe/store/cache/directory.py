@@ -1,41 +1,34 @@
-"""Which cache belongs to a store, and the directory that holds it."""
+"""Which cache belongs to a store, the directory that holds it, and the lock of that directory."""
 
 import hashlib
 import json
 import os
 import shutil
+import threading
 import uuid
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import zarr
 from zarr.storage import LocalStore, MemoryStore, StorePath
 
 from zarrpipe.errors import StoreFormatError
-from zarrpipe.store.cache.files import FileLock, flock
 from zarrpipe.store.format.layout import ATOMS_PTR, EDGES_PTR, SAMPLES_MASK, find_array
 from zarrpipe.store.format.metadata import Attributes
 
 FORMAT = 1
 _NOTE, _LOCK, _USERS, _GONE = "cache.json", "lock", "users", ".gone"
+_OPEN_OR_CREATE = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
 
 
 def cache_identity(place: StorePath, group: zarr.Group, attributes: Attributes) -> str:
-    """Name of the cache of a store as it is now, for `RowCache`.
+    """Name of the cache of a store in its present generation.
 
-    It changes when the store is emptied or rewritten, and with the place, as a copy may grow in
-    another way. A store without a generation is known by its attributes and the shapes of its
-    arrays, and one in memory is like no other.
-
-    Parameters
-    ----------
-    place
-        Where the store is.
-    group
-        Its root.
-    attributes
-        What the attributes of the root say.
+    It changes with the generation and with the place, since a copy may grow differently. A store
+    without a generation is identified by its attributes and the metadata of its arrays; one in
+    memory gets a name of its own each time.
     """
     state: Any = attributes.generation
     if not attributes.generation:
@@ -59,25 +52,54 @@ def _described(group: zarr.Group, attributes: Attributes) -> list[str]:
 
 
 def _changed(place: StorePath) -> int:
+    """When the root of a local store was last changed, in nanoseconds; 0 for other stores."""
     if not isinstance(place.store, LocalStore):
         return 0
     return (Path(place.store.root) / place.path / "zarr.json").stat().st_mtime_ns
 
 
-class CacheDirLock:
-    """The right to use the directory of a cache, held from construction to `close`.
+class FileLock:
+    """A lock of one file, between the threads and the processes of one machine.
 
     Parameters
     ----------
-    directory : Path, optional
-        Where caches are; None for one that no other process sees.
-    identity : str
-        Name of the cache.
+    path : Path, optional
+        The file, created if it does not exist; None where no other process can see the cache.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._mutex = threading.RLock()
+        self._depth = 0
+        self.descriptor = -1 if path is None else os.open(path, _OPEN_OR_CREATE, 0o666)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the lock; the thread that holds it may do so again."""
+        with self._mutex:
+            if self._depth == 0 and self.descriptor >= 0:
+                flock(self.descriptor, "exclusive", wait=True)
+            self._depth += 1
+            try:
+                yield
+            finally:
+                self._depth -= 1
+                if self._depth == 0 and self.descriptor >= 0:
+                    flock(self.descriptor, "unlock")
+
+    def close(self) -> None:
+        """Close the file."""
+        descriptor, self.descriptor = self.descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
+class CacheDirLock:
+    """The right to use the directory of a cache, held from construction to `close`.
 
     Raises
     ------
     StoreFormatError
-        If the directory holds files that are not of a cache, or a cache of another version.
+        If the directory holds other files than those of a cache, or a cache of another version.
     """
 
     def __init__(self, directory: Path | None, identity: str) -> None:
@@ -91,14 +113,13 @@ class CacheDirLock:
             _check(self.directory, identity)
             with suppress(FileNotFoundError):
                 self.lock = FileLock(self.directory / _LOCK)
-                users = self.directory / _USERS
-                self._users = os.open(users, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+                self._users = os.open(self.directory / _USERS, _OPEN_OR_CREATE, 0o666)
                 return
 
     def enter(self) -> bool | None:
         """Become a user of the cache, `lock` being held.
 
-        Whether this is the only one; None if the cache was removed since it was claimed.
+        True for the only user, False beside others, None if the directory was removed meanwhile.
         """
         if self.directory is None:
             return True
@@ -113,7 +134,7 @@ class CacheDirLock:
         return alone
 
     def close(self) -> None:
-        """Give the right up, in this process alone."""
+        """Give up the right, in this process alone."""
         self.lock.close()
         users, self._users = self._users, -1
         if users >= 0:
@@ -121,7 +142,7 @@ class CacheDirLock:
 
 
 def _make(directory: Path, identity: str) -> None:
-    """Make the directory of a cache and its note at once."""
+    """Make the directory of a cache together with its note, by one rename."""
     if directory.exists() and any(directory.iterdir()):
         return
     directory.parent.mkdir(parents=True, exist_ok=True)
@@ -139,33 +160,33 @@ def _check(directory: Path, identity: str) -> None:
     found = _note(directory)
     if found is None:
         raise StoreFormatError(
-            f"{directory} holds files that are not of a cache: give another cache directory"
+            f"{directory} holds files that do not belong to a cache: give another cache_dir"
         )
     if found != {"zarrpipe_cache": FORMAT, "identity": identity}:
         raise StoreFormatError(
             f"{directory} is the cache {found}, expected format {FORMAT} and identity "
-            f"{identity!r}: delete it, or give another cache directory"
+            f"{identity!r}: delete it, or give another cache_dir"
         )
 
 
 def _note(directory: Path) -> dict[str, Any] | None:
-    """What a directory says about its cache; None if it is not one."""
+    """The content of the note of a cache; None where a directory has no such note."""
     try:
         note = json.loads((directory / _NOTE).read_text())
-    except (OSError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError):
         return None
     return note if isinstance(note, dict) and "zarrpipe_cache" in note else None
 
 
 def remove_superseded(directory: Path, identity: str) -> None:
-    """Remove the caches of earlier generations of a store, and of none that is in use."""
+    """Remove the unused caches of earlier generations of a store."""
     place = identity.partition("-")[0]
     for other in directory.glob(f"{place}-*"):
-        own = (_note(other) or {}).get("identity")
-        if own is not None and other.name.startswith(own) and other.name.endswith(_GONE):
-            shutil.rmtree(other, ignore_errors=True)
-        elif own == other.name != identity:
-            with suppress(OSError):
+        with suppress(OSError):
+            own = (_note(other) or {}).get("identity")
+            if own is not None and other.name.startswith(own) and other.name.endswith(_GONE):
+                shutil.rmtree(other, ignore_errors=True)
+            elif own == other.name != identity:
                 _remove_unused(other)
 
 
@@ -173,7 +194,7 @@ def _remove_unused(directory: Path) -> None:
     lock = FileLock(directory / _LOCK)
     try:
         with lock.held():
-            users = os.open(directory / _USERS, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            users = os.open(directory / _USERS, _OPEN_OR_CREATE, 0o666)
             try:
                 if flock(users, "exclusive"):
                     gone = directory.with_name(f"{directory.name}.{uuid.uuid4().hex}{_GONE}")
@@ -182,3 +203,25 @@ def _remove_unused(directory: Path) -> None:
                 os.close(users)
     finally:
         lock.close()
+
+
+def flock(
+    descriptor: int, kind: Literal["exclusive", "shared", "unlock"], *, wait: bool = False
+) -> bool:
+    """Lock a whole file; False if another holds it and `wait` is not set."""
+    import fcntl  # noqa: PLC0415  absent on Windows
+
+    kinds = {"exclusive": fcntl.LOCK_EX, "shared": fcntl.LOCK_SH, "unlock": fcntl.LOCK_UN}
+    try:
+        fcntl.flock(descriptor, kinds[kind] | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    return True
+
+
+def boot_id() -> str:
+    """Name of the machine's present uptime; a new one each time where the system has none."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return str(uuid.uuid4())

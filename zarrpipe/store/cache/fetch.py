@@ -1,29 +1,159 @@
-"""Fetching units: once by each machine, written before they are trusted, trusted in groups."""
+"""Fetch units in threads: once by each machine, written before they are trusted, in groups."""
 
+import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from zarrpipe.data.csr import Int64Array
-from zarrpipe.errors import ZarrPipeError
+from zarrpipe.errors import StoreClosedError, ZarrPipeError
 from zarrpipe.store.cache.array import CachedArray
-from zarrpipe.store.cache.pool import FetchPool, Task
 from zarrpipe.store.cache.shared_cache import SharedCache
 from zarrpipe.store.cache.units import UnitFile
 from zarrpipe.store.format.validate import translate_zarr_errors
 
-_BYTES_AT_ONCE = 1 << 28
+_MOST_BYTES = 1 << 28
+"""Bytes that the fetches under way may hold together."""
+
 _RUN_UNITS, _RUN_BYTES = 4, 1 << 20
 _GROUP_UNITS, _GROUP_SECONDS = 256, 0.05
 _SYNC_SECONDS = 30.0
 
 
+class Task:
+    """Work for a thread, and its outcome.
+
+    Parameters
+    ----------
+    work
+        Called in a thread; it ends the task by `finish`, now or later, unless it raises.
+    size
+        Bytes that the work holds in memory.
+    """
+
+    def __init__(self, work: Callable[["Task"], None], size: int) -> None:
+        self.work, self.size = work, size
+        self.last_used = 0
+        self._ended = threading.Event()
+        self._error: BaseException | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether the task has ended."""
+        return self._ended.is_set()
+
+    def finish(self, error: BaseException | None = None) -> None:
+        """End the task."""
+        self._error = error
+        self._ended.set()
+
+    def wait(self) -> None:
+        """Wait for the end, and raise the error that it had."""
+        self._ended.wait()
+        if self._error is not None:
+            raise self._error
+
+
+class FetchPool:
+    """Up to `threads` daemon threads that work through an urgent queue and another one."""
+
+    def __init__(self, threads: int) -> None:
+        self._most = threads
+        self._changed = threading.Condition()
+        self._urgent: deque[Task] = deque()
+        self._later: deque[Task] = deque()
+        self._threads = self._idle = self._busy_bytes = 0
+        self._closed = False
+
+    @property
+    def waiting(self) -> int:
+        """Number of tasks that were not begun."""
+        return len(self._urgent) + len(self._later)
+
+    def submit(self, task: Task, *, urgent: bool) -> None:
+        """Queue a task, before all that are not urgent if it is."""
+        with self._changed:
+            if self._closed:
+                raise _closed_meanwhile()
+            if self._idle <= self.waiting and self._threads < self._most:
+                self._start()
+            (self._urgent if urgent else self._later).append(task)
+            self._changed.notify()
+
+    def hurry(self, tasks: list[Task]) -> None:
+        """Make tasks urgent that were not."""
+        wanted = set(map(id, tasks))
+        with self._changed:
+            if self._later:
+                self._urgent.extend(task for task in self._later if id(task) in wanted)
+                self._later = deque(task for task in self._later if id(task) not in wanted)
+
+    def close(self) -> None:
+        """Begin nothing more; tasks that were not begun end with an error."""
+        with self._changed:
+            self._closed = True
+            left = [*self._urgent, *self._later]
+            self._urgent.clear()
+            self._later.clear()
+            self._changed.notify_all()
+        for task in left:
+            task.finish(_closed_meanwhile())
+
+    def join(self, timeout: float | None = None) -> bool:
+        """Wait after `close` until no thread is at work; False if that took too long."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._threads == 0, timeout)
+
+    def _start(self) -> None:
+        """Start a thread; where the system has no more of them, those that run have to do."""
+        self._threads += 1
+        try:
+            threading.Thread(target=self._serve, name="zarrpipe-fetch", daemon=True).start()
+        except RuntimeError:
+            self._threads -= 1
+            if not self._threads:
+                raise
+
+    def _serve(self) -> None:
+        while (task := self._next()) is not None:
+            try:
+                task.work(task)
+            except BaseException as error:  # noqa: BLE001  raised where the task is waited for
+                task.finish(error)
+            with self._changed:
+                self._busy_bytes -= task.size
+            del task
+
+    def _next(self) -> Task | None:
+        """Take a task as soon as there is one that fits; None when there will be no more."""
+        with self._changed:
+            self._idle += 1
+            try:
+                while not self._closed:
+                    queue = self._urgent or self._later
+                    if queue and self._fits(queue[0]):
+                        task = queue.popleft()
+                        self._busy_bytes += task.size
+                        self._changed.notify()  # there may be room for another
+                        return task
+                    self._changed.wait()
+                self._threads -= 1
+                self._changed.notify_all()
+                return None
+            finally:
+                self._idle -= 1
+
+    def _fits(self, task: Task) -> bool:
+        return not self._busy_bytes or self._busy_bytes + task.size <= _MOST_BYTES
+
+
 @dataclass(frozen=True)
 class _Run:
-    """Units of an array that are asked for by one task; of `units` the locks are held."""
+    """Consecutive units of an array that one task fetches; it holds the locks of `units`."""
 
     array: CachedArray
     file: UnitFile
@@ -31,27 +161,20 @@ class _Run:
     asked: Sequence[int]
     units: list[int] = field(default_factory=list)
     written: list[tuple[int, int, int]] = field(default_factory=list)
-    """Unit, rows that it has now in the file, and rows that the table says it has."""
+    """Unit, rows that the file has of it now, and rows that the table says it has."""
 
 
 class Fetcher:
-    """Brings units of the arrays of one store into their cache.
+    """Fetches units of the arrays of one store into their cache, `threads` reads at a time.
 
-    Parameters
-    ----------
-    cache
-        Where to.
-    check : callable, optional
-        See `RowCache`.
-    threads
-        Reads at once.
+    `check` raises if the store is not the one any more that the cache belongs to; see `RowCache`.
     """
 
     def __init__(
         self, cache: SharedCache, check: Callable[[], object] | None, threads: int
     ) -> None:
         self._cache, self._check = cache, check
-        self.pool = FetchPool(threads, _BYTES_AT_ONCE)
+        self.pool = FetchPool(threads)
         self._mutex = threading.Lock()
         self._tasks: dict[tuple[str, int], Task] = {}
         self._written: list[_Run] = []
@@ -63,12 +186,12 @@ class Fetcher:
         self,
         array: CachedArray,
         units: Int64Array,
-        stamp: int,
+        last_used: int,
         *,
         urgent: bool = True,
         wait: bool = False,
     ) -> list[Task]:
-        """Tasks that fetch units, those that are under way among them.
+        """Tasks that fetch units, including those under way.
 
         Units that another process is fetching are passed over, unless `wait` is set.
         """
@@ -80,46 +203,50 @@ class Fetcher:
                 if task is None or task.ended:
                     new.append(unit)
                 else:
-                    task.stamp = max(task.stamp, stamp)
+                    task.last_used = max(task.last_used, last_used)
                     tasks[id(task)] = task
             for run in _runs(new, 1 if wait else _run_length(array.file)):
                 task = self._task(array, run, wait=wait)
-                task.stamp = stamp
+                task.last_used = last_used
+                self.pool.submit(task, urgent=urgent)  # first: an error of it leaves no trace
                 tasks[id(task)] = task
                 self._tasks.update(dict.fromkeys(((array.path, unit) for unit in run), task))
-                self.pool.submit(task, urgent=urgent)
         return list(tasks.values())
+
+    def end(self, timeout: float | None) -> None:
+        """Stop fetching and let go of the cache, unless a fetch outlasts the timeout."""
+        self.pool.close()
+        if self.pool.join(timeout):
+            self._cache.sync()
+            self._cache.forget()
 
     def _task(self, array: CachedArray, units: Sequence[int], *, wait: bool) -> Task:
         file = array.file
         return Task(
-            lambda task: self._fetch(array, file, units, task, wait=wait),
+            lambda task: self._fetch(_Run(array, file, task, units), wait=wait),
             len(units) * file.unit_bytes,
         )
 
-    def _fetch(
-        self, array: CachedArray, file: UnitFile, units: Sequence[int], task: Task, *, wait: bool
-    ) -> None:
-        run = _Run(array, file, task, units)
+    def _fetch(self, run: _Run, *, wait: bool) -> None:
         try:
-            run.units.extend(unit for unit in units if file.locks.take(unit, wait=wait))
-        except BaseException as error:  # noqa: BLE001  it is raised where the task is waited for
+            run.units.extend(unit for unit in run.asked if run.file.locks.take(unit, wait=wait))
+        except BaseException as error:  # noqa: BLE001  raised where the task is waited for
             self._done(run, error)
             return
         with self._mutex:
             self._reading += 1
         try:
-            lacking = array.look(np.array(run.units, dtype=np.int64))[1].tolist()
+            lacking = run.array.look(np.array(run.units, dtype=np.int64))[1].tolist()
             for part in _runs(lacking, len(lacking)):
                 self._write(run, part)
-        except BaseException as error:  # noqa: BLE001  it is raised where the task is waited for
+        except BaseException as error:  # noqa: BLE001  raised where the task is waited for
             self._undo(run, error)
             self._commit(None)
         else:
             self._commit(run)
 
     def _write(self, run: _Run, units: Sequence[int]) -> None:
-        """Fetch units that follow each other and write them to the file."""
+        """Fetch consecutive units and write them to the file."""
         array, file, first = run.array, run.file, units[0] * run.file.unit_rows
         try:
             with translate_zarr_errors(array.named(units)):
@@ -127,8 +254,8 @@ class Fetcher:
         except ZarrPipeError:
             raise
         except OSError as error:
-            said = f"cannot fetch {array.named(units)}: {error!r}"
-            raise (OSError(error.errno, said) if error.errno else OSError(said)) from error
+            text = f"cannot fetch {array.named(units)}: {error!r}"
+            raise (OSError(error.errno, text) if error.errno else OSError(text)) from error
         for unit in units:
             start, rows = unit * file.unit_rows - first, array.committed_in(unit)
             before = self._cache.reserve(file, unit, rows)
@@ -140,14 +267,15 @@ class Fetcher:
                 raise OSError(
                     error.errno,
                     f"cannot write {array.named([unit])} to the cache {self._cache.name} "
-                    f"({error.strerror}): make room, give a smaller limit or another directory",
+                    f"({error.strerror}): free space, give a smaller cache_bytes or another "
+                    "cache_dir",
                 ) from error
 
     def _commit(self, run: _Run | None) -> None:
-        """Trust what was fetched, if the store is still the one that it was.
+        """Trust the fetched rows if the store is still the same.
 
-        That is asked by one thread at a time for all that was written until then, and not before
-        reads under way have ended, as long as there are not too many.
+        One thread at a time asks that, for everything that was written until then, and after the
+        reads under way have ended unless too many units wait.
         """
         with self._mutex:
             self._reading -= 1
@@ -179,8 +307,8 @@ class Fetcher:
             if self._check is not None and any(run.written for run in group):
                 self._check()
             for run in group:
-                self._cache.commit(run.file, run.written, run.task.stamp)
-        except BaseException as error:  # noqa: BLE001  it is raised where the tasks are waited for
+                self._cache.commit(run.file, run.written, run.task.last_used)
+        except BaseException as error:  # noqa: BLE001  raised where the tasks are waited for
             for run in group:
                 self._undo(run, error)
         else:
@@ -195,7 +323,7 @@ class Fetcher:
 
     def _done(self, run: _Run, error: BaseException | None = None) -> None:
         for unit in run.units:
-            run.file.locks.give(unit)
+            run.file.locks.release(unit)
         with self._mutex:
             for unit in run.asked:
                 if self._tasks.get((run.array.path, unit)) is run.task:
@@ -203,12 +331,20 @@ class Fetcher:
         run.task.finish(error)
 
 
-def end(pool: FetchPool, cache: SharedCache, timeout: float | None) -> None:
-    """Stop fetching and let go of the cache, unless a fetch outlasts the timeout."""
-    pool.close()
-    if pool.join(timeout):
-        cache.sync()
-        cache.forget()
+def in_order(tasks: Sequence[Task], threads: int) -> Iterable[Task]:
+    """Tasks in their order, with a progress bar on a terminal if there are many."""
+    if len(tasks) <= 2 * threads or not sys.stderr.isatty():
+        return tasks
+    try:
+        from tqdm import tqdm  # noqa: PLC0415  optional
+    except ImportError:
+        return tasks
+    bar: Iterable[Task] = tqdm(tasks, desc="fetching", unit=" units", delay=1.0, leave=False)
+    return bar
+
+
+def _closed_meanwhile() -> StoreClosedError:
+    return StoreClosedError("the cache was closed during a fetch: open the store again")
 
 
 def _run_length(file: UnitFile) -> int:
@@ -216,7 +352,7 @@ def _run_length(file: UnitFile) -> int:
 
 
 def _runs(units: Sequence[int], most: int) -> Iterable[list[int]]:
-    """Ascending units, cut into runs of at most `most` that follow each other."""
+    """Split ascending units into runs of at most `most` consecutive ones."""
     run: list[int] = []
     for unit in units:
         if run and (unit != run[-1] + 1 or len(run) == most):

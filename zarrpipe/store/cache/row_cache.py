@@ -1,13 +1,14 @@
-"""Staging: any Zarr array as one flat NumPy array that is fetched unit by unit.
+"""A cache of decoded rows: any Zarr array as one flat NumPy array that is fetched unit by unit.
 
-What is compressed, sharded or far away is fetched and decoded once, all fields and units in
-flight at once, into a sparse cache that is mapped like a local array. A reader first lets the
-stage bring the rows that it wants, then copies them, and then asks whether they were left alone
-meanwhile; if not, it does both again.
+Rows of compressed, sharded or remote arrays are fetched and decoded once, all fields and units
+concurrently, into a sparse cache that is mapped like a local array. A reader first has the rows
+cached that it wants, then copies them, and then asks whether any were evicted meanwhile; if so, it
+repeats both.
 """
 
 import os
 import time
+import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,11 +17,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from zarrpipe.data.csr import Int64Array
-from zarrpipe.errors import StoreClosedError
+from zarrpipe.errors import ArgumentError, StoreClosedError
 from zarrpipe.store.backend.array_reader import AbsentChunks, OpenArray
 from zarrpipe.store.cache.array import CachedArray
-from zarrpipe.store.cache.fetch import Fetcher, end
-from zarrpipe.store.cache.pool import Task, waited_for
+from zarrpipe.store.cache.fetch import Fetcher, Task, in_order
 from zarrpipe.store.cache.shared_cache import SharedCache
 from zarrpipe.store.cache.units import GENERATION, KEPT, UnitFile
 
@@ -28,7 +28,7 @@ Wanted = Sequence[tuple[CachedArray, Int64Array, Int64Array]]
 """Rows of several arrays: of each the starts [K] and the stops [K] of its segments."""
 
 THREADS = 16
-"""Reads in flight, each of up to four units; more brought nothing at 20 ms a request."""
+"""Concurrent reads, each of up to four units; more gained nothing at 20 ms a request."""
 
 _MOST_PREFETCHED = 512
 _GRACE = 10_000_000
@@ -39,14 +39,14 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Lease:
-    """That rows were all there, and the means to say whether they still are."""
+    """Rows that were all cached, and what tells whether they still are."""
 
     cache: SharedCache
     evictions: int
     units: Sequence[tuple[UnitFile, Int64Array, Int64Array]] | None = None
 
     def valid(self) -> bool:
-        """Whether nothing of what was brought has been evicted since."""
+        """Whether none of the rows has been evicted since."""
         if self.cache.evictions == self.evictions:
             return True
         return self.units is not None and all(
@@ -56,7 +56,7 @@ class Lease:
 
 
 class RowCache:
-    """The place where the arrays of one open store are staged.
+    """The cached arrays of one open store.
 
     Parameters
     ----------
@@ -64,19 +64,19 @@ class RowCache:
         Name of the cache; see `cache_identity`.
     directory : Path, optional
         Directory for caches on a local disk, shared by the processes of this machine and kept.
-        None stages into memory of this process.
+        None caches in memory of this process.
     limit : int, optional
-        Decoded bytes to hold at most. A single `bring` that needs more gets more.
+        Decoded bytes to hold at most. One call that needs more gets more.
     check : callable, optional
-        Called after rows were fetched and before they are trusted; raises if the store is not
-        the one any more that `identity` names. It may be called by any thread.
+        Called in any thread after rows were fetched and before they are trusted; raises if the
+        store is not the one any more that `identity` names.
     threads : int
-        Reads at once, each of up to four units that follow each other.
+        Concurrent reads, each of up to four consecutive units.
 
     Raises
     ------
     StoreFormatError
-        If the place in the directory is taken by something else.
+        If something else occupies the place in the directory.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class RowCache:
         threads: int = THREADS,
     ) -> None:
         if limit is not None and limit <= 0:
-            raise ValueError(f"a limit of {limit} bytes: expected a positive number, or None")
+            raise ArgumentError(f"limit={limit}, expected a positive number of bytes, or None")
         self._place = (identity, directory, limit)
         self._check, self._threads = check, threads
         self._arrays: dict[str, CachedArray] = {}
@@ -108,22 +108,16 @@ class RowCache:
 
     @property
     def cache(self) -> SharedCache:
-        """What holds the rows.
-
-        Raises
-        ------
-        StoreClosedError
-            If the stage was closed.
-        """
+        """The units of the arrays, opened anew in a forked child."""
         if self._closed:
-            raise StoreClosedError("the stage was closed: open the store again")
+            raise StoreClosedError("the cache was closed: open the store again")
         if self._cache is None:
             self._begin()
         return self._cache  # type: ignore[return-value]
 
     def open(self, arrays: Sequence[CachedArray]) -> None:
-        """Open arrays side by side, and those again that have grown."""
-        tasks = [Task(array.follow, 0) for array in arrays if array.behind]
+        """Open arrays concurrently that are not open yet or have grown."""
+        tasks = [_opening(array) for array in arrays if array.behind]
         for task in tasks[1:]:
             self._fetcher.pool.submit(task, urgent=True)
         for task in tasks[:1]:
@@ -132,10 +126,10 @@ class RowCache:
             task.wait()
 
     def read_settled(self, arrays: Sequence[CachedArray], copy: Callable[[], object]) -> bool:
-        """Call `copy` if all rows of some arrays are known to be there.
+        """Call `copy` if all rows of some arrays are known to be cached, which is cheap to tell.
 
-        This costs next to nothing. False means that what was copied, if anything, is not to be
-        trusted, and that `read` has to be asked.
+        False if they are not, or if rows were evicted meanwhile: then discard what was copied, and
+        call `read`.
         """
         cache = self.cache
         evictions = cache.evictions
@@ -145,31 +139,31 @@ class RowCache:
         return cache.evictions == evictions
 
     def read(self, wanted: Wanted, copy: Callable[[], Result]) -> Result:
-        """Bring rows and give what `copy` makes of them, which is called again if it has to be."""
+        """Cache rows and return what `copy` gives, repeated until nothing was evicted meanwhile."""
         attempt = 0
         while True:
-            ticket = self.ensure_cached(wanted, attempt)
+            lease = self.ensure_cached(wanted, attempt)
             result = copy()
-            if ticket.valid():
+            if lease.valid():
                 return result
             attempt += 1
 
     def ensure_cached(self, wanted: Wanted, attempt: int = 0, *, keep: bool = False) -> Lease:
-        """Fetch what is not there of some rows, and return when all are.
+        """Fetch those of some rows that are not cached, and return when all are.
 
         Parameters
         ----------
         wanted
             Committed rows; see `Wanted`.
         attempt
-            How many tickets of the same rows were not intact; the more, the longer they are safe.
+            How many leases of the same rows were not intact; the more, the longer they are safe.
         keep
-            Whether the units are to stay as long as any process has the cache open.
+            Whether to protect the units from eviction as long as any process has the cache open.
 
         Raises
         ------
         OSError
-            If a unit cannot be fetched or written to the cache; nothing of it counts as there.
+            If a unit cannot be fetched or written to the cache; it does not count as cached then.
         StoreFormatError
             If it cannot be decoded.
         """
@@ -181,12 +175,12 @@ class RowCache:
         needed = _units(wanted)
         with self._pinned(needed):
             cache.trim()
-            ticket = self._bring(cache, needed, attempt, keep=keep)
+            lease = self._fetch(cache, needed, attempt, keep=keep)
         self._warn(cache)
-        return ticket
+        return lease
 
     def prefetch(self, wanted: Wanted) -> None:
-        """Fetch rows in the background; what does not fit the queue is left for `bring`."""
+        """Fetch rows in the background; what does not fit the queue is left for `ensure_cached`."""
         evictions = self.cache.evictions
         rest = [item for item in wanted if not item[0].settled(evictions)]
         if rest and self._fetcher.pool.waiting < _MOST_PREFETCHED:
@@ -200,14 +194,14 @@ class RowCache:
             self._closed = True
             self._end.detach()
             if self._cache is not None:
-                end(self._fetcher.pool, self._cache, None)
+                self._fetcher.end(None)
 
     def _begin(self) -> None:
         self._cache: SharedCache | None = SharedCache(*self._place)
         self._fetcher = Fetcher(self._cache, self._check, self._threads)
-        self._end = weakref.finalize(self, end, self._fetcher.pool, self._cache, 1.0)
+        self._end = weakref.finalize(self, self._fetcher.end, 1.0)
 
-    def _bring(
+    def _fetch(
         self,
         cache: SharedCache,
         needed: Sequence[tuple[CachedArray, Int64Array]],
@@ -218,22 +212,22 @@ class RowCache:
         again = False
         while True:
             evictions = cache.evictions
-            stamp = KEPT if keep else _protected_until(attempt)
+            last_used = KEPT if keep else _last_used(attempt)
             held, tasks = [], []
             for array, units in needed:
                 generations, absent = array.look(units)
                 held.append((array.file, units, generations))
                 if len(absent):
-                    tasks += self._fetcher.tasks(array, absent, stamp, wait=again)
+                    tasks += self._fetcher.tasks(array, absent, last_used, wait=again)
             if not tasks and (not keep or cache.keep(held)):
                 break
             self._fetcher.pool.hurry(tasks)
-            for task in waited_for(tasks, self._threads):
+            for task in in_order(tasks, self._threads):
                 task.wait()
             attempt, again = attempt + again, True
         for array, units in needed:
             if evictions or cache.limit is not None:
-                array.file.use(units, stamp)
+                array.file.use(units, last_used)
             array.settle(evictions, cache.commits)
         return Lease(cache, evictions, held)
 
@@ -255,17 +249,15 @@ class RowCache:
             array.follow()
             _, units = array.look(array.units(starts, stops))
             room = max(0, _MOST_PREFETCHED - self._fetcher.pool.waiting)
-            self._fetcher.tasks(array, units[:room], _protected_until(0), urgent=False)
+            self._fetcher.tasks(array, units[:room], _last_used(0), urgent=False)
         task.finish()
 
     def _warn(self, cache: SharedCache) -> None:
         if cache.passed and not self._warned:
             self._warned = True
-            import warnings  # noqa: PLC0415
-
             warnings.warn(
                 f"the cache {cache.name} holds more than its limit of {self._place[2]} bytes: "
-                f"{cache.passed}; give a larger limit or smaller batches",
+                f"{cache.passed}; give a larger cache_bytes or smaller batches",
                 stacklevel=3,
             )
 
@@ -282,8 +274,8 @@ def _units(wanted: Wanted) -> list[tuple[CachedArray, Int64Array]]:
     return needed
 
 
-def _protected_until(attempt: int) -> int:
-    """Stamp for units that are used now, and in later attempts are not evicted for a while.
+def _last_used(attempt: int) -> int:
+    """`LAST_USED` of units that are used now; later attempts protect them for a while.
 
     Two readers that need more than the limit together evict each other's units at first. Each
     attempt is safe for twice as long as the one before, so both come to an end.
@@ -292,12 +284,20 @@ def _protected_until(attempt: int) -> int:
     return now if attempt == 0 else now + min(_GRACE << min(attempt, 20), _LONGEST_GRACE)
 
 
+def _opening(array: CachedArray) -> Task:
+    def work(task: Task) -> None:
+        array.follow()
+        task.finish()
+
+    return Task(work, 0)
+
+
 def _begin_again(this: "weakref.ref[RowCache]") -> None:
     """Let a forked child open the cache for itself, as it has no threads and shares no lock."""
-    stage = this()
-    if stage is not None and not stage._closed and stage._cache is not None:
-        stage._end.detach()
-        stage._cache.forget()
-        stage._cache = None
-        for array in stage._arrays.values():
+    cache = this()
+    if cache is not None and not cache._closed and cache._cache is not None:
+        cache._end.detach()
+        cache._cache.forget()
+        cache._cache = None
+        for array in cache._arrays.values():
             array.forget()

@@ -1,8 +1,8 @@
-"""The cache of one store: how much it holds, what is evicted, what survives a power cut.
+"""The cache of one store: its size, its evictions, and what survives a power cut.
 
-A header that all processes of the machine map has the bytes in use and counts evictions. An
-eviction is counted before anything is given back, so that a reader who finds the count as it was
-before it copied knows that it copied what it wanted.
+All processes of the machine map a header that holds the bytes in use and a count of evictions. An
+eviction is counted before any storage is freed, so a reader that finds the same count before and
+after it copied rows knows that its copy is right.
 """
 
 import hashlib
@@ -18,32 +18,25 @@ import numpy as np
 from zarrpipe.data.csr import Int64Array
 from zarrpipe.errors import StoreFormatError
 from zarrpipe.store.backend.files import write_at
-from zarrpipe.store.cache.directory import CacheDirLock, remove_superseded
-from zarrpipe.store.cache.files import boot_id
-from zarrpipe.store.cache.units import GENERATION, KEPT, ROWS, STAMP, SYNCED, Folder, UnitFile
+from zarrpipe.store.cache.directory import CacheDirLock, boot_id, remove_superseded
+from zarrpipe.store.cache.units import GENERATION, KEPT, LAST_USED, ROWS, SYNCED, Folder, UnitFile
 
 _BOOT, _BOOT_2, _USED, _EVICTIONS, _COMMITS = range(5)
 _HEADER_BYTES = 4096
 _SLACK = 16
-"""An eviction makes this part of the limit free, so that not every fetch has to evict."""
+"""An eviction frees this part of the limit, so that not every fetch has to evict."""
 
 
 class SharedCache:
     """Decoded units of the arrays of one store, shared by the processes of a machine.
 
-    Parameters
-    ----------
-    identity : str
-        Name of the cache; see `cache_identity`.
-    directory : Path, optional
-        Directory of caches on a local disk. None keeps everything in memory of this process.
-    limit : int, optional
-        Bytes to hold at most; it is passed only where units in use need more.
+    It holds at most `limit` bytes unless units that are in use at once need more. Without a
+    directory it is in memory of this process.
 
     Raises
     ------
     StoreFormatError
-        If the place is taken by something else or used by another machine.
+        If something else occupies the place, or another machine uses it.
     """
 
     def __init__(self, identity: str, directory: Path | None, limit: int | None) -> None:
@@ -53,7 +46,7 @@ class SharedCache:
         if directory is not None:
             remove_superseded(directory, identity)
         while not self._open(CacheDirLock(directory, identity)):
-            pass  # it was removed at that moment, as that of an earlier generation
+            pass  # another process removed it at that moment, as superseded
 
     @property
     def name(self) -> str:
@@ -72,7 +65,7 @@ class SharedCache:
 
     @property
     def used(self) -> int:
-        """Bytes that are held."""
+        """Bytes that it holds."""
         return self._header[_USED]
 
     def file(self, path: str, unit_rows: int, row_bytes: int) -> UnitFile:
@@ -90,9 +83,9 @@ class SharedCache:
             file.allocate(rows)
 
     def reserve(self, file: UnitFile, unit: int, rows: int) -> int:
-        """Count a unit that is about to be written, and evict others for it; the rows it had.
+        """Count a unit that will be written, evict others for it, and return the rows it has.
 
-        The caller holds the lock of the unit, and goes on with `commit` or `abandon`.
+        The caller holds the lock of the unit, and calls `commit` or `abandon` next.
         """
         with self._lock.held():
             before = int(file.table[unit, ROWS])
@@ -106,13 +99,13 @@ class SharedCache:
             return before
 
     def trim(self) -> None:
-        """Evict what is over the limit and not in use any more."""
+        """Evict units that are not in use, down to the limit."""
         if self.limit is not None and self.used > self.limit:
             with self._lock.held():
                 self._evict(0)
 
     def abandon(self, file: UnitFile, unit: int, rows: int, before: int) -> None:
-        """Take back what `reserve` did: the rows could not be written, or not be trusted."""
+        """Undo `reserve`: the rows could not be written, or cannot be trusted."""
         with self._lock.held():
             held = max(before, 0)
             if held == 0:
@@ -120,23 +113,22 @@ class SharedCache:
                 file.punch(unit)
             self._header[_USED] -= (rows - held) * file.row_bytes
 
-    def commit(self, file: UnitFile, written: Iterable[tuple[int, int, int]], stamp: int) -> None:
-        """Say of each (unit, rows, rows before) that the rows are there; all were written."""
+    def commit(
+        self, file: UnitFile, written: Iterable[tuple[int, int, int]], last_used: int
+    ) -> None:
+        """Record the rows of each (unit, rows, rows before), all of which were written."""
         with self._lock.held():
             for unit, rows, _ in written:
                 line = file.table[unit]
-                line[STAMP] = max(int(line[STAMP]), stamp)
+                line[LAST_USED] = max(int(line[LAST_USED]), last_used)
                 line[SYNCED] = 0
                 line[ROWS] = rows
             self._header[_COMMITS] += 1
 
     def keep(self, units: Iterable[tuple[UnitFile, Int64Array, Int64Array]]) -> bool:
-        """Let units stay for as long as the cache is open; False if one is not there any more.
+        """Protect units from eviction while the cache is open; False if one was evicted already.
 
-        Parameters
-        ----------
-        units
-            Of each array the units and the generations in which they were seen.
+        `units` has of each array the units and the generations in which they were seen.
         """
         with self._lock.held():
             there = True
@@ -146,7 +138,7 @@ class SharedCache:
             return there
 
     def sync(self) -> None:
-        """Let what is held survive a power cut."""
+        """Sync what the cache holds, so that it survives a power cut."""
         if self._folder.directory is None:
             return
         for file in list(self._files.values()):
@@ -161,27 +153,28 @@ class SharedCache:
             file.sync_table()
 
     def forget(self) -> None:
-        """Let go of the files in this process alone, as after a fork."""
-        self._claim.close()
+        """Close the files in this process alone."""
+        self._dir_lock.close()
         for file in self._files.values():
             file.close()
         os.close(self._header_file)
 
-    def _open(self, claim: CacheDirLock) -> bool:
-        """Become a user of a cache; False if it is not there any more."""
+    def _open(self, dir_lock: CacheDirLock) -> bool:
+        """Become a user of a cache; False if it was removed meanwhile."""
         try:
-            return self._enter(claim)
+            return self._enter(dir_lock)
         except BaseException:
-            claim.close()  # or the next to come would take it for one in use
+            dir_lock.close()  # or the next process would think that it is in use
             raise
 
-    def _enter(self, claim: CacheDirLock) -> bool:
-        with claim.lock.held():
-            alone = claim.enter()
+    def _enter(self, dir_lock: CacheDirLock) -> bool:
+        with dir_lock.lock.held():
+            alone = dir_lock.enter()
             if alone is None:
-                claim.close()
+                dir_lock.close()
                 return False
-            self._claim, self._lock, self._folder = claim, claim.lock, Folder(claim.directory)
+            self._dir_lock, self._lock = dir_lock, dir_lock.lock
+            self._folder = Folder(dir_lock.directory)
             self._header_file = self._folder.open("header")
             if os.fstat(self._header_file).st_size < _HEADER_BYTES:
                 write_at(self._header_file, memoryview(bytes(_HEADER_BYTES)), 0)
@@ -196,23 +189,23 @@ class SharedCache:
             self.forget()
             raise StoreFormatError(
                 f"{self._folder.directory} is in use on another machine: give each machine a "
-                "cache directory on a disk of its own"
+                "cache_dir on a disk of its own"
             )
         return True
 
     def _recover(self, *, trusted: bool) -> None:
-        """Drop what killed processes left half done, and after a reboot what was not synced."""
+        """Drop half-written units of killed processes; after a reboot, all that were not synced."""
         for file in self._all():
             rows = file.table[:, ROWS]
             lost = rows < 0 if trusted else (rows != 0) & (file.table[:, SYNCED] == 0)
             for unit in np.flatnonzero(lost).tolist():
                 file.clear(unit)
                 file.punch(unit)
-            file.table[:, STAMP] = 0
+            file.table[:, LAST_USED] = 0
         self._count()
 
     def _all(self) -> Iterable[UnitFile]:
-        """Units of every array of the cache, those that only other processes have open too."""
+        """Units of every array, including those that only other processes have open."""
         if self._folder.directory is not None:
             for path in self._folder.directory.glob("*.units"):
                 name = unquote(path.stem)
@@ -224,7 +217,7 @@ class SharedCache:
         self._header[_USED] = int(sum(file.held_bytes.sum() for file in self._all()))
 
     def _evict(self, need: int) -> None:
-        """Evict the units that were used longest ago until `need` more bytes fit."""
+        """Evict the least recently used units until `need` more bytes fit."""
         limit = self.limit or 0
         files = list(self._all())
         self._count()
@@ -241,29 +234,29 @@ class SharedCache:
                 taken.append((files[which], number))
                 freed += held
         try:
-            if not self._give_back(taken):
+            if not self._free(taken):
                 self.passed = "this file system cannot make holes in files"
                 self.limit, freed = None, 0
         finally:
             for file, number in taken:
-                file.locks.give(number)
+                file.locks.release(number)
         self._count()
         if need and freed < excess:
             self.passed = self.passed or "what is in use at once needs more"
 
-    def _give_back(self, taken: Sequence[tuple[UnitFile, int]]) -> bool:
-        """Give the storage of units back, whose locks are held; False if that cannot be.
+    def _free(self, taken: Sequence[tuple[UnitFile, int]]) -> bool:
+        """Free the storage of units whose locks are held; False where the file system cannot.
 
-        They leave their tables first, then the eviction is counted, and then holes are made: who
-        finds the count as it was copied no holes.
+        They leave their tables first, then the eviction is counted, and then holes are punched: a
+        reader that finds the count unchanged has copied no holes.
         """
         if taken and not taken[0][0].punch(len(taken[0][0].table)):
-            return False  # beyond the last unit is nothing, so that this only asks
+            return False  # nothing lies beyond the last unit: this only tries the call
         synced = {file.name: file for file, unit in taken if file.table[unit, SYNCED]}
         for file, unit in taken:
             file.clear(unit)
         for file in synced.values():
-            file.sync_table()  # or a power cut would leave lines that promise what was punched
+            file.sync_table()  # or a power cut would leave lines for rows that are gone
         self._header[_EVICTIONS] += 1
         for file, unit in taken:
             file.punch(unit)
@@ -271,14 +264,14 @@ class SharedCache:
 
 
 def _by_age(files: Sequence[UnitFile]) -> tuple[list[int], list[int], list[int]]:
-    """File, number and bytes of the units that may be evicted, the longest unused first."""
+    """File, number and bytes of the units that may be evicted, least recently used first."""
     now = time.monotonic_ns()
     units = [np.flatnonzero(file.evictable(now)) for file in files]
     owner = np.repeat(np.arange(len(files)), [len(some) for some in units])
     pairs = list(zip(files, units, strict=True))
-    stamps = _joined([file.table[some, STAMP] for file, some in pairs])
+    last_used = _joined([file.table[some, LAST_USED] for file, some in pairs])
     sizes = _joined([file.held_bytes[some] for file, some in pairs])
-    order = np.argsort(stamps, kind="stable")
+    order = np.argsort(last_used, kind="stable")
     return owner[order].tolist(), _joined(units)[order].tolist(), sizes[order].tolist()
 
 

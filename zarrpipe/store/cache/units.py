@@ -1,17 +1,18 @@
-"""The decoded rows of one array in a sparse file, and what is known of each of its units.
+"""The decoded rows of one array in a sparse file, and a shared table with a line for each unit.
 
-A unit is what is fetched, and evicted, as a whole. Beside the file of rows stands a mapped table
-with a line for each unit. Rows are written first and their line last, so that a line never
-promises what is not there. Nothing is ever written through the map of the rows: a full disk is
-an error of a write and not a signal.
+A unit is what is fetched, locked and evicted as a whole. Rows are written before their line of the
+table, so a line never promises rows that are absent. Nothing is written through the map of the
+rows: a full disk is an error of a write and not a signal.
 """
 
 import mmap
 import os
+import struct
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,24 +20,22 @@ import numpy.typing as npt
 from zarrpipe.data.csr import AnyArray, Int64Array
 from zarrpipe.errors import StoreFormatError
 from zarrpipe.store.backend.files import write_at
-from zarrpipe.store.cache.files import (
-    SharedRows,
-    UnitLocks,
-    memory_file,
-    punch,
-)
+from zarrpipe.store.backend.mapping import AddressRange, libc
+from zarrpipe.store.cache.directory import flock
 
-ROWS, GENERATION, STAMP, SYNCED = range(4)
+ROWS, GENERATION, LAST_USED, SYNCED = range(4)
 """Columns of the table: rows that a unit holds (0 none, negative while they are being written),
-how often it was evicted, when it was used last, and whether its rows survive a power cut."""
+how often it was evicted, when it was last used, and whether its rows survive a power cut."""
 
 KEPT = int(np.iinfo(np.int64).max)
-"""Stamp of units that are not evicted as long as a process has the cache open."""
+"""`LAST_USED` of units that are not evicted as long as a process has the cache open."""
 
 _LINE = 32
 _PAGE = 4096
 _RESERVE_FACTOR = 4
 _LEAST_RESERVE = 1 << 26
+_KEEP_SIZE, _PUNCH_HOLE = 1, 2
+_PAUSE = 0.005
 
 
 @dataclass(frozen=True)
@@ -50,11 +49,80 @@ class Folder:
         return None if self.directory is None else self.directory / name
 
     def open(self, name: str) -> int:
-        """Descriptor of a file, which is made if it is not there."""
+        """Descriptor of a file, which is created if it does not exist."""
         path = self.path(name)
         if path is None:
-            return memory_file(name)
+            return _memory_file(name)
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+
+
+class UnitLocks:
+    """Locks of the units of an array, between the threads and the processes of one machine.
+
+    For each unit, a byte of `path` is locked for an open file description, so a killed holder
+    loses it. Where the system has no such locks, the whole file is locked as long as this process
+    holds any unit: processes then fetch one after the other.
+
+    Parameters
+    ----------
+    path : Path, optional
+        File whose bytes are locked; None where no other process can see the cache.
+    by_unit : bool, optional
+        Whether to lock single bytes; by default where the system can.
+    """
+
+    def __init__(self, path: Path | None, by_unit: bool | None = None) -> None:
+        self._changed = threading.Condition()
+        self._held: set[int] = set()
+        self._by_unit = has_unit_locks() if by_unit is None else by_unit
+        self._descriptor = -1 if path is None else os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        self._locked = False
+
+    def take(self, unit: int, *, wait: bool) -> bool:
+        """Lock a unit; False if another thread or process has it and `wait` is not set."""
+        with self._changed:
+            while unit in self._held:
+                if not wait:
+                    return False
+                self._changed.wait()
+            self._held.add(unit)
+        taken = False
+        try:
+            taken = self._descriptor < 0 or self._lock(unit, wait=wait)
+        finally:
+            if not taken:
+                self._drop(unit)
+        return taken
+
+    def release(self, unit: int) -> None:
+        """Unlock a unit that `take` locked."""
+        if self._descriptor >= 0 and self._by_unit:
+            _range_lock(self._descriptor, unit, "unlock", wait=False)
+        self._drop(unit)
+
+    def close(self) -> None:
+        """Close the file, and so release every lock, in this process alone."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+    def _lock(self, unit: int, *, wait: bool) -> bool:
+        if self._by_unit:
+            return _range_lock(self._descriptor, unit, "lock", wait=wait)
+        while True:
+            with self._changed:
+                self._locked = self._locked or flock(self._descriptor, "exclusive")
+                if self._locked or not wait:
+                    return self._locked
+            time.sleep(_PAUSE)
+
+    def _drop(self, unit: int) -> None:
+        with self._changed:
+            self._held.discard(unit)
+            if not self._held and self._locked:
+                flock(self._descriptor, "unlock")
+                self._locked = False
+            self._changed.notify_all()
 
 
 class UnitFile:
@@ -65,7 +133,7 @@ class UnitFile:
     folder
         Where its two files are.
     name
-        Their name without ending.
+        Their name without the ending.
     unit_rows, row_bytes
         Rows of a unit and bytes of a row; None takes those that the files were made with.
 
@@ -97,7 +165,7 @@ class UnitFile:
                 f"array has {unit_rows} rows of {row_bytes}: delete the cache directory"
             )
         self.unit_rows, self.row_bytes = made
-        self._shared: SharedRows | None = None
+        self._range: AddressRange | None = None
 
     @property
     def table(self) -> Int64Array:
@@ -121,54 +189,51 @@ class UnitFile:
         if os.fstat(self._rows_file).st_size < rows * self.row_bytes:
             os.ftruncate(self._rows_file, rows * self.row_bytes)
 
-    def follow(self) -> None:
-        """See the lines that other processes have added."""
-        if os.fstat(self._table_file).st_size > len(self._map):
-            self._extend(0)
-
     def view(self, rows: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> AnyArray:
-        """First `rows`, read only, whether they are there or not; room was made for them."""
+        """First `rows` as a read-only array that grows in place, cached or not."""
         size = rows * self.row_bytes
-        if self._shared is None or self._shared.size < size:
-            self._shared = SharedRows(self._rows_file, max(_RESERVE_FACTOR * size, _LEAST_RESERVE))
-        return self._shared.rows(rows, shape, dtype)
+        if self._range is None or self._range.size < size:
+            reserved = max(_RESERVE_FACTOR * size, _LEAST_RESERVE)
+            self._range = AddressRange(reserved)
+            self._range.map(0, reserved, self._rows_file)
+        return np.asarray(self._range)[:size].view(dtype).reshape(rows, *shape)
 
     def write(self, unit: int, first: int, values: AnyArray) -> None:
-        """Write rows of a unit from its `first` on; its line is the caller's to write."""
+        """Write rows of a unit from its `first` on; the caller writes its line."""
         data = memoryview(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
         write_at(self._rows_file, data, unit * self.unit_bytes + first * self.row_bytes)
 
-    def use(self, units: Int64Array, stamp: int) -> None:
-        """Say that units are used now, or until a later moment."""
-        self.table[units, STAMP] = np.maximum(self.table[units, STAMP], stamp)
+    def use(self, units: Int64Array, last_used: int) -> None:
+        """Record that units are used now, or protect them until a later moment."""
+        self.table[units, LAST_USED] = np.maximum(self.table[units, LAST_USED], last_used)
 
     def clear(self, unit: int) -> None:
         """Take a unit out of the table.
 
-        A reader looks at the generation first and at the rows second. So the rows go first: who
-        sees the new generation does not see the old rows.
+        The rows go first: a reader looks at the generation first and at the rows second, so one
+        that sees the new generation cannot see the old rows.
         """
         line = self.table[unit]
         line[ROWS] = 0
         line[GENERATION] += 1
-        line[STAMP] = 0
+        line[LAST_USED] = 0
         line[SYNCED] = 0
 
     def punch(self, unit: int) -> bool:
-        """Give the storage of a unit back; False if the file system cannot."""
+        """Free the storage of a unit; False if the file system cannot."""
         return punch(self._rows_file, unit * self.unit_bytes, self.unit_bytes)
 
     def sync_rows(self) -> None:
-        """Wait until every row that was written is on disk."""
+        """Sync every row that was written."""
         getattr(os, "fdatasync", os.fsync)(self._rows_file)
 
     def sync_table(self) -> None:
-        """Wait until the table is on disk."""
+        """Sync the table."""
         self._map.flush()
         os.fsync(self._table_file)
 
     def pin(self, units: Int64Array, by: int) -> None:
-        """Count users of units: those with any are not evicted by this process."""
+        """Count users of units; this process evicts none that has any."""
         with self._pinning:
             for unit in units.tolist():
                 count = self.pinned.get(unit, 0) + by
@@ -178,14 +243,15 @@ class UnitFile:
                     del self.pinned[unit]
 
     def evictable(self, now: int) -> npt.NDArray[np.bool_]:
-        """Which units hold rows that nobody asked to be left, [units] bool."""
-        self.follow()
-        may: npt.NDArray[np.bool_] = (self.table[:, ROWS] != 0) & (self.table[:, STAMP] <= now)
+        """Which units hold rows and are neither pinned nor protected, [units] bool."""
+        if os.fstat(self._table_file).st_size > len(self._map):
+            self._extend(0)  # other processes have added lines
+        may: npt.NDArray[np.bool_] = (self.table[:, ROWS] != 0) & (self.table[:, LAST_USED] <= now)
         may[[unit for unit in list(self.pinned) if unit < len(may)]] = False
         return may
 
     def close(self) -> None:
-        """Let go of the files; arrays that were taken from `view` stay valid."""
+        """Close the files; arrays from `view` stay valid."""
         self.locks.close()
         rows, table, self._rows_file, self._table_file = self._rows_file, self._table_file, -1, -1
         for descriptor in (rows, table):
@@ -193,10 +259,47 @@ class UnitFile:
                 os.close(descriptor)
 
     def _extend(self, units: int) -> None:
-        """Map a table of at least `units`, every page of which is there."""
+        """Map a table of at least `units`, with storage for every page."""
         have = os.fstat(self._table_file).st_size
         want = -(-(units + 1) * _LINE // _PAGE) * _PAGE
         if have < want:
             write_at(self._table_file, memoryview(bytes(want - have)), have)
         self._map = mmap.mmap(self._table_file, max(have, want))
         self._lines = np.frombuffer(self._map, dtype=np.int64).reshape(-1, _LINE // 8)
+
+
+def has_unit_locks() -> bool:
+    """Whether the system locks byte ranges for open file descriptions, as Linux does."""
+    import fcntl  # noqa: PLC0415  absent on Windows
+
+    return hasattr(fcntl, "F_OFD_SETLK") and struct.calcsize("P") == 8
+
+
+def punch(descriptor: int, offset: int, size: int) -> bool:
+    """Free the storage of a range of a file; False where the file system cannot."""
+    if not hasattr(libc(), "fallocate64"):
+        return False
+    mode = _KEEP_SIZE | _PUNCH_HOLE
+    return bool(libc().fallocate64(descriptor, mode, offset, size) == 0)
+
+
+def _range_lock(descriptor: int, byte: int, kind: Literal["lock", "unlock"], *, wait: bool) -> bool:
+    import fcntl  # noqa: PLC0415  absent on Windows
+
+    lock = fcntl.F_WRLCK if kind == "lock" else fcntl.F_UNLCK
+    command = getattr(fcntl, "F_OFD_SETLKW" if wait else "F_OFD_SETLK")
+    try:
+        fcntl.fcntl(descriptor, command, struct.pack("hhqqi", lock, os.SEEK_SET, byte, 1, 0))
+    except (BlockingIOError, PermissionError):
+        return False
+    return True
+
+
+def _memory_file(name: str) -> int:
+    """Descriptor of a file without a name, in memory where the system has such files."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create(f"zarrpipe-{name}", os.MFD_CLOEXEC)
+    import tempfile  # noqa: PLC0415  rarely needed
+
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())

@@ -1,8 +1,8 @@
-"""What is believed of a store: its arrays are looked at before a byte of them is asked for.
+"""Validate the arrays of a store before reading them, and translate the errors of reading.
 
-Whoever wrote a store may have been interrupted, mistaken or hostile. What Zarr, its codecs and JSON
-raise on the way becomes one error that names the place, and what would need absurd memory, or
-would run what it reads, is refused before it does.
+The writer of a store may have been interrupted, mistaken or hostile. What Zarr, its codecs and JSON
+raise becomes one error that names the place; arrays that would need absurd memory, or whose codecs
+could run code, are refused by their metadata.
 """
 
 import gzip
@@ -16,32 +16,32 @@ import zarr
 from zarr.abc.codec import Codec
 from zarr.codecs import ShardingCodec
 
-from zarrpipe.errors import StoreFormatError, ZarrPipeError
+from zarrpipe.errors import StoreFormatError, StoreMemoryError, ZarrPipeError
 
 MOST_BYTES = 1 << 44
-"""Bytes of the rows of an array, or of one of its chunks, that are believed (16 TiB)."""
+"""Largest array, or chunk of one, that is accepted, in bytes (16 TiB)."""
 
 _MOST_DECODED = 1 << 34
 _MOST_UNITS = 1 << 24
 _DECODERS = ("builtins", "zarr", "numcodecs", "json", "zlib", "lzma", "struct", "numpy", "binascii")
 _CODEC_LIBRARIES = ("zarr", "numcodecs")
+_NO_THREADS = ("can't start new thread", "can't create new thread", "cannot schedule new futures")
+"""How Python's errors begin that a process or its executors have no thread left."""
 
 
 @contextmanager
 def translate_zarr_errors(place: object, cannot: str = "cannot be read") -> Iterator[None]:
-    """Turn what Zarr, its codecs and JSON raise into an error that names a place.
+    """Turn what Zarr, its codecs and JSON raise about `place` into one error that names it.
 
-    Parameters
-    ----------
-    place
-        Store, array or rows of it, for the message.
-    cannot
-        What of it failed, for the message.
+    Errors of the process or the machine are not told as damage: a lack of memory stays a
+    MemoryError, and OSErrors, interrupts and a lack of threads go through as they are.
 
     Raises
     ------
     StoreFormatError
-        If what stands there cannot be understood or decoded, or needs more memory than there is.
+        If the content cannot be understood or decoded.
+    StoreMemoryError
+        If there was not enough memory.
     OSError
         As the file system raised it, and for what the library of a remote store raised.
     """
@@ -49,32 +49,32 @@ def translate_zarr_errors(place: object, cannot: str = "cannot be read") -> Iter
         yield
     except ZarrPipeError:
         raise
+    except MemoryError as error:
+        raise StoreMemoryError(
+            f"{place} {cannot}: there is not enough memory. Free some; if there was enough, the "
+            "store is damaged, and `zarrpipe check` says more"
+        ) from error
     except gzip.BadGzipFile as error:  # an OSError by its class, though no disk raised it
         raise _damaged(f"{place} {cannot}", error) from error
     except OSError:
         raise
     except Exception as error:
+        if isinstance(error, RuntimeError) and str(error).startswith(_NO_THREADS):
+            raise
         if type(error).__module__.lstrip("_").partition(".")[0] in _DECODERS:
             raise _damaged(f"{place} {cannot}", error) from error
         raise OSError(f"{place} {cannot}: {error!r}") from error
 
 
 def _damaged(what: str, error: Exception) -> StoreFormatError:
-    said = (str(error).splitlines() or [""])[0][:300]
+    text = (str(error).splitlines() or [""])[0][:300]
     return StoreFormatError(
-        f"{what}, it is damaged or of a form that is not known: {type(error).__name__}: {said}"
+        f"{what}, it is damaged or in an unknown format: {type(error).__name__}: {text}"
     )
 
 
 def check_array(array: zarr.Array[Any]) -> None:
-    """Refuse an array that is not to be read, by its metadata alone.
-
-    Raises
-    ------
-    StoreFormatError
-        If its dtype is not a bool, an integer or a float of up to 64 bits, a codec is not one of
-        Zarr's or numcodecs' own that only decode numbers, or its sizes are absurd.
-    """
+    """Refuse, by its metadata, an array of a strange dtype, codec or size."""
     place, dtype = array.store_path, np.dtype(array.dtype)
     if dtype.kind not in "biuf" or dtype.itemsize > 8:
         raise StoreFormatError(
@@ -88,7 +88,7 @@ def check_array(array: zarr.Array[Any]) -> None:
 
 
 def native(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """The dtype in the byte order of this machine; Zarr's tells how bytes are stored."""
+    """The dtype in the byte order of this machine."""
     return dtype if dtype.isnative else dtype.newbyteorder("=")
 
 
@@ -99,8 +99,8 @@ def _check_codec(place: object, codec: Codec) -> None:
         or "pickle" in kind.__name__.lower()
     ):
         raise StoreFormatError(
-            f"{place} is encoded by {kind.__module__}.{kind.__qualname__}, and only codecs of zarr "
-            "and numcodecs that decode numbers are used: store the array anew without it"
+            f"{place} is encoded by {kind.__module__}.{kind.__qualname__}, expected codecs of zarr "
+            "and numcodecs that decode numbers: store the array anew without it"
         )
     if isinstance(codec, ShardingCodec):
         for inner in (*codec.codecs, *codec.index_codecs):
@@ -119,7 +119,7 @@ def _check_sizes(array: zarr.Array[Any], dtype: np.dtype[Any]) -> None:
         if not 0 <= size <= MOST_BYTES:
             raise StoreFormatError(
                 f"{array.store_path} has shape {shape} and chunks of {unit}, so that {what} would "
-                f"have {size} bytes: more than {MOST_BYTES} are not believed"
+                f"have {size} bytes: at most {MOST_BYTES} are accepted"
             )
     if min(chunks[0], unit[0]) < 1:
         raise StoreFormatError(f"{array.store_path} has chunks of {unit}, expected rows in each")
@@ -127,8 +127,8 @@ def _check_sizes(array: zarr.Array[Any], dtype: np.dtype[Any]) -> None:
     across = math.prod(-(-whole // max(part, 1)) for whole, part in zip(shape, unit, strict=True))
     if max(inside, across) > _MOST_UNITS:
         raise StoreFormatError(
-            f"{array.store_path} has shape {shape} and chunks of {chunks}: more than "
-            f"{_MOST_UNITS} chunks are not believed"
+            f"{array.store_path} has shape {shape} and chunks of {chunks}: at most "
+            f"{_MOST_UNITS} chunks are accepted"
         )
     if (array.compressors or array.shards) and sizes["a unit"] > _MOST_DECODED:
         raise StoreFormatError(
