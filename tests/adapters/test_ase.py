@@ -181,6 +181,16 @@ def test_what_cannot_become_a_field_is_refused_by_name(crystal, options, message
         from_ase(crystal, **options)
 
 
+def test_numbers_of_any_byte_order_and_none_that_are_masked(crystal):
+    crystal.info["REF_energy"] = np.array(-3.5, dtype=">f8")
+    crystal.arrays["weights"] = np.array([1.0, 2.0], dtype=">f4")[::-1]
+    batch = from_ase(crystal, info={"REF_energy": "ref"}, arrays=["weights"])
+    assert (batch.ref.tolist(), batch.weights.tolist()) == ([[-3.5]], [2.0, 1.0])
+    crystal.arrays["weights"] = np.ma.array([1.0, 2.0], mask=[True, False])
+    with pytest.raises(FieldError, match=r"'weights' is a masked array in which 1 of 2"):
+        from_ase(crystal, arrays=["weights"])
+
+
 def test_a_text_is_no_list_of_keys(crystal):
     with pytest.raises(TypeError, match="info is 'round', expected a list or a mapping of keys"):
         from_ase(crystal, info="round")

@@ -74,6 +74,10 @@ MASKS = {
     "numbers of systems": (lambda: [0, 2], r"int64 and shape \(2,\)"),
     "a word": (lambda: "all", "mask of type str holds no bools, expected bool"),
     "a slice": (lambda: slice(0, 2), "mask of type slice"),
+    "masked": (
+        lambda: np.ma.array([True] * 5, mask=[0, 1, 0, 0, 0]),
+        r"1 of 5 .* \.filled\(value\)",
+    ),
     "ragged": (lambda: [[True], [True, False]], "mask of type list holds no bools"),
     "None in a list": (lambda: [None] * 5, "mask of type list"),
     "an object array": (lambda: np.array([True] * 5, object), "mask of type ndarray"),
@@ -93,7 +97,11 @@ def test_masks(local, name):
         sink.write(numbered_batch(range(5, 10)), mask=make())
 
 
-@pytest.mark.parametrize("kind", [list, tuple, np.array, torch.tensor])
+def backwards(values):
+    return np.array(values[::-1])[::-1]
+
+
+@pytest.mark.parametrize("kind", [list, tuple, np.array, torch.tensor, backwards])
 def test_masks_of_every_right_kind(store, kind):
     with ZarrData(store) as sink:
         sink.write(numbered_batch(range(5, 10)), mask=kind([False, True, False, True, False]))
