@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import zarrpipe as zp
@@ -503,7 +503,6 @@ def test_velocities_make_momenta_and_a_single_system_a_list_of_one(ase):
     assert not atoms.pbc.any()
 
 
-@settings(max_examples=25, deadline=None)
 @given(
     sizes=st.lists(st.integers(1, 6), min_size=1, max_size=5),
     labelled=st.lists(st.booleans(), min_size=5, max_size=5),
