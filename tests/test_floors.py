@@ -10,7 +10,7 @@ import zarrpipe
 
 ROOT = Path(zarrpipe.__file__).parent
 ROOMS = (
-    {"errors", "closing", "mutex"},
+    {"errors"},
     {"data"},
     {"adapters"},
     {"transforms"},
