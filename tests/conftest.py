@@ -24,7 +24,7 @@ collect_ignore = ["fixtures"]
 # No deadline: the time of a test on a shared machine says nothing about the code. On a desk,
 # examples differ from run to run, so that many runs see more of the space than one fixed sample; a
 # failing example is printed as a blob that reproduces it. Continuous integration draws the same
-# examples in each run, so that a change fails for what it changed. `make test` draws few.
+# examples in each run, so that a change fails for what it changed.
 for name, examples, same in (("quick", 10, False), ("desk", 25, False), ("ci", 25, True)):
     settings.register_profile(
         name,
@@ -34,21 +34,36 @@ for name, examples, same in (("quick", 10, False), ("desk", 25, False), ("ci", 2
         print_blob=True,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
     )
-settings.load_profile("ci" if os.environ.get("CI") else "desk")
-
 
 _REPEATED = ("benchmarks", "peers", "recipes", "reliability")
 """Folders of tests that repeat at length what the tests of each room do once."""
 
 
+def _is_quick(config: pytest.Config) -> bool:
+    return config.getoption("markexpr") == "not slow"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Choose how many examples are drawn; `--hypothesis-profile` has the last word."""
+    if config.getoption("--hypothesis-profile") is None:
+        always = "ci" if os.environ.get("CI") else "desk"
+        settings.load_profile("quick" if _is_quick(config) else always)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Trace neither repetitions nor slow tests: tracing takes up to as long as the test itself."""
+    """Trace neither repetitions nor slow tests: tracing can take as long as the test itself."""
     if not config.pluginmanager.hasplugin("_cov"):
         return
     for item in items:
         drawn = getattr(getattr(item, "obj", None), "is_hypothesis_test", False)
         if drawn or item.path.parent.name in _REPEATED or item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.no_cover)
+
+
+@pytest.fixture(scope="session")
+def quick(pytestconfig: pytest.Config) -> bool:
+    """Whether slow tests are left out (`make test`); the others then repeat less too."""
+    return _is_quick(pytestconfig)
 
 
 @pytest.fixture

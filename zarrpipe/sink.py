@@ -12,6 +12,7 @@ from zarrpipe.adapters import as_batch
 from zarrpipe.closing import Closing
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.fields import check_new_names
+from zarrpipe.data.validate import plain_array
 from zarrpipe.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -324,6 +325,8 @@ class ZarrData(Closing):
 def _masked(batch: Batch, mask: Any) -> Batch:
     """Systems of a batch for which the mask is True."""
     expected = f"expected bool and ({batch.num_graphs},): one entry for each system of the batch"
+    if isinstance(mask, np.ndarray):
+        mask = plain_array("mask", mask)
     try:
         chosen = torch.as_tensor(mask).detach().cpu()
     except (TypeError, ValueError, RuntimeError) as error:

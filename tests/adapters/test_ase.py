@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import zarrpipe as zp
@@ -179,6 +179,16 @@ def test_what_cannot_become_a_field_is_refused_by_name(crystal, options, message
     crystal.arrays["tags"] = np.array([3, 4])
     with pytest.raises(FieldError, match=message):
         from_ase(crystal, **options)
+
+
+def test_numbers_of_any_byte_order_and_none_that_are_masked(crystal):
+    crystal.info["REF_energy"] = np.array(-3.5, dtype=">f8")
+    crystal.arrays["weights"] = np.array([1.0, 2.0], dtype=">f4")[::-1]
+    batch = from_ase(crystal, info={"REF_energy": "ref"}, arrays=["weights"])
+    assert (batch.ref.tolist(), batch.weights.tolist()) == ([[-3.5]], [2.0, 1.0])
+    crystal.arrays["weights"] = np.ma.array([1.0, 2.0], mask=[True, False])
+    with pytest.raises(FieldError, match=r"'weights' is a masked array in which 1 of 2"):
+        from_ase(crystal, arrays=["weights"])
 
 
 def test_a_text_is_no_list_of_keys(crystal):
@@ -493,7 +503,6 @@ def test_velocities_make_momenta_and_a_single_system_a_list_of_one(ase):
     assert not atoms.pbc.any()
 
 
-@settings(max_examples=25, deadline=None)
 @given(
     sizes=st.lists(st.integers(1, 6), min_size=1, max_size=5),
     labelled=st.lists(st.booleans(), min_size=5, max_size=5),

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import zarrpipe as zp
@@ -274,7 +274,6 @@ def test_a_field_that_some_system_lacks_is_filled(pyg):
     assert back.energy[1].isnan()
 
 
-@settings(max_examples=25, deadline=None)
 @given(
     sizes=st.lists(st.tuples(st.integers(1, 5), st.integers(0, 6)), min_size=1, max_size=4),
     seed=st.integers(0, 2**32 - 1),

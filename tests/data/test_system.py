@@ -293,3 +293,32 @@ def test_registry():
         CORE_FIELDS["x"] = CORE_FIELDS["forces"]
     for dtype in (torch.int32, torch.float64):
         assert as_field_dtype("neighbor_list_shifts", torch.zeros(1, 3, dtype=dtype)).dtype is dtype
+
+
+@pytest.mark.parametrize("dtype", [">f4", ">f8", "<f4"])
+def test_arrays_of_any_byte_order_and_stride(dtype):
+    """Big-endian bytes and negative strides are converted, with equal values."""
+    positions = np.arange(9, dtype=dtype).reshape(3, 3)[::-1]
+    data = AtomicData(positions, np.array([8, 1, 1], dtype=">i4"), forces=positions[:, ::-1])
+    assert data.positions.tolist() == positions.tolist()
+    assert data.forces.tolist() == positions[:, ::-1].tolist()
+    assert data.atomic_numbers.tolist() == [8, 1, 1]
+    assert data.dtype is (torch.float64 if dtype == ">f8" else torch.float32)
+
+
+def test_masked_entries_are_refused():
+    """The numbers below a mask are no values; a mask without entries hides none."""
+    forces = np.ma.masked_invalid([[0.0, 0.0, 1.0], [0.0, np.nan, 0.0], [1.0, 0.0, 0.0]])
+    with pytest.raises(FieldError, match=r"'forces' is a masked array in which 1 of 9 .*filled"):
+        water(forces=forces)
+    with pytest.raises(FieldError, match=r"'energy' is a masked array.*presence records that"):
+        water(energy=[np.ma.masked])
+    assert water(forces=forces.filled(0.0)).forces.tolist()[1] == [0.0, 0.0, 0.0]
+    assert water(forces=np.ma.array(np.ones((3, 3)))).forces.tolist() == [[1.0] * 3] * 3
+
+
+def test_names_as_long_as_a_directory_may_be():
+    check_name("x" * 255)
+    for name in ("x" * 256, "ä" * 128):
+        with pytest.raises(FieldError, match=r"has 256 bytes, expected at most 255.*shorter"):
+            water(system={name: [1.0]})

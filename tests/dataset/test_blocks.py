@@ -4,13 +4,12 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from zarrpipe.dataset.blocks import UnitLayout, block_order, choose_blocks, group_bounds
 
 
-@settings(deadline=None)
 @given(
     sizes=st.lists(st.integers(0, 9), max_size=30),
     group=st.integers(1, 8),

@@ -100,7 +100,9 @@ def test_rounds_bring_the_labels_that_were_asked_for(whole):
         assert len(candidates) == 0
 
 
-@pytest.mark.parametrize("stop_at", [1, 3, 4, 6])
+@pytest.mark.parametrize(
+    "stop_at", [pytest.param(stage, marks=pytest.mark.slow) for stage in (1, 3, 6)] + [4]
+)
 def test_a_loop_that_was_stopped_ends_as_one_that_was_not(
     tmp_path, test_dir, oracle, whole, stop_at
 ):
@@ -112,6 +114,7 @@ def test_a_loop_that_was_stopped_ends_as_one_that_was_not(
     assert torch.equal(found.energy, expected.energy)
 
 
+@pytest.mark.slow
 def test_labels_that_were_half_written_are_completed(tmp_path, test_dir, oracle, whole):
     expected = labelled(whole[0])
     with pytest.raises(KeyboardInterrupt):  # in round 1, after the candidates were drained
@@ -152,6 +155,7 @@ def test_frames_that_fail_are_replaced_by_others(tmp_path):
     assert every.num_graphs == 8
 
 
+@pytest.mark.slow
 def test_killed_from_outside_it_goes_on(tmp_path, test_dir):
     options = [f"--{key}={list(v) if isinstance(v, tuple) else v}" for key, v in TINY.items()]
     command = [sys.executable, "-W", "ignore", str(LOOP), "--arms=committee", f"--out={tmp_path}"]

@@ -54,6 +54,7 @@ def arguments(subcommand, name, store, directory, *more):
 
 @pytest.mark.usefixtures("mace")
 @pytest.mark.parametrize("name", ["schnet", "mace"])
+@pytest.mark.slow
 def test_fit_from_a_config_then_predict_from_its_checkpoint(store, tmp_path, name):
     fit = ["--threads=2", "--trainer.max_steps=3", "--trainer.check_val_every_n_epoch=1"]
     cli = train(arguments("fit", name, store, tmp_path, *fit))

@@ -103,7 +103,12 @@ def assert_among(got, expected):
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"num_workers": 1, "batch_size": 3}, {"prefetch": 2, "max_atoms": 16}, {"resident": True}],
+    [
+        {},
+        pytest.param({"num_workers": 1, "batch_size": 3}, marks=pytest.mark.slow),
+        {"prefetch": 2, "max_atoms": 16},
+        {"resident": True},
+    ],
 )
 def test_training_draws_by_sample_and_validation_does_not(tmp_path, store, settings):
     model = fit(module_of(store[0], **settings), tmp_path)

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -24,13 +25,20 @@ def samples(steps, epoch):
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 
 
-@pytest.fixture(scope="module", params=[(), TORCHRUN], ids=["lightning", "torchrun"])
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param((), id="lightning"),
+        pytest.param(TORCHRUN, id="torchrun", marks=pytest.mark.slow),
+    ],
+)
 def started(request, tmp_path_factory, two_ranks_store):
     """What two processes saw that Lightning started, or torchrun, and the store they made grow."""
     output = tmp_path_factory.mktemp("two_ranks")
     store = shutil.copytree(two_ranks_store, output / "store")
     command = [sys.executable, *request.param, str(SCRIPT), str(store), str(output)]
-    subprocess.run(command, check=True, timeout=300, capture_output=True)
+    alone = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(command, check=True, timeout=600, capture_output=True, env=alone)
     ranks = [json.loads((output / f"rank{rank}.json").read_text()) for rank in (0, 1)]
     return output, ranks
 

@@ -94,7 +94,13 @@ def sides_of(root):
     return [Counter(side.system_field("serial").ravel().tolist()) for side in sides]
 
 
-@pytest.mark.parametrize("feature", FEATURES)
+@pytest.mark.parametrize(
+    "feature",
+    [
+        pytest.param(name, marks=[] if name in ("budgets", "workers") else pytest.mark.slow)
+        for name in FEATURES
+    ],
+)
 def test_two_ranks_share_every_epoch_of_a_store_that_grows(training, copied, feature):
     root, new = copied
     before = sides_of(root)
@@ -114,7 +120,10 @@ def test_two_ranks_share_every_epoch_of_a_store_that_grows(training, copied, fea
             assert set(serials(run, "val", epoch)) == set(val)
 
 
-@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize(
+    "change",
+    [pytest.param(name, marks=[] if name == "budgets" else pytest.mark.slow) for name in CHANGES],
+)
 @pytest.mark.parametrize(("first", "then"), [(2, 1), (1, 2)])
 def test_another_number_of_ranks_goes_through_the_rest(training, copied, first, then, change):
     root, new = copied

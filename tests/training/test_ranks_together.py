@@ -22,7 +22,7 @@ class Ranks:
     """What `training.ranks` asks of torch.distributed, for two threads."""
 
     def __init__(self):
-        self.barrier = threading.Barrier(2, timeout=120)
+        self.barrier = threading.Barrier(2, timeout=300)
         self.told = [None, None]
         self.here = threading.local()
 
@@ -82,13 +82,13 @@ def test_a_field_that_comes_between_the_looks_of_two_ranks(tmp_path, ranks):
         new = first()
         if not looked.is_set():
             looked.set()
-            grown.wait(30)
+            grown.wait(300)
         return new
 
     datasets[0].refresh = refresh
 
     def other():
-        looked.wait(30)
+        looked.wait(300)
         new = numbered_batch(range(4, 9))
         fields = {**new.fields, "round": torch.full((5, 1), 3)}
         levels = {"serial": "system", "round": "system"}

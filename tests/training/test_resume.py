@@ -41,7 +41,12 @@ FIVE = ("plain", "workers")
 RARE = ("prefetch", "validated by share", "balance", "where", "steps", "limited")
 """Kinds that only ZARRPIPE_EXHAUSTIVE=1 tries."""
 
-TRIED = [kind for kind in KINDS if MANY > 1 or kind not in RARE]
+QUICK = ("plain", "workers", "budgets", "weights", "everything")
+TRIED = [
+    pytest.param(kind, marks=[] if kind in QUICK else pytest.mark.slow)
+    for kind in KINDS
+    if MANY > 1 or kind not in RARE
+]
 MOMENTS = ("start", "update", "end")
 SAVED = {
     "inside": {"every_n_train_steps": 3},
@@ -114,11 +119,11 @@ def draws(kind, whole, count):
 
 @pytest.mark.parametrize("kind", TRIED)
 def test_a_run_that_was_killed_ends_with_the_bits_of_one_that_was_not(
-    training, stores, wholes, tmp_path, kind
+    training, stores, wholes, tmp_path, kind, quick
 ):
     whole = wholes(kind)
     assert len({epoch for _, epoch, *_ in whole["train"]}) == 3
-    for number, drawn in enumerate(draws(kind, whole, 5 if kind in FIVE else MANY)):
+    for number, drawn in enumerate(draws(kind, whole, 5 if kind in FIVE and not quick else MANY)):
         print(f"{kind}: killed at {drawn}, seed {SEED}")  # noqa: T201  shown when the test fails
         output = tmp_path / str(number)
         killed = training(output, **job_of(stores, kind), kill=drawn)

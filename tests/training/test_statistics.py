@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from zarrpipe import AtomicData, Batch, ZarrDataModule
@@ -60,7 +60,6 @@ def check(statistics, systems):
     }
 
 
-@settings(deadline=None, max_examples=30)
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=5), st.integers(0, 100))
 def test_added_and_merged_sums_equal_one_pass(blocks, seed):
     parts = [molecules(count, seed + place) for place, count in enumerate(blocks)]

@@ -3,14 +3,15 @@
 A job has ``output``, a directory; ``module``, the arguments of ZarrDataModule; and it may have
 ``trainer`` and ``saving``, those of Trainer and ModelCheckpoint; ``world``, a number of ranks;
 ``resume``, a checkpoint; ``schedule``; ``grow``, stores that are appended to others after a batch;
-``kill``, the batch at which and the moment when the process is killed, or raises; ``fits``,
-attributes of the fit loop for each of several fits.
+``kill``, the batch at which and the moment when the process is killed, or raises; ``until``, the
+number of samples of the last epoch; ``fits``, attributes of the fit loop for each of several fits.
 """
 
 import hashlib
 import json
 import os
 import signal
+import time
 from pathlib import Path
 
 import torch
@@ -140,6 +141,10 @@ class Watch(Callback):
 
     def on_train_epoch_end(self, trainer, *_):
         self.note("ended", trainer.current_epoch, trainer.global_step)
+        if "until" in self.job:
+            self.note("time", time.monotonic())
+            samples = trainer.train_dataloader.sampler.num_samples
+            trainer.should_stop = samples == self.job["until"]
 
 
 def train(job, rank):

@@ -1,26 +1,26 @@
-"""What the adapters share: shaping foreign tensors into rows and assembling a batch from them."""
+"""Shared by the adapters: foreign numbers as rows of fields, and batches assembled from them."""
 
 import importlib
 import math
 from collections.abc import Mapping
 from types import ModuleType
+from typing import Any
 
+import numpy as np
 import torch
 
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.csr import tensor_pointers
 from zarrpipe.data.fields import CORE_FIELDS, Kind, Level
-from zarrpipe.errors import MissingLibraryError
+from zarrpipe.data.validate import plain_array
+from zarrpipe.errors import FieldError, MissingLibraryError
+
+_VOIGT = ((0, 5, 4), (5, 1, 3), (4, 3, 2))
+"""Position in ASE's order xx, yy, zz, yz, xz, xy of each entry of the matrix."""
 
 
 def require(module: str, extra: str) -> ModuleType:
-    """Import an optional library, or say which extra installs it.
-
-    Raises
-    ------
-    MissingLibraryError
-        If `module` cannot be imported.
-    """
+    """Import an optional library, or say which extra installs it."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -61,6 +61,36 @@ def _of_kind(name: str, value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor
     floats = dtype if dtype.is_floating_point else torch.get_default_dtype()
     cast = value.to(floats if spec.kind is Kind.FLOAT else torch.int64)
     return cast if torch.equal(cast.to(value.dtype), value) else value
+
+
+def as_rows(
+    name: str,
+    value: Any,
+    level: Level,
+    num_atoms: int,
+    *,
+    dtype: torch.dtype,
+    key: str | None = None,
+) -> torch.Tensor:
+    """Copy of ASE's numbers as the rows of a field; messages call it `key`, by default `name`."""
+    rows = as_tensor(name if key is None else key, value, dtype)
+    if level is Level.SYSTEM and rows.ndim:
+        rows = rows.unsqueeze(0)
+    if name in ("stress", "virial") and rows.numel() == 6:
+        rows = rows.reshape(-1)[torch.tensor(_VOIGT)]
+    return fit_rows(name, rows, level, num_atoms if level is Level.ATOM else 1, dtype)
+
+
+def as_tensor(name: str, value: Any, dtype: torch.dtype) -> torch.Tensor:
+    """Copy of an array or a number as a tensor, floats in `dtype`."""
+    array = np.array(value, subok=True)
+    if array.dtype.kind not in "biuf":
+        raise FieldError(
+            f"{name!r} has dtype {array.dtype}, expected numbers: only numeric info and arrays "
+            "can become fields"
+        )
+    tensor = torch.from_numpy(plain_array(repr(name), array))
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
 def assemble(

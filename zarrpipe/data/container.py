@@ -18,6 +18,7 @@ from zarrpipe.data.fields import (
     check_name,
     level_of,
 )
+from zarrpipe.data.validate import plain_array
 from zarrpipe.errors import FieldError, UnknownFieldError
 
 
@@ -236,19 +237,15 @@ class FieldTensors:
 
 
 def _tensor_of(name: str, value: Any, like: torch.dtype | None) -> torch.Tensor:
-    """Tensor of what is none yet.
+    """Tensor of an array, or of one or several Python numbers.
 
     Arrays keep their dtype. Python numbers of a float field take `like`, the dtype of the
     positions, but a single number keeps the float64 that Python has: a total energy loses meV in
     float32. An empty list has the dtype of its field.
-
-    Raises
-    ------
-    FieldError
-        If it is no array of numbers.
     """
+    plain = _plain(name, value)
     try:
-        tensor = torch.as_tensor(value)
+        tensor = torch.as_tensor(plain)
     except (TypeError, ValueError, RuntimeError) as error:
         raise FieldError(
             f"field {name!r} is {reprlib.repr(value)}, expected a tensor, an array or numbers"
@@ -262,8 +259,18 @@ def _tensor_of(name: str, value: Any, like: torch.dtype | None) -> torch.Tensor:
     whole = isinstance(value, np.integer) or tensor.dtype is torch.int64
     if tensor.is_floating_point() or (kind is Kind.FLOAT and whole):
         wanted = torch.float64 if tensor.ndim == 0 else like or torch.get_default_dtype()
-        return torch.as_tensor(value, dtype=wanted)
+        return torch.as_tensor(plain, dtype=wanted)
     return tensor
+
+
+def _plain(name: str, value: Any) -> Any:
+    """Value with the arrays in it as torch takes them."""
+    if isinstance(value, np.ndarray):
+        way = ", or leave the field out of the systems that lack it: presence records that"
+        return plain_array(f"field {name!r}", value, way)
+    if isinstance(value, list | tuple):
+        return [_plain(name, item) if isinstance(item, np.ndarray) else item for item in value]
+    return value
 
 
 def check_not_taken(name: str) -> None:

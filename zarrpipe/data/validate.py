@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from zarrpipe.data.fields import INDEX_FIELDS, Level
@@ -40,6 +41,24 @@ def check_flag(name: str, value: object, *, error: type[Exception] = ArgumentTyp
     if not isinstance(value, bool | np.bool_):
         raise error(f"{name} is {value!r}, expected True or False")
     return bool(value)
+
+
+def plain_array(what: str, value: npt.NDArray[Any], way: str = "") -> npt.NDArray[Any]:
+    """Array as torch takes it: bytes in native order, no negative strides, nothing masked.
+
+    Masked entries are refused; `way` is a way out beside giving them values.
+    """
+    if isinstance(value, np.ma.MaskedArray):
+        masked = int(np.count_nonzero(np.ma.getmaskarray(value)))
+        if masked:
+            raise FieldError(
+                f"{what} is a masked array in which {masked} of {value.size} entries are masked "
+                f"and have no value: give them one with .filled(value){way}"
+            )
+        value = np.asarray(value.data)
+    if not value.dtype.isnative:
+        value = value.astype(value.dtype.newbyteorder("="))
+    return value.copy() if any(stride < 0 for stride in value.strides) else value
 
 
 def checked_pointers(name: str, ptr: Any, at_least: int) -> torch.Tensor:

@@ -4,17 +4,17 @@ import numpy as np
 
 from zarrpipe.data.csr import Int64Array
 from zarrpipe.dataset.stores import Stores
-from zarrpipe.store.statistics.stored import kept_sums
+from zarrpipe.store.statistics.stored_sums import valid_sums
 from zarrpipe.store.statistics.sums import LabelSums
 
 
-def summed(stores: Stores) -> tuple[list[LabelSums], Int64Array]:
+def stored_statistics(stores: Stores) -> tuple[list[LabelSums], Int64Array]:
     """Sums that the stores keep, by bucket, and the positions [K] that are in none of them."""
     found: dict[int, LabelSums] = {}
     for store, view in enumerate(stores.views):
-        kept = kept_sums(view.snapshot)
-        if kept is not None and kept.samples <= stores.arrivals.held(store):
-            found[store] = kept.sums
+        stored = valid_sums(view.snapshot)
+        if stored is not None and stored.samples <= stores.arrivals.held(store):
+            found[store] = stored.sums
     rest, end = [np.zeros(0, dtype=np.int64)], 0
     for store, count, first in stores.arrivals.placed():
         known = int(found[store].total("samples")) if store in found else 0

@@ -18,7 +18,7 @@ from zarrpipe.dataset.blocks import Blocks
 from zarrpipe.dataset.locality import exceed_caches, shuffled_blocks
 from zarrpipe.dataset.resident import Resident, device_named
 from zarrpipe.dataset.schemas import check_fields, check_reads, field_names
-from zarrpipe.dataset.stored_statistics import summed
+from zarrpipe.dataset.stored_statistics import stored_statistics
 from zarrpipe.dataset.stores import Stores
 from zarrpipe.dataset.table import Index, SampleTable
 from zarrpipe.errors import SampleIndexTypeError
@@ -241,7 +241,7 @@ class ZarrDataset(SampleTable, Dataset[AtomicData]):
         """Sums that the stores keep, by bucket, and the positions [K] that are in none of them."""
         if self._chosen is not None:
             return [], np.arange(len(self))
-        return summed(self._stores)
+        return stored_statistics(self._stores)
 
     def check(self) -> tuple[Report, ...]:
         """Look each store through for damage; see `zarrpipe.check`."""

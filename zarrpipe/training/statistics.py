@@ -10,10 +10,16 @@ import numpy.typing as npt
 import torch
 
 from zarrpipe.data.batch import Batch
-from zarrpipe.data.csr import AnyArray, Int64Array, pointers
+from zarrpipe.data.csr import Int64Array, pointers
 from zarrpipe.dataset.zarr_dataset import ZarrDataset
 from zarrpipe.errors import FieldError
-from zarrpipe.store.statistics.label_rows import BUCKETS, NUM_ELEMENTS, LabelRows
+from zarrpipe.store.statistics.label_rows import (
+    BUCKETS,
+    NUM_ELEMENTS,
+    SUMMED_LABELS,
+    Label,
+    LabelRows,
+)
 from zarrpipe.store.statistics.sums import LabelSums
 from zarrpipe.training.neighbors import mean_neighbors
 
@@ -217,7 +223,7 @@ def known_sums(
 
 def count(dataset: ZarrDataset) -> StatisticsSums:
     """Sums over all samples of a dataset, each of which is read, in blocks of bounded memory."""
-    fields = [name for name in ("energy", "forces") if name in dataset.schema]
+    fields = [name for name in SUMMED_LABELS if name in dataset.schema]
     sums, edges = StatisticsSums(), dataset.num_edges
     for block in _blocks(dataset.num_atoms):
         sums._add(dataset.gather(block, fields), edges[block])
@@ -236,24 +242,17 @@ def _blocks(num_atoms: Int64Array) -> Iterator[Int64Array]:
 
 def _rows_of(batch: Batch, edges: Int64Array) -> LabelRows:
     """What is summed of a batch, in one bucket."""
-    energy, has_energy = _label(batch, "energy")
-    forces, has_forces = _label(batch, "forces")
     return LabelRows(
         batch["atomic_numbers"].numpy(),
         batch.batch_ptr.numpy(),
         np.zeros(batch.num_graphs, dtype=np.int64),
         edges,
-        None if energy is None else energy.reshape(-1),
-        has_energy,
-        forces,
-        has_forces,
+        {
+            name: Label(batch[name].numpy(), batch.present(name).numpy())
+            for name in SUMMED_LABELS
+            if name in batch
+        },
     )
-
-
-def _label(batch: Batch, name: str) -> tuple[AnyArray | None, AnyArray | None]:
-    if name not in batch:
-        return None, None
-    return batch[name].numpy(), batch.present(name).numpy()
 
 
 def _diagonal(size: int) -> Int64Array:

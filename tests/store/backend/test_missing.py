@@ -1,6 +1,7 @@
 """A chunk that is not there: fill where the array leaves some out, and a refusal elsewhere."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -21,10 +22,31 @@ SHARDED = {group: {**ZSTD[group], "shard_size": 128} for group in GROUPS}
 LOST = r"is not there, and should hold"
 
 
-def write(store, config, batch=None):
+def write(store, config, batch):
     with zp.ZarrData(store, config=config) as sink:
-        sink.write(numbered_batch(range(300)) if batch is None else batch)
+        sink.write(batch)
     return store
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Gives the store of 300 samples that a config makes, which is written once."""
+    known = {}
+
+    def of(config):
+        key = repr(config)
+        if key not in known:
+            place = tmp_path_factory.mktemp("whole") / "store"
+            known[key] = write(place, config, numbered_batch(range(300)))
+        return known[key]
+
+    return of
+
+
+@pytest.fixture
+def copy(whole, tmp_path):
+    """Copies the store that a config makes into the directory of the test."""
+    return lambda config: shutil.copytree(whole(config), tmp_path / "store")
 
 
 def files_of(store):
@@ -98,8 +120,8 @@ def rewrites(store, target):
     ],
     ids=["plain", "own", "zstd", "sharded", "ids"],
 )
-def test_no_rewrite_turns_a_lost_chunk_into_fill(tmp_path, config, lost, way):
-    store = write(tmp_path / "store", config)
+def test_no_rewrite_turns_a_lost_chunk_into_fill(tmp_path, copy, config, lost, way):
+    store = copy(config)
     (store / lost).unlink()
     with pytest.raises(StoreFormatError, match=LOST):
         rewrites(store, tmp_path / "new")[way]()
@@ -112,9 +134,9 @@ def test_no_rewrite_turns_a_lost_chunk_into_fill(tmp_path, config, lost, way):
 @pytest.mark.parametrize(
     "path", ["core/positions", "core/energy", "custom/serial", "meta/ids", "meta/samples_mask"]
 )
-def test_a_writer_does_not_go_on_with_a_lost_chunk(tmp_path, config, path):
+def test_a_writer_does_not_go_on_with_a_lost_chunk(copy, config, path):
     """It would make the chunk anew, and the rows that are gone would be there again, as zeros."""
-    store = write(tmp_path / "store", config)
+    store = copy(config)
     last = max(
         (one for one in (store / path / "c").rglob("*") if one.is_file()),
         key=lambda one: int(one.relative_to(store / path / "c").parts[0]),
@@ -142,9 +164,9 @@ def test_a_writer_misses_every_chunk_of_the_mask(tmp_path, config):
         zp.ZarrDataset(store)
 
 
-def test_a_store_of_before_arrays_said_what_they_leave_out_goes_on(tmp_path):
+def test_a_store_of_before_arrays_said_what_they_leave_out_goes_on(copy):
     """Chunks of masks of rows are only made by deletions."""
-    store = write(tmp_path / "store", PLAIN)
+    store = copy(PLAIN)
     for path in store.rglob("zarr.json"):
         document = json.loads(path.read_text())
         if document["node_type"] == "array":
@@ -168,8 +190,8 @@ def test_rows_without_values_have_no_chunks_to_lose(tmp_path, config):
     assert zp.ZarrData(store).read()["none"].shape == (30, 0)
 
 
-def test_a_check_misses_what_says_who_has_a_field(tmp_path):
-    store = write(tmp_path / "store", PLAIN)
+def test_a_check_misses_what_says_who_has_a_field(copy):
+    store = copy(PLAIN)
     with zp.ZarrData(store) as sink:
         sink.write(numbered_batch(range(3)).without("energy"))
     (store / "present/energy/c/0").unlink()
@@ -178,8 +200,8 @@ def test_a_check_misses_what_says_who_has_a_field(tmp_path):
     assert "the last 303 samples" in found[0].message
 
 
-def test_a_chunk_of_deleted_samples_is_no_lost_one(tmp_path):
-    store = write(tmp_path / "store", ZSTD)
+def test_a_chunk_of_deleted_samples_is_no_lost_one(copy):
+    store = copy(ZSTD)
     with zp.AtomicDataZarrWriter(store) as writer:
         writer.delete(range(200))
     with zp.ZarrData(store) as sink:
@@ -189,8 +211,8 @@ def test_a_chunk_of_deleted_samples_is_no_lost_one(tmp_path):
 
 @pytest.mark.parametrize("config", [ZSTD, SHARDED], ids=["zstd", "sharded"])
 @pytest.mark.parametrize("lost", ["core/energy/c/1/0", "core/neighbor_list/c/1/0"])
-def test_an_encoded_chunk_that_was_removed_is_told(tmp_path, config, lost):
-    store = write(tmp_path / "store", config)
+def test_an_encoded_chunk_that_was_removed_is_told(copy, config, lost):
+    store = copy(config)
     (store / lost).unlink()
     with pytest.raises(StoreFormatError, match=f"{lost} {LOST}.*write_empty_chunks"):
         zp.ZarrData(store).read()

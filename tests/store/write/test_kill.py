@@ -166,10 +166,13 @@ class Plain(Local):
 
 
 @pytest.fixture(params=["memory", "local", "plain"])
-def place(request, tmp_path, monkeypatch):
+def place(request, tmp_path, monkeypatch, quick):
     if request.param == "memory":
-        return Memory(tmp_path)
-    return (Plain if request.param == "plain" else Local)(tmp_path, monkeypatch)
+        place = Memory(tmp_path)
+    else:
+        place = (Plain if request.param == "plain" else Local)(tmp_path, monkeypatch)
+    place.kills_drawn = 1 if quick else 3
+    return place
 
 
 def lives(place, change, seed):
@@ -187,7 +190,7 @@ def lives(place, change, seed):
     if os.environ.get("ZARRPIPE_EXHAUSTIVE"):
         points = range(whole.spent)
     else:
-        few = np.random.default_rng(seed).integers(0, whole.spent, 3)
+        few = np.random.default_rng(seed).integers(0, whole.spent, place.kills_drawn)
         points = sorted({*few.tolist(), whole.spent - 2, whole.spent - 1})
     for operations in points:
         print(f"killed at operation {operations} of {whole.spent}")  # noqa: T201  shown when a test fails

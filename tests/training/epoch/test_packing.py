@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from zarrpipe.dataset.blocks import Blocks
@@ -27,7 +27,6 @@ def held(values, order, bounds):
     return np.array([values[order[a:b]].sum() for a, b in itertools.pairwise(bounds)])
 
 
-@settings(deadline=None)
 @given(
     atoms=st.lists(st.integers(1, 60), min_size=1, max_size=300),
     ratio=st.lists(st.integers(0, 40), min_size=1, max_size=9),

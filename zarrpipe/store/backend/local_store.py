@@ -1,8 +1,8 @@
-"""Opening files of a store: regular ones, to which a link may lead, and nothing that blocks.
+"""Zarr's store in a local directory: only regular files are read, and `files` makes all changes.
 
-A store may hold links to regular files, as those of DataLad and git-annex do. A FIFO, a device or
-a directory in the place of a chunk would stop a reader for ever, or feed it without an end, and a
-link that leads nowhere would read as a chunk that was never written.
+Links to regular files are followed, as DataLad and git-annex make them. A FIFO or a device in the
+place of a chunk would block a reader or never end, and a dangling link would read as a chunk that
+was never written.
 """
 
 import asyncio
@@ -38,13 +38,8 @@ def open_regular(path: str | Path) -> int:
 
     Raises
     ------
-    FileNotFoundError
-        If there is nothing.
     StoreFormatError
-        If something else stands there: a directory, a FIFO, a device, a link that leads nowhere or
-        round in a circle, or a file in the place of a folder.
-    OSError
-        As the file system raises it.
+        If anything but a regular file is there, such as a FIFO or a dangling link.
     """
     try:
         descriptor = os.open(path, _FLAGS | _BINARY)
@@ -78,7 +73,7 @@ def _unexpected(path: str | Path, what: str) -> StoreFormatError:
 
 
 class RegularFiles(LocalStore):
-    """Zarr's store in a directory, of which only regular files are read."""
+    """A LocalStore that reads only regular files."""
 
     async def get(
         self,
@@ -125,17 +120,7 @@ class RegularFiles(LocalStore):
 
 
 class LocalFiles(RegularFiles):
-    """A LocalStore that can be durable and removes nothing through a link.
-
-    Parameters
-    ----------
-    root
-        Directory.
-    read_only
-        As zarr's own.
-    durable
-        Whether each change is on the disk before it returns.
-    """
+    """A LocalStore that removes nothing through a link, and syncs each change if `durable`."""
 
     def __init__(self, root: Path | str, *, read_only: bool = False, durable: bool = False) -> None:
         super().__init__(root, read_only=read_only)
@@ -190,7 +175,7 @@ class LocalFiles(RegularFiles):
 
 
 def _range(request: ByteRequest | None, size: int) -> tuple[int, int]:
-    """First byte and end of what is asked for."""
+    """First byte and end of a request."""
     if isinstance(request, RangeByteRequest):
         return request.start, request.end
     if isinstance(request, OffsetByteRequest):

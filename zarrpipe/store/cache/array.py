@@ -28,14 +28,8 @@ class RowFetcher(Protocol):
         """Where the rows go."""
         ...
 
-    def ensure_cached(
-        self,
-        wanted: Sequence[tuple["CachedArray", Int64Array, Int64Array]],
-        attempt: int = 0,
-        *,
-        keep: bool = False,
-    ) -> object:
-        """Fetch those of some rows that are not cached."""
+    def keep(self, array: "CachedArray", rows: int) -> None:
+        """Cache the first rows of an array, and protect them from eviction."""
         ...
 
 
@@ -101,8 +95,7 @@ class CachedArray:
         """Cache the first `rows` and protect them from eviction; meant for small arrays."""
         self.commit(rows)
         if rows > self._kept:
-            every = np.array([0], dtype=np.int64), np.array([rows], dtype=np.int64)
-            self._source().ensure_cached([(self, *every)], keep=True)
+            self._source().keep(self, rows)
             self._kept = rows
 
     def grow(self) -> None:

@@ -59,13 +59,7 @@ def _changed(place: StorePath) -> int:
 
 
 class FileLock:
-    """A lock of one file, between the threads and the processes of one machine.
-
-    Parameters
-    ----------
-    path : Path, optional
-        The file, created if it does not exist; None where no other process can see the cache.
-    """
+    """A lock of one file, or of nothing, between the threads and the processes of one machine."""
 
     def __init__(self, path: Path | None) -> None:
         self._mutex = threading.RLock()
@@ -94,13 +88,7 @@ class FileLock:
 
 
 class CacheDirLock:
-    """The right to use the directory of a cache, held from construction to `close`.
-
-    Raises
-    ------
-    StoreFormatError
-        If the directory holds other files than those of a cache, or a cache of another version.
-    """
+    """The right to use the directory of a cache, held from construction to `close`."""
 
     def __init__(self, directory: Path | None, identity: str) -> None:
         self.directory = None if directory is None else directory / identity

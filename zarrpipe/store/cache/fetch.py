@@ -25,15 +25,7 @@ _SYNC_SECONDS = 30.0
 
 
 class Task:
-    """Work for a thread, and its outcome.
-
-    Parameters
-    ----------
-    work
-        Called in a thread; it ends the task by `finish`, now or later, unless it raises.
-    size
-        Bytes that the work holds in memory.
-    """
+    """Work for a thread, which ends by `finish`, now or later, and the bytes that it holds."""
 
     def __init__(self, work: Callable[["Task"], None], size: int) -> None:
         self.work, self.size = work, size

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
+
 from zarrpipe.data.csr import Int64Array
 from zarrpipe.errors import ArgumentError, StoreClosedError
 from zarrpipe.store.backend.array_reader import AbsentChunks, OpenArray
@@ -63,20 +65,13 @@ class RowCache:
     identity : str
         Name of the cache; see `cache_identity`.
     directory : Path, optional
-        Directory for caches on a local disk, shared by the processes of this machine and kept.
-        None caches in memory of this process.
+        Directory of caches on a local disk, shared by processes; None for memory of this one.
     limit : int, optional
-        Decoded bytes to hold at most. One call that needs more gets more.
+        Decoded bytes to hold at most; one call that needs more gets more.
     check : callable, optional
-        Called in any thread after rows were fetched and before they are trusted; raises if the
-        store is not the one any more that `identity` names.
+        Called in any thread before fetched rows are trusted; raises if the store has changed.
     threads : int
         Concurrent reads, each of up to four consecutive units.
-
-    Raises
-    ------
-    StoreFormatError
-        If something else occupies the place in the directory.
     """
 
     def __init__(
@@ -151,21 +146,8 @@ class RowCache:
     def ensure_cached(self, wanted: Wanted, attempt: int = 0, *, keep: bool = False) -> Lease:
         """Fetch those of some rows that are not cached, and return when all are.
 
-        Parameters
-        ----------
-        wanted
-            Committed rows; see `Wanted`.
-        attempt
-            How many leases of the same rows were not intact; the more, the longer they are safe.
-        keep
-            Whether to protect the units from eviction as long as any process has the cache open.
-
-        Raises
-        ------
-        OSError
-            If a unit cannot be fetched or written to the cache; it does not count as cached then.
-        StoreFormatError
-            If it cannot be decoded.
+        `attempt` counts leases of the same rows that were not valid; each protects them for longer.
+        With `keep`, they are protected as long as any process has the cache open.
         """
         cache = self.cache
         evictions = cache.evictions
@@ -178,6 +160,11 @@ class RowCache:
             lease = self._fetch(cache, needed, attempt, keep=keep)
         self._warn(cache)
         return lease
+
+    def keep(self, array: CachedArray, rows: int) -> None:
+        """Cache the first rows of an array, and protect them from eviction."""
+        every = np.array([0], dtype=np.int64), np.array([rows], dtype=np.int64)
+        self.ensure_cached([(array, *every)], keep=True)
 
     def prefetch(self, wanted: Wanted) -> None:
         """Fetch rows in the background; what does not fit the queue is left for `ensure_cached`."""

@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from zarrpipe.data.csr import AnyArray
 from zarrpipe.errors import StoreFormatError
 from zarrpipe.store.check.blocks import SampleBlock
 from zarrpipe.store.check.checked_store import CheckedStore
@@ -12,8 +11,14 @@ from zarrpipe.store.check.rows import Tell
 from zarrpipe.store.check.samples import SampleFindings
 from zarrpipe.store.format.commit_log import RowCounts
 from zarrpipe.store.format.layout import ATOMS_PTR, EDGES_PTR, IDS, SUMS, find_array
-from zarrpipe.store.statistics.label_rows import BUCKETS, LabelRows, buckets_of
-from zarrpipe.store.statistics.stored import StoredSums, read_sums
+from zarrpipe.store.statistics.label_rows import (
+    BUCKETS,
+    SUMMED_LABELS,
+    Label,
+    LabelRows,
+    buckets_of,
+)
+from zarrpipe.store.statistics.stored_sums import StoredSums, read_sums
 from zarrpipe.store.statistics.sums import LabelSums
 
 DISCARD = "remove the sums of statistics, which are counted anew"
@@ -39,29 +44,26 @@ class Recount:
         """Count the samples of a piece."""
         if self._kept is None:
             return
-        numbers, good = self._rows(piece, "atomic_numbers")
-        energy, sound = self._rows(piece, "energy")
-        forces, whole = self._rows(piece, "forces")
+        paths = self._subject.paths
+        numbers, good = piece.rows(paths["atomic_numbers"])
         ids, there = piece.rows(IDS)
-        if numbers is None or not (good & sound & whole & there).all():
-            self._kept = None  # which is told of the rows
+        good, labels = good & there, {}
+        for name in SUMMED_LABELS:
+            if name in paths:
+                values, there = piece.rows(paths[name])
+                good, labels[name] = good & there, Label(values, piece.present(name))
+        if not good.all():
+            self._kept = None  # other findings are about these rows
             return
         rows = LabelRows(
             numbers.astype(np.int64, copy=False),
             piece.atoms - piece.atoms[0],
             buckets_of(ids),
             np.diff(piece.edges),
-            None if energy is None else energy.reshape(-1),
-            piece.present("energy"),
-            forces,
-            piece.present("forces"),
+            labels,
         )
         counted = np.arange(len(piece)) + piece.first < self._kept.extent.samples
         self._sums.add(rows.take(np.flatnonzero(counted & piece.active)))
-
-    def _rows(self, piece: SampleBlock, name: str) -> tuple[AnyArray | None, AnyArray]:
-        path = self._subject.paths.get(name)
-        return (None, np.ones(len(piece), bool)) if path is None else piece.rows(path)
 
     def conclude(self, extents: CheckedCounts, seen: SampleFindings, tell: Tell) -> None:
         """Tell of sums that are torn, or that readers would believe and that are others.

@@ -54,7 +54,6 @@ def delete_samples(appender: StoreWriter, samples: Int64Array) -> None:
 
 
 def _delete(appender: StoreWriter, samples: Int64Array) -> None:
-    appender.take_back(samples)
     _unmask(appender, SAMPLES_MASK, samples)
     for mask, path in ((ATOMS_MASK, ATOMS_PTR), (EDGES_MASK, EDGES_PTR)):
         stored = appender.column(path).read(0, appender.extent.samples + 1)

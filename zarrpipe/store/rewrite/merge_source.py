@@ -33,7 +33,7 @@ from zarrpipe.store.format.metadata import Attributes
 from zarrpipe.store.format.validate import translate_zarr_errors
 from zarrpipe.store.read.mapped import MappedArray
 from zarrpipe.store.read.snapshot import Snapshot
-from zarrpipe.store.statistics.stored import kept_sums
+from zarrpipe.store.statistics.stored_sums import valid_sums
 from zarrpipe.store.statistics.sums import LabelSums
 
 _DECODED = 1 << 26
@@ -129,8 +129,8 @@ class MergeSource:
 
     def sums(self) -> LabelSums | None:
         """Sums for statistics of all samples, if the store keeps them."""
-        kept = kept_sums(self._snapshot)
-        return kept.sums if kept is not None and kept.samples == len(self.samples) else None
+        stored = valid_sums(self._snapshot)
+        return stored.sums if stored is not None and stored.samples == len(self.samples) else None
 
     def check_unchanged(self) -> None:
         """Refuse what was read if the store was emptied or rewritten before all was at hand.

@@ -6,7 +6,7 @@ its end to its beginning: until its first chunk is there, which comes last, ther
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from zarrpipe.data.csr import AnyArray
 from zarrpipe.data.fields import Level
 from zarrpipe.data.schema import Schema
 from zarrpipe.store.backend.location import Root
+from zarrpipe.store.format.commit_log import RowCounts
 from zarrpipe.store.format.config import ZarrArrayConfig, ZarrWriteConfig
 from zarrpipe.store.format.layout import (
     ATOMS_PTR,
@@ -35,9 +36,9 @@ from zarrpipe.store.format.layout import (
 from zarrpipe.store.format.metadata import Attributes, new_generation
 from zarrpipe.store.rewrite.merge_plan import Selection
 from zarrpipe.store.statistics.label_rows import BUCKETS
-from zarrpipe.store.statistics.stored import write_sums
+from zarrpipe.store.statistics.stored_sums import write_sums
 from zarrpipe.store.statistics.sums import LabelSums
-from zarrpipe.store.statistics.updater import Stored, kept_of, rows_of
+from zarrpipe.store.statistics.updater import count_rows, sums_over
 from zarrpipe.store.write.array_writer import ArrayWriter, PlainArrayWriter, open_array_writer
 
 _LARGE, _ENCODED, _INNER = 1 << 26, 1 << 23, 1 << 20
@@ -87,15 +88,30 @@ def write_store(
             source.check_unchanged()
         _write_backwards(columns[EDGES_PTR], selection.ptr(Level.EDGE))
         _write_backwards(columns[ATOMS_PTR], selection.ptr(Level.ATOM))
-        written = Stored(group, columns.__getitem__, schema, attributes, selection.extent)
-        write_sums(group, kept_of(written, _sums(selection, written)))
+        written = _NewStore(group, schema, attributes, selection.extent, columns)
+        write_sums(group, sums_over(written, _sums(selection, written)))
     for column in columns.values():
         column.close()
     complete = replace(attributes, num_samples=selection.extent.samples)
     group.update_attributes(complete.to_dict(schema))
 
 
-def _sums(selection: Selection, written: Stored) -> LabelSums:
+@dataclass(frozen=True)
+class _NewStore:
+    """A store whose rows are written, to be counted."""
+
+    group: zarr.Group
+    schema: Schema
+    attributes: Attributes
+    extent: RowCounts
+    arrays: Mapping[str, ArrayWriter]
+
+    def column(self, path: str) -> ArrayWriter:
+        """Rows of an array."""
+        return self.arrays[path]
+
+
+def _sums(selection: Selection, written: _NewStore) -> LabelSums:
     """Sums of the new store: those of its sources, or counted where one has none."""
     sums = LabelSums.empty(BUCKETS)
     sources = [source for source in selection.sources if len(source.samples)]
@@ -104,8 +120,7 @@ def _sums(selection: Selection, written: Stored) -> LabelSums:
         for one in kept:
             sums.merge(one)
     else:
-        for rows in rows_of(written, np.arange(written.extent.samples)):
-            sums.add(rows)
+        count_rows(written, sums, 0)
     return sums
 
 

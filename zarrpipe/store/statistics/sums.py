@@ -1,32 +1,30 @@
-"""Sums over labelled samples, kept apart by bucket, that can be extended, merged and taken back.
+"""Sums over labelled samples by bucket, which can be extended and merged.
 
-Energies are summed as what is left after a first guess of the reference energies, since total
-energies are thousands of times larger than what differs between samples.
+Energies are summed relative to a first guess of the reference energies, since total energies are
+thousands of times larger than their differences between samples.
 """
 
 from dataclasses import dataclass, field, replace
 from typing import Self
 
 import numpy as np
+import numpy.typing as npt
 
 from zarrpipe.data.csr import AnyArray, Int64Array
-from zarrpipe.store.statistics.compositions import Contents, Groups
-from zarrpipe.store.statistics.label_rows import NUM_ELEMENTS, LabelRows
-from zarrpipe.store.statistics.triangles import FloatArray, fit, packed, tallied, unpacked
+from zarrpipe.store.statistics.label_rows import NUM_ELEMENTS, Contents, Groups, Label, LabelRows
+
+FloatArray = npt.NDArray[np.float64]
 
 COLUMNS = (
     *("samples", "edges", "without_element", "energies", "energies_not_finite"),
     *("square", "square_per_atom", "largest", "per_atom"),
     *("force_components", "forces_not_finite", "force_square"),
-    *("most", "most_per_atom", "most_force"),
 )
 _AT = {name: place for place, name in enumerate(COLUMNS)}
-_SQUARES = [_AT[name] for name in ("square", "square_per_atom", "force_square")]
-_MOST = [_AT[name] for name in ("most", "most_per_atom", "most_force")]
 
 _MOST_LOST, _ROUNDING, _AGREEMENT = 1e-9, 1e-9, 1e-7
-_MOST_TAKEN = 1e-6
 _SIZE_BITS = 40
+_RANK_TOLERANCE = 1e-10
 
 
 def _zeros(*shape: int) -> FloatArray:
@@ -37,16 +35,15 @@ def _zeros(*shape: int) -> FloatArray:
 class LabelSums:
     """Sums of the samples of each of B buckets, over E elements.
 
-    With a sample's composition ``a`` [E], atoms ``n`` and energy ``r`` that is left after
-    ``origin``, weighted sums have 1 [0] and 1/n^2 [1] as weights. Labels that are not finite, and
-    samples with numbers that are no elements, are counted and in no other sum.
+    A sample has the composition ``a`` [E], ``n`` atoms and the energy ``r`` relative to `origin`.
+    Sums with two weights have 1 [0] and 1/n^2 [1]. Labels that are not finite, and samples with
+    numbers that are no elements, are counted and enter no other sum.
 
     Parameters
     ----------
     table : array [B, K]
-        Sums by the names in `COLUMNS`: of samples, edges, r^2, r/n and squared force components;
-        "largest" is of what squares went through when the origin was moved, "most" and its like of
-        what they were before samples were taken back.
+        Sums by the names in `COLUMNS`, among them of r^2, r^2/n^2, r/n and squared force
+        components; "largest" sums the terms by which moves of the origin changed the squares.
     elements : array [E] int64
         Atomic numbers, ascending.
     origin : array [E]
@@ -54,9 +51,9 @@ class LabelSums:
     counts, fraction : array [B, E]
         Of a over all samples, and of a/n over those with an energy.
     moment : array [B, 2, E]
-        Of r a.
+        Of r a, with two weights.
     gram : array [B, 2, E (E + 1) / 2]
-        Upper triangle of a a^T.
+        Upper triangle of a a^T, with two weights.
     sizes, size_counts : array [S] int64
         ``bucket * 2^40 + atoms``, ascending, and how many samples there are of it.
     fitted : int
@@ -94,6 +91,16 @@ class LabelSums:
         return float(self.table[:, _AT[name]].sum())
 
     @property
+    def complete(self) -> bool:
+        """Whether statistics follow from the sums; see `without_fit`."""
+        size = len(self.elements)
+        return int(self.gram.shape[-1]) == size * (size + 1) // 2
+
+    def without_fit(self) -> "LabelSums":
+        """The sums that tell whether samples changed, without the many that fits need."""
+        return replace(self, **{name: getattr(self, name)[..., :0] for name in _OF_FITS})
+
+    @property
     def finite(self) -> bool:
         """Whether no sum has overflown."""
         return all(bool(np.isfinite(getattr(self, name)).all()) for name in _ARRAYS)
@@ -107,53 +114,47 @@ class LabelSums:
         sizes, counts = tallied(size[here], self.size_counts[here])
         return replace(self, **summed, sizes=sizes, size_counts=counts)
 
-    def add(self, rows: LabelRows, sign: int = 1) -> Self:
-        """Add samples, or take them back with -1; these must have been added before."""
-        with np.errstate(over="ignore", invalid="ignore"):  # such sums are not kept
-            self._add(rows, sign)
+    def add(self, rows: LabelRows) -> Self:
+        """Add samples."""
+        with np.errstate(over="ignore", invalid="ignore"):  # such sums are not stored
+            self._add(rows)
         return self
 
-    def _add(self, rows: LabelRows, sign: int) -> None:
-        self._sum("samples", rows.buckets, None, sign)
+    def _add(self, rows: LabelRows) -> None:
+        self._sum("samples", rows.buckets)
         numbers = rows.numbers
         if numbers.size and not 0 <= numbers.min() <= numbers.max() < NUM_ELEMENTS:
             wrong = np.logical_or.reduceat((numbers < 0) | (numbers >= NUM_ELEMENTS), rows.ptr[:-1])
-            self._sum("without_element", rows.buckets[wrong], None, sign)
+            self._sum("without_element", rows.buckets[wrong])
             rows = rows.take(np.flatnonzero(~wrong))
         if not len(rows):
             return
-        self._sum("edges", rows.buckets, rows.edges, sign)
+        self._sum("edges", rows.buckets, rows.edges)
         groups = Groups.find(rows)
         self._accept(groups.elements)
         at = np.searchsorted(self.elements, groups.elements)
         contents = replace(groups.contents, places=at[groups.contents.places])
         self.sizes, self.size_counts = tallied(
             np.concatenate([self.sizes, (groups.buckets << _SIZE_BITS) + groups.atoms]),
-            np.concatenate([self.size_counts, sign * groups.number]),
+            np.concatenate([self.size_counts, groups.number]),
         )
         counts = contents.atoms * groups.number[contents.samples]
-        self._spread(self.counts, groups, contents, counts, sign)
-        if rows.energy is not None:
-            self._add_energies(rows, rows.energy.astype(np.float64), groups, contents, sign)
-        if rows.forces is not None:
-            self._add_forces(rows, rows.forces, sign)
+        self._spread(self.counts, groups, contents, counts)
+        if "energy" in rows.labels:
+            self._add_energies(rows, rows.labels["energy"], groups, contents)
+        if "forces" in rows.labels:
+            self._add_forces(rows, rows.labels["forces"])
 
-    def _sum(self, name: str, buckets: Int64Array, values: AnyArray | None, sign: int) -> None:
-        found = np.bincount(buckets, values, minlength=len(self.table))
-        self.table[:, _AT[name]] += sign * found
+    def _sum(self, name: str, buckets: Int64Array, values: AnyArray | None = None) -> None:
+        self.table[:, _AT[name]] += np.bincount(buckets, values, minlength=len(self.table))
 
     def _spread(
-        self,
-        target: FloatArray,
-        groups: Groups,
-        contents: Contents,
-        values: FloatArray,
-        sign: int,
+        self, target: FloatArray, groups: Groups, contents: Contents, values: FloatArray
     ) -> None:
         """Add a value for each entry of the contents of groups to a target [B, ...]."""
         size = target.shape[-1]
         cell = groups.buckets[contents.samples] * size + contents.places
-        target += sign * np.bincount(cell, values, target.size).reshape(target.shape)
+        target += np.bincount(cell, values, target.size).reshape(target.shape)
 
     def _accept(self, elements: Int64Array) -> None:
         """Make room for elements."""
@@ -171,50 +172,44 @@ class LabelSums:
         self.elements, self.gram = known, packed(square)
 
     def _add_energies(
-        self,
-        rows: LabelRows,
-        energy: FloatArray,
-        groups: Groups,
-        contents: Contents,
-        sign: int,
+        self, rows: LabelRows, label: Label, groups: Groups, contents: Contents
     ) -> None:
-        finite = np.isfinite(energy)
-        has = np.ones(len(rows), bool) if rows.has_energy is None else rows.has_energy
-        self._sum("energies_not_finite", rows.buckets[has & ~finite], None, sign)
+        energy = label.values.reshape(-1).astype(np.float64)
+        finite, has = np.isfinite(energy), label.among(len(rows))
+        self._sum("energies_not_finite", rows.buckets[has & ~finite])
         has = has & finite
-        of, energy, total = groups.of[has], energy[has], len(groups.number)
-        if not len(of):
+        members, energy, total = groups.members[has], energy[has], len(groups.number)
+        if not len(members):
             return
-        number = np.bincount(of, minlength=total)
+        number = np.bincount(members, minlength=total)
         if not number.all():
-            contents = contents.of(number > 0)
+            contents = contents.where(number > 0)
         pairs = contents.pairs(len(self.elements))
-        if sign > 0:
-            rest = energy - contents.weighted(self.origin, total)[of]
-            left = np.bincount(of, rest, total).astype(np.float64, copy=False)
-            self._fit_origin(contents, pairs, number, left)
-        rest = energy - contents.weighted(self.origin, total)[of]
-        summed, squared = (np.bincount(of, rest**power, total) for power in (1, 2))
+        rest = energy - contents.weighted(self.origin, total)[members]
+        left = np.bincount(members, rest, total).astype(np.float64, copy=False)
+        self._fit_origin(contents, pairs, number, left)
+        rest = energy - contents.weighted(self.origin, total)[members]
+        summed, squared = (np.bincount(members, rest**power, total) for power in (1, 2))
         per_atom = 1.0 / groups.atoms
-        self._sum("energies", groups.buckets, number, sign)
-        self._sum("per_atom", groups.buckets, summed * per_atom, sign)
+        self._sum("energies", groups.buckets, number)
+        self._sum("per_atom", groups.buckets, summed * per_atom)
         shares = contents.atoms * (number * per_atom)[contents.samples]
-        self._spread(self.fraction, groups, contents, shares, sign)
+        self._spread(self.fraction, groups, contents, shares)
         for place, (name, scale) in enumerate(
             (("square", np.ones(total)), ("square_per_atom", per_atom**2))
         ):
-            self._sum(name, groups.buckets, squared * scale, sign)
+            self._sum(name, groups.buckets, squared * scale)
             values = contents.atoms * (summed * scale)[contents.samples]
-            self._spread(self.moment[:, place], groups, contents, values, sign)
+            self._spread(self.moment[:, place], groups, contents, values)
             values = pairs.atoms * (number * scale)[pairs.samples]
-            self._spread(self.gram[:, place], groups, pairs, values, sign)
+            self._spread(self.gram[:, place], groups, pairs, values)
 
     def _fit_origin(
         self, contents: Contents, pairs: Contents, number: Int64Array, rest: FloatArray
     ) -> None:
-        """Fit the origin where there is a new element, or twice as many energies as for the last.
+        """Fit the origin at a new element, and whenever the number of energies has doubled.
 
-        A poor guess would leave large energies, of whose squares little is left in the end.
+        After a poor guess, the difference of large squares would lose the spread of energies.
         """
         size, upper = len(self.elements), self.gram[:, 0].sum(0)
         energies = int(self.total("energies")) + int(number.sum())
@@ -228,7 +223,7 @@ class LabelSums:
         self.fitted = energies
 
     def move_origin(self, origin: FloatArray) -> None:
-        """Count energies from another origin [E]."""
+        """Express the sums relative to another origin [E]."""
         shift = self.origin - origin
         if not shift.any():
             return
@@ -241,30 +236,18 @@ class LabelSums:
         self.moment += pull
         self.origin = origin
 
-    def _add_forces(self, rows: LabelRows, forces: AnyArray, sign: int) -> None:
+    def _add_forces(self, rows: LabelRows, label: Label) -> None:
+        forces, has = label.values, label.among(len(rows))
         ptr, components = rows.ptr[:-1] * forces.shape[1], np.diff(rows.ptr) * forces.shape[1]
         values = forces.reshape(-1)
         square = np.add.reduceat(np.square(values, dtype=np.float64), ptr)
-        has = np.ones(len(rows), bool) if rows.has_forces is None else rows.has_forces
         bad = np.zeros(len(rows), dtype=np.int64)
         if not np.isfinite(square[has]).all():
             bad = np.add.reduceat(~np.isfinite(values), ptr, dtype=np.int64)
-            self._sum("forces_not_finite", rows.buckets[has], bad[has], sign)
+            self._sum("forces_not_finite", rows.buckets[has], bad[has])
         has = has & (bad == 0)
-        self._sum("force_components", rows.buckets[has], components[has], sign)
-        self._sum("force_square", rows.buckets[has], square[has], sign)
-
-    def take_back(self, rows: LabelRows) -> bool:
-        """Take samples back; whether what is left is as exact as if they had never been added."""
-        self.table[:, _MOST] = np.maximum(self.table[:, _MOST], self.table[:, _SQUARES])
-        self.add(rows, -1)
-        for name, column in (("energies", slice(0, 2)), ("force_components", slice(2, 3))):
-            gone = self.table[:, _AT[name]] == 0
-            self.table[np.ix_(gone, _SQUARES[column] + _MOST[column])] = 0
-            if name == "energies":
-                self.table[gone, _AT["per_atom"]] = 0
-                self.fraction[gone] = self.moment[gone] = self.gram[gone] = 0
-        return bool((self.table[:, _SQUARES] >= _MOST_TAKEN * self.table[:, _MOST]).all())
+        self._sum("force_components", rows.buckets[has], components[has])
+        self._sum("force_square", rows.buckets[has], square[has])
 
     def merge(self, other: "LabelSums") -> Self:
         """Add the sums of other samples, bucket by bucket."""
@@ -287,27 +270,31 @@ class LabelSums:
         self.fitted = first + second
         return self
 
-    def agrees(self, other: "LabelSums") -> bool:
-        """Whether sums are of the same samples, as far as counts and squares can tell."""
-        ours, theirs = self.copy(), other.copy()
-        ours._accept(theirs.elements)
-        theirs._accept(ours.elements)
-        theirs.move_origin(ours.origin)
-        same = np.array_equal(ours.counts, theirs.counts) and np.array_equal(
-            (ours.sizes, ours.size_counts), (theirs.sizes, theirs.size_counts)
+    def agrees(self, counted: "LabelSums") -> bool:
+        """Whether counts and squares are those of samples that were counted again."""
+        here = self.counts.any(axis=0)
+        same = (
+            np.array_equal(self.elements[here], counted.elements)
+            and np.array_equal(self.counts[:, here], counted.counts)
+            and np.array_equal(self.sizes, counted.sizes)
+            and np.array_equal(self.size_counts, counted.size_counts)
         )
+        if not same:
+            return False
+        counted = counted.copy()
+        counted.move_origin(self.origin[here])
         noise = _ROUNDING * float(np.abs(self.origin).max(initial=0.0))
         floor = np.zeros(len(COLUMNS))
         floor[[_AT["square"], _AT["square_per_atom"]]] = noise**2
         floor[_AT["per_atom"]] = noise
         floor *= self.total("energies")
-        apart = np.abs(ours.table - theirs.table).max(0)
-        apart[[_AT["largest"], *_MOST]] = 0.0
-        return same and bool((apart <= floor + _AGREEMENT * np.abs(ours.table).max(0)).all())
+        apart = np.abs(self.table - counted.table).max(0)
+        apart[_AT["largest"]] = 0.0
+        return bool((apart <= floor + _AGREEMENT * np.abs(self.table).max(0)).all())
 
     @property
     def exact(self) -> bool:
-        """Whether the spread of energies is not lost beside what the origin leaves of them."""
+        """Whether rounding leaves the spread of the energies."""
         number = self.total("energies")
         largest = self.total("square_per_atom") + self.total("largest")
         noise = _ROUNDING * float(np.abs(self.origin).max(initial=0.0))
@@ -320,12 +307,51 @@ class LabelSums:
         return fit(gram, self.moment[:, 0].sum(0), self.origin)
 
     def left(self) -> float:
-        """Sum of the squared energies per atom that are left after the reference energies."""
+        """Sum of the squared energies per atom relative to the fitted reference energies."""
         change = self.fitted_energies() - self.origin
         pull = unpacked(self.gram[:, 1].sum(0), len(change)) @ change
         pull -= 2 * self.moment[:, 1].sum(0)
         return self.total("square_per_atom") + float(pull @ change)
 
 
-_BY_BUCKET = ("table", "counts", "fraction", "moment", "gram")
+def packed(square: FloatArray) -> FloatArray:
+    """Upper triangle [..., E (E + 1) / 2] of symmetric matrices [..., E, E]."""
+    rows, columns = np.triu_indices(square.shape[-1])
+    upper: FloatArray = square[..., rows, columns]
+    return upper
+
+
+def unpacked(upper: FloatArray, size: int) -> FloatArray:
+    """Symmetric matrices [..., E, E] of upper triangles."""
+    rows, columns = np.triu_indices(size)
+    square = np.zeros((*upper.shape[:-1], size, size))
+    square[..., rows, columns] = square[..., columns, rows] = upper
+    return square
+
+
+def tallied(keys: Int64Array, counts: Int64Array) -> tuple[Int64Array, Int64Array]:
+    """Unique keys, ascending, with the sums of their counts."""
+    if not len(keys):
+        return keys, counts
+    order = np.argsort(keys, kind="stable")
+    keys, counts = keys[order], counts[order]
+    starts = np.flatnonzero(np.diff(keys, prepend=keys[0] - 1))
+    return keys[starts], np.add.reduceat(counts, starts)
+
+
+def fit(gram: FloatArray, moment: FloatArray, origin: FloatArray) -> FloatArray:
+    """Least-squares solution of smallest norm, for a `moment` of energies relative to `origin`."""
+    here = np.flatnonzero(gram.diagonal())
+    solution = np.zeros_like(origin)
+    if not len(here):
+        return solution
+    scale, axes = np.linalg.eigh(gram[np.ix_(here, here)])
+    seen = scale > scale[-1] * _RANK_TOLERANCE
+    axes = axes[:, seen]
+    solution[here] = axes @ (axes.T @ origin[here] + (axes.T @ moment[here]) / scale[seen])
+    return solution
+
+
+_OF_FITS = ("fraction", "moment", "gram")
+_BY_BUCKET = ("table", "counts", *_OF_FITS)
 _ARRAYS = (*_BY_BUCKET, "elements", "origin", "sizes", "size_counts")

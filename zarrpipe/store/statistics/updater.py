@@ -1,13 +1,13 @@
-"""Counting the rows of a store into its sums, and the sums that a writer keeps."""
+"""Counting the labels of a store into sums, and keeping these up to date while it is written."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
 from typing import Protocol
 
 import numpy as np
 import zarr
 
-from zarrpipe.data.csr import AnyArray, Int64Array
+from zarrpipe.data.csr import AnyArray
+from zarrpipe.data.fields import Level
 from zarrpipe.data.schema import Schema
 from zarrpipe.store.format.commit_log import RowCounts
 from zarrpipe.store.format.layout import (
@@ -19,14 +19,23 @@ from zarrpipe.store.format.layout import (
     present_path,
 )
 from zarrpipe.store.format.metadata import Attributes
-from zarrpipe.store.statistics.label_rows import BUCKETS, LabelRows, buckets_of
-from zarrpipe.store.statistics.stored import StoredSums, digest, read_sums, remove_sums, write_sums
+from zarrpipe.store.statistics.label_rows import (
+    BUCKETS,
+    SUMMED_LABELS,
+    Label,
+    LabelRows,
+    buckets_of,
+)
+from zarrpipe.store.statistics.stored_sums import (
+    StoredSums,
+    digest,
+    read_sums,
+    remove_sums,
+    write_sums,
+)
 from zarrpipe.store.statistics.sums import LabelSums
 
-SUMMED = ("energy", "forces")
-"""Fields that are summed."""
-
-_BLOCK_SAMPLES, _BLOCK_ATOMS, _GAP = 1 << 15, 1 << 20, 256
+_BLOCK_SAMPLES, _BLOCK_ATOMS = 1 << 15, 1 << 20
 _DUE_SAMPLES, _DUE_ATOMS = 1 << 16, 1 << 21
 _FREE_ATOMS, _FEW = 1 << 22, 8
 
@@ -39,211 +48,178 @@ class StoredRows(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Stored:
-    """A store as it is counted.
+class CountedStore(Protocol):
+    """A store whose samples are counted."""
 
-    Parameters
-    ----------
-    group
-        Its root.
-    column
-        Gives the column of an array.
-    schema, attributes
-        What the root says.
-    extent
-        What is committed.
-    """
+    @property
+    def group(self) -> zarr.Group:
+        """Root group."""
+        ...
 
-    group: zarr.Group
-    column: Callable[[str], StoredRows]
-    schema: Schema
-    attributes: Attributes
-    extent: RowCounts
+    @property
+    def schema(self) -> Schema:
+        """Fields."""
+        ...
+
+    @property
+    def attributes(self) -> Attributes:
+        """Attributes of the root."""
+        ...
+
+    @property
+    def extent(self) -> RowCounts:
+        """Committed rows."""
+        ...
+
+    def column(self, path: str) -> StoredRows:
+        """Rows of an array."""
+        ...
 
 
-def kept_of(stored: Stored, sums: LabelSums) -> StoredSums:
-    """Sums as those over all of a store."""
-    attributes = stored.attributes
-    return StoredSums(stored.extent, attributes.deleted, digest(attributes.generation), sums)
+def sums_over(store: CountedStore, sums: LabelSums) -> StoredSums:
+    """Sums over all samples of a store, as they are to be stored."""
+    attributes = store.attributes
+    return StoredSums(store.extent, attributes.deleted, digest(attributes.generation), sums)
 
 
-def rows_of(stored: Stored, samples: Int64Array) -> Iterator[LabelRows]:
-    """What is summed of samples, some at a time.
+def count_rows(store: CountedStore, sums: LabelSums, start: int) -> None:
+    """Add the samples from `start` on that are not deleted to sums."""
+    stop = store.extent.samples
+    while start < stop:
+        end = min(start + _BLOCK_SAMPLES, stop)
+        active = store.column(SAMPLES_MASK).read(start, end)
+        for rows in _blocks(store, start, end):
+            kept = active[: len(rows)]
+            active = active[len(rows) :]
+            if kept.all():
+                sums.add(rows)
+            elif kept.any():
+                sums.add(rows.take(np.flatnonzero(kept)))
+        start = end
 
-    Parameters
-    ----------
-    stored
-        The store.
-    samples : array [K] int64
-        Rows of samples, ascending.
-    """
-    if not len(samples):
-        return
-    first, last = int(samples[0]), int(samples[-1]) + 1
+
+def _blocks(store: CountedStore, first: int, last: int) -> Iterator[LabelRows]:
+    """Samples in blocks of bounded atoms, but at least one sample."""
     atoms_ptr, edges_ptr = (
-        stored.column(path).read(first, last + 1).astype(np.int64)
-        for path in (ATOMS_PTR, EDGES_PTR)
+        store.column(path).read(first, last + 1).astype(np.int64) for path in (ATOMS_PTR, EDGES_PTR)
     )
-    ids = stored.column(IDS).read(first, last)
-    energy, has_energy = _label(stored, "energy", first, last)
-    has_forces = _presence(stored, "forces", first, last)
-    for chosen in _runs(samples - first, atoms_ptr):
-        here = slice(int(chosen[0]), int(chosen[-1]) + 1)
-        ptr = atoms_ptr[here.start : here.stop + 1]
-        forces = None
-        if "forces" in stored.schema:
-            path = field_path(stored.schema["forces"])
-            forces = stored.column(path).read(int(ptr[0]), int(ptr[-1]))
-        path = field_path(stored.schema["atomic_numbers"])
-        numbers = stored.column(path).read(int(ptr[0]), int(ptr[-1]))
-        rows = LabelRows(
-            numbers.astype(np.int64, copy=False),
+    buckets = buckets_of(store.column(IDS).read(first, last))
+    start, count = 0, last - first
+    while start < count:
+        limit = atoms_ptr[start] + _BLOCK_ATOMS
+        stop = max(start + 1, int(np.searchsorted(atoms_ptr, limit, side="right")) - 1)
+        ptr = atoms_ptr[start : stop + 1]
+        atoms, samples = (int(ptr[0]), int(ptr[-1])), (first + start, first + stop)
+        yield LabelRows(
+            _rows(store, "atomic_numbers", *atoms).astype(np.int64, copy=False),
             ptr - ptr[0],
-            buckets_of(ids[here]),
-            np.diff(edges_ptr[here.start : here.stop + 1]),
-            None if energy is None else energy[here],
-            None if has_energy is None else has_energy[here],
-            forces,
-            None if has_forces is None else has_forces[here],
+            buckets[start:stop],
+            np.diff(edges_ptr[start : stop + 1]),
+            {
+                name: _label(store, name, atoms, samples)
+                for name in SUMMED_LABELS
+                if name in store.schema
+            },
         )
-        yield rows if len(chosen) == len(rows) else rows.take(chosen - here.start)
-
-
-def _runs(samples: Int64Array, ptr: Int64Array) -> Iterator[Int64Array]:
-    """Samples in runs without wide gaps, of at most so many samples and, but for one, atoms."""
-    gaps = np.append(np.flatnonzero(np.diff(samples) > _GAP) + 1, len(samples))
-    ends, start = ptr[samples + 1], 0
-    while start < len(samples):
-        limit = ptr[samples[start]] + _BLOCK_ATOMS
-        stop = min(
-            int(gaps[np.searchsorted(gaps, start, side="right")]),
-            start + _BLOCK_SAMPLES,
-            max(start + 1, int(np.searchsorted(ends, limit, side="right"))),
-        )
-        yield samples[start:stop]
         start = stop
 
 
 def _label(
-    stored: Stored, name: str, first: int, last: int
-) -> tuple[AnyArray | None, AnyArray | None]:
-    if name not in stored.schema:
-        return None, None
-    values = stored.column(field_path(stored.schema[name])).read(first, last)
-    return values.reshape(-1), _presence(stored, name, first, last)
+    store: CountedStore, name: str, atoms: tuple[int, int], samples: tuple[int, int]
+) -> Label:
+    per_sample = store.schema[name].level is Level.SYSTEM
+    values = _rows(store, name, *(samples if per_sample else atoms))
+    if name not in store.attributes.nullable:
+        return Label(values)
+    return Label(values, store.column(present_path(name)).read(*samples))
 
 
-def _presence(stored: Stored, name: str, first: int, last: int) -> AnyArray | None:
-    if name not in stored.attributes.nullable:
-        return None
-    return stored.column(present_path(name)).read(first, last)
+def _rows(store: CountedStore, name: str, start: int, stop: int) -> AnyArray:
+    return store.column(field_path(store.schema[name])).read(start, stop)
 
 
 class StatisticsUpdater:
-    """Sums of a store as its writer keeps them, up to the samples that were counted last.
+    """Sums of a store, as its writer keeps them up to date.
 
-    Rows are counted by reading them back, at a flush and now and then, so that an append costs no
-    more. A store that has many more rows than this writer wrote, and no sums, is left without.
+    Rows are read back to be counted, at a flush and every 65,536 samples, so that most appends cost
+    nothing. Sums that do not fit the store, because samples were deleted or the sums are damaged,
+    are counted again at the next close. A large store without sums stays without.
     """
 
     def __init__(self) -> None:
-        self._kept: StoredSums | None = None
-        self._left: StoredSums | None = None  # what a deletion leaves once it is published
-        self._written = False
-        self._removed = False  # sums that were there, which are counted anew where that is little
-        self._hopeless = False  # sums have overflown, and do until something is deleted
+        self._stored: StoredSums | None = None
+        self._recount = False  # the store had sums, which have to be counted from the beginning
+        self._overflown_at: int | None = None  # deleted samples when a sum overflowed
         self._opened = RowCounts()
         self._due = (_DUE_SAMPLES, _DUE_ATOMS)
 
-    def open(self, stored: Stored) -> None:
-        """Take up what an earlier writer kept; what is not of the store is removed."""
-        self._opened = extent = stored.extent
+    def open(self, store: CountedStore) -> None:
+        """Continue from the sums of the store, or remove them if they are of something else."""
+        self._opened = extent = store.extent
         self._due = (extent.samples + _DUE_SAMPLES, extent.atoms + _DUE_ATOMS)
         if not extent.samples:
             return
-        kept = read_sums(stored.group)
-        if kept is not None and _belongs(kept, stored):
-            self._kept, self._written = kept, True
+        stored = read_sums(store.group)
+        if stored is not None and _belongs(stored, store):
+            self._stored = stored
         else:
-            self._removed = remove_sums(stored.group)
+            self._recount = remove_sums(store.group)
 
     def is_due(self, extent: RowCounts) -> bool:
-        """Whether so much was written since the last count that the next one should be."""
+        """Whether the rows since the last count should be counted before more are written."""
         return extent.samples >= self._due[0] or extent.atoms >= self._due[1]
 
-    def keep(self, stored: Stored, *, every: bool = True) -> None:
-        """Count what is new, and write the sums; without `every`, not for a few samples more."""
-        extent, kept = stored.extent, self._kept
-        if self._hopeless:
+    def update(self, store: CountedStore, *, every: bool = True) -> None:
+        """Count new samples and write the sums; without `every`, a few samples may be left out."""
+        extent, deleted, stored = store.extent, store.attributes.deleted, self._stored
+        if deleted == self._overflown_at:
             return
-        if not every and self._written and kept is not None and not self.is_due(extent):
-            known = kept.extent.samples
+        if stored is not None and stored.deleted != deleted:
+            self._stored, self._recount, stored = None, True, None
+        if stored is not None and not every and not self.is_due(extent):
+            known = stored.extent.samples
             if extent.samples - known < known // _FEW:
                 return
         self._due = (extent.samples + _DUE_SAMPLES, extent.atoms + _DUE_ATOMS)
-        if kept is not None and kept.extent == extent and self._written:
+        if stored is not None and stored.extent == extent:
             return
-        own, before = (
-            extent.atoms - self._opened.atoms,
-            RowCounts() if kept is None else kept.extent,
-        )
-        if extent.atoms - before.atoms > max(_FREE_ATOMS, own) or not (
-            kept or own or self._removed
-        ):
-            return
-        sums = LabelSums.empty(BUCKETS) if kept is None else kept.sums.copy()
-        mask = stored.column(SAMPLES_MASK).read(before.samples, extent.samples)
-        for rows in rows_of(stored, np.flatnonzero(mask) + before.samples):
-            sums.add(rows)
-        self._write(stored, kept_of(stored, sums))
-
-    def take_back(self, stored: Stored, samples: Int64Array) -> None:
-        """Write the sums without samples that will be deleted; they count once that is published.
-
-        Parameters
-        ----------
-        stored
-            The store, in which they are not deleted yet.
-        samples : array [K] int64
-            Rows of samples, ascending, none deleted before.
-        """
-        kept, self._written = self._kept, False
-        self._hopeless = False
-        if kept is None:  # but there may be some of a deletion that was not finished
-            self.forget(stored.group)
-            return
-        sums, exact = kept.sums.copy(), True
-        for rows in rows_of(stored, samples[samples < kept.extent.samples]):
-            exact &= sums.take_back(rows)
-        left = replace(kept, sums=sums, deleted=stored.attributes.deleted + len(samples))
-        self._left = left if exact and write_sums(stored.group, left) else None
-        if self._left is None:
-            self.forget(stored.group)
-
-    def settle(self, deleted: int) -> None:
-        """Say how many samples are deleted now."""
-        known = {kept.deleted: kept for kept in (self._kept, self._left) if kept is not None}
-        self._written = self._left is not None and self._left.deleted == deleted
-        self._kept, self._left = known.get(deleted), None
+        if stored is not None and not stored.sums.complete:
+            self._stored, self._recount = None, True
+        if self._is_worthwhile(extent, every=every):
+            self._count(store)
 
     def forget(self, group: zarr.Group) -> None:
-        """Remove the sums: what was counted is to change."""
-        self._kept = self._left = None
-        self._written = False
-        self._removed |= remove_sums(group)
+        """Remove the sums, before counted labels change."""
+        self._stored, self._overflown_at = None, None
+        self._recount |= remove_sums(group)
 
-    def _write(self, stored: Stored, kept: StoredSums) -> None:
-        self._written = False
-        self._written = write_sums(stored.group, kept)
-        self._kept = kept if self._written else None
-        self._hopeless = not self._written
+    def _is_worthwhile(self, extent: RowCounts, *, every: bool) -> bool:
+        """Whether to count what is new: all that this writer wrote, and else only a little."""
+        own = extent.atoms - self._opened.atoms
+        if self._stored is not None:
+            return extent.atoms - self._stored.extent.atoms <= max(_FREE_ATOMS, own)
+        if self._recount and every:
+            return True
+        return (own > 0 or self._recount) and extent.atoms <= max(_FREE_ATOMS, own)
+
+    def _count(self, store: CountedStore) -> None:
+        stored, sums, start = self._stored, LabelSums.empty(BUCKETS), 0
+        if stored is not None:
+            sums, start = stored.sums, stored.extent.samples
+        self._stored, self._recount = None, True  # until all is counted and written
+        count_rows(store, sums, start)
+        stored = sums_over(store, sums)
+        write_sums(store.group, stored)
+        if sums.finite:
+            self._stored, self._recount = stored, False
+        else:
+            self._overflown_at = stored.deleted
 
 
-def _belongs(kept: StoredSums, stored: Stored) -> bool:
-    rows = kept.extent.samples
-    if rows > stored.extent.samples:
+def _belongs(stored: StoredSums, store: CountedStore) -> bool:
+    rows = stored.extent.samples
+    if rows > store.extent.samples:
         return False
-    ends = (int(stored.column(path).read(rows, rows + 1)[0]) for path in (ATOMS_PTR, EDGES_PTR))
-    active = np.count_nonzero(stored.column(SAMPLES_MASK).read(0, rows))
-    return kept.belongs(stored.attributes, RowCounts((rows, *ends)), active=int(active))
+    ends = (int(store.column(path).read(rows, rows + 1)[0]) for path in (ATOMS_PTR, EDGES_PTR))
+    active = np.count_nonzero(store.column(SAMPLES_MASK).read(0, rows))
+    return stored.belongs(store.attributes, RowCounts((rows, *ends)), active=int(active))

@@ -6,9 +6,7 @@ import numpy as np
 import zarr
 
 from zarrpipe.errors import StoreClosedError, StoreLockedError, StoreNotFoundError
-from zarrpipe.store.backend.location import Root
-from zarrpipe.store.backend.lock import WriterLock
-from zarrpipe.store.backend.swap import is_vacant, remove_leftovers
+from zarrpipe.store.backend.location import Root, StoreLock
 from zarrpipe.store.format.commit_log import RowCounts
 from zarrpipe.store.format.layout import ATOMS_PTR, find_array
 
@@ -24,12 +22,12 @@ class WriterSession:
         Its lock; None where there is none to take.
     """
 
-    def __init__(self, root: Root, lock: WriterLock | None) -> None:
+    def __init__(self, root: Root, lock: StoreLock | None) -> None:
         self._root, self._lock = root, lock
         self.ended = False
 
     @classmethod
-    def of(cls, root: Root, lock: WriterLock | None = None) -> Self:
+    def of(cls, root: Root, lock: StoreLock | None = None) -> Self:
         """Hold on a store, whose lock is taken where there is one, unless it was `lock` already.
 
         Raises
@@ -37,11 +35,7 @@ class WriterSession:
         StoreLockedError
             If another writer has the store open.
         """
-        if lock is None and root.directory is not None:
-            if is_vacant(root.directory):
-                remove_leftovers(root.directory.resolve())  # puts back what a kill left aside
-            lock = WriterLock.of_place(root.directory)
-        return cls(root, lock)
+        return cls(root, root.acquire_lock() if lock is None else lock)
 
     @property
     def lost(self) -> bool:

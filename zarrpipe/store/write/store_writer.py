@@ -8,7 +8,6 @@ import numpy as np
 import zarr
 
 from zarrpipe.data.batch import Batch
-from zarrpipe.data.csr import Int64Array
 from zarrpipe.data.schema import Field, Schema, batch_signature
 from zarrpipe.store.backend import files
 from zarrpipe.store.backend.location import Root
@@ -24,8 +23,9 @@ from zarrpipe.store.format.layout import (
     field_spec,
 )
 from zarrpipe.store.format.metadata import Attributes
-from zarrpipe.store.statistics.stored import remove_sums
-from zarrpipe.store.statistics.updater import SUMMED, StatisticsUpdater, Stored
+from zarrpipe.store.statistics.label_rows import SUMMED_LABELS
+from zarrpipe.store.statistics.stored_sums import remove_sums
+from zarrpipe.store.statistics.updater import StatisticsUpdater
 from zarrpipe.store.write.array_writer import ArrayWriter
 from zarrpipe.store.write.foreign_files import check_free
 from zarrpipe.store.write.open_arrays import OpenArrays
@@ -100,7 +100,7 @@ class StoreWriter:
 
     def _open(self, *, damaged: bool = False) -> None:
         self._accepted: tuple[object, ...] | None = None
-        self._tally = StatisticsUpdater()
+        self._statistics = StatisticsUpdater()
         self._header = header = RootMetadata(self.root)
         stated = self.schema.with_units(self.config.units)
         self.extent = self._arrays.open_stored(header.group, self.schema, self.attributes.nullable)
@@ -117,7 +117,7 @@ class StoreWriter:
         if self._deleted() != self.attributes.deleted:
             complete_deletion(self.column, self.run, self.extent)
             self.count_deleted()
-        self._tally.open(self._stored)
+        self._statistics.open(self)
         if self.durable and self.root.directory is not None:
             files.sync_tree(self.root.directory)  # what others wrote before, who were not durable
 
@@ -170,8 +170,8 @@ class StoreWriter:
         """
         self.check_usable()
         self._tenure.check_no_other_writer(self.group, self.extent)
-        if self._tally.is_due(self.extent):  # before anything is written that it could fail
-            self._tally.keep(self._stored)
+        if self._statistics.is_due(self.extent):  # before anything is written that it could fail
+            self._statistics.update(self)
         batch = on_host(batch)
         self._accept(batch)
         after = self.extent.after(batch)
@@ -246,8 +246,8 @@ class StoreWriter:
         """
         with self._new_arrays([field_spec(item)]):
             self.run([RowWrite(field_path(item), 0, values)])
-            if item.name in SUMMED:
-                self._tally.forget(self.group)
+            if item.name in SUMMED_LABELS:
+                self._statistics.forget(self.group)
             self._publish(self.schema.extended((item,)))
 
     def _publish(self, schema: Schema, **changes: Any) -> None:
@@ -270,17 +270,6 @@ class StoreWriter:
         deleted = self._deleted()
         if deleted != self.attributes.deleted:
             self._publish(self.schema, deleted=deleted)
-        self._tally.settle(deleted)
-
-    def take_back(self, samples: Int64Array) -> None:
-        """Take samples out of the sums before they are deleted."""
-        self.check_usable()
-        self._tally.take_back(self._stored, samples)
-
-    @property
-    def _stored(self) -> Stored:
-        arrays, extent = self._arrays, self.extent
-        return Stored(self.group, arrays.__getitem__, self.schema, self.attributes, extent)
 
     def _deleted(self) -> int:
         return int(np.count_nonzero(~self.column(SAMPLES_MASK).read(0, self.extent.samples)))
@@ -332,7 +321,7 @@ class StoreWriter:
         self._arrays.trim(self.schema, self.extent)
         if self.attributes.num_samples != self.extent.samples:
             self._publish(self.schema, num_samples=self.extent.samples)
-        self._tally.keep(self._stored, every=every)
+        self._statistics.update(self, every=every)
 
     def abandon(self) -> None:
         """Let go of files and lock without touching the store."""

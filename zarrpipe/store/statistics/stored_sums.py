@@ -1,18 +1,22 @@
-"""Sums for statistics as a store keeps them: one array of one chunk, which says itself what of.
+"""Sums as a store keeps them: `meta/sums`, one compressed array of one chunk that describes itself.
 
-The array `meta/sums` is a cache. It is replaced as a whole, counts the first rows of the store, and
-is taken for absent where it is torn, of another generation, of other deletions, or of rows that are
-not there. Whoever changes labels in place with other tools has to remove it.
+The array is a cache. It is replaced as a whole and covers the first rows of the store. It counts as
+absent if it is torn, of another generation, of other deletions, or of rows that are not there.
+Whoever changes labels in place with other tools has to remove it.
+
+Sums over many elements can take more room than the labels of few samples. Then only those are
+stored that tell whether samples changed, and statistics read the samples.
 """
 
 import hashlib
+import math
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import zarr
+from zarr.codecs import ZstdCodec
 
 from zarrpipe.compat import sync
 from zarrpipe.errors import StoreFormatError
@@ -22,11 +26,15 @@ from zarrpipe.store.format.metadata import FORMAT, Attributes
 from zarrpipe.store.format.validate import translate_zarr_errors
 from zarrpipe.store.read.snapshot import Snapshot
 from zarrpipe.store.statistics.label_rows import BUCKETS, NUM_ELEMENTS
-from zarrpipe.store.statistics.sums import COLUMNS, LabelSums
-from zarrpipe.store.statistics.triangles import FloatArray
+from zarrpipe.store.statistics.sums import COLUMNS, FloatArray, LabelSums
 
-_MAGIC, _VERSION, _HEAD, _CHECKSUM = 1_398_099_283.0, 1.0, 18, 3
+_MAGIC, _VERSION, _HEAD, _CHECKSUM = 1_398_099_283.0, 2.0, 18, 3
+_DENSE_VERSION, _DENSE_COLUMNS = 1.0, 15
+"""Version 1 of the array, which is not compressed and has three more columns, is still read."""
+
 _LEAST_VALUES, _MOST_VALUES, _MOST_COUNT = 1 << 13, 1 << 22, 1 << 53
+_SMALL_BYTES, _MOST_OF_LABELS = 1 << 16, 16
+_ATOM_BYTES = 20
 
 
 @dataclass(frozen=True)
@@ -61,11 +69,11 @@ class StoredSums:
         Parameters
         ----------
         attributes
-            Of its root.
+            Attributes of the store's root.
         extent
-            What its pointers say of as many samples.
+            Rows of as many samples of the store.
         active
-            How many of these were not deleted.
+            How many of these samples are not deleted.
         """
         return (
             attributes.ours
@@ -77,28 +85,27 @@ class StoredSums:
 
 
 def digest(generation: str) -> tuple[float, ...]:
-    """Four numbers that stand for the name of a generation."""
+    """Hash of the name of a generation, as four numbers."""
     hashed = hashlib.blake2b(generation.encode(), digest_size=16).digest()
     return tuple(np.frombuffer(hashed, "<u4").astype(np.float64).tolist())
 
 
-def kept_sums(snapshot: Snapshot) -> StoredSums | None:
-    """Sums that a store keeps of samples that a snapshot of it has; None without any."""
+def valid_sums(snapshot: Snapshot) -> StoredSums | None:
+    """Read the sums of a store from which statistics of a snapshot follow; None without any."""
     if not snapshot.attributes.ours or not snapshot.extent.samples:
         return None
-    kept = read_sums(snapshot.group)
-    if kept is None or kept.extent.samples > snapshot.extent.samples:
+    stored = read_sums(snapshot.group)
+    if stored is None or stored.extent.samples > snapshot.extent.samples:
         return None
-    rows, active = kept.extent.samples, snapshot.active
+    rows, active = stored.extent.samples, snapshot.active
     ends = (int(snapshot.pointers(path)[rows]) for path in (ATOMS_PTR, EDGES_PTR))
     number = rows if active is None else int(np.searchsorted(active, rows))
-    return (
-        kept if kept.belongs(snapshot.attributes, RowCounts((rows, *ends)), active=number) else None
-    )
+    valid = stored.belongs(snapshot.attributes, RowCounts((rows, *ends)), active=number)
+    return stored if valid and stored.sums.complete else None
 
 
 def read_sums(group: zarr.Group) -> StoredSums | None:
-    """What a store's array of sums holds; None where there is none that can be believed."""
+    """Read the array of sums of a store; None if it is missing or damaged."""
     try:
         array = find_array(group, SUMS)
         if array is None or array.dtype != np.dtype("float64") or array.ndim != 1:
@@ -111,24 +118,20 @@ def read_sums(group: zarr.Group) -> StoredSums | None:
         return None
 
 
-def write_sums(group: zarr.Group, kept: StoredSums) -> bool:
-    """Replace a store's sums, at once; False, and they are removed, where they cannot be kept.
-
-    They cannot be if a sum has overflown, or if there are too many different sizes.
-    """
-    content = _encoded(kept)
+def write_sums(group: zarr.Group, stored: StoredSums) -> None:
+    """Replace the sums of a store, or remove them if one has overflown or they are too many."""
+    content = _encoded(stored)
     if content is None:
         remove_sums(group)
-        return False
+        return
     array = _array_for(group, len(content))
     array[:] = content
-    return True
 
 
 def remove_sums(group: zarr.Group) -> bool:
-    """Remove a store's array of sums; whether there was one."""
+    """Remove a store's array of sums, readable or not; whether there was one."""
     place = group.store_path / SUMS
-    if not sync((place / "zarr.json").exists()):  # which may not be readable
+    if not sync((place / "zarr.json").exists()):
         return False
     sync(place.store.delete_dir(place.path))
     return True
@@ -139,7 +142,7 @@ def _array_for(group: zarr.Group, values: int) -> zarr.Array[Any]:
         array = find_array(group, SUMS)
     except StoreFormatError:
         array = None
-    if array is not None and array.shape == array.chunks == (values,):
+    if array is not None and array.shape == array.chunks == (values,) and array.compressors:
         return array
     return group.create_array(
         SUMS,
@@ -147,35 +150,32 @@ def _array_for(group: zarr.Group, values: int) -> zarr.Array[Any]:
         chunks=(values,),
         dtype="float64",
         fill_value=0.0,
-        compressors=None,
+        compressors=ZstdCodec(level=1),
         filters=None,
         attributes={MARK: {"format": FORMAT, "dense": False}},
         overwrite=True,
     )
 
 
-def _parts(sums: LabelSums) -> Iterator[FloatArray]:
-    """Arrays of sums in the order in which they are stored."""
-    yield sums.elements.astype(np.float64)
-    yield sums.origin
-    for values in (sums.table, sums.counts, sums.fraction, sums.moment, sums.gram):
-        yield values.reshape(-1)
-    yield sums.sizes.astype(np.float64)
-    yield sums.size_counts.astype(np.float64)
-
-
-def _encoded(kept: StoredSums) -> FloatArray | None:
-    """Values of the array, with zeros behind them."""
-    sums, extent = kept.sums, kept.extent
-    parts = list(_parts(sums))
+def _encoded(stored: StoredSums) -> FloatArray | None:
+    """Values of the array, zero behind the sums."""
+    sums, extent = stored.sums, stored.extent
+    if not sums.finite:
+        return None
+    room = max(_SMALL_BYTES, extent.atoms * _ATOM_BYTES // _MOST_OF_LABELS)
+    if 8 * np.count_nonzero(sums.gram) > room:
+        sums = sums.without_fit()
+    by_bucket = (sums.table, sums.counts, sums.fraction, sums.moment, sums.gram)
+    parts = [sums.elements, sums.origin, *map(np.ravel, by_bucket), sums.sizes, sums.size_counts]
     length = _HEAD + sum(map(len, parts))
-    if length > _MOST_VALUES or not sums.finite:
+    if length > _MOST_VALUES:
         return None
     content = np.zeros(max(_LEAST_VALUES, 1 << (length - 1).bit_length()))
     content[:_HEAD] = (
-        *(_MAGIC, _VERSION, length, 0.0, *kept.generation),
-        *(extent.samples, extent.atoms, extent.edges, kept.deleted),
-        *(len(sums.table), len(COLUMNS), len(sums.elements), len(sums.sizes), sums.fitted, 0.0),
+        *(_MAGIC, _VERSION, length, 0.0, *stored.generation),
+        *(extent.samples, extent.atoms, extent.edges, stored.deleted),
+        *(len(sums.table), len(COLUMNS), len(sums.elements), len(sums.sizes), sums.fitted),
+        float(sums.complete),
     )
     content[_HEAD:length] = np.concatenate(parts)
     content[_CHECKSUM] = _checksum(content)
@@ -183,29 +183,23 @@ def _encoded(kept: StoredSums) -> FloatArray | None:
 
 
 def _decoded(content: FloatArray) -> StoredSums | None:
-    head = content[:_HEAD]
-    if tuple(head[:2]) != (_MAGIC, _VERSION) or not (np.abs(head) <= _MOST_COUNT).all():
-        return None
-    length = int(head[2])
-    if not _HEAD <= length <= len(content):
-        return None
-    values = content.copy()
-    values[_CHECKSUM] = 0.0
-    if _checksum(values) != head[_CHECKSUM]:
+    head, dense = content[:_HEAD], content[1] == _DENSE_VERSION
+    if not _is_whole(content) or not (dense or head[1] == _VERSION):
         return None
     samples, atoms, edges, deleted, buckets, columns, size, sizes, fitted = map(int, head[8:17])
-    if (buckets, columns) != (BUCKETS, len(COLUMNS)) or not 0 <= size <= NUM_ELEMENTS:
+    known = (BUCKETS, _DENSE_COLUMNS if dense else len(COLUMNS))
+    if (buckets, columns) != known or not 0 <= size <= NUM_ELEMENTS or sizes < 0:
         return None
-    pairs = size * (size + 1) // 2
-    shapes = [(size,), (size,), (buckets, columns), (buckets, size), (buckets, size)]
-    shapes += [(buckets, 2, size), (buckets, 2, pairs), (sizes,), (sizes,)]
-    ends = np.cumsum([_HEAD, *(int(np.prod(shape)) for shape in shapes)])
-    if sizes < 0 or ends[-1] != length or not np.isfinite(values).all():
+    fits = size if dense or head[17] else 0
+    shapes = [(size,), (size,), (buckets, columns), (buckets, size), (buckets, fits)]
+    shapes += [(buckets, 2, fits), (buckets, 2, fits * (fits + 1) // 2), (sizes,), (sizes,)]
+    ends = np.cumsum([_HEAD, *map(math.prod, shapes)])
+    if ends[-1] != head[2]:
         return None
-    parts = [values[ends[i] : ends[i + 1]].reshape(shape) for i, shape in enumerate(shapes)]
+    parts = [content[ends[i] : ends[i + 1]].reshape(shape) for i, shape in enumerate(shapes)]
     elements, origin, table, counts, fraction, moment, gram, keys, number = parts
     sums = LabelSums(
-        table,
+        table[:, : len(COLUMNS)],
         elements.astype(np.int64),
         origin,
         counts,
@@ -215,8 +209,19 @@ def _decoded(content: FloatArray) -> StoredSums | None:
         keys.astype(np.int64),
         number.astype(np.int64),
         fitted,
-    )
+    ).copy()
     return StoredSums(RowCounts((samples, atoms, edges)), deleted, tuple(head[4:8].tolist()), sums)
+
+
+def _is_whole(content: FloatArray) -> bool:
+    """Whether an array of sums has its checksum and finite values."""
+    head = content[:_HEAD]
+    if head[0] != _MAGIC or not (np.abs(head) <= _MOST_COUNT).all():
+        return False
+    values = content.copy()
+    values[_CHECKSUM] = 0.0
+    whole = _checksum(values) == head[_CHECKSUM] and _HEAD <= head[2] <= len(content)
+    return whole and bool(np.isfinite(values).all())
 
 
 def _checksum(values: FloatArray) -> float:
