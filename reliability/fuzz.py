@@ -153,7 +153,9 @@ def _limit() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (now + _MEMORY, now + _MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.alarm(_SECONDS)
+    # Of the processor, since a busy machine may let a child wait; the alarm is for a deadlock.
+    resource.setrlimit(resource.RLIMIT_CPU, (_SECONDS, _SECONDS))
+    signal.alarm(15 * _SECONDS)
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 2)
 
