@@ -1,9 +1,9 @@
 """Every change of a local file, one function for each.
 
 Callers name the module (``files.write_at(...)``), so that a test can replace any function: to fail,
-to kill, to record. The functions of the first part are single steps, from which those of the second
-are made. None follows a link at the end of a path. A `durable` change, including that of a name, is
-on the disk when its function returns.
+to kill, to record. The first functions are single steps; the others are made of them. None follows
+a link at the end of a path. A `durable` change, including that of a name, is on the disk when its
+function returns.
 """
 
 import json

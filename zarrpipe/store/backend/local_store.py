@@ -72,8 +72,19 @@ def _unexpected(path: str | Path, what: str) -> StoreFormatError:
     return StoreFormatError(f"{path} is {what}: a store is made of regular files")
 
 
-class RegularFiles(LocalStore):
-    """A LocalStore that reads only regular files."""
+class LocalFiles(LocalStore):
+    """A LocalStore that reads only regular files and removes nothing through a link.
+
+    If it is `durable`, each change is on the disk before its call returns.
+    """
+
+    def __init__(self, root: Path | str, *, read_only: bool = False, durable: bool = False) -> None:
+        super().__init__(root, read_only=read_only)
+        self.durable = durable
+
+    def with_read_only(self, read_only: bool = False) -> Self:
+        """The same place with or without the right to write."""
+        return type(self)(self.root, read_only=read_only, durable=self.durable)
 
     async def get(
         self,
@@ -117,18 +128,6 @@ class RegularFiles(LocalStore):
             file.seek(start)
             content = file.read(max(stop - start, 0))
         return (prototype or default_buffer_prototype()).buffer.from_bytes(content)
-
-
-class LocalFiles(RegularFiles):
-    """A LocalStore that removes nothing through a link, and syncs each change if `durable`."""
-
-    def __init__(self, root: Path | str, *, read_only: bool = False, durable: bool = False) -> None:
-        super().__init__(root, read_only=read_only)
-        self.durable = durable
-
-    def with_read_only(self, read_only: bool = False) -> Self:
-        """The same place with or without the right to write."""
-        return type(self)(self.root, read_only=read_only, durable=self.durable)
 
     def set_sync(self, key: str, value: Buffer) -> None:
         """Replace the value of a key."""

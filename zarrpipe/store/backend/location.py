@@ -1,4 +1,4 @@
-"""Where a store is: any StoreLike becomes a Zarr path and, where there is one, a directory."""
+"""Where a store is: any StoreLike becomes a Zarr path and, if it is local, a directory."""
 
 import ctypes
 import reprlib
@@ -22,7 +22,7 @@ from zarrpipe.errors import (
     StoreFormatError,
     StoreNotADirectoryError,
 )
-from zarrpipe.store.backend.local_store import LocalFiles, RegularFiles
+from zarrpipe.store.backend.local_store import LocalFiles
 from zarrpipe.store.backend.lock import Holder, WriterLock
 from zarrpipe.store.backend.mapping import libc
 from zarrpipe.store.backend.swap import is_vacant, remove_leftovers
@@ -100,7 +100,7 @@ class Root:
         return bool(self.path.store.read_only)
 
     def acquire_lock(self) -> StoreLock | None:
-        """Take the lock of the store; None where there is none: object stores and memory."""
+        """Take the lock of the store; None for object stores and memory, which have none."""
         if self.directory is None:
             return None
         if is_vacant(self.directory):
@@ -113,12 +113,10 @@ class Root:
         A user's own subclass of LocalStore is kept, unless its changes have to be durable.
         """
         store = self.path.store
-        if not isinstance(store, LocalStore):
-            return self
-        if type(store) not in (LocalStore, RegularFiles, LocalFiles) and not durable:
-            return self
-        wrapped = LocalFiles(store.root, read_only=store.read_only, durable=durable)
-        return replace(self, path=StorePath(wrapped, self.path.path))
+        if isinstance(store, LocalStore) and (durable or type(store) is LocalFiles):
+            wrapped = LocalFiles(store.root, read_only=store.read_only, durable=durable)
+            return replace(self, path=StorePath(wrapped, self.path.path))
+        return self
 
     def open_group(self) -> zarr.Group | None:
         """Root group, without consolidated metadata (which shows the past); None without one."""
@@ -157,11 +155,11 @@ class Root:
 
 
 def _regular(path: StorePath) -> StorePath:
-    """The same place, read through `RegularFiles` if it is a plain LocalStore."""
+    """The same place, read through `LocalFiles` if it is a plain LocalStore."""
     store = path.store
     if type(store) is not LocalStore:
         return path
-    return StorePath(RegularFiles(store.root, read_only=store.read_only), path.path)
+    return StorePath(LocalFiles(store.root, read_only=store.read_only), path.path)
 
 
 def _store_path(store: StoreLike) -> StorePath:
@@ -180,7 +178,7 @@ def _store_path(store: StoreLike) -> StorePath:
     if isinstance(store, str | Path):
         if "\0" in str(store):
             raise ArgumentError(f"{str(store)!r} has a NUL character, which no path may have")
-        return StorePath(RegularFiles(Path(store).expanduser().absolute()))
+        return StorePath(LocalFiles(Path(store).expanduser().absolute()))
     raise ArgumentTypeError(
         f"{reprlib.repr(store)} is of type {type(store).__name__}, expected a path, a URL, a zarr "
         "Store or StorePath, or a dict"

@@ -109,7 +109,7 @@ class CachedArray:
         return self._settled == evictions and self._complete >= self._committed
 
     def settle(self, evictions: int, commits: int) -> None:
-        """Find out whether all rows are cached, unless the cache's counts are those of last time.
+        """Find out whether all rows are cached, if the counts of the cache have changed.
 
         `evictions` was counted before the rows were looked at.
         """
@@ -144,7 +144,7 @@ class CachedArray:
         return np.flatnonzero(touched)
 
     def look(self, units: Int64Array) -> tuple[Int64Array, Int64Array]:
-        """Generation of each of `units`, and those of them that lack committed rows."""
+        """Generation of each unit, and the units that lack committed rows."""
         unit_rows, table = self.file.unit_rows, self.file.table
         generations = table[units, GENERATION]  # before the rows; see UnitFile.clear
         wanted = np.minimum(unit_rows, self._committed - units * unit_rows)

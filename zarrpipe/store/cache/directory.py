@@ -1,5 +1,6 @@
 """Which cache belongs to a store, the directory that holds it, and the lock of that directory."""
 
+import errno
 import hashlib
 import json
 import os
@@ -140,8 +141,10 @@ def _make(directory: Path, identity: str) -> None:
     (partial / _NOTE).write_text(json.dumps(note))
     try:
         partial.rename(directory)
-    except OSError:  # another process was faster
+    except OSError as error:
         shutil.rmtree(partial)
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+            raise  # otherwise another process was faster
 
 
 def _check(directory: Path, identity: str) -> None:

@@ -118,7 +118,7 @@ class RowCache:
         for task in tasks[:1]:
             task.work(task)
         for task in tasks:
-            task.wait()
+            task.result()
 
     def read_settled(self, arrays: Sequence[CachedArray], copy: Callable[[], object]) -> bool:
         """Call `copy` if all rows of some arrays are known to be cached, which is cheap to tell.
@@ -144,7 +144,7 @@ class RowCache:
             attempt += 1
 
     def ensure_cached(self, wanted: Wanted, attempt: int = 0, *, keep: bool = False) -> Lease:
-        """Fetch those of some rows that are not cached, and return when all are.
+        """Fetch the rows that are not cached yet, and return when all are.
 
         `attempt` counts leases of the same rows that were not valid; each protects them for longer.
         With `keep`, they are protected as long as any process has the cache open.
@@ -210,7 +210,7 @@ class RowCache:
                 break
             self._fetcher.pool.hurry(tasks)
             for task in in_order(tasks, self._threads):
-                task.wait()
+                task.result()
             attempt, again = attempt + again, True
         for array, units in needed:
             if evictions or cache.limit is not None:

@@ -245,7 +245,7 @@ class SharedCache:
                 file.locks.release(number)
         self._count()
         if need and freed < excess:
-            self.passed = self.passed or "what is in use at once needs more"
+            self.passed = self.passed or "the units in use at once need more"
 
     def _free(self, taken: Sequence[tuple[UnitFile, int]]) -> bool:
         """Free the storage of units whose locks are held; False where the file system cannot.

@@ -1,6 +1,6 @@
 """The decoded rows of one array in a sparse file, and a shared table with a line for each unit.
 
-A unit is what is fetched, locked and evicted as a whole. Rows are written before their line of the
+A unit is fetched, locked and evicted as a whole. Rows are written before their line of the
 table, so a line never promises rows that are absent. Nothing is written through the map of the
 rows: a full disk is an error of a write and not a signal.
 """

@@ -126,7 +126,7 @@ def check_pointers(place: str, pointers: AnyArray | Indexable, samples: int, kno
 
 @dataclass(frozen=True)
 class _Fall:
-    """The pointers of a sample that do not rise, as they were when they were looked at."""
+    """The pointers of a sample that do not rise."""
 
     sample: int
     start: int

@@ -40,7 +40,7 @@ _META_KINDS = {
     IDS: "u",
 }
 ROW_MASKS = tuple(LEVELS[level].mask for level in SEGMENTED)
-"""Masks of levels that have pointers, of which only deletions are written."""
+"""Masks of levels that have pointers; only deletions are written to them."""
 KINDS = {Kind.FLOAT: "f", Kind.INTEGER: "iu", Kind.NUMBER: "fiu", Kind.BOOL: "biu"}
 
 _LITTLE_ENDIAN = (
