@@ -135,7 +135,7 @@ def _climb(trial: Trial, prepared: State, room: Room, most: int | None, at: Path
 
 
 def _caches(work: Path, small: Path, room: Room, found: Findings) -> None:
-    """Staged rows on a disk that is full: an error or right values, and then all of them."""
+    """Cached rows on a disk that is full: an error or right values, and then all of them."""
     far = work / "far"
     numbers = numbers_of(0, _SAMPLES, None)
     zstd = {"chunk_size": 256, "compressors": ("zstd",)}

@@ -22,6 +22,7 @@ Each is also the builtin that a caller would catch without knowing this package:
       StoreMemoryError (MemoryError)      reading needs more memory than there is
       StoreNotFoundError (FileNotFoundError)
       StoreNotADirectoryError (NotADirectoryError) a file is where a store's directory should be
+      StoreRenameError (OSError)          the place of a store cannot be taken by a new one
       StoreReadOnlyError (PermissionError) a store that may only be read is to be written
 """
 
@@ -114,6 +115,10 @@ class StoreNotFoundError(ZarrPipeError, FileNotFoundError):
 
 class StoreNotADirectoryError(ZarrPipeError, NotADirectoryError):
     """A file is where the directory of a store should be."""
+
+
+class StoreRenameError(ZarrPipeError, OSError):
+    """The place of a store, a mount point or a layer of an image, cannot be taken by a new one."""
 
 
 class StoreReadOnlyError(ZarrPipeError, PermissionError):

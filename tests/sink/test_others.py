@@ -202,9 +202,7 @@ def test_capacity_is_a_positive_number(capacity):
 
 
 def test_what_is_no_store():
-    with pytest.raises(
-        TypeError, match=r"3 is no store but of type int: expected a path, a URL, a zarr Store"
-    ):
+    with pytest.raises(TypeError, match=r"3 is of type int, expected a path, a URL, a zarr Store"):
         ZarrData(3)
 
 

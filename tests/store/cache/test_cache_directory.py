@@ -486,6 +486,16 @@ class TestFailures:
 
 
 class TestPlace:
+    def test_a_note_that_cannot_be_opened_is_not_told_as_foreign(self, opened, monkeypatch):
+        opened().close()
+
+        def refuse(*_):
+            raise OSError(errno.EMFILE, "Too many open files")
+
+        monkeypatch.setattr("pathlib.Path.read_text", refuse)
+        with pytest.raises(OSError, match="Too many open files"):
+            opened()
+
     def test_foreign_files_are_left_alone(self, opened, tmp_path):
         place = tmp_path / "cache" / NAME
         place.mkdir(parents=True)

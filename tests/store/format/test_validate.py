@@ -111,7 +111,7 @@ def test_with_too_few_threads_those_that_run_have_to_do(monkeypatch):
 
     first = Task(work, 0)
     pool.submit(first, urgent=True)
-    first.wait()
-    tasks[0].wait()
+    first.result()
+    tasks[0].result()
     pool.close()
     assert pool.join(5)

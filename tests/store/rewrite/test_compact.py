@@ -1,10 +1,12 @@
 """Stores written anew in their place; and `merge` and `compact` killed at any operation."""
 
+import errno
 import os
 import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,9 +14,8 @@ import zarr
 from zarr.storage import MemoryStore, StorePath
 
 from zarrpipe import AtomicDataZarrWriter, ZarrData, ZarrDataset, compact, merge
-from zarrpipe.errors import StoreFormatError, StoreLockedError
-from zarrpipe.store.backend import files
-from zarrpipe.store.backend import swap as exchange
+from zarrpipe.errors import StoreFormatError, StoreLockedError, StoreRenameError
+from zarrpipe.store.backend import files, swap
 from zarrpipe.store.read.view import StoreView
 from zarrpipe.store.rewrite import maintenance
 from zarrpipe.store.rewrite import merge_plan as selection
@@ -197,7 +198,7 @@ class TestLeftovers:
 
     def test_of_a_writer_that_lives_are_left(self, tmp_path):
         store = filled(tmp_path / "store")
-        with exchange.temp_sibling(store) as (room, lock):
+        with swap.temp_sibling(store) as (room, lock):
             compact(store)
             assert room.exists()
             lock.release()
@@ -207,7 +208,7 @@ class TestLeftovers:
     @pytest.mark.parametrize("held", [True, False], ids=["locked", "gone"])
     def test_one_that_another_takes_for_left(self, tmp_path, monkeypatch, held):
         """A writer that tidies up comes between the making of a room and its lock."""
-        store, original, taken = filled(tmp_path / "store"), exchange.WriterLock, []
+        store, original, taken = filled(tmp_path / "store"), swap.WriterLock, []
 
         def lock(room):
             if not taken:
@@ -218,7 +219,7 @@ class TestLeftovers:
                 return taken[0]
             return original(room)
 
-        monkeypatch.setattr(exchange, "WriterLock", lock)
+        monkeypatch.setattr(swap, "WriterLock", lock)
         assert compact(store) == len(KEPT)
         assert_batches_equal(everything(store), numbered_batch(KEPT))
 
@@ -245,8 +246,57 @@ class TestLeftovers:
     def test_a_failed_rename_puts_it_back_at_once(self, tmp_path, monkeypatch):
         monkeypatch.setattr(files, "_RENAME_EXCHANGE", 1 << 20)
         with pytest.raises(FileNotFoundError):
-            exchange.swap_directories(filled(tmp_path / "store"), tmp_path / "nothing")
+            swap.swap_directories(filled(tmp_path / "store"), tmp_path / "nothing")
         assert [path.name for path in tmp_path.iterdir()] == ["store"]
+
+
+class TestPlacesThatCannotBeRenamed:
+    """Mount points, and directories in a lower layer of an overlay file system."""
+
+    def untouched(self, store):
+        assert [path.name for path in store.parent.iterdir()] == ["store"]
+        assert_batches_equal(everything(store), numbered_batch(KEPT))
+
+    @pytest.mark.parametrize("code", [errno.EXDEV, errno.EBUSY])
+    def test_are_left_with_an_error_that_names_the_way_out(self, tmp_path, monkeypatch, code):
+        store, rename = filled(tmp_path / "store"), files.rename
+
+        def refuse(source, target):
+            if store in (source, target):
+                raise OSError(code, os.strerror(code), source)
+            rename(source, target)
+
+        monkeypatch.setattr(files, "rename", refuse)
+        monkeypatch.setattr(files, "atomic_swap", lambda *_: False)
+        with pytest.raises(StoreRenameError, match=r"store cannot be replaced.*zarrpipe\.merge"):
+            compact(store)
+        self.untouched(store)
+
+    def test_are_refused_before_anything_is_written(self, tmp_path, monkeypatch):
+        store, stat = filled(tmp_path / "store"), Path.stat
+
+        def elsewhere(path, **options):
+            found = stat(path, **options)
+            if path != store:
+                return found
+            return os.stat_result((*found[:2], found.st_dev + 1, *found[3:10]))
+
+        monkeypatch.setattr(Path, "stat", elsewhere)
+        monkeypatch.setattr(swap, "WriterLock", None)
+        with pytest.raises(StoreRenameError, match="it is a mount point"), swap.temp_sibling(store):
+            raise AssertionError
+        monkeypatch.undo()
+        self.untouched(store)
+
+    def test_a_vacant_mount_point(self, tmp_path, monkeypatch):
+        def busy(*_):
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+
+        (tmp_path / "room").mkdir()
+        (tmp_path / "place").mkdir()
+        monkeypatch.setattr(files, "rename", busy)
+        with pytest.raises(StoreRenameError, match="place cannot be replaced"):
+            swap.move_into_place(tmp_path / "room", tmp_path / "place")
 
 
 HOST = """

@@ -1,4 +1,4 @@
-"""What every reader of an array's rows offers, whether they are mapped, loaded or cached."""
+"""The protocol of readers of an array's rows, whether mapped, loaded or cached."""
 
 from collections.abc import Callable
 from typing import Any, Literal, Protocol
@@ -9,6 +9,8 @@ from zarrpipe.data.csr import AnyArray
 from zarrpipe.errors import StoreFormatError
 
 AbsentChunks = Literal["any", "leading", "none"]
+"""Which chunks of an array may be absent: any, those before the first one, or none."""
+
 OpenArray = Callable[[], zarr.Array[Any]]
 
 
@@ -17,15 +19,15 @@ class ArrayReader(Protocol):
 
     @property
     def data(self) -> AnyArray:
-        """Read-only array of the rows that are at hand."""
+        """Read-only array of the rows that were read so far."""
         ...
 
     def ensure(self, rows: int) -> None:
-        """Bring at least the first `rows` to hand; they are committed."""
+        """Read at least the first `rows`, which are committed."""
         ...
 
     def grow(self) -> None:
-        """Bring to hand what is allocated, committed or not, as it is now."""
+        """Follow the array to its present size, rows that are not committed included."""
         ...
 
 

@@ -1,10 +1,9 @@
-"""Every change that a writer makes to local files, one function for each.
+"""Every change of a local file, one function for each.
 
-Callers name the module (``files.write_at(...)``), so that a test can put another function in the
-place of any of them: to fail, to kill, to record. The functions of the first part are single steps;
-those of the second are made of them. Links are never followed at the end of a path.
-
-What is `durable` is on the disk when a function returns, its name included.
+Callers name the module (``files.write_at(...)``), so that a test can replace any function: to fail,
+to kill, to record. The first functions are single steps; the others are made of them. None follows
+a link at the end of a path. A `durable` change, including that of a name, is on the disk when its
+function returns.
 """
 
 import json
@@ -21,7 +20,7 @@ from zarrpipe.errors import StoreFormatError
 from zarrpipe.store.backend.mapping import libc
 
 PARTIAL = ".partial"
-"""How the name of a file ends that is being written and has not its own name yet."""
+"""End of the name of a file that is being written and has not its own name yet."""
 
 _NEW = os.O_RDWR | os.O_CREAT | os.O_TRUNC
 _HERE = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
@@ -30,7 +29,7 @@ _FULL_SYNC = 51  # F_FULLFSYNC of macOS, where fsync leaves data in the drive's 
 
 
 def write_at(descriptor: int, data: memoryview, offset: int) -> None:
-    """Write all of a contiguous buffer, the rest of it too where the system took a part."""
+    """Write a whole contiguous buffer, retrying short writes."""
     written = os.pwrite(descriptor, data, offset)
     while written < data.nbytes:
         rest = data.cast("B")[written:]
@@ -38,25 +37,17 @@ def write_at(descriptor: int, data: memoryview, offset: int) -> None:
 
 
 def resize(descriptor: int, size: int) -> None:
-    """Give a file a size; what is new of it is a hole, which reads as zeros."""
+    """Set the size of a file; new bytes are a hole, which reads as zeros."""
     os.ftruncate(descriptor, size)
 
 
 def create(path: Path) -> int:
-    """Create an empty file, or empty the one that is there, and open it."""
+    """Open a new file, or an existing one after emptying it."""
     return os.open(path, _NEW | _HERE, 0o666)
 
 
 def reopen(path: Path) -> int:
-    """Open a file that is there for writing by position.
-
-    Raises
-    ------
-    FileNotFoundError
-        If nothing is there.
-    StoreFormatError
-        If what is there is not a regular file (a link, a directory, a FIFO), or has another name.
-    """
+    """Open an existing file for writing by position, refusing links and files with two names."""
     try:
         descriptor = os.open(path, os.O_RDWR | _HERE)
     except OSError:
@@ -71,28 +62,30 @@ def reopen(path: Path) -> int:
 
 
 def open_or_create(path: Path) -> int:
-    """Open a file for reading and writing, which is made if nothing is there."""
+    """Open a file for reading and writing, creating it if it does not exist."""
     return os.open(path, os.O_RDWR | os.O_CREAT | _HERE, 0o666)
 
 
 def open_to_read(path: Path) -> int:
-    """Open a file without waiting for anything, through no link."""
+    """Open a file for reading, without following a link or waiting for a FIFO."""
     return os.open(path, os.O_RDONLY | _HERE)
 
 
 def rename(source: Path, target: Path) -> None:
-    """Give a file or directory another name, at once, in the place of what had it."""
+    """Rename a file or directory atomically, replacing what has the name."""
     source.replace(target)
 
 
 def atomic_swap(first: Path, second: Path) -> bool:
-    """Let two directories swap their names at once; False where the system cannot."""
+    """Swap the names of two directories; False where the system or the file system cannot."""
     names = os.fsencode(first), os.fsencode(second)
     if sys.platform == "darwin":
-        return bool(libc().renamex_np(*names, _RENAME_SWAP) == 0)
-    if not hasattr(libc(), "renameat2"):
+        failed = libc().renamex_np(*names, _RENAME_SWAP)
+    elif hasattr(libc(), "renameat2"):
+        failed = libc().renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE)
+    else:
         return False
-    return bool(libc().renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0)
+    return not failed
 
 
 def link(source: Path, target: Path) -> None:
@@ -106,7 +99,7 @@ def unlink(path: Path) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Make a directory in one that is there; nothing happens if it is there already."""
+    """Make a directory in an existing one, unless it exists."""
     path.mkdir(exist_ok=True)
 
 
@@ -116,7 +109,7 @@ def remove_folder(path: Path) -> None:
 
 
 def sync_data(descriptor: int) -> None:
-    """Bring the content and size of a file to the disk."""
+    """Sync the content and size of a file."""
     if sys.platform == "darwin":
         import fcntl  # noqa: PLC0415  absent on Windows
 
@@ -126,7 +119,7 @@ def sync_data(descriptor: int) -> None:
 
 
 def sync_path(path: Path) -> None:
-    """Bring a file, or the names in a directory, to the disk."""
+    """Sync a file, or the names in a directory."""
     if sys.platform == "win32" and path.is_dir():
         return  # directories cannot be opened there
     descriptor = os.open(path, os.O_RDONLY | _HERE)
@@ -137,13 +130,7 @@ def sync_path(path: Path) -> None:
 
 
 def check_regular(path: Path) -> None:
-    """Refuse what stands at a path where a regular file is expected.
-
-    Raises
-    ------
-    StoreFormatError
-        If something else stands there.
-    """
+    """Raise StoreFormatError for anything but a regular file."""
     found = path.lstat().st_mode
     if stat.S_ISREG(found):
         return
@@ -155,13 +142,7 @@ def check_regular(path: Path) -> None:
 
 
 def check_own(path: Path) -> None:
-    """Refuse what must not be written in place: no regular file, or one with another name.
-
-    Raises
-    ------
-    StoreFormatError
-        If it is one of these.
-    """
+    """Raise StoreFormatError for a file that cannot be written in place: not regular, or linked."""
     check_regular(path)
     names = path.lstat().st_nlink
     if names > 1:
@@ -173,13 +154,7 @@ def check_own(path: Path) -> None:
 
 
 def check_folders(path: Path, top: Path) -> None:
-    """Refuse a link between a directory and a path in it, which would lead to another place.
-
-    Raises
-    ------
-    StoreFormatError
-        If there is one.
-    """
+    """Raise StoreFormatError for a link among the directories between `top` and a path in it."""
     folder = path.parent
     while folder != top:
         if folder.is_symlink():
@@ -188,7 +163,7 @@ def check_folders(path: Path, top: Path) -> None:
 
 
 def create_sized(path: Path, size: int, *, durable: bool = False) -> int:
-    """Create a sparse file that appears under its name with its full size, and open it."""
+    """Open a new sparse file, which appears under its name with its full size."""
     make_folders(path.parent, durable=durable)
     partial = path.with_name(f"{path.name}{PARTIAL}")
     descriptor = create(partial)
@@ -206,19 +181,7 @@ def create_sized(path: Path, size: int, *, durable: bool = False) -> int:
 
 
 def replace(path: Path, content: bytes, *, durable: bool = False, exclusive: bool = False) -> None:
-    """Give a file new content at once: who reads it meets the old or the new one.
-
-    Parameters
-    ----------
-    path
-        The file; it and its directories are made if they are not there.
-    content
-        What it is to hold.
-    durable
-        Whether it is to be on the disk at return.
-    exclusive
-        Whether a file that is there stays, with FileExistsError.
-    """
+    """Replace the content of a file atomically; with `exclusive`, an existing file is an error."""
     make_folders(path.parent, durable=durable)
     partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}{PARTIAL}")
     descriptor = create(partial)
@@ -235,7 +198,7 @@ def replace(path: Path, content: bytes, *, durable: bool = False, exclusive: boo
         else:
             rename(partial, path)
     except Exception:
-        with suppress(OSError):  # the first error is the one to be told
+        with suppress(OSError):  # the first error matters
             unlink(partial)
         raise
     if durable:
@@ -248,7 +211,7 @@ def write_json(path: Path, content: Mapping[str, Any], *, durable: bool = False)
 
 
 def make_folders(path: Path, *, durable: bool = False) -> None:
-    """Make a directory and those above it that are not there."""
+    """Make a directory and its missing parents."""
     if path.is_dir():
         return
     make_folders(path.parent, durable=durable)
@@ -258,9 +221,9 @@ def make_folders(path: Path, *, durable: bool = False) -> None:
 
 
 def remove_tree(path: Path, *, durable: bool = False) -> None:
-    """Remove a directory with all that is in it, its ``zarr.json`` last of all; links as links.
+    """Remove a directory and its content, links as links and its ``zarr.json`` last.
 
-    What is left by a kill still says by its document what it is.
+    So the rest that a kill leaves can still be recognized by its document.
     """
     entries = sorted(os.scandir(path), key=lambda entry: entry.name == "zarr.json")
     for entry in entries:
@@ -276,7 +239,7 @@ def remove_tree(path: Path, *, durable: bool = False) -> None:
 
 
 def sync_tree(folder: Path) -> None:
-    """Bring a directory with all that is in it to the disk, and its own name; links as they are."""
+    """Sync a directory, its content and its own name; links are not followed."""
     for parent, _, names in os.walk(folder, topdown=False):
         for path in (Path(parent, name) for name in names):
             if stat.S_ISREG(path.lstat().st_mode):
@@ -286,7 +249,7 @@ def sync_tree(folder: Path) -> None:
 
 
 def sync_names(path: Path) -> None:
-    """Bring the name of a path and of all directories above it to the disk."""
+    """Sync the name of a path and those of all directories above it."""
     for parent in path.absolute().parents:
         try:
             sync_path(parent)

@@ -1,8 +1,8 @@
-"""Opening files of a store: regular ones, to which a link may lead, and nothing that blocks.
+"""Zarr's store in a local directory: only regular files are read, and `files` makes all changes.
 
-A store may hold links to regular files, as those of DataLad and git-annex do. A FIFO, a device or
-a directory in the place of a chunk would stop a reader for ever, or feed it without an end, and a
-link that leads nowhere would read as a chunk that was never written.
+Links to regular files are followed, as DataLad and git-annex make them. A FIFO or a device in the
+place of a chunk would block a reader or never end, and a dangling link would read as a chunk that
+was never written.
 """
 
 import asyncio
@@ -38,13 +38,8 @@ def open_regular(path: str | Path) -> int:
 
     Raises
     ------
-    FileNotFoundError
-        If there is nothing.
     StoreFormatError
-        If something else stands there: a directory, a FIFO, a device, a link that leads nowhere or
-        round in a circle, or a file in the place of a folder.
-    OSError
-        As the file system raises it.
+        If anything but a regular file is there, such as a FIFO or a dangling link.
     """
     try:
         descriptor = os.open(path, _FLAGS | _BINARY)
@@ -77,8 +72,19 @@ def _unexpected(path: str | Path, what: str) -> StoreFormatError:
     return StoreFormatError(f"{path} is {what}: a store is made of regular files")
 
 
-class RegularFiles(LocalStore):
-    """Zarr's store in a directory, of which only regular files are read."""
+class LocalFiles(LocalStore):
+    """A LocalStore that reads only regular files and removes nothing through a link.
+
+    If it is `durable`, each change is on the disk before its call returns.
+    """
+
+    def __init__(self, root: Path | str, *, read_only: bool = False, durable: bool = False) -> None:
+        super().__init__(root, read_only=read_only)
+        self.durable = durable
+
+    def with_read_only(self, read_only: bool = False) -> Self:
+        """The same place with or without the right to write."""
+        return type(self)(self.root, read_only=read_only, durable=self.durable)
 
     async def get(
         self,
@@ -122,28 +128,6 @@ class RegularFiles(LocalStore):
             file.seek(start)
             content = file.read(max(stop - start, 0))
         return (prototype or default_buffer_prototype()).buffer.from_bytes(content)
-
-
-class LocalFiles(RegularFiles):
-    """A LocalStore that can be durable and removes nothing through a link.
-
-    Parameters
-    ----------
-    root
-        Directory.
-    read_only
-        As zarr's own.
-    durable
-        Whether each change is on the disk before it returns.
-    """
-
-    def __init__(self, root: Path | str, *, read_only: bool = False, durable: bool = False) -> None:
-        super().__init__(root, read_only=read_only)
-        self.durable = durable
-
-    def with_read_only(self, read_only: bool = False) -> Self:
-        """The same place with or without the right to write."""
-        return type(self)(self.root, read_only=read_only, durable=self.durable)
 
     def set_sync(self, key: str, value: Buffer) -> None:
         """Replace the value of a key."""
@@ -190,7 +174,7 @@ class LocalFiles(RegularFiles):
 
 
 def _range(request: ByteRequest | None, size: int) -> tuple[int, int]:
-    """First byte and end of what is asked for."""
+    """First byte and end of a request."""
     if isinstance(request, RangeByteRequest):
         return request.start, request.end
     if isinstance(request, OffsetByteRequest):

@@ -1,4 +1,4 @@
-"""Where a store is: any StoreLike becomes a Zarr path and, where there is one, a directory."""
+"""Where a store is: any StoreLike becomes a Zarr path and, if it is local, a directory."""
 
 import ctypes
 import reprlib
@@ -6,7 +6,7 @@ import sys
 from collections.abc import MutableMapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
@@ -22,8 +22,10 @@ from zarrpipe.errors import (
     StoreFormatError,
     StoreNotADirectoryError,
 )
-from zarrpipe.store.backend.local_store import LocalFiles, RegularFiles
+from zarrpipe.store.backend.local_store import LocalFiles
+from zarrpipe.store.backend.lock import Holder, WriterLock
 from zarrpipe.store.backend.mapping import libc
+from zarrpipe.store.backend.swap import is_vacant, remove_leftovers
 from zarrpipe.store.format.validate import translate_zarr_errors
 
 StoreLike = str | Path | Store | StorePath | dict[str, Any]
@@ -46,17 +48,37 @@ _FAR = frozenset(
 _ROOM_FOR_ANSWER = 512
 
 
+class StoreLock(Protocol):
+    """The right to write a store, from when it was acquired to its release."""
+
+    @property
+    def held(self) -> bool:
+        """Whether this process has the lock."""
+        ...
+
+    @property
+    def enforced(self) -> bool:
+        """Whether the place keeps other writers out."""
+        ...
+
+    def guards(self, directory: Path) -> bool:
+        """Whether this is still the lock of the store at a directory."""
+        ...
+
+    def stolen_by(self) -> Holder | None:
+        """Who took a lock that is not enforced; None while it is still ours."""
+        ...
+
+    def release(self) -> None:
+        """Give up the lock; a second call does nothing."""
+        ...
+
+
 @dataclass(frozen=True)
 class Root:
-    """A store's place.
+    """The place of a store: its Zarr store and prefix, and its directory if it is a local one.
 
-    Parameters
-    ----------
-    path
-        Zarr store and prefix.
-    directory
-        The directory of a store on a local file system, where chunks can be written by position
-        and mapped; None for every other store (and on Windows).
+    In a directory chunks can be written by position and mapped; there is none on Windows.
     """
 
     path: StorePath
@@ -64,17 +86,7 @@ class Root:
 
     @classmethod
     def of(cls, store: StoreLike) -> "Root":
-        """Place of any StoreLike.
-
-        Raises
-        ------
-        ArgumentTypeError, ArgumentError
-            If `store` names no store.
-        StoreNotADirectoryError
-            If the path is a file or leads through one.
-        MissingLibraryError
-            If the library for a URL is not installed.
-        """
+        """Place of any StoreLike, which is validated."""
         path = _regular(_store_path(store))
         if not isinstance(path.store, LocalStore):
             return cls(path, None)
@@ -87,18 +99,24 @@ class Root:
         """Whether the Zarr store was opened without the right to write."""
         return bool(self.path.store.read_only)
 
-    def for_writing(self, *, durable: bool = False) -> "Root":
-        """The same place, with a local store's changes through `zarrpipe.store.backend.files`.
+    def acquire_lock(self) -> StoreLock | None:
+        """Take the lock of the store; None for object stores and memory, which have none."""
+        if self.directory is None:
+            return None
+        if is_vacant(self.directory):
+            remove_leftovers(self.directory.resolve())  # puts back a store that a kill left aside
+        return WriterLock.of_place(self.directory)
 
-        A LocalStore of a class of the caller's own is kept, unless what it writes is to be durable.
+    def for_writing(self, *, durable: bool = False) -> "Root":
+        """The same place, where `backend.files` makes all changes of a local store.
+
+        A user's own subclass of LocalStore is kept, unless its changes have to be durable.
         """
         store = self.path.store
-        if not isinstance(store, LocalStore):
-            return self
-        if type(store) not in (LocalStore, RegularFiles, LocalFiles) and not durable:
-            return self
-        wrapped = LocalFiles(store.root, read_only=store.read_only, durable=durable)
-        return replace(self, path=StorePath(wrapped, self.path.path))
+        if isinstance(store, LocalStore) and (durable or type(store) is LocalFiles):
+            wrapped = LocalFiles(store.root, read_only=store.read_only, durable=durable)
+            return replace(self, path=StorePath(wrapped, self.path.path))
+        return self
 
     def open_group(self) -> zarr.Group | None:
         """Root group, without consolidated metadata (which shows the past); None without one."""
@@ -122,13 +140,7 @@ class Root:
                 return None
 
     def _refuse_old_zarr(self) -> None:
-        """Refuse a place where Zarr v2 data stand, beside which nothing may be written.
-
-        Raises
-        ------
-        StoreFormatError
-            If they do.
-        """
+        """Refuse a place with Zarr v2 data, beside which nothing may be written."""
         try:
             found = zarr.open(self.path, mode="r", zarr_format=2, use_consolidated=False)
         except (GroupNotFoundError, FileNotFoundError):
@@ -143,11 +155,11 @@ class Root:
 
 
 def _regular(path: StorePath) -> StorePath:
-    """The same place, read through `RegularFiles` where it is a local one of Zarr's own."""
+    """The same place, read through `LocalFiles` if it is a plain LocalStore."""
     store = path.store
     if type(store) is not LocalStore:
         return path
-    return StorePath(RegularFiles(store.root, read_only=store.read_only), path.path)
+    return StorePath(LocalFiles(store.root, read_only=store.read_only), path.path)
 
 
 def _store_path(store: StoreLike) -> StorePath:
@@ -166,15 +178,15 @@ def _store_path(store: StoreLike) -> StorePath:
     if isinstance(store, str | Path):
         if "\0" in str(store):
             raise ArgumentError(f"{str(store)!r} has a NUL character, which no path may have")
-        return StorePath(RegularFiles(Path(store).expanduser().absolute()))
+        return StorePath(LocalFiles(Path(store).expanduser().absolute()))
     raise ArgumentTypeError(
-        f"{reprlib.repr(store)} is no store but of type {type(store).__name__}: expected a path, "
-        "a URL, a zarr Store or StorePath, or a dict"
+        f"{reprlib.repr(store)} is of type {type(store).__name__}, expected a path, a URL, a zarr "
+        "Store or StorePath, or a dict"
     )
 
 
 def _from_url(url: str) -> FsspecStore:
-    """Store of a URL that fsspec knows."""
+    """Store at a URL of a protocol of fsspec."""
     protocol = url.partition("://")[0]
     try:
         return FsspecStore.from_url(url)
@@ -184,13 +196,13 @@ def _from_url(url: str) -> FsspecStore:
         ) from error
     except ValueError as error:
         raise ArgumentError(
-            f"{url} is no URL that can be opened ({error}): expected a path, or a URL whose "
+            f"{url} is not a URL that can be opened ({error}): expected a path, or a URL whose "
             "protocol fsspec knows, such as s3://bucket/store"
         ) from error
 
 
 def _library_of(protocol: str) -> str:
-    """What pip installs for a protocol."""
+    """Name for pip of the library of a protocol."""
     try:
         from fsspec.registry import known_implementations  # type: ignore[import-untyped]  # noqa: PLC0415  an extra
     except ImportError:
@@ -202,7 +214,7 @@ def _library_of(protocol: str) -> str:
 
 
 def _check_directory(directory: Path) -> None:
-    """Refuse a path that is a file or leads through one."""
+    """Refuse a path that is a file or below one."""
     for place in (directory, *directory.parents):
         if place.is_dir():
             return
@@ -216,11 +228,11 @@ def _check_directory(directory: Path) -> None:
 
 
 def is_far(directory: Path) -> bool:
-    """Whether files of a directory may change on another machine behind the page cache.
+    """Whether another machine may change files of a directory behind the page cache.
 
-    There a page that was mapped before another host filled it can stay as it was, and a file that
-    another host removes takes its pages with it. Cluster file systems that keep mappings coherent
-    (Lustre, GPFS) are not among them. Known on Linux; False elsewhere, and for what is not there.
+    On such file systems a mapped page can stay stale after another host has filled it, and goes
+    away with a file that another host removes. Those that keep maps coherent (Lustre, GPFS) do not
+    count. Always False off Linux, and for a directory that does not exist.
     """
     if sys.platform != "linux" or not hasattr(libc(), "statfs"):
         return False

@@ -1,4 +1,4 @@
-"""Ranges of addresses into which files are mapped where we say."""
+"""Files mapped into reserved ranges of addresses, and the C library's calls for that."""
 
 import ctypes
 import errno
@@ -14,7 +14,7 @@ _MOST_MAPS, _COUNT_EACH = 50_000, 256  # Linux gives a process 65,530, threads a
 
 @functools.cache
 def libc() -> ctypes.CDLL:
-    """The C library of the process; what a system lacks is no attribute of it."""
+    """The C library; calls that a system lacks are not attributes of it."""
     found = ctypes.CDLL(None, use_errno=True)
     pointer, size, integer = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
     found.mmap.restype = pointer
@@ -31,20 +31,14 @@ def libc() -> ctypes.CDLL:
 
 
 def maps_left() -> int:
-    """How many more files may be mapped before this process is short of maps."""
+    """How many more files this process may map."""
     return _MOST_MAPS - sum(map(len, list(_STARTS.values())))
 
 
 class AddressRange:
-    """Reserved addresses, given back when nothing refers to them any more.
+    """`size` bytes of reserved addresses, freed when nothing refers to them any more.
 
-    ``np.asarray`` of it is a read-only array of its bytes, which may be touched where something
-    was mapped.
-
-    Parameters
-    ----------
-    size
-        Bytes.
+    ``np.asarray`` of it is a read-only array of its bytes; only mapped ones may be touched.
     """
 
     def __init__(self, size: int) -> None:
@@ -63,25 +57,19 @@ class AddressRange:
         }
 
     def map(self, start: int, size: int, descriptor: int) -> None:
-        """Map the beginning of a file, shared and read only; zeros for a descriptor of -1.
-
-        Raises
-        ------
-        OSError
-            If the system refuses, or the process would be short of maps.
-        """
+        """Map the beginning of a file, shared and read only; zeros for a descriptor of -1."""
         if start not in self.starts and len(self.starts) % _COUNT_EACH == 0 and maps_left() <= 0:
             raise OSError(
                 errno.ENOMEM,
                 f"{_MOST_MAPS} chunk files are mapped in this process, and Linux allows hardly "
-                "more: let go of readers, or give the stores larger chunks (defragment)",
+                "more: close readers, or give the stores larger chunks (defragment)",
             )
         kind = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS if descriptor < 0 else mmap.MAP_SHARED
         _mmap(self.address + start, size, mmap.PROT_READ, kind | _MAP_FIXED, descriptor)
         self.starts.add(start)
 
     def drop_pages(self, size: int) -> None:
-        """Let go of the memory of what is mapped in the first bytes; it is read again if needed."""
+        """Drop the pages of the first bytes from this process; they are read again when needed."""
         libc().madvise(self.address, size, mmap.MADV_DONTNEED)
 
 
@@ -95,7 +83,7 @@ def _give_back(address: int, size: int) -> None:
 
 
 def _mmap(address: int | None, size: int, protection: int, flags: int, descriptor: int) -> int:
-    """Call mmap, which Python's own module cannot place at an address."""
+    """Call mmap at an address, which Python's own module cannot."""
     result = libc().mmap(address, size, protection, flags, descriptor, 0)
     if result is None or result == ctypes.c_void_p(-1).value:
         error = ctypes.get_errno()

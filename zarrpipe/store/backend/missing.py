@@ -1,8 +1,8 @@
-"""Chunks that are not there: where that is legitimate, and where rows were lost with them.
+"""Which chunks may be absent, and where rows were lost with an absent one.
 
-Zarr reads a chunk that is not there as the fill value, and whoever wrote it may have left it out
-for that. Arrays that zarrpipe makes say whether it leaves any out (see `is_dense`); readers,
-rewrites and checks go by that alone.
+Zarr reads an absent chunk as the fill value, and a writer may have left it out for that reason.
+Arrays that zarrpipe makes record whether it leaves any out (see `is_dense`); readers, rewrites and
+checks go by that alone.
 """
 
 from typing import Any
@@ -19,17 +19,10 @@ from zarrpipe.store.format.metadata import Attributes
 
 
 def allowed_absent_chunks(attributes: Attributes, path: str) -> AbsentChunks:
-    """Which chunks of a dense array may not be there.
+    """Which chunks may be absent of the array at a path of a store, if the array is dense.
 
-    All are written of what was written, and only an array that came later has rows before that were
-    not. Other writers than zarrpipe may leave out what is all fill.
-
-    Parameters
-    ----------
-    attributes
-        Of the root of its store.
-    path
-        Place of the array.
+    zarrpipe writes every chunk, except those of a nullable field before the first sample that has
+    it. Other writers may leave out any chunk of fill values.
     """
     if not attributes.ours:
         return "any"
@@ -38,62 +31,31 @@ def allowed_absent_chunks(attributes: Attributes, path: str) -> AbsentChunks:
 
 
 class MissingChunks:
-    """Looks for chunks, or shards, of one array that are not there and should be.
-
-    Parameters
-    ----------
-    absent_chunks
-        Which of them may not be there, if the array is dense.
-    """
+    """Looks for chunks, or shards, of one array that are absent and must not be."""
 
     def __init__(self, absent_chunks: AbsentChunks) -> None:
-        self._absent_chunks, self._lead = absent_chunks, 0
+        self._absent_chunks, self._leading = absent_chunks, 0
 
     def refuse(self, array: zarr.Array[Any], start: int, values: AnyArray) -> None:
-        """Refuse committed rows that are the fill value because their chunk is not there.
-
-        Parameters
-        ----------
-        array
-            The array, as it is now.
-        start
-            First row.
-        values
-            Rows from there on, as they were read.
-
-        Raises
-        ------
-        StoreFormatError
-            If a chunk is missing.
-        """
+        """Raise StoreFormatError if committed rows from `start` on are fill for lack of a chunk."""
         if self._absent_chunks == "any" or not is_dense(array):
             return
         unit = int((array.shards or array.chunks)[0])
         for index in find_absent_chunks(array, start, values):
             end = min(start + len(values), (index + 1) * unit)
-            if self._absent_chunks == "leading" and end % unit == 0 and self._leads(array, index):
-                continue
-            raise lost_chunk(chunk_place(array, index), index * unit, end)
+            leading = self._absent_chunks == "leading" and end % unit == 0
+            if not (leading and self._leads(array, index)):
+                raise lost_chunk(chunk_place(array, index), index * unit, end)
 
     def _leads(self, array: zarr.Array[Any], index: int) -> bool:
-        """Whether there is no chunk before one that is not there."""
-        while self._lead < index and not sync(chunk_place(array, self._lead).exists()):
-            self._lead += 1
-        return self._lead >= index
+        """Whether all chunks before an absent one are absent."""
+        while self._leading < index and not sync(chunk_place(array, self._leading).exists()):
+            self._leading += 1
+        return self._leading >= index
 
 
 def find_absent_chunks(array: zarr.Array[Any], start: int, values: AnyArray) -> list[int]:
-    """Numbers of the chunks, or shards, that are not there, of rows that were read.
-
-    Parameters
-    ----------
-    array
-        The array.
-    start
-        First row.
-    values
-        Rows from there on, as they were read.
-    """
+    """Numbers of the absent chunks, or shards, of `values` that were read from row `start` on."""
     unit, stop = int((array.shards or array.chunks)[0]), start + len(values)
     found = []
     for index in range(start // unit, -(-stop // unit)) if values.size else ():
@@ -105,7 +67,7 @@ def find_absent_chunks(array: zarr.Array[Any], start: int, values: AnyArray) -> 
 
 
 def lost_chunk(place: object, start: int, stop: int) -> StoreFormatError:
-    """What to raise where the chunk, or shard, of committed rows is not there."""
+    """The error for an absent chunk, or shard, of committed rows."""
     return StoreFormatError(
         f"{place} is not there, and should hold rows {start} to {stop}: it was removed, the store "
         "was not copied whole, or it was copied with Zarr, which needs write_empty_chunks=True for "

@@ -1,10 +1,11 @@
-"""A complete store that was written beside a place takes that place, by one rename.
+"""Write a complete store beside a place, then let it take that place by one rename.
 
-What is being written stands in a hidden directory beside its place, named after it and locked. A
-writer that is killed leaves that directory, or the old store in it; whoever writes there next
-removes it, since the lock is then nobody's.
+The new store is written into a hidden, locked directory beside its place, named after it. A writer
+that is killed leaves that directory, or the old store in it; the next writer of the place takes the
+lock, which is nobody's then, and removes it.
 """
 
+import errno
 import os
 import re
 import shutil
@@ -13,20 +14,29 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from zarrpipe.errors import StoreExistsError, StoreLockedError
+from zarrpipe.errors import StoreExistsError, StoreLockedError, StoreRenameError
 from zarrpipe.store.backend import files
 from zarrpipe.store.backend.lock import WriterLock
 from zarrpipe.store.format.layout import GROUPS
 
 _TRIALS, _BLOCK = 8, 1 << 23
-_TAKEN = (FileExistsError, FileNotFoundError, StoreLockedError)  # another removes it, or writes it
+_TAKEN = (FileExistsError, FileNotFoundError, StoreLockedError)  # by another writer
+_NOT_RENAMED = (errno.EXDEV, errno.EBUSY)
 
 
 @contextmanager
 def temp_sibling(place: Path) -> Iterator[tuple[Path, WriterLock]]:
-    """Locked empty directory beside a place; on an error it is removed and its lock released."""
+    """Locked empty directory beside a place; on an error it is removed and its lock released.
+
+    Raises
+    ------
+    StoreRenameError
+        If a directory beside the place cannot be renamed to it.
+    """
     remove_leftovers(place)
     files.make_folders(place.parent, durable=True)
+    if place.exists() and place.stat().st_dev != place.parent.stat().st_dev:
+        raise _cannot_rename(place)
     room, lock = _locked_room(place)
     try:
         yield room, lock
@@ -36,8 +46,16 @@ def temp_sibling(place: Path) -> Iterator[tuple[Path, WriterLock]]:
         raise
 
 
+def _cannot_rename(place: Path) -> StoreRenameError:
+    return StoreRenameError(
+        f"{place} cannot be replaced by a new store: it is a mount point, or in a layer of a "
+        "container's image. It is left as it is: write the new store to another place "
+        "(zarrpipe.merge), or copy this one into a directory of a volume (cp -a)"
+    )
+
+
 def _locked_room(place: Path) -> tuple[Path, WriterLock]:
-    """New locked directory; another if a writer that tidies up takes it before it is locked."""
+    """New locked directory; another if a writer that removes leftovers takes it first."""
     for _ in range(_TRIALS):
         room = place.with_name(f".{place.name}.rewrite-{uuid.uuid4().hex[:8]}")
         with suppress(*_TAKEN):
@@ -49,12 +67,12 @@ def _locked_room(place: Path) -> tuple[Path, WriterLock]:
 
 
 def remove_leftovers(place: Path) -> None:
-    """Remove what writers that were killed left beside a place.
+    """Remove what killed writers left beside a place.
 
-    Where directories cannot be swapped at once, a kill can leave the store itself aside; it is
-    put back. Where another was made at the place by then, both are left.
+    Where directories cannot be swapped atomically, a kill can leave the store itself aside; it is
+    put back. If another store was made at the place by then, both are left.
     """
-    for left in reversed(find_leftovers(place)):  # what was put aside is looked at first
+    for left in reversed(find_leftovers(place)):  # a store that was put aside comes first
         try:
             lock = WriterLock(left)
         except _TAKEN:
@@ -70,7 +88,7 @@ def remove_leftovers(place: Path) -> None:
 
 
 def find_leftovers(place: Path) -> list[Path]:
-    """What writers that were killed, or are writing, have beside a place, by name."""
+    """Directories of rewrites beside a place, by writers that were killed or are at work."""
     name = re.compile(rf"\.{re.escape(place.name)}\.rewrite-[0-9a-f]{{8}}(\.old)?")
     if not place.parent.is_dir():
         return []
@@ -78,34 +96,38 @@ def find_leftovers(place: Path) -> list[Path]:
 
 
 def discard(folder: Path) -> None:
-    """Remove a directory that nobody needs, as far as it can be; whoever comes next tries again."""
+    """Remove an unneeded directory as far as possible; the next writer tries again."""
     with suppress(OSError):
         files.remove_tree(folder)
 
 
 def is_vacant(place: Path) -> bool:
-    """Whether nothing or an empty directory, which a rename replaces, is at a place."""
+    """Whether nothing, or an empty directory, which a rename replaces, is at a place."""
     return not place.exists() or (place.is_dir() and next(place.iterdir(), None) is None)
 
 
 def _half_swapped(left: Path) -> bool:
-    """Whether a room, or the store that was put aside for it, was left before the room moved in."""
+    """Whether a kill came between the two renames by which a new store takes its place."""
     room = left.with_suffix("") if left.suffix == ".old" else left
     return room.exists() and room.with_name(f"{room.name}.old").exists()
 
 
 def move_into_place(room: Path, place: Path) -> None:
-    """Give a place, where nothing or an empty directory is, to the store in a room beside it.
+    """Rename a complete store to a vacant place beside it.
 
     Raises
     ------
     StoreExistsError
-        If something has come to stand there.
+        If the place is not vacant any more.
+    StoreRenameError
+        If the place is a mount point.
     """
     files.sync_tree(room)
     try:
         files.rename(room, place)
     except OSError as error:
+        if error.errno in _NOT_RENAMED:
+            raise _cannot_rename(place) from error
         if not place.exists():
             raise
         raise StoreExistsError(
@@ -116,14 +138,10 @@ def move_into_place(room: Path, place: Path) -> None:
 
 
 def swap_into_place(room: Path, place: Path, ours: frozenset[str]) -> None:
-    """Exchange the store at a place for the one in a room beside it, which gets the old one.
+    """Swap a complete store with the one at the place beside it, which the room gets.
 
-    Parameters
-    ----------
-    room, place
-        Directories of complete stores.
-    ours
-        Arrays of the old store that zarrpipe made; what else is there comes along.
+    `ours` are the arrays of the old store that zarrpipe made; everything else is linked or copied
+    into the new one first.
     """
     _link_others(place, room, ours)
     files.sync_tree(room)
@@ -131,10 +149,21 @@ def swap_into_place(room: Path, place: Path, ours: frozenset[str]) -> None:
 
 
 def swap_directories(first: Path, second: Path) -> None:
-    """Let two directories swap their names, at once where the system can, and sync both places."""
+    """Swap the names of two directories, atomically where the system can, and sync both places.
+
+    Raises
+    ------
+    StoreRenameError
+        If `first` cannot be renamed; then nothing has changed.
+    """
     if not files.atomic_swap(first, second):
         aside = second.with_name(f"{second.name}.old")
-        files.rename(first, aside)
+        try:
+            files.rename(first, aside)
+        except OSError as error:
+            if error.errno in _NOT_RENAMED:
+                raise _cannot_rename(first) from error
+            raise
         try:
             files.rename(second, first)
         except BaseException:
@@ -146,7 +175,7 @@ def swap_directories(first: Path, second: Path) -> None:
 
 
 def _link_others(source: Path, target: Path, ours: frozenset[str]) -> None:
-    """Let what zarrpipe did not make stand in the new store too."""
+    """Link or copy everything that zarrpipe did not make into the new store."""
     others = [Path(entry.name) for entry in source.iterdir()]
     others = [path for path in others if path.name not in (*GROUPS, "zarr.json")]
     for group in GROUPS:
@@ -157,7 +186,7 @@ def _link_others(source: Path, target: Path, ours: frozenset[str]) -> None:
 
 
 def _link(source: Path, target: Path) -> None:
-    """Other names for files, and copies where a file can have but one; links as links."""
+    """Hard links to files, or copies where the file system has none; links as links."""
     if source.is_dir() and not source.is_symlink():
         files.make_folder(target)
         for entry in source.iterdir():
@@ -174,7 +203,7 @@ def _link(source: Path, target: Path) -> None:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Copy of a regular file, some megabytes at a time."""
+    """Copy a regular file, some megabytes at a time."""
     descriptor, at = files.create(target), 0
     try:
         with source.open("rb") as content:

@@ -28,14 +28,8 @@ class RowFetcher(Protocol):
         """Where the rows go."""
         ...
 
-    def ensure_cached(
-        self,
-        wanted: Sequence[tuple["CachedArray", Int64Array, Int64Array]],
-        attempt: int = 0,
-        *,
-        keep: bool = False,
-    ) -> object:
-        """Fetch those of some rows that are not cached."""
+    def keep(self, array: "CachedArray", rows: int) -> None:
+        """Cache the first rows of an array, and protect them from eviction."""
         ...
 
 
@@ -101,8 +95,7 @@ class CachedArray:
         """Cache the first `rows` and protect them from eviction; meant for small arrays."""
         self.commit(rows)
         if rows > self._kept:
-            every = np.array([0], dtype=np.int64), np.array([rows], dtype=np.int64)
-            self._source().ensure_cached([(self, *every)], keep=True)
+            self._source().keep(self, rows)
             self._kept = rows
 
     def grow(self) -> None:
@@ -116,7 +109,7 @@ class CachedArray:
         return self._settled == evictions and self._complete >= self._committed
 
     def settle(self, evictions: int, commits: int) -> None:
-        """Find out whether all rows are cached, unless the cache's counts are those of last time.
+        """Find out whether all rows are cached, if the counts of the cache have changed.
 
         `evictions` was counted before the rows were looked at.
         """
@@ -151,7 +144,7 @@ class CachedArray:
         return np.flatnonzero(touched)
 
     def look(self, units: Int64Array) -> tuple[Int64Array, Int64Array]:
-        """Generation of each of `units`, and those of them that lack committed rows."""
+        """Generation of each unit, and the units that lack committed rows."""
         unit_rows, table = self.file.unit_rows, self.file.table
         generations = table[units, GENERATION]  # before the rows; see UnitFile.clear
         wanted = np.minimum(unit_rows, self._committed - units * unit_rows)

@@ -1,5 +1,6 @@
 """Which cache belongs to a store, the directory that holds it, and the lock of that directory."""
 
+import errno
 import hashlib
 import json
 import os
@@ -59,13 +60,7 @@ def _changed(place: StorePath) -> int:
 
 
 class FileLock:
-    """A lock of one file, between the threads and the processes of one machine.
-
-    Parameters
-    ----------
-    path : Path, optional
-        The file, created if it does not exist; None where no other process can see the cache.
-    """
+    """A lock of one file, or of nothing, between the threads and the processes of one machine."""
 
     def __init__(self, path: Path | None) -> None:
         self._mutex = threading.RLock()
@@ -94,13 +89,7 @@ class FileLock:
 
 
 class CacheDirLock:
-    """The right to use the directory of a cache, held from construction to `close`.
-
-    Raises
-    ------
-    StoreFormatError
-        If the directory holds other files than those of a cache, or a cache of another version.
-    """
+    """The right to use the directory of a cache, held from construction to `close`."""
 
     def __init__(self, directory: Path | None, identity: str) -> None:
         self.directory = None if directory is None else directory / identity
@@ -152,8 +141,10 @@ def _make(directory: Path, identity: str) -> None:
     (partial / _NOTE).write_text(json.dumps(note))
     try:
         partial.rename(directory)
-    except OSError:  # another process was faster
+    except OSError as error:
         shutil.rmtree(partial)
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+            raise  # otherwise another process was faster
 
 
 def _check(directory: Path, identity: str) -> None:

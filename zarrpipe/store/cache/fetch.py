@@ -5,6 +5,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -24,38 +25,20 @@ _GROUP_UNITS, _GROUP_SECONDS = 256, 0.05
 _SYNC_SECONDS = 30.0
 
 
-class Task:
-    """Work for a thread, and its outcome.
-
-    Parameters
-    ----------
-    work
-        Called in a thread; it ends the task by `finish`, now or later, unless it raises.
-    size
-        Bytes that the work holds in memory.
-    """
+class Task(Future[None]):
+    """Work for a thread, which ends by `finish`, now or later, and the bytes that it holds."""
 
     def __init__(self, work: Callable[["Task"], None], size: int) -> None:
+        super().__init__()
         self.work, self.size = work, size
         self.last_used = 0
-        self._ended = threading.Event()
-        self._error: BaseException | None = None
-
-    @property
-    def ended(self) -> bool:
-        """Whether the task has ended."""
-        return self._ended.is_set()
 
     def finish(self, error: BaseException | None = None) -> None:
         """End the task."""
-        self._error = error
-        self._ended.set()
-
-    def wait(self) -> None:
-        """Wait for the end, and raise the error that it had."""
-        self._ended.wait()
-        if self._error is not None:
-            raise self._error
+        if error is None:
+            self.set_result(None)
+        else:
+            self.set_exception(error)
 
 
 class FetchPool:
@@ -109,7 +92,7 @@ class FetchPool:
             return self._changed.wait_for(lambda: self._threads == 0, timeout)
 
     def _start(self) -> None:
-        """Start a thread; where the system has no more of them, those that run have to do."""
+        """Start a thread; if the system has none left, the running ones do all work."""
         self._threads += 1
         try:
             threading.Thread(target=self._serve, name="zarrpipe-fetch", daemon=True).start()
@@ -200,7 +183,7 @@ class Fetcher:
             new = []
             for unit in units.tolist():
                 task = self._tasks.get((array.path, unit))
-                if task is None or task.ended:
+                if task is None or task.done():
                     new.append(unit)
                 else:
                     task.last_used = max(task.last_used, last_used)

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
+
 from zarrpipe.data.csr import Int64Array
 from zarrpipe.errors import ArgumentError, StoreClosedError
 from zarrpipe.store.backend.array_reader import AbsentChunks, OpenArray
@@ -63,20 +65,13 @@ class RowCache:
     identity : str
         Name of the cache; see `cache_identity`.
     directory : Path, optional
-        Directory for caches on a local disk, shared by the processes of this machine and kept.
-        None caches in memory of this process.
+        Directory of caches on a local disk, shared by processes; None for memory of this one.
     limit : int, optional
-        Decoded bytes to hold at most. One call that needs more gets more.
+        Decoded bytes to hold at most; one call that needs more gets more.
     check : callable, optional
-        Called in any thread after rows were fetched and before they are trusted; raises if the
-        store is not the one any more that `identity` names.
+        Called in any thread before fetched rows are trusted; raises if the store has changed.
     threads : int
         Concurrent reads, each of up to four consecutive units.
-
-    Raises
-    ------
-    StoreFormatError
-        If something else occupies the place in the directory.
     """
 
     def __init__(
@@ -123,7 +118,7 @@ class RowCache:
         for task in tasks[:1]:
             task.work(task)
         for task in tasks:
-            task.wait()
+            task.result()
 
     def read_settled(self, arrays: Sequence[CachedArray], copy: Callable[[], object]) -> bool:
         """Call `copy` if all rows of some arrays are known to be cached, which is cheap to tell.
@@ -149,23 +144,10 @@ class RowCache:
             attempt += 1
 
     def ensure_cached(self, wanted: Wanted, attempt: int = 0, *, keep: bool = False) -> Lease:
-        """Fetch those of some rows that are not cached, and return when all are.
+        """Fetch the rows that are not cached yet, and return when all are.
 
-        Parameters
-        ----------
-        wanted
-            Committed rows; see `Wanted`.
-        attempt
-            How many leases of the same rows were not intact; the more, the longer they are safe.
-        keep
-            Whether to protect the units from eviction as long as any process has the cache open.
-
-        Raises
-        ------
-        OSError
-            If a unit cannot be fetched or written to the cache; it does not count as cached then.
-        StoreFormatError
-            If it cannot be decoded.
+        `attempt` counts leases of the same rows that were not valid; each protects them for longer.
+        With `keep`, they are protected as long as any process has the cache open.
         """
         cache = self.cache
         evictions = cache.evictions
@@ -178,6 +160,11 @@ class RowCache:
             lease = self._fetch(cache, needed, attempt, keep=keep)
         self._warn(cache)
         return lease
+
+    def keep(self, array: CachedArray, rows: int) -> None:
+        """Cache the first rows of an array, and protect them from eviction."""
+        every = np.array([0], dtype=np.int64), np.array([rows], dtype=np.int64)
+        self.ensure_cached([(array, *every)], keep=True)
 
     def prefetch(self, wanted: Wanted) -> None:
         """Fetch rows in the background; what does not fit the queue is left for `ensure_cached`."""
@@ -223,7 +210,7 @@ class RowCache:
                 break
             self._fetcher.pool.hurry(tasks)
             for task in in_order(tasks, self._threads):
-                task.wait()
+                task.result()
             attempt, again = attempt + again, True
         for array, units in needed:
             if evictions or cache.limit is not None:

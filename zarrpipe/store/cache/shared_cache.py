@@ -19,7 +19,15 @@ from zarrpipe.data.csr import Int64Array
 from zarrpipe.errors import StoreFormatError
 from zarrpipe.store.backend.files import write_at
 from zarrpipe.store.cache.directory import CacheDirLock, boot_id, remove_superseded
-from zarrpipe.store.cache.units import GENERATION, KEPT, LAST_USED, ROWS, SYNCED, Folder, UnitFile
+from zarrpipe.store.cache.units import (
+    GENERATION,
+    KEPT,
+    LAST_USED,
+    ROWS,
+    SYNCED,
+    UnitFile,
+    open_file,
+)
 
 _BOOT, _BOOT_2, _USED, _EVICTIONS, _COMMITS = range(5)
 _HEADER_BYTES = 4096
@@ -32,11 +40,6 @@ class SharedCache:
 
     It holds at most `limit` bytes unless units that are in use at once need more. Without a
     directory it is in memory of this process.
-
-    Raises
-    ------
-    StoreFormatError
-        If something else occupies the place, or another machine uses it.
     """
 
     def __init__(self, identity: str, directory: Path | None, limit: int | None) -> None:
@@ -51,7 +54,7 @@ class SharedCache:
     @property
     def name(self) -> str:
         """Where the cache is, for a message."""
-        return "in memory" if self._folder.directory is None else str(self._folder.directory)
+        return "in memory" if self._directory is None else str(self._directory)
 
     @property
     def evictions(self) -> int:
@@ -74,7 +77,7 @@ class SharedCache:
             known = self._files.get(path)
             if known is None or (known.unit_rows, known.row_bytes) != (unit_rows, row_bytes):
                 name = quote(path, safe="")
-                self._files[path] = UnitFile(self._folder, name, unit_rows, row_bytes)
+                self._files[path] = UnitFile(self._directory, name, unit_rows, row_bytes)
             return self._files[path]
 
     def allocate(self, file: UnitFile, rows: int) -> None:
@@ -139,7 +142,7 @@ class SharedCache:
 
     def sync(self) -> None:
         """Sync what the cache holds, so that it survives a power cut."""
-        if self._folder.directory is None:
+        if self._directory is None:
             return
         for file in list(self._files.values()):
             written = np.flatnonzero((file.table[:, ROWS] > 0) & (file.table[:, SYNCED] == 0))
@@ -174,8 +177,8 @@ class SharedCache:
                 dir_lock.close()
                 return False
             self._dir_lock, self._lock = dir_lock, dir_lock.lock
-            self._folder = Folder(dir_lock.directory)
-            self._header_file = self._folder.open("header")
+            self._directory = dir_lock.directory
+            self._header_file = open_file(self._directory, "header")
             if os.fstat(self._header_file).st_size < _HEADER_BYTES:
                 write_at(self._header_file, memoryview(bytes(_HEADER_BYTES)), 0)
             self._header = memoryview(mmap.mmap(self._header_file, _HEADER_BYTES)).cast("q")
@@ -188,7 +191,7 @@ class SharedCache:
         if not (alone or same):
             self.forget()
             raise StoreFormatError(
-                f"{self._folder.directory} is in use on another machine: give each machine a "
+                f"{self._directory} is in use on another machine: give each machine a "
                 "cache_dir on a disk of its own"
             )
         return True
@@ -206,11 +209,11 @@ class SharedCache:
 
     def _all(self) -> Iterable[UnitFile]:
         """Units of every array, including those that only other processes have open."""
-        if self._folder.directory is not None:
-            for path in self._folder.directory.glob("*.units"):
+        if self._directory is not None:
+            for path in self._directory.glob("*.units"):
                 name = unquote(path.stem)
                 if name not in self._files:
-                    self._files[name] = UnitFile(self._folder, path.stem)
+                    self._files[name] = UnitFile(self._directory, path.stem)
         return [file for file in self._files.values() if file.unit_rows]
 
     def _count(self) -> None:
@@ -242,7 +245,7 @@ class SharedCache:
                 file.locks.release(number)
         self._count()
         if need and freed < excess:
-            self.passed = self.passed or "what is in use at once needs more"
+            self.passed = self.passed or "the units in use at once need more"
 
     def _free(self, taken: Sequence[tuple[UnitFile, int]]) -> bool:
         """Free the storage of units whose locks are held; False where the file system cannot.

@@ -1,6 +1,6 @@
 """The decoded rows of one array in a sparse file, and a shared table with a line for each unit.
 
-A unit is what is fetched, locked and evicted as a whole. Rows are written before their line of the
+A unit is fetched, locked and evicted as a whole. Rows are written before their line of the
 table, so a line never promises rows that are absent. Nothing is written through the map of the
 rows: a full disk is an error of a write and not a signal.
 """
@@ -10,7 +10,6 @@ import os
 import struct
 import threading
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,37 +37,12 @@ _KEEP_SIZE, _PUNCH_HOLE = 1, 2
 _PAUSE = 0.005
 
 
-@dataclass(frozen=True)
-class Folder:
-    """Where the files of a cache are; without a directory they have no name."""
-
-    directory: Path | None
-
-    def path(self, name: str) -> Path | None:
-        """Path of a file."""
-        return None if self.directory is None else self.directory / name
-
-    def open(self, name: str) -> int:
-        """Descriptor of a file, which is created if it does not exist."""
-        path = self.path(name)
-        if path is None:
-            return _memory_file(name)
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-
-
 class UnitLocks:
     """Locks of the units of an array, between the threads and the processes of one machine.
 
-    For each unit, a byte of `path` is locked for an open file description, so a killed holder
-    loses it. Where the system has no such locks, the whole file is locked as long as this process
-    holds any unit: processes then fetch one after the other.
-
-    Parameters
-    ----------
-    path : Path, optional
-        File whose bytes are locked; None where no other process can see the cache.
-    by_unit : bool, optional
-        Whether to lock single bytes; by default where the system can.
+    For each unit, a byte of the file is locked for an open file description, so a killed holder
+    loses it. Where the system has no such locks, the whole file is locked while this process holds
+    any unit. Without a file, no other process can see the cache.
     """
 
     def __init__(self, path: Path | None, by_unit: bool | None = None) -> None:
@@ -126,32 +100,21 @@ class UnitLocks:
 
 
 class UnitFile:
-    """Rows of one array by unit.
-
-    Parameters
-    ----------
-    folder
-        Where its two files are.
-    name
-        Their name without the ending.
-    unit_rows, row_bytes
-        Rows of a unit and bytes of a row; None takes those that the files were made with.
-
-    Raises
-    ------
-    StoreFormatError
-        If the files were made for units or rows of another size.
-    """
+    """Rows of one array by unit, in two files; None takes the sizes that they were made with."""
 
     def __init__(
-        self, folder: Folder, name: str, unit_rows: int | None = None, row_bytes: int | None = None
+        self,
+        directory: Path | None,
+        name: str,
+        unit_rows: int | None = None,
+        row_bytes: int | None = None,
     ) -> None:
         self.name = name
         self.pinned: dict[int, int] = {}
         self._pinning = threading.Lock()
-        self._rows_file = folder.open(f"{name}.rows")
-        self._table_file = folder.open(f"{name}.units")
-        self.locks = UnitLocks(folder.path(f"{name}.units"))
+        self._rows_file = open_file(directory, f"{name}.rows")
+        self._table_file = open_file(directory, f"{name}.units")
+        self.locks = UnitLocks(None if directory is None else directory / f"{name}.units")
         self._map: mmap.mmap
         self._lines: Int64Array
         self._extend(0)
@@ -161,7 +124,7 @@ class UnitFile:
             self._lines[0, :2] = made = [unit_rows, row_bytes]
         if unit_rows is not None and made != [unit_rows, row_bytes]:
             raise StoreFormatError(
-                f"{folder.path(name)} was made for units of {made[0]} rows of {made[1]} bytes, the "
+                f"{directory}/{name} was made for units of {made[0]} rows of {made[1]} bytes, the "
                 f"array has {unit_rows} rows of {row_bytes}: delete the cache directory"
             )
         self.unit_rows, self.row_bytes = made
@@ -295,8 +258,10 @@ def _range_lock(descriptor: int, byte: int, kind: Literal["lock", "unlock"], *, 
     return True
 
 
-def _memory_file(name: str) -> int:
-    """Descriptor of a file without a name, in memory where the system has such files."""
+def open_file(directory: Path | None, name: str) -> int:
+    """Descriptor of a file of a cache, created if needed; without a directory, one in memory."""
+    if directory is not None:
+        return os.open(directory / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     if hasattr(os, "memfd_create"):
         return os.memfd_create(f"zarrpipe-{name}", os.MFD_CLOEXEC)
     import tempfile  # noqa: PLC0415  rarely needed

@@ -1,4 +1,4 @@
-"""The commit rule: which samples a pointer array says there are."""
+"""The commit rule: which samples of a store exist, as its pointers to atoms say."""
 
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -11,30 +11,20 @@ from zarrpipe.data.fields import LEVELS, SEGMENTED, Level
 from zarrpipe.errors import StoreFormatError
 
 _BLOCK = 1 << 17
-"""Entries that are looked at together: they stay in the cache of a core."""
+"""Pointers that are looked at together: they stay in the cache of a core."""
 
 
-class Entries(Protocol):
-    """Pointers of which single ones, or slices, can be looked at."""
+class Indexable(Protocol):
+    """Allocated pointers that can be read one by one or by slices."""
 
-    def __len__(self) -> int:
-        """Entries that are allocated."""
-        ...
+    def __len__(self) -> int: ...
 
-    def __getitem__(self, key: int | slice) -> Any:
-        """An entry, or several."""
-        ...
+    def __getitem__(self, key: int | slice) -> Any: ...
 
 
 @dataclass(frozen=True)
 class RowCounts:
-    """Committed rows of each level.
-
-    Parameters
-    ----------
-    counts
-        By the number of the level.
-    """
+    """Committed rows of each level, by its number."""
 
     counts: tuple[int, ...] = (0,) * len(LEVELS)
 
@@ -63,21 +53,19 @@ class RowCounts:
         return RowCounts(tuple(map(int.__add__, self.counts, map(int, added))))
 
 
-def committed_samples(pointers: AnyArray | Entries, known: int = 0) -> int:
-    """Number of samples that a pointer array says there are.
+def committed_samples(pointers: AnyArray | Indexable, known: int = 0) -> int:
+    """Number of samples that exist: those whose end pointer and all before it are non-zero.
 
-    A sample exists if and only if its end pointer and all before it are non-zero. The last is found
-    by steps from `known` on that double, and bisection, and what is new up to there is searched for
-    a zero: after a cut of power an entry may be missing between others. A first end of zero means
-    none, whatever follows.
+    The last is found by steps from `known` on that double, then by bisection, and the new ones are
+    searched for a zero, which a power cut may leave between others. A first end of zero means that
+    the store was emptied.
 
     Parameters
     ----------
     pointers : array [M] integer
-        Entries that are allocated, from the first on.
+        Allocated pointers, from the first on.
     known
-        Samples of which it is known that they were committed; they are not searched again, unless
-        the store was emptied.
+        Samples that were committed before; they are searched again only if the store was emptied.
 
     Examples
     --------
@@ -94,11 +82,8 @@ def committed_samples(pointers: AnyArray | Entries, known: int = 0) -> int:
     return last
 
 
-def new_samples(pointers: AnyArray | Entries, known: int) -> tuple[int, int]:
-    """Samples that were looked at, none if the store was emptied, and the last with a pointer.
-
-    See `committed_samples`.
-    """
+def new_samples(pointers: AnyArray | Indexable, known: int) -> tuple[int, int]:
+    """`known`, or 0 if the store was emptied, and the last sample that has an end pointer."""
     low, high = 0, max(len(pointers) - 1, 0)
     if high == 0 or not pointers[1]:
         return 0, 0
@@ -116,17 +101,8 @@ def new_samples(pointers: AnyArray | Entries, known: int) -> tuple[int, int]:
     return first, low
 
 
-def rising_samples(place: str, pointers: AnyArray | Entries, first: int, last: int) -> int:
-    """Number of samples that pointers to atoms say there are, in one look at those that are new.
-
-    It is what `committed_samples` gives, and `check_pointers` of these.
-
-    Parameters
-    ----------
-    place, pointers
-        As for these.
-    first, last
-        As `new_samples` gives them; `last` may be less.
+def rising_samples(place: str, pointers: AnyArray | Indexable, first: int, last: int) -> int:
+    """`committed_samples` and `check_pointers` in one pass over what `new_samples` has found.
 
     Raises
     ------
@@ -141,25 +117,8 @@ def rising_samples(place: str, pointers: AnyArray | Entries, first: int, last: i
     return fall.sample
 
 
-def check_pointers(place: str, pointers: AnyArray | Entries, samples: int, known: int) -> None:
-    """Refuse pointers that fall.
-
-    Parameters
-    ----------
-    place
-        Their name, for the message.
-    pointers : array [M] integer
-        Those of the samples and what is allocated behind.
-    samples
-        How many are committed.
-    known
-        Samples whose pointers were looked at before.
-
-    Raises
-    ------
-    StoreFormatError
-        If they do not.
-    """
+def check_pointers(place: str, pointers: AnyArray | Indexable, samples: int, known: int) -> None:
+    """Raise StoreFormatError if pointers fall between `known` and `samples` committed ones."""
     fall = _first_fall(pointers, known, samples, least=0)
     if fall is not None:
         raise fall.error(place)
@@ -167,7 +126,7 @@ def check_pointers(place: str, pointers: AnyArray | Entries, samples: int, known
 
 @dataclass(frozen=True)
 class _Fall:
-    """Pointers of a sample that do not rise, as they were when they were looked at."""
+    """The pointers of a sample that do not rise."""
 
     sample: int
     start: int
@@ -180,8 +139,8 @@ class _Fall:
         )
 
 
-def _first_fall(pointers: AnyArray | Entries, first: int, last: int, least: int) -> _Fall | None:
-    """The first sample that has not as many rows, among those from `first` up to `last`."""
+def _first_fall(pointers: AnyArray | Indexable, first: int, last: int, least: int) -> _Fall | None:
+    """The first sample from `first` up to `last` that has fewer than `least` rows (0 or 1)."""
     falls = np.less_equal if least else np.less
     for start in range(first, last, _BLOCK):
         block = np.asarray(pointers[start : min(start + _BLOCK, last) + 1], dtype=np.int64)

@@ -1,14 +1,14 @@
-"""How the arrays of a new store are chunked and compressed."""
+"""Configuration of the chunks and codecs of a new store's arrays."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
-import numpy as np
 from zarr.abc.codec import ArrayArrayCodec, ArrayBytesCodec, BytesBytesCodec, Codec
 from zarr.registry import get_codec_class
 
 from zarrpipe.data.fields import check_name, check_unit
+from zarrpipe.data.validate import check_count, check_flag
 from zarrpipe.errors import FieldError
 
 _CODEC_KEYS = {"name", "configuration"}
@@ -47,7 +47,7 @@ class ZarrArrayConfig:
     Raises
     ------
     FieldError
-        If a size is not positive, the shard is no multiple of the chunk, or a codec is unknown.
+        If a size is not positive, the shard is not a multiple of the chunk, or a codec is unknown.
     """
 
     compressors: tuple[Any, ...] | None = None
@@ -61,17 +61,12 @@ class ZarrArrayConfig:
     def __post_init__(self) -> None:
         for name in ("chunk_size", "shard_size"):
             size = getattr(self, name)
-            if size is None:
-                continue
-            whole = isinstance(size, int | np.integer) and not isinstance(size, bool)
-            if not whole or not 0 < size <= _MOST_ROWS:
-                raise FieldError(
-                    f"{name}={size!r}, expected a positive number of rows, at most {_MOST_ROWS}"
-                )
-            object.__setattr__(self, name, int(size))
+            if size is not None:
+                size = check_count(name, size, 1, _MOST_ROWS, unit="rows", error=FieldError)
+                object.__setattr__(self, name, size)
         for name in ("sharded", "write_empty_chunks"):
-            if not isinstance(getattr(self, name), bool):
-                raise FieldError(f"{name}={getattr(self, name)!r}, expected True or False")
+            flag = check_flag(name, getattr(self, name), error=FieldError)
+            object.__setattr__(self, name, flag)
         for name in ("compressors", "filters"):
             value = getattr(self, name)
             if value is not None:
@@ -83,12 +78,12 @@ class ZarrArrayConfig:
             raise FieldError(f"shard_size={self.shard_size} needs a chunk_size that divides it")
         if self.shard_size is not None and self.shard_size % (self.chunk_size or 1):
             raise FieldError(
-                f"shard_size={self.shard_size} is no multiple of chunk_size={self.chunk_size}"
+                f"shard_size={self.shard_size} is not a multiple of chunk_size={self.chunk_size}"
             )
 
     @classmethod
     def of(cls, value: "ZarrArrayConfig | Mapping[str, Any] | None") -> "ZarrArrayConfig":
-        """Config of a mapping with the same names; None is the default."""
+        """Config from a mapping with the same names; None is the default."""
         return value if isinstance(value, cls) else _from_mapping(cls, value)
 
     @property
@@ -146,15 +141,15 @@ class ZarrWriteConfig:
 
     @classmethod
     def of(cls, value: "ZarrWriteConfig | Mapping[str, Any] | None") -> Self:
-        """Config of a mapping with the same names; None is the default."""
+        """Config from a mapping with the same names; None is the default."""
         return value if isinstance(value, cls) else _from_mapping(cls, value)
 
     @classmethod
     def published(cls, level: int = 3, *, checksum: bool = False) -> Self:
-        """Config of a data set that is to be kept or sent: zstd, in shards of up to 64 MiB.
+        """Config of a data set to be kept or sent: zstd, in shards of up to 64 MiB.
 
         For `zarrpipe.merge` and `zarrpipe.compact`, which choose the rows of chunks and shards by
-        what there is. A store of this kind is decoded before it can be read at random.
+        the size of the data. A store of this kind is decoded before it can be read at random.
 
         Parameters
         ----------
@@ -180,7 +175,7 @@ class ZarrWriteConfig:
         return cls(meta=array, core=array, custom=array)
 
     def for_array(self, group: str, name: str) -> ZarrArrayConfig:
-        """Config of one array; that of ``present`` is the one of ``meta``."""
+        """Config of one array; arrays in ``present`` have that of ``meta``."""
         if name in self.field_overrides and group != "present":
             return self.field_overrides[name]
         by_group = {"meta": self.meta, "present": self.meta, "core": self.core}
@@ -188,12 +183,12 @@ class ZarrWriteConfig:
 
 
 def _codec(where: str, given: Any) -> Codec:
-    """Zarr codec of a name, of metadata, or as it is."""
+    """Zarr codec from a name, metadata or a codec object."""
     if isinstance(given, Codec):
-        return _fitting(where, given)
+        return _check_kind(where, given)
     metadata = {"name": given} if isinstance(given, str) else given
     expected = (
-        f"{where}={given!r} is no codec that zarr knows: expected a name such as 'zstd', "
+        f"{where}={given!r} is not a codec that zarr knows: expected a name such as 'zstd', "
         "{'name': 'zstd', 'configuration': {'level': 3}} or a zarr codec"
     )
     if not isinstance(metadata, Mapping) or not {"name"} <= set(metadata) <= _CODEC_KEYS:
@@ -202,11 +197,11 @@ def _codec(where: str, given: Any) -> Codec:
         codec = get_codec_class(metadata["name"]).from_dict({"configuration": {}, **metadata})
     except (TypeError, ValueError, KeyError) as error:
         raise FieldError(f"{expected} ({error})") from error
-    return _fitting(where, codec)
+    return _check_kind(where, codec)
 
 
-def _fitting(where: str, codec: Codec) -> Codec:
-    """Codec that may stand where it is given."""
+def _check_kind(where: str, codec: Codec) -> Codec:
+    """Refuse a codec of a kind that belongs to another argument."""
     if not isinstance(codec, _STEPS[where]):
         step = next(name for name, kind in _STEPS.items() if isinstance(codec, kind))
         raise FieldError(f"{where}={codec!r}, expected a codec of another kind: give it as {step}")
@@ -214,7 +209,7 @@ def _fitting(where: str, codec: Codec) -> Codec:
 
 
 def _by_field(what: str, value: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Mapping whose keys are field names."""
+    """Copy of a mapping, refused if its keys are not field names."""
     if value is not None and not isinstance(value, Mapping):
         raise FieldError(f"{what}={value!r}, expected a mapping of field names")
     for name in value or {}:
@@ -227,5 +222,5 @@ def _from_mapping(cls: type[Any], value: Any) -> Any:
         return cls()
     known = [item.name for item in fields(cls)]
     if not isinstance(value, Mapping) or set(value) - set(known):
-        raise FieldError(f"{value!r} is no {cls.__name__}: expected a mapping of {known}")
+        raise FieldError(f"{value!r} is not a {cls.__name__}: expected a mapping of {known}")
     return cls(**value)

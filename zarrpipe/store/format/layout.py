@@ -1,6 +1,6 @@
-"""Names and places inside a store, its attributes, and the sizes of its chunks.
+"""Names and places of a store's arrays, and the sizes of their chunks.
 
-The only module that knows how a store's parts are called.
+No other module knows what the parts of a store are called.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from zarrpipe.store.format.metadata import FORMAT, Attributes
 from zarrpipe.store.format.validate import check_array, native, translate_zarr_errors
 
 MARK = "zarrpipe"
-"""Attribute of every array that zarrpipe made; one that nothing names is then a leftover."""
+"""Attribute of every array that zarrpipe made; an unlisted one with it is a leftover."""
 
 GROUPS = ("meta", "core", "custom", "present")
 ATOMS_PTR, EDGES_PTR = SEGMENTED[Level.ATOM], SEGMENTED[Level.EDGE]
@@ -40,7 +40,7 @@ _META_KINDS = {
     IDS: "u",
 }
 ROW_MASKS = tuple(LEVELS[level].mask for level in SEGMENTED)
-"""Masks of levels that have pointers, of which only deletions are written."""
+"""Masks of levels that have pointers; only deletions are written to them."""
 KINDS = {Kind.FLOAT: "f", Kind.INTEGER: "iu", Kind.NUMBER: "fiu", Kind.BOOL: "biu"}
 
 _LITTLE_ENDIAN = (
@@ -54,21 +54,7 @@ _MOST_CHUNKS = 4_096
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """An array as it is created.
-
-    Parameters
-    ----------
-    path
-        Place in the store, ``group/name``.
-    level
-        What a row belongs to, for the size of its chunks.
-    dtype
-        NumPy dtype.
-    shape
-        Shape of one row.
-    fill
-        What rows hold that were never written.
-    """
+    """An array to create: its path ``group/name``, and the level, shape and fill of its rows."""
 
     path: str
     level: Level
@@ -118,8 +104,7 @@ def present_path(name: str) -> str:
 def chunk_rows(spec: ArraySpec, capacity: int, *, in_place: bool = False) -> int:
     """Rows of a chunk: a power of two, whole pages of any platform, few chunks at capacity.
 
-    Where rows are written in place, a chunk costs when it is made; elsewhere it is written anew by
-    each append, and smaller.
+    Chunks that are written in place are larger than others, which each append writes anew.
 
     Examples
     --------
@@ -139,7 +124,7 @@ def chunk_rows(spec: ArraySpec, capacity: int, *, in_place: bool = False) -> int
 def create_array(
     group: zarr.Group, spec: ArraySpec, config: ZarrWriteConfig, capacity: int
 ) -> zarr.Array[Any]:
-    """Create an array without rows, replacing what a killed writer may have left of it."""
+    """Create an array without rows, replacing what a killed writer left of it."""
     parent, name = spec.path.split("/")
     chosen = config.for_array(parent, name)
     in_place = chosen.is_plain and isinstance(group.store, LocalStore)
@@ -165,10 +150,10 @@ def create_array(
 
 
 def is_dense(array: zarr.Array[Any]) -> bool:
-    """Whether a chunk of each row that was written is there, even where all are the fill value.
+    """Whether every row that was written has its chunk, even if all its rows are the fill value.
 
-    An array of which zarrpipe did not say so is none; before it did, it left out no atoms, and
-    nothing but masks of rows where it wrote in place. Rows without values have no chunks.
+    Without the `dense` mark, assume sparse, except arrays that older versions wrote in full:
+    required fields, and plain local arrays other than masks. Rows without values have no chunks.
     """
     mark = array.attrs.get(MARK)
     if not isinstance(mark, dict) or 0 in array.shape[1:]:
@@ -202,13 +187,7 @@ def chunk_file(directory: Path, index: int, ndim: int) -> Path:
 
 
 def read_schema(group: zarr.Group, attributes: Attributes) -> Schema:
-    """Schema of a store: levels from its attributes, dtype and shape from its arrays.
-
-    Raises
-    ------
-    StoreFormatError
-        If a field that the attributes name has no array, or a level is none.
-    """
+    """Schema of a store: levels from its attributes, dtypes and shapes from its arrays."""
     fields = {}
     usual_of = {name: "core" if name in CORE_FIELDS else "custom" for name in attributes.levels}
     found = find_arrays(group, [f"{part}/{name}" for name, part in usual_of.items()])
@@ -234,7 +213,7 @@ def read_schema(group: zarr.Group, attributes: Attributes) -> Schema:
 
 
 def _with_unit(item: Field, unit: str | None, group: zarr.Group) -> Field:
-    """Field with the unit that a store has given it."""
+    """Field with the unit that the store has for it."""
     if unit is None or unit == item.unit:
         return item
     if item.name in CORE_FIELDS:
@@ -246,7 +225,7 @@ def _with_unit(item: Field, unit: str | None, group: zarr.Group) -> Field:
 
 
 def _check_field(item: Field, group: zarr.Group) -> None:
-    """Refuse a field of the registry whose rows are not what it says, as a batch does."""
+    """Refuse a field of the registry whose array has another dtype or shape of rows."""
     spec = CORE_FIELDS.get(item.name)
     if spec is None:
         return
@@ -259,12 +238,12 @@ def _check_field(item: Field, group: zarr.Group) -> None:
 
 
 def is_empty(group: zarr.Group) -> bool:
-    """Whether a group has neither attributes nor members, as one that was only just made."""
+    """Whether a group has neither attributes nor members, as one that was just created."""
     return not group.attrs.asdict() and next(iter(group.keys()), None) is None
 
 
 def find_arrays(group: zarr.Group, paths: Sequence[str]) -> dict[str, zarr.Array[Any] | None]:
-    """Arrays at paths, or None, all asked for at once where an answer takes time."""
+    """Arrays at paths, or None, requested concurrently from a remote store."""
     if isinstance(group.store, LocalStore | MemoryStore):
         return {path: find_array(group, path) for path in paths}
     with ThreadPoolExecutor(max(1, min(32, len(paths)))) as pool:
@@ -272,13 +251,7 @@ def find_arrays(group: zarr.Group, paths: Sequence[str]) -> dict[str, zarr.Array
 
 
 def find_array(group: zarr.Group, path: str) -> zarr.Array[Any] | None:
-    """Array at `path`, or None.
-
-    Raises
-    ------
-    StoreFormatError
-        If what is there cannot be an array of a store; see `check_array`.
-    """
+    """Array at `path`, or None; StoreFormatError for one that a store cannot have."""
     place = f"{group.store_path}/{path}"
     with translate_zarr_errors(place):
         try:
@@ -291,7 +264,7 @@ def find_array(group: zarr.Group, path: str) -> zarr.Array[Any] | None:
             return None
         check_array(found)
         if not isinstance(found.metadata.attributes, dict):
-            raise StoreFormatError(f"{place} has attributes that are no object")
+            raise StoreFormatError(f"{place} has attributes that are not an object")
         kinds = _META_KINDS.get(path, "b" if path.startswith("present/") else "")
         if kinds and (found.ndim != 1 or np.dtype(found.dtype).kind not in kinds):
             raise StoreFormatError(

@@ -1,4 +1,4 @@
-"""What the attributes of a store's root say, believed only where they have the right form."""
+"""The attributes of a store's root, validated when they are read."""
 
 import uuid
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ _MOST_FIELDS, _LONGEST_NAME = 1024, 255
 
 @dataclass(frozen=True)
 class Attributes:
-    """What the root's attributes say.
+    """What the attributes of a root say.
 
     Parameters
     ----------
@@ -26,7 +26,7 @@ class Attributes:
         Samples when the store was last closed; the pointers say how many there are now.
     levels
         Level by field name.
-    partly
+    nullable
         Fields that have an array in ``present/``.
     deleted
         Samples whose mask is False.
@@ -35,7 +35,7 @@ class Attributes:
     ours
         Whether zarrpipe wrote the store.
     units
-        Unit by field name, as the store has it.
+        Unit by field name.
     """
 
     num_samples: int
@@ -48,13 +48,7 @@ class Attributes:
 
     @classmethod
     def read(cls, group: zarr.Group) -> "Attributes":
-        """Attributes of a root group.
-
-        Raises
-        ------
-        StoreFormatError
-            If they are of a newer format, or not of the form that zarrpipe and nvalchemi write.
-        """
+        """Attributes of a root group, or StoreFormatError if they are damaged or too new."""
         attributes: dict[str, Any] = dict(group.attrs.asdict())
         own, fields = attributes.get("zarrpipe", {}), attributes.get("fields", {})
         count = attributes.get("num_samples", 0)
@@ -86,7 +80,7 @@ class Attributes:
         return cls(count, levels, frozenset(nullable), deleted, generation, ours, units)
 
     def to_dict(self, schema: Schema) -> dict[str, Any]:
-        """Attributes to be stored for a schema."""
+        """The attributes as JSON, with the levels and units of a schema."""
         levels: dict[str, dict[str, str]] = {"core": {}, "custom": {}}
         for item in schema.values():
             levels[item.group][item.name] = item.level.value
@@ -102,12 +96,12 @@ class Attributes:
 
 
 def new_generation() -> str:
-    """Name of a generation, unlike any other."""
+    """A unique name for a generation."""
     return uuid.uuid4().hex
 
 
 def _levels(group: zarr.Group, fields: Mapping[str, Any]) -> dict[str, str]:
-    """Level of each field by its name, which is also that of an array."""
+    """Level of each field by its name, which must be usable as that of an array."""
     levels: dict[str, str] = {}
     for listed in fields.values():
         if not isinstance(listed, dict):
@@ -118,7 +112,7 @@ def _levels(group: zarr.Group, fields: Mapping[str, Any]) -> dict[str, str]:
     if len(levels) > _MOST_FIELDS:
         raise StoreFormatError(
             f"{group.store_path}: the attributes name {len(levels)} fields, at most {_MOST_FIELDS} "
-            "are believed"
+            "are accepted"
         )
     for name, level in levels.items():
         if not 0 < len(name) <= _LONGEST_NAME or name in (".", "..") or set(name) & {*"/\\\0"}:
@@ -142,8 +136,10 @@ def _text(value: object) -> str | None:
 
 
 def _wrong(group: zarr.Group, name: str, expected: str, found: object) -> StoreFormatError:
-    said = f"{group.store_path}: {name!r} of the attributes should be {expected}"
-    return StoreFormatError(f"{said}, found {_shown(found)}")
+    return StoreFormatError(
+        f"{group.store_path}: {name!r} of the attributes should be {expected}, "
+        f"found {_shown(found)}"
+    )
 
 
 def _shown(value: object) -> str:

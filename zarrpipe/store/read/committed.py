@@ -11,7 +11,7 @@ from zarrpipe.data.schema import Schema
 from zarrpipe.errors import StoreFormatError
 from zarrpipe.store.backend.array_reader import ArrayReader, check_rows
 from zarrpipe.store.format.commit_log import (
-    Entries,
+    Indexable,
     RowCounts,
     check_pointers,
     new_samples,
@@ -114,7 +114,7 @@ def check_required(flats: StoreArrays, schema: Schema, extent: RowCounts) -> Non
 
 
 @contextmanager
-def _looked_at(pointers: ArrayReader) -> Iterator[AnyArray | Entries]:
+def _looked_at(pointers: ArrayReader) -> Iterator[AnyArray | Indexable]:
     """Pointers of which many are looked at once: in the files, as touched maps take up memory."""
     if isinstance(pointers, MappedArray):
         with pointers.entries().opened() as entries:

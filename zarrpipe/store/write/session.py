@@ -4,9 +4,7 @@ import numpy as np
 import zarr
 
 from zarrpipe.errors import StoreClosedError, StoreLockedError, StoreNotFoundError
-from zarrpipe.store.backend.location import Root
-from zarrpipe.store.backend.lock import WriterLock
-from zarrpipe.store.backend.swap import is_vacant, remove_leftovers
+from zarrpipe.store.backend.location import Root, StoreLock
 from zarrpipe.store.format.commit_log import RowCounts
 from zarrpipe.store.format.layout import ATOMS_PTR, find_array
 
@@ -22,10 +20,10 @@ class WriterSession:
 
     def __init__(self, root: Root) -> None:
         self._root = root
-        self._lock: WriterLock | None = None
+        self._lock: StoreLock | None = None
         self.ended = False
 
-    def begin(self, lock: WriterLock | None = None) -> None:
+    def begin(self, lock: StoreLock | None = None) -> None:
         """Take the lock of the store where there is one, unless the caller holds it already.
 
         Raises
@@ -33,11 +31,7 @@ class WriterSession:
         StoreLockedError
             If another writer has the store open.
         """
-        self._lock = lock
-        if lock is None and self._root.directory is not None:
-            if is_vacant(self._root.directory):
-                remove_leftovers(self._root.directory.resolve())  # puts back what a kill left aside
-            self._lock = WriterLock.of_place(self._root.directory)
+        self._lock = self._root.acquire_lock() if lock is None else lock
 
     @property
     def lost(self) -> bool:

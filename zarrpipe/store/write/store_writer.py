@@ -10,8 +10,7 @@ import zarr
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.schema import Field, Schema, batch_signature
 from zarrpipe.store.backend import files
-from zarrpipe.store.backend.location import Root
-from zarrpipe.store.backend.lock import WriterLock
+from zarrpipe.store.backend.location import Root, StoreLock
 from zarrpipe.store.format.config import ZarrWriteConfig
 from zarrpipe.store.format.layout import (
     ATOMS_MASK,
@@ -89,7 +88,7 @@ class StoreWriter:
         root: Root,
         config: ZarrWriteConfig,
         capacity: int,
-        lock: WriterLock | None = None,
+        lock: StoreLock | None = None,
         *,
         durable: bool = False,
         damaged: bool = False,
