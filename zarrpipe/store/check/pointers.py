@@ -206,7 +206,12 @@ def report_number(store: CheckedStore, samples: int, add: AddFinding) -> None:
     """Report a number of samples in the attributes that the pointers do not commit."""
     stated = store.attributes.num_samples
     if stated < samples:
-        message = f"num_samples is {stated:,}, the pointers commit {samples:,}: it was not closed"
+        message = (
+            f"num_samples is {stated:,}, the pointers commit {samples:,}: it was not closed; if "
+            "this is a copy of a store that was being written, labels from sample "
+            f"{stated:,} on may be older than their pointers, which no check sees: copy such a store "
+            "with zarrpipe.merge"
+        )
         severity = Severity.NOTE if store.ours else Severity.WARNING
         repair = CLOSE if store.ours else ""
         add(Finding("num-samples", severity, "zarr.json", message, repair))
