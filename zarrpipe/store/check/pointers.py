@@ -209,8 +209,8 @@ def report_number(store: CheckedStore, samples: int, add: AddFinding) -> None:
         message = (
             f"num_samples is {stated:,}, the pointers commit {samples:,}: it was not closed; if "
             "this is a copy of a store that was being written, labels from sample "
-            f"{stated:,} on may be older than their pointers, which no check sees: copy such a store "
-            "with zarrpipe.merge"
+            f"{stated:,} on may be older than their pointers, which no check sees: copy such a "
+            "store with zarrpipe.merge"
         )
         severity = Severity.NOTE if store.ours else Severity.WARNING
         repair = CLOSE if store.ours else ""
