@@ -166,6 +166,11 @@ def _put_bits(rows: AnyArray, out: UInt64Array) -> None:
         wide[none] = np.nan
 
 
+def zero_missing(rows: AnyArray, has: AnyArray) -> AnyArray:
+    """Rows [B, ...] of a cell or pbc, zero for the systems that do not have one."""
+    return np.where(has.reshape(-1, *(1,) * (rows.ndim - 1)), rows, rows.dtype.type(0))
+
+
 def batch_ids(batch: Batch, arrays: Mapping[str, AnyArray] | None = None) -> UInt64Array:
     """Ids [B] uint64 of the structures of a batch on the CPU.
 
@@ -185,8 +190,7 @@ def batch_ids(batch: Batch, arrays: Mapping[str, AnyArray] | None = None) -> UIn
     for name in ("cell", "pbc"):
         rows = arrays.get(name)
         if rows is not None and name in batch.partly_present:
-            has = batch.present(name).numpy()
-            rows = np.where(has.reshape(-1, *(1,) * (rows.ndim - 1)), rows, 0)
+            rows = zero_missing(rows, batch.present(name).numpy())
         box[name] = rows
     ptr = batch.batch_ptr.numpy()
     return structure_ids(arrays["positions"], arrays["atomic_numbers"], ptr, **box)

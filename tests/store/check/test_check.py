@@ -1,7 +1,9 @@
 """Good stores of every kind have no errors, and every fault is told for what it is."""
 
+import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +16,7 @@ from store_faults import ERROR, FAULTS, NOTE, SHARDED, SMALL, ZSTD, write
 from zarr.storage import MemoryStore
 
 import zarrpipe as zp
+from zarrpipe.store.check.rows import CheckedRows
 from zarrpipe.store.check.run import check
 from zarrpipe.testing import assert_batches_equal, numbered_batch, random_batch
 
@@ -102,6 +105,27 @@ def test_a_store_that_is_being_written(tmp_path):
             zp.AtomicDataZarrWriter(tmp_path / "store").delete([0])
         sink.write(numbered_batch(range(10, 20)))  # nothing was changed or locked
     assert check(tmp_path / "store").findings == ()
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_a_copy_of_a_live_store_whose_labels_are_older_than_its_pointers(tmp_path, closed):
+    """What `tar` makes of it: the rows of a label, then more samples, then all the rest."""
+    sink = zp.ZarrData(tmp_path / "store")
+    sink.write(numbered_batch(range(10)))
+    shutil.copytree(tmp_path / "store/core/energy", tmp_path / "older")
+    sink.write(numbered_batch(range(10, 20)))
+    if closed:
+        sink.close()
+    shutil.copytree(tmp_path / "store", tmp_path / "copy", ignore=lambda *_: [".lock"])
+    for file in ("zarr.json", "c/0/0"):
+        shutil.copy(tmp_path / "older" / file, tmp_path / "copy/core/energy" / file)
+    report = check(tmp_path / "copy")
+    if closed:
+        assert "sums" in report.kinds()
+    else:
+        assert report.ok
+        assert "from sample 0 on may be older" in only(report, "num-samples").message
+    sink.close()
 
 
 def test_an_empty_store(tmp_path):
@@ -219,3 +243,28 @@ def test_pbc_as_whole_numbers_is_what_a_reader_takes(tmp_path):
     group.create_array("core/pbc", data=np.ones((1, 3), "u1"), attributes=mark)
     assert zp.ZarrDataset(store)[0].pbc.tolist() == [[True] * 3]
     assert check(store).ok
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("no room"),
+        KeyboardInterrupt(),
+        RuntimeError("can't start new thread"),
+        OSError(errno.EMFILE, "Too many open files"),
+    ],
+    ids=["memory", "interrupt", "threads", "files"],
+)
+@pytest.mark.parametrize("config", [None, ZSTD], ids=["plain", "zstd"])
+def test_what_the_machine_lacks_is_not_told_as_damage(tmp_path, monkeypatch, error, config):
+    write(tmp_path / "store", config=config)
+    load = CheckedRows._load
+
+    def fail(rows, start, stop):
+        if rows.path == "core/forces":
+            raise error
+        return load(rows, start, stop)
+
+    monkeypatch.setattr(CheckedRows, "_load", fail)
+    with pytest.raises(type(error)):
+        check(tmp_path / "store")

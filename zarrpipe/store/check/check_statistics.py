@@ -2,15 +2,14 @@
 
 import numpy as np
 
+from zarrpipe.data.fields import Level
 from zarrpipe.errors import StoreFormatError
-from zarrpipe.store.check.blocks import SampleBlock
-from zarrpipe.store.check.checked_store import CheckedStore
-from zarrpipe.store.check.counts import CheckedCounts
+from zarrpipe.store.check.checked_store import POINTERS, CheckedStore, SampleBlock
 from zarrpipe.store.check.report import Finding, Severity
-from zarrpipe.store.check.rows import Tell
+from zarrpipe.store.check.rows import AddFinding
 from zarrpipe.store.check.samples import SampleFindings
 from zarrpipe.store.format.commit_log import RowCounts
-from zarrpipe.store.format.layout import ATOMS_PTR, EDGES_PTR, IDS, SUMS, find_array
+from zarrpipe.store.format.layout import IDS, SUMS, find_array
 from zarrpipe.store.statistics.label_rows import (
     BUCKETS,
     SUMMED_LABELS,
@@ -24,75 +23,64 @@ from zarrpipe.store.statistics.sums import LabelSums
 DISCARD = "remove the sums of statistics, which are counted anew"
 
 
-class Recount:
-    """Counts samples again while a check goes through them, where the store keeps sums.
+class StatisticsCheck:
+    """Counts the samples of a store again, to compare them with its sums."""
 
-    Parameters
-    ----------
-    subject
-        The store.
-    """
+    def __init__(self, store: CheckedStore) -> None:
+        self._store, self._sums = store, LabelSums.empty(BUCKETS)
+        stored = read_sums(store.group) if store.ours else None
+        sound = "atomic_numbers" in store.paths and IDS in store.arrays
+        self._stored: StoredSums | None = stored if sound else None
+        self._torn = store.ours and stored is None and _has_sums(store)
 
-    def __init__(self, subject: CheckedStore) -> None:
-        self._subject, self._sums = subject, LabelSums.empty(BUCKETS)
-        kept = read_sums(subject.group) if subject.ours else None
-        sound = {"atomic_numbers"} <= subject.paths.keys() and IDS in subject.arrays
-        self._kept: StoredSums | None = kept if sound else None
-        self._torn = subject.ours and kept is None and _is_there(subject)
-
-    def look(self, piece: SampleBlock) -> None:
-        """Count the samples of a piece."""
-        if self._kept is None:
+    def count(self, block: SampleBlock) -> None:
+        """Count the samples of a block."""
+        if self._stored is None:
             return
-        paths = self._subject.paths
-        numbers, good = piece.rows(paths["atomic_numbers"])
-        ids, there = piece.rows(IDS)
+        paths = self._store.paths
+        numbers, good = block.rows(paths["atomic_numbers"])
+        ids, there = block.rows(IDS)
         good, labels = good & there, {}
         for name in SUMMED_LABELS:
             if name in paths:
-                values, there = piece.rows(paths[name])
-                good, labels[name] = good & there, Label(values, piece.present(name))
+                values, there = block.rows(paths[name])
+                good, labels[name] = good & there, Label(values, block.present(name))
         if not good.all():
-            self._kept = None  # other findings are about these rows
+            self._stored = None  # other findings are about these rows
             return
         rows = LabelRows(
             numbers.astype(np.int64, copy=False),
-            piece.atoms - piece.atoms[0],
+            block.pointers[Level.ATOM] - block.pointers[Level.ATOM][0],
             buckets_of(ids),
-            np.diff(piece.edges),
+            np.diff(block.pointers[Level.EDGE]),
             labels,
         )
-        counted = np.arange(len(piece)) + piece.first < self._kept.extent.samples
-        self._sums.add(rows.take(np.flatnonzero(counted & piece.active)))
+        counted = np.arange(len(block)) + block.first < self._stored.extent.samples
+        self._sums.add(rows.take(np.flatnonzero(counted & block.active)))
 
-    def conclude(self, extents: CheckedCounts, seen: SampleFindings, tell: Tell) -> None:
-        """Tell of sums that are torn, or that readers would believe and that are others.
-
-        Of samples that are damaged it is told already.
-        """
+    def report(self, samples: int, found: SampleFindings, add: AddFinding) -> None:
+        """Report sums that are torn, and valid ones that the samples do not have."""
         if self._torn:
             message = "is damaged or was not finished: it is taken for absent"
-            tell(Finding("sums", Severity.WARNING, SUMS, message, DISCARD))
-        kept, subject = self._kept, self._subject
-        damaged = len(seen.of("unreadable", "missing-chunk", "ids", "ids-lacking", "edges"))
-        if kept is None or damaged or kept.extent.samples > extents.samples:
+            add(Finding("sums", Severity.WARNING, SUMS, message, DISCARD))
+        stored, store = self._stored, self._store
+        damaged = len(found.of("unreadable", "missing-chunk", "ids", "ids-lacking", "edges"))
+        if stored is None or damaged or stored.extent.samples > samples:
             return
-        rows = kept.extent.samples
-        ends = [subject.arrays[path].read(rows, rows + 1)[0] for path in (ATOMS_PTR, EDGES_PTR)]
-        extent = RowCounts((rows, *(int(end[0]) for end in ends)))
+        rows = stored.extent.samples
+        extent = RowCounts((rows, *(store.arrays[path].value(rows) for path in POINTERS)))
         active = int(self._sums.total("samples"))
-        if kept.belongs(subject.attributes, extent, active=active) and not kept.sums.agrees(
-            self._sums
-        ):
+        valid = stored.belongs(store.attributes, extent, active=active)
+        if valid and not stored.sums.agrees(self._sums):
             message = (
                 "the sums of statistics are not those of the samples: values were changed in "
                 "place, by another tool or by damage"
             )
-            tell(Finding("sums", Severity.WARNING, SUMS, message, DISCARD))
+            add(Finding("sums", Severity.WARNING, SUMS, message, DISCARD))
 
 
-def _is_there(subject: CheckedStore) -> bool:
+def _has_sums(store: CheckedStore) -> bool:
     try:
-        return find_array(subject.group, SUMS) is not None
+        return find_array(store.group, SUMS) is not None
     except StoreFormatError:
         return True

@@ -1,18 +1,21 @@
-"""A store as a check opens it: every array that can be opened, and a finding for every other."""
+"""A store as a check opens it, and its samples in blocks whose pointers are sound.
 
-from collections.abc import Mapping
+What cannot be opened is a finding, and does not end the check.
+"""
+
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import zarr
 
+from zarrpipe.data.csr import AnyArray, Int64Array
 from zarrpipe.data.fields import CORE_FIELDS, REQUIRED_FIELDS, FieldSpec, Level, level_of
 from zarrpipe.errors import FieldError, StoreFormatError
 from zarrpipe.store.backend.location import Root
-from zarrpipe.store.check.pointers import Committed, committed
 from zarrpipe.store.check.report import Finding, Severity
-from zarrpipe.store.check.rows import Rows, Tell
+from zarrpipe.store.check.rows import BLOCK_SAMPLES, AddFinding, BoolArray, CheckedRows, runs
 from zarrpipe.store.format.layout import (
     ATOMS_MASK,
     ATOMS_PTR,
@@ -28,44 +31,48 @@ from zarrpipe.store.format.layout import (
 )
 from zarrpipe.store.format.metadata import Attributes
 
-LEVELS = {
-    ATOMS_PTR: Level.SYSTEM,
-    EDGES_PTR: Level.SYSTEM,
-    SAMPLES_MASK: Level.SYSTEM,
-    IDS: Level.SYSTEM,
-    ATOMS_MASK: Level.ATOM,
-    EDGES_MASK: Level.EDGE,
-}
+POINTERS = {ATOMS_PTR: Level.ATOM, EDGES_PTR: Level.EDGE}
+"""Arrays of pointers, and the level whose rows they point to."""
+
+MASKS = {ATOMS_MASK: Level.ATOM, EDGES_MASK: Level.EDGE}
+_BYTES = 1 << 23
 
 
 @dataclass
 class CheckedStore:
-    """What of a store could be opened.
+    """Arrays of a store that can be opened.
 
     Parameters
     ----------
     root, group, attributes
-        The store, its root group and what that says.
+        The store, its root group and the attributes of that.
     arrays
-        Arrays that are sound enough to be read, by place.
+        Arrays that are sound enough to be read, by path.
     paths
-        Place of each field of these, by name.
+        Path of each field among these, by name.
     levels
-        Level of what is in `arrays`, by place.
+        Level of the rows of an array, by path.
     known
-        Places that are asked for, whether or not there is a sound array.
-    committed
-        What the pointers to atoms committed before any other array was opened.
+        Paths that were asked for, with a sound array or without.
+    samples, behind
+        Samples that the pointers committed before any other array was opened, and entries behind
+        them that are not zero.
     """
 
     root: Root
     group: zarr.Group
     attributes: Attributes
-    arrays: dict[str, Rows] = field(default_factory=dict)
+    arrays: dict[str, CheckedRows] = field(default_factory=dict)
     paths: dict[str, str] = field(default_factory=dict)
-    levels: dict[str, Level] = field(default_factory=lambda: dict(LEVELS))
-    known: set[str] = field(default_factory=set)
-    committed: Committed = field(default_factory=Committed)
+    levels: dict[str, Level] = field(
+        default_factory=lambda: {
+            **dict.fromkeys((*POINTERS, SAMPLES_MASK, IDS), Level.SYSTEM),
+            **MASKS,
+        }
+    )
+    known: set[str] = field(default_factory=lambda: {SUMS})
+    samples: int = 0
+    behind: int = 0
 
     @property
     def ours(self) -> bool:
@@ -74,75 +81,79 @@ class CheckedStore:
 
     @property
     def appended_by_another(self) -> bool:
-        """Whether ids, which no other library writes, are none or fewer than the pointers."""
+        """Whether there are fewer ids, which no other library writes, than pointers."""
         if not self.ours or IDS not in self.arrays or ATOMS_PTR not in self.arrays:
             return True
         return len(self.arrays[IDS]) < len(self.arrays[ATOMS_PTR]) - 1
 
-    def open(self, *places: str, tell: Tell, required: bool = True) -> Rows | None:
-        """Open the array at the first of some places that has one; None and a finding if none."""
-        for path in places:
+    @property
+    def units(self) -> Mapping[str, Any]:
+        """Units as the attributes have them, which may not be strings."""
+        own = self.group.attrs.asdict().get("zarrpipe", {})
+        units = own.get("units", {}) if isinstance(own, dict) else {}
+        return units if isinstance(units, dict) else {}
+
+    def open(self, *paths: str, add: AddFinding, required: bool = True) -> CheckedRows | None:
+        """Open the first array that is there; None and a finding if none can be opened."""
+        for path in paths:
             try:
                 array = find_array(self.group, path)
             except (StoreFormatError, OSError) as error:
                 self.known.add(path)
                 message = f"{error}; put its zarr.json back from a copy of the store"
-                tell(Finding("metadata", Severity.ERROR, path, message))
+                add(Finding("metadata", Severity.ERROR, path, message))
                 return None
             if array is not None:
                 self.known.add(path)
                 directory = None if self.root.directory is None else self.root.directory / path
-                rows = self.arrays[path] = Rows(path, array, directory)
+                rows = self.arrays[path] = CheckedRows(path, array, directory)
                 return rows
         if required:
             message = "there is no such array, and the store needs it: put it back from a copy"
-            tell(Finding("missing", Severity.ERROR, places[0], message))
+            add(Finding("missing", Severity.ERROR, paths[0], message))
         return None
 
 
-def open_subject(root: Root, group: zarr.Group, attributes: Attributes, tell: Tell) -> CheckedStore:
-    """Open the arrays that a store should have."""
-    subject = CheckedStore(root, group, attributes, known={SUMS})
+def open_fields(store: CheckedStore, add: AddFinding) -> None:
+    """Open every array but the pointers to atoms, which a check reads first."""
     for spec in meta_specs():
-        required = attributes.ours or spec.path in (ATOMS_PTR, EDGES_PTR, SAMPLES_MASK)
-        subject.open(spec.path, tell=tell, required=required)
-        if spec.path == ATOMS_PTR and spec.path in subject.arrays:  # before a writer adds more
-            pointers = subject.arrays[ATOMS_PTR]
-            subject.committed = committed(pointers, attributes.num_samples)
-    for name, level in attributes.levels.items():
-        _open_field(subject, name, level, tell)
-    for name in sorted(attributes.nullable):
-        _open_presence(subject, name, tell)
+        if spec.path != ATOMS_PTR:
+            required = store.ours or spec.path in (EDGES_PTR, SAMPLES_MASK)
+            store.open(spec.path, add=add, required=required)
+    for name, level in store.attributes.levels.items():
+        _open_field(store, name, level, add)
+    for name in sorted(store.attributes.nullable):
+        _open_presence(store, name, add)
     for name in REQUIRED_FIELDS:
-        if ATOMS_PTR in subject.arrays and attributes.levels and name not in attributes.levels:
+        levels = store.attributes.levels
+        if ATOMS_PTR in store.arrays and levels and name not in levels:
             message = f"the attributes name no field {name!r}, which every store has"
-            tell(Finding("missing", Severity.ERROR, "zarr.json", message))
-    _check_units(subject, tell)
-    return subject
+            add(Finding("missing", Severity.ERROR, "zarr.json", message))
+    _check_units(store, add)
 
 
-def _open_field(subject: CheckedStore, name: str, level: Any, tell: Tell) -> None:
+def _open_field(store: CheckedStore, name: str, level: Any, add: AddFinding) -> None:
     usual, other = ("core", "custom") if name in CORE_FIELDS else ("custom", "core")
     try:
         known = level_of(name, level)
     except FieldError as error:
         message = f"{error}; correct it in zarr.json"
-        tell(Finding("level", Severity.ERROR, f"{usual}/{name}", message))
+        add(Finding("level", Severity.ERROR, f"{usual}/{name}", message))
         return
-    rows = subject.open(f"{usual}/{name}", f"{other}/{name}", tell=tell)
+    rows = store.open(f"{usual}/{name}", f"{other}/{name}", add=add)
     if rows is None:
         return
-    subject.levels[rows.path] = known
+    store.levels[rows.path] = known
     wrong = _unlike(CORE_FIELDS.get(name), rows)
     if wrong:
-        tell(Finding("dtype", Severity.ERROR, rows.path, wrong))
-        del subject.arrays[rows.path]
+        add(Finding("dtype", Severity.ERROR, rows.path, wrong))
+        del store.arrays[rows.path]
     else:
-        subject.paths[name] = rows.path
+        store.paths[name] = rows.path
 
 
-def _unlike(spec: FieldSpec | None, rows: Rows) -> str:
-    """How an array differs from what the registry has; "" if it does not."""
+def _unlike(spec: FieldSpec | None, rows: CheckedRows) -> str:
+    """How an array differs from the registry; "" if it does not."""
     dtype, shape = np.dtype(rows.array.dtype), rows.array.shape[1:]
     if spec is None:
         return ""
@@ -153,40 +164,148 @@ def _unlike(spec: FieldSpec | None, rows: Rows) -> str:
     return ""
 
 
-def _open_presence(subject: CheckedStore, name: str, tell: Tell) -> None:
+def _open_presence(store: CheckedStore, name: str, add: AddFinding) -> None:
     path = present_path(name)
-    if name not in subject.attributes.levels:
+    if name not in store.attributes.levels:
         message = f"says which samples have {name!r}, which is no field of the store"
-        tell(Finding("presence", Severity.WARNING, path, message))
+        add(Finding("presence", Severity.WARNING, path, message))
         return
-    subject.levels[path] = Level.SYSTEM
-    subject.open(path, tell=tell)
+    store.levels[path] = Level.SYSTEM
+    store.open(path, add=add)
 
 
-def units_of(subject: CheckedStore) -> Mapping[str, Any]:
-    """Units as the attributes have them."""
-    own = subject.group.attrs.asdict().get("zarrpipe", {})
-    units = own.get("units", {}) if isinstance(own, dict) else {}
-    return units if isinstance(units, dict) else {}
-
-
-def _check_units(subject: CheckedStore, tell: Tell) -> None:
-    """Compare units with those of the registry; own fields may have any."""
-    units = units_of(subject)
-    for name in subject.attributes.levels:
+def _check_units(store: CheckedStore, add: AddFinding) -> None:
+    """Compare units with those of the registry; custom fields may have any."""
+    units = store.units
+    for name in store.attributes.levels:
         spec, unit = CORE_FIELDS.get(name), units.get(name)
         if unit is not None and not isinstance(unit, str):
             message = f"the unit of {name!r} is {unit!r}, expected a string"
-            tell(Finding("unit", Severity.ERROR, "zarr.json", message))
+            add(Finding("unit", Severity.ERROR, "zarr.json", message))
         elif spec is not None and unit is not None and unit != spec.unit:
             message = (
                 f"{name!r} is in {unit!r}, the registry has {spec.unit!r}: convert the values and "
                 "write the store anew, since readers take them to be in the registry's unit"
             )
-            tell(Finding("unit", Severity.ERROR, "zarr.json", message))
-        elif spec is not None and spec.unit and unit is None and subject.ours:
+            add(Finding("unit", Severity.ERROR, "zarr.json", message))
+        elif spec is not None and spec.unit and unit is None and store.ours:
             message = f"no unit is stored for {name!r}, which is read as {spec.unit!r}"
-            tell(Finding("unit", Severity.WARNING, "zarr.json", message))
-    for name in units.keys() - subject.attributes.levels.keys():
+            add(Finding("unit", Severity.WARNING, "zarr.json", message))
+    for name in units.keys() - store.attributes.levels.keys():
         message = f"a unit is stored for {name!r}, which is no field of the store"
-        tell(Finding("unit", Severity.NOTE, "zarr.json", message))
+        add(Finding("unit", Severity.NOTE, "zarr.json", message))
+
+
+@dataclass
+class SampleBlock:
+    """Consecutive samples whose pointers are sound.
+
+    Parameters
+    ----------
+    store
+        Their store.
+    first
+        Number of the first of them.
+    pointers
+        Pointers [n+1] int64 to their atoms and edges, as stored.
+    """
+
+    store: CheckedStore
+    first: int
+    pointers: dict[Level, Int64Array]
+    _read: dict[str, tuple[AnyArray, BoolArray]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.pointers[Level.ATOM]) - 1
+
+    @property
+    def numbers(self) -> slice:
+        """Numbers of the samples."""
+        return slice(self.first, self.first + len(self))
+
+    def ptr(self, level: Level) -> Int64Array:
+        """First row [n+1] of each sample, and the end of the last."""
+        if level is Level.SYSTEM:
+            return np.arange(self.first, self.first + len(self) + 1)
+        return self.pointers[level]
+
+    def none(self) -> BoolArray:
+        """A flag [n] for each sample, False."""
+        return np.zeros(len(self), dtype=bool)
+
+    def rows(self, path: str) -> tuple[AnyArray, BoolArray]:
+        """Rows of an array, and which samples [n] could be read completely."""
+        if path not in self._read:
+            ptr = self.ptr(self.store.levels[path])
+            values, good = self.store.arrays[path].read(int(ptr[0]), int(ptr[-1]))
+            self._read[path] = values, ~any_of(~good, ptr)
+        return self._read[path]
+
+    def missing(self, path: str) -> BoolArray:
+        """Which samples [n] have rows in a chunk file that is not there."""
+        ptr = self.ptr(self.store.levels[path])
+        return any_of(self.store.arrays[path].missing(int(ptr[0]), int(ptr[-1])), ptr)
+
+    @property
+    def active(self) -> BoolArray:
+        """Which samples [n] were not deleted."""
+        return self._flags(SAMPLES_MASK)
+
+    def present(self, name: str) -> BoolArray:
+        """Which samples [n] have a field."""
+        return self._flags(present_path(name))
+
+    def _flags(self, path: str) -> BoolArray:
+        """An array of flags; True where there is none, or it cannot be read."""
+        if path not in self.store.arrays:
+            return ~self.none()
+        values, good = self.rows(path)
+        return values.astype(bool) | ~good
+
+
+def sample_blocks(
+    store: CheckedStore, broken: dict[str, Int64Array], limits: dict[str, int]
+) -> Iterator[SampleBlock]:
+    """All samples but those beside a broken pointer, some megabytes of each field at a time."""
+    most = {level: _most_rows(store, level) for level in Level}
+    for start in range(0, store.samples, BLOCK_SAMPLES):
+        stop = min(start + BLOCK_SAMPLES, store.samples)
+        sound = np.ones(stop - start + 1, dtype=bool)
+        ptr = {}
+        for path, level in POINTERS.items():
+            ptr[level], _ = store.arrays[path].read(start, stop + 1)
+            entries = broken[path]
+            sound[entries[(entries >= start) & (entries <= stop)] - start] = False
+            sound &= ptr[level] <= limits[path]
+        for begin, end in runs(sound[:-1] & sound[1:]):
+            at = begin
+            while at < end:
+                fits = [
+                    at - 1 + np.searchsorted(v[at : end + 1], v[at] + most[level], "right")
+                    for level, v in ptr.items()
+                ]
+                to = int(min(max(at + 1, min(at + most[Level.SYSTEM], *fits)), end))
+                here = {level: values[at : to + 1] for level, values in ptr.items()}
+                yield SampleBlock(store, start + at, here)
+                at = to
+
+
+def any_of(flags: BoolArray, ptr: Int64Array) -> BoolArray:
+    """Whether any row of each segment is flagged.
+
+    Examples
+    --------
+    >>> any_of(np.array([False, True, False]), np.array([4, 4, 6, 7])).tolist()
+    [False, True, False]
+    """
+    if not flags.any():
+        return np.zeros(len(ptr) - 1, dtype=bool)
+    sums = np.concatenate([[0], np.cumsum(flags)])
+    inside: BoolArray = sums[ptr[1:] - ptr[0]] > sums[ptr[:-1] - ptr[0]]
+    return inside
+
+
+def _most_rows(store: CheckedStore, level: Level) -> int:
+    """Rows of the widest field of a level that fit in a block."""
+    sizes = [rows.row_bytes for path, rows in store.arrays.items() if store.levels[path] is level]
+    return max(1, _BYTES // max([8, *sizes]))

@@ -1,10 +1,8 @@
-"""Rows of one array, read from its first to its last, whatever state its chunks are in.
+"""Rows of one array in any state: broken chunks are noted once, and their rows passed over."""
 
-A chunk that is cut, missing or cannot be decoded is told once, and its rows are passed over.
-"""
-
+import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +12,26 @@ import zarr
 
 from zarrpipe.compat import sync
 from zarrpipe.data.csr import AnyArray, Int64Array
+from zarrpipe.errors import StoreFormatError
+from zarrpipe.store.backend import files
 from zarrpipe.store.backend.local_store import open_regular
 from zarrpipe.store.backend.missing import chunk_place, find_absent_chunks
 from zarrpipe.store.check.report import Finding, Severity, some
 from zarrpipe.store.format.layout import chunk_file, is_dense, is_plain
+from zarrpipe.store.format.validate import translate_zarr_errors
+from zarrpipe.store.write.array_writer import ArrayWriter, open_array_writer
 
 BoolArray = npt.NDArray[np.bool_]
-Tell = Callable[[Finding], object]
+AddFinding = Callable[[Finding], object]
 
+BLOCK_SAMPLES = 1 << 16
 _WINDOW = 1 << 23
+_NO_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)
+"""Errors of the process or machine, which say nothing about the store."""
 
 
-class Rows:
-    """Rows of an array as a check reads them: in any order, but fast when from front to back.
+class CheckedRows:
+    """Rows of an array, read in any order, but fast from front to back.
 
     Parameters
     ----------
@@ -35,7 +40,7 @@ class Rows:
     array
         The array.
     directory
-        The array's own directory where it is a local one.
+        Directory of a local array.
     """
 
     def __init__(self, path: str, array: zarr.Array[Any], directory: Path | None) -> None:
@@ -43,7 +48,8 @@ class Rows:
         self.plain = directory is not None and is_plain(array)
         self.dense = is_dense(array)
         self._directory = directory
-        self._unit = int(array.chunks[0])
+        self.chunk_rows = int(array.chunks[0])
+        self.object_rows = int((array.shards or array.chunks)[0])
         self.row_bytes = int(array.dtype.itemsize * np.prod(array.shape[1:], dtype=np.int64))
         self._from, self._window, self._good = 0, self._empty(0), np.ones(0, dtype=bool)
         self._broken: dict[int, str] = {}
@@ -54,28 +60,32 @@ class Rows:
         return int(self.array.shape[0])
 
     def read(self, start: int, stop: int) -> tuple[AnyArray, BoolArray]:
-        """Rows, and which of them could be read; those that could not are zero."""
+        """Rows, and which of them could be read; the others are zero."""
         values, good = self._empty(stop - start), np.zeros(stop - start, dtype=bool)
         at = start
         while at < min(stop, len(self)):
             if not self._from <= at < self._from + len(self._window):
                 self._move_to(at, stop)
             here = slice(at - self._from, stop - self._from)
-            piece = self._window[here]
-            values[at - start : at - start + len(piece)] = piece
-            good[at - start : at - start + len(piece)] = self._good[here]
-            at += len(piece)
+            rows = self._window[here]
+            values[at - start : at - start + len(rows)] = rows
+            good[at - start : at - start + len(rows)] = self._good[here]
+            at += len(rows)
         return values, good
+
+    def value(self, row: int) -> int:
+        """One entry of an array of integers."""
+        return int(self.read(row, row + 1)[0][0])
 
     def missing(self, start: int, stop: int) -> BoolArray:
         """Which rows that were read stand in chunks, or shards, that are not there."""
-        units = np.arange(start, stop) // self._unit
+        units = np.arange(start, stop) // self.chunk_rows
         return np.isin(units, list(self._missing)) if self._missing else np.zeros(len(units), bool)
 
     def absent(self, rows: int) -> list[int]:
-        """Stored objects of the first rows that are not there: chunks, or shards."""
-        unit = int((self.array.shards or self.array.chunks)[0])
-        return [i for i in range(-(-rows // unit)) if not sync(chunk_place(self.array, i).exists())]
+        """Stored objects (chunks or shards) of the first rows that are not there."""
+        objects = range(-(-rows // self.object_rows))
+        return [index for index in objects if not sync(chunk_place(self.array, index).exists())]
 
     @property
     def lost(self) -> list[int]:
@@ -84,102 +94,138 @@ class Rows:
 
     @property
     def broken(self) -> list[int]:
-        """Chunks that could not be read, or not to their end."""
+        """Chunks that could not be read to their end."""
         return sorted(self._broken)
 
-    def tell_broken(self, tell: Tell, samples: Int64Array, drop: str) -> None:
+    def report_broken(self, add: AddFinding, samples: Int64Array, drop: str) -> None:
         """Report the chunks that could not be read, and the samples with rows in them."""
         if not self._broken:
             return
         message = (
-            f"{some(self.broken, 'chunk')} of {self._unit:,} rows cannot be read: "
+            f"{some(self.broken, 'chunk')} of {self.chunk_rows:,} rows cannot be read: "
             f"{self._broken[self.broken[0]]}; put what is stored back from a copy of the store"
         )
         if len(samples):
             message += f", or give up {some(samples, 'sample')} with rows in what is lost"
-        tell(Finding("chunk", Severity.ERROR, self.path, message, drop=drop))
+        add(Finding("chunk", Severity.ERROR, self.path, message, drop=drop))
+
+    def open_writer(self) -> ArrayWriter:
+        """Open the array for a repair."""
+        return open_array_writer(self.array, self._directory)
+
+    def discard_broken(self) -> None:
+        """Let chunks that could not be read be written again.
+
+        A plain chunk file gets its size. A stored object of which nothing could be read is removed
+        where rows are encoded, and then reads as the fill value.
+        """
+        if self.plain and self._directory is not None:
+            for index in self.broken:
+                path = chunk_file(self._directory, index, self.array.ndim)
+                descriptor = files.reopen(path)
+                try:
+                    files.resize(descriptor, self.chunk_rows * self.row_bytes)
+                finally:
+                    os.close(descriptor)
+            return
+        each, last = self.object_rows // self.chunk_rows, -(-len(self) // self.chunk_rows)
+        for index in sorted({chunk // each for chunk in self._broken}):
+            if self._broken.keys() >= {*range(index * each, min((index + 1) * each, last))}:
+                sync(chunk_place(self.array, index).delete())
 
     def _empty(self, rows: int) -> AnyArray:
         return np.zeros((rows, *self.array.shape[1:]), dtype=self.array.dtype)
 
     def _move_to(self, at: int, stop: int) -> None:
-        """Read the units from that of a row on, as many as fit the window."""
-        first = at // self._unit
-        fit = max(1, _WINDOW // max(1, self._unit * self.row_bytes))
-        units = min(fit, -(-stop // self._unit) - first)
-        start, end = first * self._unit, min((first + units) * self._unit, len(self))
-        if self.plain and fit == 1:  # rows of a large file need not all be at hand
+        """Read the chunks from that of a row on, as many as fit the window."""
+        unit = self.chunk_rows
+        first = at // unit
+        fit = max(1, _WINDOW // max(1, unit * self.row_bytes))
+        units = min(fit, -(-stop // unit) - first)
+        start, end = first * unit, min((first + units) * unit, len(self))
+        if self.plain and fit == 1:  # a part of a large chunk
             start = at
             end = min(end, at + max(1, _WINDOW // max(1, self.row_bytes)))
         self._from = start
-        try:
-            self._window, self._good = self._load(start, end)
-        except Exception as error:  # noqa: BLE001  whatever a codec or disk raises is a finding
-            if units == 1:
-                self._broken[first] = _said(error)
-                self._window, self._good = self._empty(end - start), np.zeros(end - start, bool)
-            else:
-                self._one_by_one(start, end)
-        self.read_bytes += self._window.nbytes
+        values, good, error = self._try_load(start, end)
+        if error:
+            parts = [self._load_chunk(low, min(low + unit, end)) for low in range(start, end, unit)]
+            values, good = map(np.concatenate, zip(*parts, strict=True))
+        self._window, self._good = values, good
+        self.read_bytes += values.nbytes
 
-    def _one_by_one(self, start: int, end: int) -> None:
-        """Find out which units of a window are broken."""
-        self._window, self._good = self._empty(end - start), np.zeros(end - start, bool)
-        for low in range(start, end, self._unit):
-            high = min(low + self._unit, end)
-            try:
-                values, good = self._load(low, high)
-            except Exception as error:  # noqa: BLE001  as above
-                self._broken[low // self._unit] = _said(error)
-                continue
-            self._window[low - start : high - start] = values
-            self._good[low - start : high - start] = good
+    def _load_chunk(self, start: int, stop: int) -> tuple[AnyArray, BoolArray]:
+        """Rows of one chunk, which is noted if it cannot be read."""
+        values, good, error = self._try_load(start, stop)
+        if error:
+            self._broken[start // self.chunk_rows] = error
+        return values, good
+
+    def _try_load(self, start: int, stop: int) -> tuple[AnyArray, BoolArray, str]:
+        """Rows, which of them are there, and the error if they cannot be read."""
+        try:
+            with translate_zarr_errors(self.array.store_path):
+                return *self._load(start, stop), ""
+        except (StoreFormatError, OSError) as error:  # what a codec or a disk raises is a finding
+            if isinstance(error, OSError) and error.errno in _NO_RESOURCES:
+                raise
+            text = _first_line(error.__cause__ or error)
+            return self._empty(stop - start), np.zeros(stop - start, dtype=bool), text
 
     def _load(self, start: int, stop: int) -> tuple[AnyArray, BoolArray]:
         """Rows, and which of them are there."""
-        good = np.ones(stop - start, dtype=bool)
+        unit, good = self.chunk_rows, np.ones(stop - start, dtype=bool)
         if not self.plain:
             values = np.asarray(self.array[start:stop])
-            each = int((self.array.shards or self.array.chunks)[0]) // self._unit
+            each = self.object_rows // unit
             for index in find_absent_chunks(self.array, start, values):
                 self._missing.update(range(index * each, (index + 1) * each))
             return values, good
         values = np.full(
             (stop - start, *self.array.shape[1:]), self.array.fill_value, self.array.dtype
         )
-        for index in range(start // self._unit, -(-stop // self._unit)):
-            low, high = max(start, index * self._unit), min(stop, (index + 1) * self._unit)
-            offset = (low - index * self._unit) * self.row_bytes
-            content = self._bytes(index, offset, (high - low) * self.row_bytes)
+        for index in range(start // unit, -(-stop // unit)):
+            low, high = max(start, index * unit), min(stop, (index + 1) * unit)
+            content = self._bytes(index, (low - index * unit) * self.row_bytes, high - low)
             if content is None:
                 self._missing.add(index)
                 continue
             rows = len(content) // max(1, self.row_bytes)
-            piece = np.frombuffer(content, self.array.dtype, count=rows * values[0].size)
-            values[low - start : low - start + rows] = piece.reshape(rows, *values.shape[1:])
+            block = np.frombuffer(content, self.array.dtype, count=rows * values[0].size)
+            values[low - start : low - start + rows] = block.reshape(rows, *values.shape[1:])
             good[low - start + rows : high - start] = False
         return values, good
 
-    def _bytes(self, index: int, offset: int, size: int) -> bytes | None:
-        """Bytes of a chunk file, fewer if it ends before; None if it is not there."""
+    def _bytes(self, index: int, offset: int, rows: int) -> bytes | None:
+        """Bytes of rows of a chunk file, fewer if it ends before; None if it is not there."""
         path = chunk_file(self._directory or Path(), index, self.array.ndim)
         try:
             descriptor = open_regular(path)
         except FileNotFoundError:
             return None
         with os.fdopen(descriptor, "rb", buffering=0) as file:
-            size_now = os.fstat(descriptor).st_size
-            whole = self._unit * self.row_bytes
-            if size_now != whole:
-                self._broken[index] = f"{path} has {size_now:,} bytes, expected {whole:,}"
+            size, whole = os.fstat(descriptor).st_size, self.chunk_rows * self.row_bytes
+            if size != whole:
+                self._broken[index] = f"{path} has {size:,} bytes, expected {whole:,}"
             file.seek(offset)
             content = b""
-            while piece := file.read(size - len(content)):
-                content += piece
+            while part := file.read(rows * self.row_bytes - len(content)):
+                content += part
             return content
 
 
-def _said(error: Exception) -> str:
-    """First line of an error."""
+def _first_line(error: BaseException) -> str:
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0][:200]}" if text else type(error).__name__
+
+
+def runs(flags: BoolArray) -> Iterator[tuple[int, int]]:
+    """Begin and end of each run of True.
+
+    Examples
+    --------
+    >>> list(runs(np.array([True, True, False, True])))
+    [(0, 2), (3, 4)]
+    """
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], flags, [False]]).astype(np.int8)))
+    yield from zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True)

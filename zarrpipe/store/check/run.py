@@ -1,17 +1,55 @@
-"""`check`: whether a store is sound, and putting it right."""
+"""`check`: look a store through, from its attributes to its last sample, and put it right."""
 
+import importlib
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 
-from zarrpipe.errors import StoreFormatError, StoreReadOnlyError
+import zarr
+
+from zarrpipe.errors import StoreFormatError, StoreNotFoundError, StoreReadOnlyError
 from zarrpipe.store.backend.location import Root, StoreLike
-from zarrpipe.store.backend.lock import WriterLock
-from zarrpipe.store.check.examine import Examination, examine, root_group
-from zarrpipe.store.check.repair import repair as carry_out
-from zarrpipe.store.check.report import Report
+from zarrpipe.store.backend.lock import WriterLock, holder_of
+from zarrpipe.store.check.check_statistics import StatisticsCheck
+from zarrpipe.store.check.checked_store import (
+    CheckedStore,
+    SampleBlock,
+    open_fields,
+    sample_blocks,
+)
+from zarrpipe.store.check.nvalchemi_edges import describe_relative_edges, find_edge_shifts
+from zarrpipe.store.check.pointers import (
+    CheckedCounts,
+    committed_samples,
+    count_committed,
+    report_lengths,
+    report_masks,
+    report_number,
+    report_pointers,
+    report_presence,
+)
+from zarrpipe.store.check.repair import Examination, repair_store
+from zarrpipe.store.check.report import FieldFacts, Finding, Report, Severity, worst_first
+from zarrpipe.store.check.samples import SampleFindings
+from zarrpipe.store.check.surroundings import (
+    holder_lives,
+    report_chunk_files,
+    report_leftovers,
+    report_lock,
+    report_strays,
+)
+from zarrpipe.store.format.layout import ATOMS_PTR
 from zarrpipe.store.format.metadata import Attributes
 from zarrpipe.store.format.validate import translate_zarr_errors
+from zarrpipe.store.rewrite.progress import progress_bar
 
+FILL = "fill what is lost and delete the samples with rows in it"
 _ATTEMPTS = 3
+_WORTH_NUMBA = 1 << 28
+_EXPLAINED_BY_A_WRITER = {
+    *("uncommitted", "not-closed", "num-samples", "deleted", "row-masks"),
+    *("leftover", "length", "sums"),
+}
 
 
 def check(
@@ -69,7 +107,7 @@ def check(
     (True, 1, ['positions', 'atomic_numbers', 'energy'])
     """
     root = Root.of(store)
-    found = _settled(root, progress)
+    found = _examine_settled(root, progress)
     if not repair or not (found.live or found.report.plan(drop=drop)):
         return found.report
     if root.read_only:
@@ -77,28 +115,151 @@ def check(
     done: list[str] = []
     lock = None if root.directory is None else WriterLock.of_place(root.directory)
     try:
-        found = examine(root, alone=True, progress=progress)
+        found = _examine(root, locked=True, progress=progress)
         with translate_zarr_errors(f"{root}, while it was repaired,"):
-            carry_out(found, lock, done.append, drop=drop)
+            repair_store(found, lock, done.append, drop=drop)
     finally:
         if lock is not None:
             lock.release()
-    return replace(examine(root, progress=progress).report, repairs=tuple(done))
+    return replace(_examine(root, progress=progress).report, repairs=tuple(done))
 
 
-def _settled(root: Root, progress: bool | None) -> Examination:
+def _examine_settled(root: Root, progress: bool | None) -> Examination:
     """An examination during which the store was not emptied, rewritten or given new fields."""
     for _ in range(_ATTEMPTS - 1):
-        before = _known(root)
-        found = examine(root, progress=progress)
-        if found.report.ok or _known(root) == before:
+        before = _attributes(root)
+        found = _examine(root, progress=progress)
+        if found.report.ok or _attributes(root) == before:
             return found
-    return examine(root, progress=progress)
+    return _examine(root, progress=progress)
 
 
-def _known(root: Root) -> Attributes | None:
-    group = root_group(root)
+def _attributes(root: Root) -> Attributes | None:
     try:
-        return Attributes.read(group)
-    except StoreFormatError:  # it is a finding
+        return Attributes.read(_root_group(root))
+    except StoreFormatError:  # is a finding
         return None
+
+
+def _root_group(root: Root) -> zarr.Group:
+    there = root.directory is None or root.directory.exists()  # opening would make it
+    group = root.open_group() if there else None
+    if group is None:
+        raise StoreNotFoundError(f"there is no Zarr store at {root}")
+    return group
+
+
+def _examine(root: Root, *, locked: bool = False, progress: bool | None = None) -> Examination:
+    """Look a store through; `locked` if the caller holds its lock."""
+    group = _root_group(root)
+    findings: list[Finding] = []
+    holder = None if locked or root.directory is None else holder_of(root.directory)
+    try:
+        attributes = Attributes.read(group)
+    except StoreFormatError as error:
+        message = f"{error}; put zarr.json back from a copy of the store"
+        finding = Finding("attributes", Severity.ERROR, "zarr.json", message)
+        return Examination(Report(str(root), findings=(finding,)))
+    if not attributes.ours and ATOMS_PTR not in group:
+        raise StoreFormatError(
+            f"{root} is a Zarr group without {ATOMS_PTR}: expected a store that zarrpipe or "
+            "nvalchemi wrote"
+        )
+    report_lock(holder, findings.append)
+    store = CheckedStore(root, group, attributes)
+    pointers = store.open(ATOMS_PTR, add=findings.append)
+    if pointers is not None:  # before a writer commits more
+        store.samples, store.behind = committed_samples(pointers, attributes.num_samples)
+    open_fields(store, findings.append)
+    found = _check_arrays(store, findings, progress)
+    report_strays(store, findings.append)
+    report_leftovers(store, findings.append)
+    live = holder is not None and holder_lives(holder)
+    if live:
+        findings = [
+            replace(finding, severity=Severity.NOTE, repair="")
+            if finding.kind in _EXPLAINED_BY_A_WRITER
+            else finding
+            for finding in findings
+        ]
+    report = _report(store, found.counts, found.samples or SampleFindings(), findings)
+    return replace(found, report=report, live=live)
+
+
+def _check_arrays(
+    store: CheckedStore, findings: list[Finding], progress: bool | None
+) -> Examination:
+    """Check pointers, samples and masks, and append what is found to `findings`."""
+    add, counts = findings.append, count_committed(store)
+    if counts is None:
+        return Examination(Report(str(store.root)), store)
+    report_pointers(store, counts, add)
+    report_lengths(store, counts, add)
+    report_number(store, counts.samples, add)
+    needed = {path: counts.rows(store.levels[path]) for path in store.arrays}
+    samples, shifts = _check_samples(store, counts, needed, add, progress), None
+    in_samples: list[Finding] = []
+    samples.report(in_samples.append, ours=store.ours)
+    if len(samples.of("edges")) and store.appended_by_another:
+        shifts = find_edge_shifts(_blocks(store, counts), counts.samples)
+    for finding in in_samples:
+        relative = finding.kind == "edges" and shifts is not None and shifts.by.any()
+        add(describe_relative_edges(finding, shifts) if relative and shifts else finding)
+    report_masks(store, counts.samples, samples.deleted, add)
+    report_presence(store, counts.samples, add)
+    for path, rows in store.arrays.items():
+        drop = FILL if store.ours and path in store.paths.values() else ""
+        rows.report_broken(add, samples.at("unreadable", path), drop)
+    report_chunk_files(store, needed, add)
+    return Examination(Report(str(store.root)), store, counts, samples, shifts)
+
+
+def _check_samples(
+    store: CheckedStore,
+    counts: CheckedCounts,
+    needed: dict[str, int],
+    add: Callable[[Finding], object],
+    progress: bool | None,
+) -> SampleFindings:
+    """Check every sample, and the sums of statistics against all of them."""
+    total = sum(needed[path] * rows.row_bytes for path, rows in store.arrays.items())
+    if total > _WORTH_NUMBA:  # ids are computed by it where it is imported
+        with suppress(ImportError):
+            importlib.import_module("numba")
+    samples, statistics, before = SampleFindings(), StatisticsCheck(store), 0
+    with progress_bar(progress, f"check {store.root}", total) as done:
+        for block in _blocks(store, counts):
+            samples.check(block)
+            statistics.count(block)
+            read = sum(rows.read_bytes for rows in store.arrays.values())
+            done(read - before)
+            before = read
+    statistics.report(counts.samples, samples, add)
+    return samples
+
+
+def _blocks(store: CheckedStore, counts: CheckedCounts) -> Iterator[SampleBlock]:
+    return sample_blocks(store, counts.broken, counts.limits)
+
+
+def _report(
+    store: CheckedStore,
+    counts: CheckedCounts | None,
+    samples: SampleFindings,
+    findings: list[Finding],
+) -> Report:
+    atoms, edges = (0, 0) if counts is None else (counts.atoms, counts.edges)
+    fields = []
+    for name, path in store.paths.items():
+        array, unit = store.arrays[path].array, str(store.units.get(name, ""))
+        level, present = store.levels[path], samples.present[name]
+        fields.append(FieldFacts(name, level, str(array.dtype), array.shape[1:], unit, present))
+    return Report(
+        str(store.root),
+        0 if counts is None else counts.samples,
+        samples.deleted,
+        atoms,
+        edges,
+        tuple(fields),
+        worst_first(findings),
+    )

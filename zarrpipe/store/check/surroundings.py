@@ -12,7 +12,7 @@ from zarrpipe.store.backend.lock import LOCK_FILE, Holder
 from zarrpipe.store.backend.swap import find_leftovers
 from zarrpipe.store.check.checked_store import CheckedStore
 from zarrpipe.store.check.report import Finding, Severity
-from zarrpipe.store.check.rows import Rows, Tell
+from zarrpipe.store.check.rows import AddFinding, CheckedRows
 from zarrpipe.store.format.layout import GROUPS
 from zarrpipe.store.format.validate import translate_zarr_errors
 
@@ -44,8 +44,8 @@ def _runs(pid: int) -> bool:
     return True
 
 
-def tell_lock(holder: Holder | None, tell: Tell) -> None:
-    """Tell who writes the store, or did until it died."""
+def report_lock(holder: Holder | None, add: AddFinding) -> None:
+    """AddFinding who writes the store, or did until it died."""
     if holder is None:
         return
     message = (
@@ -53,38 +53,38 @@ def tell_lock(holder: Holder | None, tell: Tell) -> None:
         if holder_lives(holder)
         else f"{holder} held the lock and has it no more: the next writer takes it over"
     )
-    tell(Finding("lock", Severity.NOTE, LOCK_FILE, message))
+    add(Finding("lock", Severity.NOTE, LOCK_FILE, message))
 
 
-def tell_strays(subject: CheckedStore, tell: Tell) -> None:
-    """Tell of arrays that the attributes do not name."""
+def report_strays(store: CheckedStore, add: AddFinding) -> None:
+    """AddFinding of arrays that the attributes do not name."""
     for part in GROUPS:
         try:
-            with translate_zarr_errors(f"{subject.root}/{part}"):
-                zarr.open_group(subject.group.store_path / part, mode="r", use_consolidated=False)
-            names = _members(subject, part)
+            with translate_zarr_errors(f"{store.root}/{part}"):
+                zarr.open_group(store.group.store_path / part, mode="r", use_consolidated=False)
+            names = _members(store, part)
         except FileNotFoundError:
             continue  # a writer makes it
         except (StoreFormatError, OSError) as error:
             message = f"{error}; put its zarr.json back from a copy of the store"
-            tell(Finding("metadata", Severity.ERROR, part, message))
+            add(Finding("metadata", Severity.ERROR, part, message))
             continue
         for path in (f"{part}/{name}" for name in sorted(names)):
-            if path not in subject.known and not REPAIRED.fullmatch(path.partition("/")[2]):
+            if path not in store.known and not REPAIRED.fullmatch(path.partition("/")[2]):
                 message = "the attributes do not name it: zarrpipe leaves it as it is"
-                tell(Finding("stray", Severity.NOTE, path, message))
+                add(Finding("stray", Severity.NOTE, path, message))
 
 
-def _members(subject: CheckedStore, part: str) -> list[str]:
+def _members(store: CheckedStore, part: str) -> list[str]:
     """Names of what is in a group."""
-    directory = subject.root.directory
+    directory = store.root.directory
     if directory is not None:  # without reading their metadata, which may be damaged
         folder = directory / part
         return (
             [entry.name for entry in folder.iterdir() if entry.is_dir()] if folder.is_dir() else []
         )
-    with translate_zarr_errors(f"{subject.root}/{part}"):
-        group = subject.group.get(part)
+    with translate_zarr_errors(f"{store.root}/{part}"):
+        group = store.group.get(part)
         return list(group.keys()) if isinstance(group, zarr.Group) else []
 
 
@@ -100,30 +100,30 @@ def leftovers(place: Path) -> list[Path]:
     return sorted(found)
 
 
-def tell_leftovers(subject: CheckedStore, tell: Tell) -> None:
-    """Tell of files and directories that no array has."""
-    if subject.root.directory is None:
+def report_leftovers(store: CheckedStore, add: AddFinding) -> None:
+    """AddFinding of files and directories that no array has."""
+    if store.root.directory is None:
         return
-    place = subject.root.directory.resolve()
+    place = store.root.directory.resolve()
     for path in leftovers(place):
         shown = path.relative_to(place) if path.is_relative_to(place) else Path("..", path.name)
         message = "was left by a writer that was killed while it made it"
-        tell(Finding("leftover", Severity.WARNING, shown.as_posix(), message, SWEEP))
+        add(Finding("leftover", Severity.WARNING, shown.as_posix(), message, SWEEP))
 
 
-def tell_chunk_files(subject: CheckedStore, needed: dict[str, int], tell: Tell) -> None:
-    """Tell of chunk files behind the committed rows that have the wrong size."""
-    directory = subject.root.directory
-    for path, rows in subject.arrays.items():
+def report_chunk_files(store: CheckedStore, needed: dict[str, int], add: AddFinding) -> None:
+    """AddFinding of chunk files behind the committed rows that have the wrong size."""
+    directory = store.root.directory
+    for path, rows in store.arrays.items():
         if directory is None or not rows.plain:
             continue
         for file, size, whole in _odd_files(directory / path, rows, needed[path]):
             shown = file.relative_to(directory).as_posix()
             message = f"has {size:,} bytes, expected {whole:,}, and no committed row: remove it"
-            tell(Finding("chunk", Severity.WARNING, shown, message))
+            add(Finding("chunk", Severity.WARNING, shown, message))
 
 
-def _odd_files(folder: Path, rows: Rows, needed: int) -> list[tuple[Path, int, int]]:
+def _odd_files(folder: Path, rows: CheckedRows, needed: int) -> list[tuple[Path, int, int]]:
     unit = int(rows.array.chunks[0])
     whole, found = unit * rows.row_bytes, []
     entries = os.scandir(folder / "c") if (folder / "c").is_dir() else ()

@@ -40,6 +40,7 @@ from zarrpipe.store.write.plan import (
 from zarrpipe.store.write.recovery import (
     check_whole,
     clear_uncommitted,
+    mask_rows,
     remove_unfinished,
     settle_deletion,
 )
@@ -271,6 +272,12 @@ class StoreWriter:
         self._check_change()
         with self.changing():
             self._statistics.forget(self.group)
+
+    def mask_rows(self) -> None:
+        """Give atoms and edges the masks of their samples."""
+        kept = self.array(SAMPLES_MASK).read(0, self.counts.samples)
+        with self.changing():
+            mask_rows(self._arrays, self.counts, kept)
 
     def publish_deleted(self) -> None:
         """Publish how many masks of samples are False, by which readers know deletions."""

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from zarrpipe.data.csr import pointers
-from zarrpipe.store.check.borders import edge_shifts
+from zarrpipe.store.check.nvalchemi_edges import edge_shifts
 
 
 def begins_of(borders, count):
