@@ -115,6 +115,11 @@ SEGMENTED: Mapping[Level, str] = MappingProxyType(
 )
 """Pointer array of each level that has one; that of atoms, the commit log, is the first."""
 
+COUNTS: Mapping[str, Level] = MappingProxyType(
+    {LEVELS[level].count_name: level for level in SEGMENTED}
+)
+"""Names of the numbers of rows of a sample, in conditions and weights."""
+
 
 class Kind(StrEnum):
     """The family of dtypes that a field may have."""
@@ -269,13 +274,13 @@ def check_new_names(names: Iterable[str], known: Callable[[], Collection[str]] =
     `known` gives the names that the store has; it is called only for such a name.
     """
     for name in names:
-        if not (name in _COUNTS or keyword.iskeyword(name)) or name in known():
+        if not (name in COUNTS or keyword.iskeyword(name)) or name in known():
             continue
-        if name in _COUNTS:
+        if name in COUNTS:
             raise FieldError(
-                f"field name {name!r} stands for a sample's {_COUNTS[name]} in conditions such as "
-                f"where='{name} < 100', and is kept by every store: leave the field out, or store "
-                "it under another name"
+                f"field name {name!r} means the number of a sample's {COUNTS[name]}s in conditions "
+                f"such as where='{name} < 100', and is kept by every store: leave the field out, "
+                "or store it under another name"
             )
         raise FieldError(
             f"field name {name!r} is a Python keyword, which neither an attribute nor a "
@@ -285,8 +290,6 @@ def check_new_names(names: Iterable[str], known: Callable[[], Collection[str]] =
 
 _LONGEST_NAME = 255
 """Bytes that a directory's name may have on nearly every file system."""
-
-_COUNTS = {LEVELS[level].count_name: f"number of {level.value}s" for level in SEGMENTED}
 
 
 def shape_hint(given: tuple[int, ...], fixed: tuple[int, ...]) -> str:
