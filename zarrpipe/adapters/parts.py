@@ -113,3 +113,8 @@ def assemble(
     }
     levels = {name: level for name, (level, _) in fields.items()}
     return Batch(shaped, ptr[Level.ATOM], ptr[Level.EDGE], levels=levels, present=present)
+
+
+def without_presence(batch: Batch) -> Batch:
+    """Batch in which every system has every field, with fill values where it lacked one."""
+    return Batch(dict(batch.fields), batch.batch_ptr, batch.edge_ptr, levels=dict(batch.levels))

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from zarrpipe.adapters.parts import assemble, require
+from zarrpipe.adapters.parts import assemble, require, without_presence
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.fields import CORE_FIELDS, Level, level_of
 from zarrpipe.errors import FieldError
@@ -221,9 +221,8 @@ def to_pyg(batch: Batch) -> "PygBatch":
     ``energy [1, 1]`` and ``cell [1, 3, 3]``. A field that some system lacks keeps its fill values.
     """
     library = require("torch_geometric.data", "pyg")
-    whole = Batch(dict(batch.fields), batch.batch_ptr, batch.edge_ptr, levels=dict(batch.levels))
     graphs = []
-    for one in whole.to_data_list():
+    for one in without_presence(batch).to_data_list():
         fields = dict(one.fields)
         known = {"pos": fields.pop("positions"), "z": fields.pop("atomic_numbers")}
         if "neighbor_list" in fields:
