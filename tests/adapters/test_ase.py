@@ -170,7 +170,10 @@ def test_labels_kept_in_info_and_arrays_take_the_shapes_of_the_registry(crystal)
         ({"info": ["forces"]}, "'forces' is given at level 'system'"),
         ({"info": {"forces": "charges"}}, "'charges' is given at level 'system'"),
         ({"arrays": {"tags": "positions"}}, "'positions' is always taken from the Atoms"),
-        ({"info": {"forces": "x", "label": "x"}}, "'forces' and 'label' of .info are both to be"),
+        (
+            {"info": {"forces": "x", "label": "x"}},
+            "'forces' and 'label' of .info are both mapped to",
+        ),
         ({"info": {"forces": "x"}, "arrays": {"tags": "x"}}, r"\['x'\] are asked for in info and"),
     ],
 )

@@ -187,7 +187,7 @@ def test_objects(local, name):
 
 
 NAMES = {
-    "num_atoms": "'num_atoms' stands for a sample's number of atoms in conditions such as where=",
+    "num_atoms": "'num_atoms' means the number of a sample's atoms in conditions such as where=",
     "not": "'not' is a Python keyword, which neither an attribute nor a condition can name",
     "class": "'class' is a Python keyword",
 }

@@ -74,7 +74,11 @@ def test_a_state_counts_what_was_handed_out_and_not_what_was_read_ahead(store, w
 @pytest.mark.parametrize(
     ("transform", "error", "says"),
     [
-        ("forgets_to_return", TypeError, "forgets_to_return.* gave a NoneType, expected a Batch"),
+        (
+            "forgets_to_return",
+            TypeError,
+            "forgets_to_return.* returned a NoneType, expected the Batch",
+        ),
         ("stops", RuntimeError, "stops.* raised StopIteration"),
     ],
 )

@@ -160,7 +160,7 @@ def test_compose_says_what_it_needs():
     ("transform", "message"),
     [
         (RandomRotation, "transform is the class zarrpipe.transforms.RandomRotation, expected"),
-        ([RandomRotation], "a transform is the class .*RandomRotation, expected an object of it"),
+        ([RandomRotation], "a transform is the class .*RandomRotation, expected an instance"),
         (3, "transform is 3, expected a function of a Batch"),
         ("rotate", "transform is 'rotate', expected a function"),
         ([1], "a transform is 1, expected a function"),
@@ -173,7 +173,9 @@ def test_what_is_no_transform_is_refused(store, transform, message):
 
 def test_what_gives_no_batch_is_named(store, transforms):
     dataset = ZarrDataset(store[0], FIELDS, [transforms.gives_a_list, ConvertUnits()])
-    with pytest.raises(ArgumentTypeError, match=r"gives_a_list.* gave a list, expected a Batch"):
+    with pytest.raises(
+        ArgumentTypeError, match=r"gives_a_list.* returned a list, expected the Batch"
+    ):
         dataset[0]
     with pytest.raises(ArgumentTypeError, match="call this with keys too"):
         AUGMENT(ZarrDataset(store[0], FIELDS).__getitems__([0]))

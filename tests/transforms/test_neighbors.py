@@ -137,7 +137,9 @@ def test_a_periodic_system_needs_its_cell():
     for wrong in (0.0, float("nan")):
         cells = batch.clone()
         cells.cell[3] = wrong
-        with pytest.raises(FieldError, match=r"system 3 of the batch has pbc=.* no neighbor_list"):
+        with pytest.raises(
+            FieldError, match=r"system 3 of the batch has pbc=.*neighbor_list cannot be found"
+        ):
             NeighborList(CUTOFF)(cells)
 
 

@@ -165,14 +165,14 @@ def test_floats_of_which_the_unit_is_not_known_are_refused(batch):
     ("arguments", "message"),
     [
         ({"energy": "kcal"}, None),
-        ({"energy": "parsec"}, "'parsec' of 'parsec' is no unit that is known"),
+        ({"energy": "parsec"}, "'parsec' of 'parsec' is not a known unit"),
         (
             {"energy": "Bohr"},
             "the unit of energy is 'Bohr', which is length, expected one of energy",
         ),
         ({"length": ""}, "which is a number, expected one of length"),
         ({"energy": "kcal mol"}, "'kcal mol' is no unit from ' mol' on"),
-        ({"energy": "eVAngstrom"}, "is no unit that is known"),
+        ({"energy": "eVAngstrom"}, "is not a known unit"),
         ({"energy": "/eV"}, "'/eV' is no unit from"),
         ({"energy": "eV/"}, "is no unit from '/' on"),
         ({"fields": {"stress": "eV"}}, r"of stress is 'eV'.*expected one of energy\*length\^-3"),

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from zarrpipe.adapters.ase_label_warning import STRUCTURE, warn_of_untaken
+from zarrpipe.adapters.ase_label_warning import STRUCTURE, warn_of_unused_labels
 from zarrpipe.adapters.parts import as_rows, as_tensor, require
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.fields import CORE_FIELDS, Level, level_of
@@ -92,19 +92,16 @@ def from_ase(
 
 
 def from_ase_for_store(atoms: "Sequence[Atoms]", **options: Any) -> Batch:
-    """Batch as `from_ase` makes it, for one who may not know that there is something to ask for.
-
-    Warns of what looks like a label and is not taken, unless `info` or `arrays` was given.
-    """
+    """As `from_ase`, with a warning of labels that are left out if no option says what to take."""
     if not {"info", "arrays"} & set(options):
-        warn_of_untaken(atoms, _results)
+        warn_of_unused_labels(atoms, _results)
     return from_ase(atoms, **options)
 
 
 def _named(
     where: str, asked: Iterable[str] | Names, usual: Names, found: list[dict[str, Any]]
 ) -> Names:
-    """Field by key of what is asked for; refuses what none of the systems has."""
+    """Field by key of the entries to take; refuses a key that none of the systems has."""
     if isinstance(asked, str):
         raise ArgumentTypeError(f"{where} is {asked!r}, expected a list or a mapping of keys")
     if not isinstance(asked, Mapping):
@@ -119,8 +116,8 @@ def _named(
             raise FieldError(f"none of {len(found)} Atoms has {key!r} in .{where}; there is {have}")
         if keys.setdefault(name, key) != key:
             raise FieldError(
-                f"{keys[name]!r} and {key!r} of .{where} are both to be field {name!r}: leave one "
-                "out"
+                f"{keys[name]!r} and {key!r} of .{where} are both mapped to field {name!r}: leave "
+                "one out"
             )
         level_of(name, _LEVELS[where])
     return dict(asked)
@@ -153,7 +150,7 @@ def _from_atoms(
 
 
 def _entries(atoms: "Atoms", info: Names, arrays: Names) -> Iterator[tuple[str, str, str, Any]]:
-    """Place, key, field and value of what is asked for and there."""
+    """Place, key, field and value of each entry to take that the atoms have."""
     for where, names, found in (("arrays", arrays, atoms.arrays), ("info", info, atoms.info)):
         for key, name in names.items():
             if found.get(key) is not None:
@@ -161,7 +158,7 @@ def _entries(atoms: "Atoms", info: Names, arrays: Names) -> Iterator[tuple[str, 
 
 
 def _results(atoms: "Atoms") -> dict[str, AnyArray]:
-    """Results of the attached calculator that belong to the atoms as they are now."""
+    """Results of the attached calculator for the present atoms."""
     calc = atoms.calc
     results = getattr(calc, "results", None) or {}
     remembers = getattr(calc, "atoms", None) is not None and hasattr(calc, "check_state")

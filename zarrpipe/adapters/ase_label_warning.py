@@ -1,4 +1,4 @@
-"""What ASE's `Atoms` carry beside a structure and its results, and that nobody has asked for."""
+"""Warn of entries of ASE's `Atoms` that look like labels and that `from_ase` leaves out."""
 
 import re
 import sys
@@ -24,7 +24,7 @@ from zarrpipe.data.fields import (
 from zarrpipe.errors import FieldError
 
 STRUCTURE = frozenset({"positions", "numbers", "atomic_numbers", "cell", "pbc"})
-"""Names that always mean what `Atoms` are made of."""
+"""Names of the structure itself, which is always taken."""
 
 _LABELS = {
     "energy": "energy",
@@ -38,7 +38,7 @@ _LABELS = {
     "charges": "charges",
     "spin": "spin",
 }
-"""Field by the word in a key that says that a label stands there."""
+"""Field by the word for it in a key."""
 _AFFIXES = frozenset(
     {"ref", "reference", "target", "true", "label", "calc", "pred", "predicted", "train"}
     | {"total", "free", "potential", "corrected", "ml", "mlip", "qm", "dft", "hf", "mp2", "ccsd"}
@@ -49,15 +49,15 @@ _AFFIXES = frozenset(
     | {"mattersim", "uma", "omat", "omol", "model", "committee"}
     | {"mulliken", "hirshfeld", "bader", "ddec6", "resp"}
 )
-"""Words that stand before or behind a label and say whose it is."""
-_NOT_TOLD = frozenset(
+"""Words before or behind a label that say who calculated it."""
+_NO_LABELS = frozenset(
     {"positions", "numbers", "tags", "masses", "momenta", "initial_magmoms", "initial_charges"}
     | {"spacegroup_kinds", "occupancies", "occupancy", "bfactor", "residuenumbers"}
     | {"id", "type", "mol-id", "travel"}
 )
-"""Arrays that ASE, its dynamics and its readers of files set, whatever the atoms are for."""
+"""Arrays that ASE, its dynamics and its file readers set by themselves."""
 _LONGEST = 60
-"""Letters of a proposed name: it becomes that of a folder."""
+"""Letters of a proposed name: it becomes the name of a directory."""
 
 
 @dataclass(frozen=True)
@@ -69,29 +69,24 @@ class _Value:
     results: Collection[str]
 
 
-def warn_of_untaken(systems: Sequence[Any], results_of: Callable[[Any], Collection[str]]) -> None:
+def warn_of_unused_labels(
+    systems: Sequence[Any], results_of: Callable[[Any], Collection[str]]
+) -> None:
     """Warn where an entry of ``atoms.info`` or ``atoms.arrays`` looks like a label.
 
-    Of atoms without results that is every entry of numbers, but for those that ASE sets by itself;
-    of atoms with results what is a label by its name and its shape. An entry that cannot be one
-    field, since its shape or its dtype differs between the atoms, is not told.
-
-    Parameters
-    ----------
-    systems
-        Atoms of which no entry was asked for.
-    results_of
-        Names of the results that an attached calculator gives some of them.
+    For atoms without results (`results_of` names those there are), every numeric entry that ASE
+    does not set by itself counts; for atoms with results, an entry with the name and shape of a
+    label. Entries whose shape or dtype differs between the atoms cannot become a field: no warning.
     """
     entries = _entries(systems, results_of)
-    told = [entry for entry, values in entries.items() if _is_told(*entry, values)]
+    labels = [entry for entry, values in entries.items() if _looks_like_label(*entry, values)]
     names = {"info": dict[str, str](), "arrays": dict[str, str]()}
     chosen: dict[tuple[str, str], str] = {}
-    for where, key in sorted(told, key=lambda entry: entry[1] != _label(*entry)):
+    for where, key in sorted(labels, key=lambda entry: entry[1] != _label(*entry)):
         name = _name(where, key, entries[where, key], chosen.values())
         if name is not None:
             chosen[where, key] = name
-    for where, key in (entry for entry in told if entry in chosen):
+    for where, key in (entry for entry in labels if entry in chosen):
         names[where][key] = chosen[where, key]
     options = ", ".join(f"{where}={fields}" for where, fields in names.items() if fields)
     if options:
@@ -104,7 +99,7 @@ def warn_of_untaken(systems: Sequence[Any], results_of: Callable[[Any], Collecti
 
 
 def _level_of_caller() -> int:
-    """Stack level, for a warning of the function that asks, of the first frame out of here."""
+    """Stack level, for a warning of the calling function, of the first frame of a user's code."""
     package = __name__.partition(".")[0]
     frame: FrameType | None = sys._getframe(1)
     level = 1
@@ -116,29 +111,29 @@ def _level_of_caller() -> int:
 def _entries(
     systems: Sequence[Any], results_of: Callable[[Any], Collection[str]]
 ) -> dict[tuple[str, str], list[_Value]]:
-    """Values by place and key, in order of the systems and of the keys of each."""
+    """Values by place and key, in the order of systems and keys."""
     entries: dict[tuple[str, str], list[_Value]] = {}
     for atoms in systems:
-        found = list(_of_one(atoms))
+        found = list(_entries_of(atoms))
         results = results_of(atoms) if found else ()
         for where, key, value in found:
             entries.setdefault((where, key), []).append(_Value(value, len(atoms), results))
     return entries
 
 
-def _of_one(atoms: Any) -> Iterator[tuple[str, str, Any]]:
+def _entries_of(atoms: Any) -> Iterator[tuple[str, str, Any]]:
     places: tuple[tuple[str, Mapping[Any, Any]], ...] = (
         ("info", atoms.info),
         ("arrays", atoms.arrays),
     )
     for where, found in places:
         for key in sorted(name for name in found if isinstance(name, str)):
-            if found[key] is not None and not (where == "arrays" and key in _NOT_TOLD):
+            if found[key] is not None and not (where == "arrays" and key in _NO_LABELS):
                 yield where, key, found[key]
 
 
-def _is_told(where: str, key: str, values: list[_Value]) -> bool:
-    """Whether an entry is a label, or some of its atoms have no other."""
+def _looks_like_label(where: str, key: str, values: list[_Value]) -> bool:
+    """Whether an entry is a label by name and shape, or some of its atoms have no results."""
     if any(not one.results for one in values):
         return True
     label = _label(where, key)
@@ -147,7 +142,7 @@ def _is_told(where: str, key: str, values: list[_Value]) -> bool:
 
 
 def _label(where: str, key: str) -> str | None:
-    """Field of the registry that a key names, up to words of who has calculated it."""
+    """Field of the registry that a key names, apart from words that say who calculated it."""
     words = [word for word in re.split(r"[\W_]+", key.lower()) if word]
     names = [word for word in words if word in _LABELS]
     others = [word for word in words if word not in _LABELS and not word.isdigit()]
@@ -162,10 +157,7 @@ def _level(where: str) -> Level:
 
 
 def _name(where: str, key: str, values: list[_Value], others: Collection[str]) -> str | None:
-    """Field that an entry can become: of the registry if the key says so, else one of its own.
-
-    None if its values cannot be those of one field.
-    """
+    """Name of a field for an entry: the registry's if its key says so; None if none is possible."""
     taken = {name for one in values for name in one.results}.union(others)
     name = _label(where, key)
     if name is not None and name not in taken and _fits(where, name, values):
@@ -178,13 +170,13 @@ def _name(where: str, key: str, values: list[_Value], others: Collection[str]) -
 
 
 def _own(key: str) -> str:
-    """Name of a field of the user's own, as near to the key as it can be."""
+    """Valid name of a user's own field that resembles the key."""
     name = re.sub(r"\W+", "_", key).strip("_")[:_LONGEST]
     return name if name.isidentifier() else f"field_{name}"
 
 
 def _is_accepted(where: str, name: str) -> bool:
-    """Whether neither `from_ase` nor a sink refuses the name."""
+    """Whether both `from_ase` and a sink accept the name."""
     try:
         check_name(name)
         check_not_taken(name)
@@ -196,20 +188,20 @@ def _is_accepted(where: str, name: str) -> bool:
 
 
 def _fits(where: str, name: str, values: list[_Value]) -> bool:
-    """Whether the values are numbers that can be rows of one field."""
+    """Whether the values can be rows of one field."""
     kinds = {_row(where, name, one) for one in values}
     return len(kinds) == 1 and None not in kinds
 
 
 def _row(where: str, name: str, one: _Value) -> tuple[torch.dtype, tuple[int, ...]] | None:
-    """Dtype and shape of the rows that a value makes; None if it makes none that are stored."""
+    """Dtype and shape of a value's rows; None if it has none that a store takes."""
     if not isinstance(one.value, bool | int | float | list | tuple | np.ndarray | np.generic):
         return None
     level = _level(where)
     try:
         rows = as_rows(name, one.value, level, one.num_atoms, dtype=torch.float64)
         rows = as_field_dtype(name, rows)
-    except (FieldError, TypeError, ValueError):  # no array, or one that torch does not have
+    except (FieldError, TypeError, ValueError):  # not an array, or of a dtype that torch lacks
         return None
     shape, spec = tuple(rows.shape[1:]), CORE_FIELDS.get(name)
     counted = rows.shape[:1] == (one.num_atoms if level is Level.ATOM else 1,)

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from zarrpipe.adapters.parts import assemble, require
+from zarrpipe.adapters.parts import assemble, require, without_presence
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.fields import CORE_FIELDS, Level
 
@@ -76,9 +76,11 @@ def to_nvalchemi(batch: Batch) -> "NvalchemiBatch":
     velocities where they are missing. A field that some system lacks keeps its fill values.
     """
     library = require("nvalchemi.data", "nvalchemi")
-    whole = Batch(dict(batch.fields), batch.batch_ptr, batch.edge_ptr, levels=dict(batch.levels))
     return library.Batch.from_data_list(
-        [_to_system(one.fields, one.levels, library) for one in whole.to_data_list()]
+        [
+            _to_system(one.fields, one.levels, library)
+            for one in without_presence(batch).to_data_list()
+        ]
     )
 
 

@@ -33,13 +33,12 @@ def require(module: str, extra: str) -> ModuleType:
 def fit_rows(
     name: str, value: torch.Tensor, level: Level, rows: int, dtype: torch.dtype
 ) -> torch.Tensor:
-    """Give a tensor the kind of dtype that the registry has, and the shape ``(rows, *row)``.
+    """Give a tensor the registry's kind of dtype, and the shape ``(rows, *row)``.
 
-    Integers of a float field take `dtype`, that of the positions, and whole floats of an integer
-    or bool field become integers. A field of the registry takes its row from there, so that for
-    example the ``[3 B, 3]`` cells of a PyG batch become ``[B, 3, 3]``. A scalar per system becomes
-    ``[B, 1]``. Whatever does not fit, or would not keep its value, is returned as it is, for
-    `Batch` to refuse with a message.
+    Integers of a float field take `dtype`, that of the positions; whole floats of an integer or
+    bool field become integers; the ``[3 B, 3]`` cells of a PyG batch become ``[B, 3, 3]``, a scalar
+    per system ``[B, 1]``. A tensor that does not fit, or whose values would change, is returned as
+    it is: `Batch` refuses it with a message.
     """
     value = _of_kind(name, value.detach(), dtype)
     spec = CORE_FIELDS.get(name)
@@ -52,7 +51,7 @@ def fit_rows(
 
 
 def _of_kind(name: str, value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Integers as floats or floats as integers, as the registry has them, where none changes."""
+    """Tensor as floats or as integers, as the registry has the field, if no value changes."""
     spec = CORE_FIELDS.get(name)
     if spec is None or spec.kind is Kind.NUMBER or value.dtype is torch.bool or value.is_complex():
         return value
@@ -99,31 +98,23 @@ def assemble(
     num_edges: torch.Tensor | None = None,
     present: Mapping[str, torch.Tensor] | None = None,
 ) -> Batch:
-    """Batch of named tensors with their levels.
+    """Batch of named tensors with their levels, shaped by `fit_rows`.
 
-    Parameters
-    ----------
-    fields
-        Level and tensor by name; scalars per system may come without their trailing 1, and
-        whole numbers as floats or as integers.
-    num_atoms, num_edges : torch.Tensor [B]
-        Atoms and edges of each system; no edges by default.
-    present : mapping of str to torch.Tensor [B] bool, optional
-        As in `Batch`.
+    `num_atoms` and `num_edges` are [B], with no edges by default; `present` is as in `Batch`.
     """
-    if num_edges is None:
-        num_edges = torch.zeros_like(num_atoms)
-    batch_ptr = tensor_pointers(num_atoms.to(torch.int64))
-    edge_ptr = tensor_pointers(num_edges.to(torch.int64))
-    rows = {
-        Level.ATOM: int(batch_ptr[-1]),
-        Level.EDGE: int(edge_ptr[-1]),
-        Level.SYSTEM: num_atoms.shape[0],
-    }
+    counts = {Level.ATOM: num_atoms, Level.SYSTEM: torch.ones_like(num_atoms)}
+    counts[Level.EDGE] = torch.zeros_like(num_atoms) if num_edges is None else num_edges
+    ptr = {level: tensor_pointers(count.to(torch.int64)) for level, count in counts.items()}
+    rows = {level: int(ends[-1]) for level, ends in ptr.items()}
     dtype = fields["positions"][1].dtype if "positions" in fields else torch.get_default_dtype()
     shaped = {
         name: fit_rows(name, value, level, rows[level], dtype)
         for name, (level, value) in fields.items()
     }
     levels = {name: level for name, (level, _) in fields.items()}
-    return Batch(shaped, batch_ptr, edge_ptr, levels=levels, present=present)
+    return Batch(shaped, ptr[Level.ATOM], ptr[Level.EDGE], levels=levels, present=present)
+
+
+def without_presence(batch: Batch) -> Batch:
+    """Batch in which every system has every field, with fill values where it lacked one."""
+    return Batch(dict(batch.fields), batch.batch_ptr, batch.edge_ptr, levels=dict(batch.levels))

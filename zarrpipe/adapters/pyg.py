@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from zarrpipe.adapters.parts import assemble, require
+from zarrpipe.adapters.parts import assemble, require, without_presence
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.fields import CORE_FIELDS, Level, level_of
 from zarrpipe.errors import FieldError
@@ -64,20 +64,10 @@ def from_pyg(
 
 
 class Graphs:
-    """The tensors of a PyG-like object, by our names and levels.
+    """The tensors of PyG's ``Data`` or ``Batch``, or of MACE's copies of them.
 
-    Parameters
-    ----------
-    data
-        PyG's ``Data`` or ``Batch``, or MACE's copies of them.
-    names
-        Our name by attribute.
-    levels
-        Level by our name, for fields that are not in the registry.
-    skipped
-        Attributes to leave out.
-    extra
-        Tensors that the object lacks, by attribute.
+    `names` has our name by attribute, `levels` the level of a user's own field by our name,
+    `skipped` attributes to leave out, and `extra` tensors that the object lacks, by attribute.
     """
 
     def __init__(
@@ -150,7 +140,7 @@ class Graphs:
         return rows if self.edge_order is None else rows[self.edge_order]
 
     def _per_system(self, name: str, value: torch.Tensor) -> torch.Tensor:
-        """Rows of a field at system level: those that a collation has stacked are split again."""
+        """Rows of a field at system level; rows that a collation stacked are split again."""
         count = len(self.atoms)
         if name in CORE_FIELDS or value.ndim == 0 or value.shape[0] == count:
             return value
@@ -164,7 +154,7 @@ class Graphs:
         )
 
     def _guess(self, key: str, value: torch.Tensor) -> Level:
-        """Level of a field of the user's own, from the rows that each graph brings."""
+        """Level of a user's own field, from the rows that each graph has of it."""
         if value.ndim == 0:
             return Level.SYSTEM
         brought = self._rows_per_graph(key)
@@ -179,7 +169,7 @@ class Graphs:
         return Level.ATOM if of_atoms else Level.SYSTEM
 
     def _rows_per_graph(self, key: str) -> list[int] | None:
-        """How many rows each graph brought to a collated attribute, if that is known."""
+        """Number of rows of each graph in a collated attribute, if that is known."""
         for attribute in ("_slice_dict", "__slices__"):
             slices = getattr(self.data, attribute, None)
             if slices and key in slices:
@@ -205,7 +195,7 @@ class Graphs:
         return torch.bincount(node_graph, minlength=graphs)
 
     def _num_edges(self) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Number of edges of each graph [B], and the order that groups them if they are not."""
+        """Number of edges of each graph [B], and the order that groups them if they are mixed."""
         edges = getattr(self.data, "edge_index", None)
         if edges is None:
             return torch.zeros_like(self.atoms), None
@@ -218,7 +208,7 @@ class Graphs:
 
 
 def _holds_indices(data: Any, key: str, value: torch.Tensor) -> bool:
-    """Whether a collation would shift the values by the number of nodes before them."""
+    """Whether a collation would add the number of nodes before them to the values."""
     shift = data.__inc__(key, value)
     return bool(shift) if isinstance(shift, int) else True
 
@@ -231,9 +221,8 @@ def to_pyg(batch: Batch) -> "PygBatch":
     ``energy [1, 1]`` and ``cell [1, 3, 3]``. A field that some system lacks keeps its fill values.
     """
     library = require("torch_geometric.data", "pyg")
-    whole = Batch(dict(batch.fields), batch.batch_ptr, batch.edge_ptr, levels=dict(batch.levels))
     graphs = []
-    for one in whole.to_data_list():
+    for one in without_presence(batch).to_data_list():
         fields = dict(one.fields)
         known = {"pos": fields.pop("positions"), "z": fields.pop("atomic_numbers")}
         if "neighbor_list" in fields:

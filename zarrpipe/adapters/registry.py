@@ -1,4 +1,4 @@
-"""The one registry of adapters, and `as_batch`, which looks objects up in it."""
+"""The registry of adapters, and `as_batch`, which finds the adapter of an object."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -20,19 +20,10 @@ Converted = Batch | AtomicData | Sequence[AtomicData | Batch]
 
 @dataclass(frozen=True)
 class Adapter:
-    """How the objects of one class become a batch.
+    """Conversion of the objects of one class.
 
-    Parameters
-    ----------
-    package
-        Dotted path of the module that defines the class, or of a package above it.
-    name
-        Name of the class.
-    convert
-        Called with one object, or with a list of them if `takes_list`, and with the options
-        that `as_batch` was given.
-    takes_list
-        Whether `convert` takes a list of objects at once.
+    The class is `name` of a module in `package`. `convert` is called with one object, or with a
+    list of them if `takes_list`, and with the options of `as_batch`.
     """
 
     package: str
@@ -41,7 +32,7 @@ class Adapter:
     takes_list: bool = False
 
     def defines(self, cls: type) -> bool:
-        """Whether `cls` is the class that this adapter was registered for."""
+        """Whether this adapter was registered for `cls`."""
         module = cls.__module__
         return cls.__name__ == self.name and (
             module == self.package or module.startswith(self.package + ".")
@@ -65,7 +56,7 @@ _ADAPTERS: list[Adapter] = [
 
 
 def _own(objects: list[AtomicData | Batch]) -> list[AtomicData | Batch]:
-    """Take zarrpipe's own objects as they are, without options."""
+    """Zarrpipe's own objects, which take no options."""
     return objects
 
 

@@ -1,4 +1,4 @@
-"""What a single system and a batch share: named tensors with a level, and moving them about."""
+"""Base class of a system and of a batch: named tensors with a level, and their transfer."""
 
 import reprlib
 from collections.abc import Callable, Iterable
@@ -117,27 +117,21 @@ class FieldTensors:
         return self
 
     def _field(self, name: str) -> torch.Tensor:
-        """Tensor of a field.
-
-        Raises
-        ------
-        UnknownFieldError
-            If there is none of that name.
-        """
+        """Tensor of a field, or an error that names those there are."""
         try:
             return self._fields[name]
         except (KeyError, TypeError):
             raise UnknownFieldError(self._lacks(name, self._fields)) from None
 
     def _lacks(self, name: str, have: Iterable[str]) -> str:
-        """Message that there is no field of a name."""
+        """Message that there is no field `name`, with a PyG name's counterpart here."""
         meant = _PYG_NAMES.get(name) if isinstance(name, str) else None
         here = meant is not None and (meant in self._fields or meant in self._also)
         hint = f" (did you mean {meant!r}?)" if here else ""
         return f"{type(self).__name__} has no field {name!r}{hint}; it has {', '.join(have)}"
 
     def _level_for(self, name: str, level: Level | str | None) -> Level:
-        """Level at which a field is to be set; refuses names and levels that do not fit."""
+        """Level at which to set a field; refuses a name or level that does not fit."""
         check_name(name)
         check_not_taken(name)
         here = self._levels.get(name)
@@ -150,7 +144,7 @@ class FieldTensors:
         return resolved
 
     def _as_tensor(self, name: str, value: Any) -> torch.Tensor:
-        """Tensor on this container's device; plain Python numbers take a fitting dtype."""
+        """Value as a tensor on this device; Python numbers take a fitting dtype."""
         positions = self._fields.get("positions")
         if not isinstance(value, torch.Tensor):
             like = None if positions is None else positions.dtype
@@ -183,7 +177,7 @@ class FieldTensors:
         raise NotImplementedError
 
     def _transfer(self, copy: Callable[[torch.Tensor], torch.Tensor]) -> Self:
-        """As `_map`, with a function that copies bytes as they are, in few pieces."""
+        """As `_map` for functions that copy bytes as they are, which allows one copy of all."""
         return self._map(copy)
 
     def to(
@@ -264,7 +258,7 @@ def _tensor_of(name: str, value: Any, like: torch.dtype | None) -> torch.Tensor:
 
 
 def _plain(name: str, value: Any) -> Any:
-    """Value with the arrays in it as torch takes them."""
+    """Value whose arrays are as torch takes them."""
     if isinstance(value, np.ndarray):
         way = ", or leave the field out of the systems that lack it: presence records that"
         return plain_array(f"field {name!r}", value, way)
@@ -274,13 +268,7 @@ def _plain(name: str, value: Any) -> Any:
 
 
 def check_not_taken(name: str) -> None:
-    """Refuse the name of a field that is an attribute of a system or of a batch.
-
-    Raises
-    ------
-    FieldError
-        If the name is taken.
-    """
+    """Refuse a field name that is an attribute of a system or of a batch."""
     for kind in FieldTensors.__subclasses__():
         if hasattr(kind, name):
             raise FieldError(f"field name {name!r} is taken by {kind.__name__}.{name}")

@@ -1,4 +1,4 @@
-"""CSR mathematics: from counts to pointers to rows, for NumPy on the way to disk and for torch.
+"""Segments (CSR): counts, pointers and rows, in NumPy and in torch; and indices of samples.
 
 A *pointer* array of B + 1 entries starts at 0; segment b owns rows ``ptr[b]:ptr[b + 1]``.
 """
@@ -31,7 +31,7 @@ def pointers(counts: AnyArray) -> Int64Array:
 
 
 def segment_rows(starts: Int64Array, ptr: Int64Array) -> Int64Array:
-    """Rows [ptr[-1]] that segments beginning at `starts` [B] bring to a batch pointed by `ptr`.
+    """Rows [ptr[-1]] of segments that begin at `starts` [B] and have the pointers `ptr` [B+1].
 
     Examples
     --------
@@ -44,24 +44,10 @@ def segment_rows(starts: Int64Array, ptr: Int64Array) -> Int64Array:
 
 
 def positions_of(index: Any, count: int, one: str, whole: str) -> Int64Array:
-    """Non-negative positions [K] that an index means among `count`.
+    """Non-negative positions [K] among `count` of an index.
 
-    Parameters
-    ----------
-    index : array_like, torch.Tensor or slice
-        Integers [K] counted from either end, one integer, a bool mask of `count` entries, or a
-        slice.
-    count
-        How many there are.
-    one, whole
-        What is counted and what has them, for the error: "sample" of "a dataset".
-
-    Raises
-    ------
-    SampleIndexError
-        If an index is outside, or a mask has another length.
-    SampleIndexTypeError
-        If it is neither.
+    The index is integers [K] counted from either end, one integer, a bool mask [count], or a
+    slice. Errors say that there is no such `one` ("sample") of `whole` ("a dataset").
 
     Examples
     --------
@@ -82,7 +68,7 @@ def positions_of(index: Any, count: int, one: str, whole: str) -> Int64Array:
     if given.ndim > 1 or (given.size and kind not in "iu"):
         raise _no_index(index, given, count, one, whole)
     rows = given.reshape(-1).astype(np.int64, copy=False)
-    # A negative number is a large one without its sign: one look finds both kinds of misfit.
+    # As unsigned, a negative number is a large one: one comparison finds both kinds of misfit.
     if rows.size and rows.view(np.uint64).max() >= count:
         low, high = int(given.min()), int(given.max())
         if low < -count or high >= count:
@@ -92,7 +78,7 @@ def positions_of(index: Any, count: int, one: str, whole: str) -> Int64Array:
 
 
 def position_of(index: Any, count: int, one: str, whole: str) -> int:
-    """Non-negative position that one integer means; as `positions_of`."""
+    """As `positions_of`, for one integer."""
     try:
         wanted = None if isinstance(index, bool | np.bool_) else operator.index(index)
     except TypeError:
@@ -108,7 +94,7 @@ def position_of(index: Any, count: int, one: str, whole: str) -> int:
 
 
 def _checked_slice(index: slice) -> slice:
-    """Slice of whole numbers."""
+    """The slice, if its bounds are integers."""
     try:
         index.indices(0)
     except (TypeError, ValueError) as error:
@@ -117,7 +103,7 @@ def _checked_slice(index: slice) -> slice:
 
 
 def _array_of(index: Any) -> AnyArray:
-    """Index as an array of whatever dtype it has."""
+    """Index as an array of its own dtype."""
     try:
         if isinstance(index, torch.Tensor):
             index = index.detach().cpu()
@@ -130,16 +116,16 @@ def _array_of(index: Any) -> AnyArray:
 
 
 def _no_index(index: Any, given: AnyArray, count: int, one: str, whole: str) -> SampleIndexError:
-    """Error for what is neither integers nor a mask."""
+    """Error for an index that is neither integers nor a mask."""
     if given.dtype.kind == "O" and given.size and all(type(item) is int for item in given.flat):
         furthest = max(given.flat, key=abs)
         if abs(furthest) > count:
             return _outside(furthest, count, one, whole)
-    said = f"dtype {given.dtype} and shape {given.shape}"
+    kind = f"dtype {given.dtype} and shape {given.shape}"
     if given.ndim == 0:
-        said = f"kind {type(index).__name__}"
+        kind = f"kind {type(index).__name__}"
     return SampleIndexTypeError(
-        f"an index of {said}: expected integers or bool [K] or a slice, for {whole} of {count}"
+        f"an index of {kind}: expected integers or bool [K] or a slice, for {whole} of {count}"
     )
 
 
@@ -158,6 +144,6 @@ def tensor_pointers(counts: torch.Tensor) -> torch.Tensor:
 def tensor_segment_rows(
     starts: torch.Tensor, ptr: torch.Tensor, total: int | None = None
 ) -> torch.Tensor:
-    """`segment_rows` for torch tensors, on their device, which `total` rows save a wait for."""
+    """`segment_rows` for torch tensors; a GPU is not waited for if the `total` is known."""
     rows = torch.repeat_interleave(starts - ptr[:-1], ptr.diff(), output_size=total)
     return rows + torch.arange(rows.shape[0], device=rows.device)

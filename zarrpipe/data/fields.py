@@ -31,89 +31,66 @@ class LevelSpec:
 
     Parameters
     ----------
-    level
-        Its name.
     number
-        Its place in the table: what stands for it in arrays that are indexed by level.
-    parent
-        The level whose rows own rows of this one; None for systems.
-    pointers
-        Pointer array [N+1] in a store; None where each sample has one row.
-    batch_pointers
-        Name of the same array [B+1] of a batch.
+        Place in the table, and in arrays that are indexed by level.
     mask
         Array of a store that says which rows are not deleted.
+    counted_by
+        What fixes the number of rows of a batch, for messages.
+    pointers, batch_pointers
+        Pointer array [N+1] of a store, and its name [B+1] in a batch; None where each sample has
+        one row.
+    parent
+        The level whose rows own rows of this one; None for systems.
     least
-        Fewest rows of one sample.
+        Fewest rows of a sample.
     expected
         Rows of a sample that sizes of chunks are made for.
-    counted_by
-        What says how many rows a batch has, for messages.
     """
 
-    level: Level
     number: int
-    parent: Level | None
-    pointers: str | None
-    batch_pointers: str | None
     mask: str
-    least: int
-    expected: int
     counted_by: str
+    pointers: str | None = None
+    batch_pointers: str | None = None
+    parent: Level | None = None
+    least: int = 1
+    expected: int = 1
 
-    @property
-    def count_name(self) -> str:
-        """Name of the number of rows of a sample, in conditions and weights."""
-        return f"num_{self.level.value}s"
 
-
-def _levels() -> Mapping[Level, LevelSpec]:
-    system, atom, edge = Level.SYSTEM, Level.ATOM, Level.EDGE
-    specs = (
-        LevelSpec(
-            system,
-            number=0,
-            parent=None,
-            pointers=None,
-            batch_pointers=None,
-            mask="meta/samples_mask",
-            least=1,
-            expected=1,
-            counted_by="batch pointers",
-        ),
-        LevelSpec(
-            atom,
-            number=1,
-            parent=system,
+LEVELS: Mapping[Level, LevelSpec] = MappingProxyType(
+    {
+        Level.SYSTEM: LevelSpec(0, "meta/samples_mask", "batch pointers"),
+        Level.ATOM: LevelSpec(
+            1,
+            "meta/atoms_mask",
+            "positions",
             pointers="meta/atoms_ptr",
             batch_pointers="batch_ptr",
-            mask="meta/atoms_mask",
-            least=1,
+            parent=Level.SYSTEM,
             expected=64,
-            counted_by="positions",
         ),
-        LevelSpec(
-            edge,
-            number=2,
-            parent=system,
+        Level.EDGE: LevelSpec(
+            2,
+            "meta/edges_mask",
+            "edge pointers or the neighbor_list",
             pointers="meta/edges_ptr",
             batch_pointers="edge_ptr",
-            mask="meta/edges_mask",
+            parent=Level.SYSTEM,
             least=0,
             expected=64 * 32,
-            counted_by="edge pointers or the neighbor_list",
         ),
-    )
-    return MappingProxyType({spec.level: spec for spec in specs})
-
-
-LEVELS: Mapping[Level, LevelSpec] = _levels()
+    }
+)
 """The table of levels, by number."""
 
 SEGMENTED: Mapping[Level, str] = MappingProxyType(
     {level: spec.pointers for level, spec in LEVELS.items() if spec.pointers is not None}
 )
 """Pointer array of each level that has one; that of atoms, the commit log, is the first."""
+
+COUNTS: Mapping[str, Level] = MappingProxyType({f"num_{level}s": level for level in SEGMENTED})
+"""Names of the numbers of rows of a sample, in conditions and weights."""
 
 
 class Kind(StrEnum):
@@ -269,13 +246,13 @@ def check_new_names(names: Iterable[str], known: Callable[[], Collection[str]] =
     `known` gives the names that the store has; it is called only for such a name.
     """
     for name in names:
-        if not (name in _COUNTS or keyword.iskeyword(name)) or name in known():
+        if not (name in COUNTS or keyword.iskeyword(name)) or name in known():
             continue
-        if name in _COUNTS:
+        if name in COUNTS:
             raise FieldError(
-                f"field name {name!r} stands for a sample's {_COUNTS[name]} in conditions such as "
-                f"where='{name} < 100', and is kept by every store: leave the field out, or store "
-                "it under another name"
+                f"field name {name!r} means the number of a sample's {COUNTS[name]}s in conditions "
+                f"such as where='{name} < 100', and is kept by every store: leave the field out, "
+                "or store it under another name"
             )
         raise FieldError(
             f"field name {name!r} is a Python keyword, which neither an attribute nor a "
@@ -285,8 +262,6 @@ def check_new_names(names: Iterable[str], known: Callable[[], Collection[str]] =
 
 _LONGEST_NAME = 255
 """Bytes that a directory's name may have on nearly every file system."""
-
-_COUNTS = {LEVELS[level].count_name: f"number of {level.value}s" for level in SEGMENTED}
 
 
 def shape_hint(given: tuple[int, ...], fixed: tuple[int, ...]) -> str:

@@ -1,6 +1,6 @@
-"""A 64-bit name for a structure that it keeps from candidate to labelled, through any merge.
+"""64-bit ids of structures, which labelling and merging do not change.
 
-The id hashes atomic numbers, positions, cell and pbc, in that order of atoms, and no label.
+An id hashes atomic numbers, positions, cell and pbc, in the order of the atoms, and no label.
 float32 values and the same values in float64 give the same id; so do -0.0 and 0.0, and a cell or
 pbc that is zero or not given. It is no cryptographic hash: two of a billion structures share an
 id with a chance of about three percent, which is harmless for splits.
@@ -44,7 +44,7 @@ def _mix(words: UInt64Array, scratch: UInt64Array) -> None:
 
 
 def unit_places(keys: UInt64Array, salt: int = 0) -> npt.NDArray[np.float64]:
-    """Place [N] of each key between 0 and 1, evenly spread; a split cuts these by its shares.
+    """Place [N] of each key in [0, 1), evenly spread; splits cut this interval by their shares.
 
     Examples
     --------
@@ -174,15 +174,8 @@ def zero_missing(rows: AnyArray, has: AnyArray) -> AnyArray:
 def batch_ids(batch: Batch, arrays: Mapping[str, AnyArray] | None = None) -> UInt64Array:
     """Ids [B] uint64 of the structures of a batch on the CPU.
 
-    A cell or pbc that a system lacks counts as zero, so that the id does not depend on what else
-    is in the batch.
-
-    Parameters
-    ----------
-    batch
-        Systems.
-    arrays
-        Its fields as arrays, where the caller has them already.
+    A cell or pbc that a system lacks counts as zero, so that its id does not depend on the others.
+    A caller that has the fields as `arrays` already may give them.
     """
     if arrays is None:
         arrays = {name: value.numpy() for name, value in batch.fields.items()}

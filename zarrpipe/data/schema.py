@@ -1,4 +1,4 @@
-"""What a store has fixed about its fields, and what a batch has to do to fit."""
+"""The fields of a store, and whether a batch fits them."""
 
 from collections.abc import Iterator, Mapping, ValuesView
 from dataclasses import dataclass, replace
@@ -13,23 +13,10 @@ from zarrpipe.errors import SchemaError
 
 @dataclass(frozen=True)
 class Field:
-    """A field as a store has fixed it.
+    """A field of a store: rows of `shape` and `dtype` at a level, in a unit ("" for none).
 
-    Parameters
-    ----------
-    name
-        The field's name.
-    level
-        What a row belongs to.
-    dtype
-        NumPy dtype of the array.
-    shape
-        Shape of one row.
-    unit
-        Unit, "" for none.
-    group
-        Group of the store in which the field stands: "core" for the registry's, "custom" for a
-        user's own (nvalchemi has these in "core" too).
+    `group` is the group of the store that has its array: "core" for the registry's, "custom" for
+    a user's own (nvalchemi has these in "core" too).
     """
 
     name: str
@@ -46,7 +33,7 @@ class Field:
 
     @property
     def fill(self) -> float | int | bool:
-        """What a row holds where the field is absent: NaN for floats, 0 for all else."""
+        """Value of the rows of samples that lack the field: NaN for floats, 0 otherwise."""
         return float("nan") if self.dtype.kind == "f" else self.dtype.type(0).item()
 
 
@@ -73,7 +60,7 @@ class Schema(Mapping[str, Field]):
     def new_fields(
         self, batch: Batch, units: Mapping[str, str] = MappingProxyType({})
     ) -> tuple[Field, ...]:
-        """Fields that the batch has and the store has not; `units` are those of own fields."""
+        """Fields of the batch that the store lacks, with `units` for a user's own."""
         new = (_field_of(batch, name) for name in batch.fields if name not in self)
         return tuple(replace(field, unit=units.get(field.name, field.unit)) for field in new)
 
@@ -83,13 +70,7 @@ class Schema(Mapping[str, Field]):
         return {field.name: field.unit for field in self.values() if field.unit}
 
     def with_units(self, units: Mapping[str, str]) -> "Schema":
-        """Schema in which fields that have no unit get theirs: itself where nothing is new.
-
-        Raises
-        ------
-        SchemaError
-            If a field has another unit already.
-        """
+        """Schema with units for fields that had none; refuses another unit than a field has."""
         new = []
         for name, unit in units.items():
             fixed = self.get(name)
@@ -107,14 +88,7 @@ class Schema(Mapping[str, Field]):
         return Schema({**self._fields, **{field.name: field for field in fields}})
 
     def check(self, batch: Batch) -> None:
-        """Refuse a batch that does not fit.
-
-        Raises
-        ------
-        SchemaError
-            If a field has another level or trailing shape than in the store, or a dtype that
-            cannot be cast to the store's without losing information.
-        """
+        """Refuse a batch whose fields have another level, row shape or wider dtype."""
         for name in batch.fields:
             fixed = self.get(name)
             if fixed is None:
@@ -132,16 +106,15 @@ class Schema(Mapping[str, Field]):
                     f"{shape_hint(given.shape, fixed.shape)}"
                 )
             if not np.can_cast(given.dtype, fixed.dtype, casting="safe"):
-                fractions = given.dtype.kind == "f" and fixed.dtype.kind != "f"
-                raise SchemaError(
-                    f"field {name!r} has dtype {given.dtype}, the store has {fixed.dtype} and the "
-                    "cast may lose information: "
-                    + (
+                way = f"convert it with .to(torch.{fixed.dtype}) or begin a new store"
+                if given.dtype.kind == "f" and fixed.dtype.kind != "f":
+                    way = (
                         "begin with floats, such as [300.0], in a field of another name or in a "
                         "new store"
-                        if fractions
-                        else f"convert it with .to(torch.{fixed.dtype}) or begin a new store"
                     )
+                raise SchemaError(
+                    f"field {name!r} has dtype {given.dtype}, the store has {fixed.dtype} and the "
+                    f"cast may lose information: {way}"
                 )
 
     def at(self, level: Level) -> Iterator[Field]:
@@ -188,10 +161,7 @@ def field_from_array(
     shape: tuple[int, ...],
     group: str | None = None,
 ) -> Field:
-    """Field of a stored array, in its usual group unless another is given.
-
-    `level` is None for a field whose level the registry has.
-    """
+    """Field of an array; by default at the level and in the group that the registry says."""
     core = CORE_FIELDS.get(name)
     unit = "" if core is None else core.unit
     usual = "custom" if core is None else "core"

@@ -15,14 +15,13 @@ import numpy as np
 import numpy.typing as npt
 
 from zarrpipe.data.csr import AnyArray, Int64Array
-from zarrpipe.data.fields import CORE_FIELDS, Level
+from zarrpipe.data.fields import CORE_FIELDS, COUNTS, Level
 from zarrpipe.data.schema import Field
 from zarrpipe.dataset.conditions import ARITHMETIC, COMPARISONS, Condition, listed
 from zarrpipe.errors import SchemaError
 from zarrpipe.store.read.view import StoreView
 
 BoolArray = npt.NDArray[np.bool_]
-_COUNTS = {"num_atoms": Level.ATOM, "num_edges": Level.EDGE}
 
 
 class FieldValues(Protocol):
@@ -43,15 +42,15 @@ class StoreColumns:
 
     def values(self, name: str) -> AnyArray:
         """Value of each sample, [K]."""
-        if name in _COUNTS:
-            return self._view.counts_of(_COUNTS[name], self._samples)
+        if name in COUNTS:
+            return self._view.counts_of(COUNTS[name], self._samples)
         if name not in self._view.schema:
             return np.zeros(len(self._samples), dtype=_dtype_of(name, self._schema))
         return self._view.system_field(name, self._samples).reshape(len(self._samples))
 
     def present(self, name: str) -> BoolArray | None:
         """Which samples have a field, [K]; None for all of them."""
-        if name in _COUNTS:
+        if name in COUNTS:
             return None
         if name not in self._view.schema:
             return np.zeros(len(self._samples), dtype=bool)
@@ -75,7 +74,7 @@ class _Samples:
 def _dtype_of(name: str, schema: Mapping[str, Field]) -> Any:
     if name in schema:
         return schema[name].dtype
-    return np.int64 if name in _COUNTS else np.float64
+    return np.int64 if name in COUNTS else np.float64
 
 
 def check(condition: Condition, schema: Mapping[str, Field]) -> None:
@@ -90,12 +89,12 @@ def check(condition: Condition, schema: Mapping[str, Field]) -> None:
         If a number stands where something true or false is needed.
     """
     for name, node in {**condition.presences, **condition.values}.items():
-        if name not in schema and name not in CORE_FIELDS and name not in _COUNTS:
-            have = sorted([*schema, *_COUNTS])
+        if name not in schema and name not in CORE_FIELDS and name not in COUNTS:
+            have = sorted([*schema, *COUNTS])
             condition.fail(node, f"no store has a field {name!r}, they have {have}", SchemaError)
     for name, node in condition.values.items():
         known = schema.get(name, CORE_FIELDS.get(name))
-        if name in _COUNTS or known is None:
+        if name in COUNTS or known is None:
             continue
         if known.level is not Level.SYSTEM or math.prod(known.shape or ()) != 1:
             condition.fail(

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from zarrpipe.data.batch import Batch
-from zarrpipe.data.collate import fill_value
+from zarrpipe.data.collate import fill_value, shift_rows
 from zarrpipe.data.csr import AnyArray, Int64Array, pointers, tensor_segment_rows
-from zarrpipe.data.fields import Level
+from zarrpipe.data.fields import INDEX_FIELDS, SEGMENTED, Level
 from zarrpipe.dataset.stores import Stores
 from zarrpipe.errors import ArgumentError
 
@@ -35,7 +35,7 @@ class Resident:
         self.device = device
         self.order: Stores | None = None  # what the samples are the first of
         self._lock = threading.Lock()
-        self._ptr = {level: np.zeros(1, dtype=np.int64) for level in (Level.ATOM, Level.EDGE)}
+        self._ptr = {level: np.zeros(1, dtype=np.int64) for level in SEGMENTED}
         self._tensors: dict[str, torch.Tensor] = {}
         self._levels: dict[str, Level] = {}
         self._present: dict[str, AnyArray] = {}
@@ -88,27 +88,27 @@ class Resident:
             raise IndexError(f"samples {samples.min()} to {samples.max()} of {count}")
         starts = {level: ptr[samples] for level, ptr in held.items()}
         ptr = {level: pointers(held[level][samples + 1] - start) for level, start in starts.items()}
-        there = self._sent(samples, *starts.values(), *ptr.values())
-        chosen, atoms, edges, atoms_ptr, edges_ptr = there
-        rows = {Level.SYSTEM: chosen}
-        for level, begin, out in ((Level.ATOM, atoms, atoms_ptr), (Level.EDGE, edges, edges_ptr)):
-            rows[level] = tensor_segment_rows(begin, out, int(ptr[level][-1]))
-        fields = {
-            name: value.index_select(0, rows[self._levels[name]]) for name, value in tensors.items()
+        total = {level: int(ends[-1]) for level, ends in ptr.items()}
+        chosen, *sent = self._sent(samples, *starts.values(), *ptr.values())
+        begins = dict(zip(ptr, sent, strict=False))
+        ends = dict(zip(ptr, sent[len(ptr) :], strict=True))
+        rows = {
+            level: tensor_segment_rows(begins[level], ends[level], total[level]) for level in ptr
         }
-        if "neighbor_list" in fields:
-            shift = torch.repeat_interleave(
-                atoms_ptr[:-1] - atoms, edges_ptr.diff(), output_size=int(ptr[Level.EDGE][-1])
-            )
-            fields["neighbor_list"] += shift[:, None]
+        fields = {
+            name: value.index_select(0, rows.get(self._levels[name], chosen))
+            for name, value in tensors.items()
+        }
+        for name in fields.keys() & INDEX_FIELDS.keys():
+            level, counted = self._levels[name], INDEX_FIELDS[name]
+            shift = ends[counted][:-1] - begins[counted]
+            shift_rows(fields[name], shift, ends[level].diff(), total[level])
         present = {
             name: self._sent(has[samples])[0]
             for name, has in has_field.items()
             if not has[samples].all()
         }
-        return Batch._trusted(
-            fields, self._levels.copy(), {Level.ATOM: atoms_ptr, Level.EDGE: edges_ptr}, present
-        )
+        return Batch._trusted(fields, self._levels.copy(), ends, present)
 
     def _sent(self, *arrays: AnyArray) -> list[torch.Tensor]:
         """Arrays of one dtype on the device, in one copy that is not waited for."""
@@ -121,18 +121,17 @@ class Resident:
         """Put a batch behind what is there, with room for as many rows as are expected."""
         held, first = len(self), {level: int(ptr[-1]) for level, ptr in self._ptr.items()}
         first[Level.SYSTEM] = held
-        ends = {Level.ATOM: batch.batch_ptr, Level.EDGE: batch.edge_ptr}
         present = {}
         for name, value in batch.to(self.device).fields.items():
             level = self._levels[name] = batch.levels[name]
-            rows = value + first[Level.ATOM] if name == "neighbor_list" else value
+            rows = value + first[INDEX_FIELDS[name]] if name in INDEX_FIELDS else value
             self._put(name, rows, first[level], totals[level])
             known = self._present.get(name, np.zeros(held, dtype=bool))
             present[name] = np.concatenate([known, batch.present(name).numpy()])
         # Last, so that samples whose fields are not all there do not count as held.
         self._present = present
         self._ptr = {
-            level: np.concatenate([ptr, ends[level][1:].numpy() + first[level]])
+            level: np.concatenate([ptr, batch.row_pointers(level)[1:].numpy() + first[level]])
             for level, ptr in self._ptr.items()
         }
 

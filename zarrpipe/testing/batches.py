@@ -10,7 +10,7 @@ import zarr
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.collate import fill_value
 from zarrpipe.data.csr import Int64Array, pointers
-from zarrpipe.data.fields import CORE_FIELDS, FieldSpec, Kind, Level
+from zarrpipe.data.fields import CORE_FIELDS, LEVELS, SEGMENTED, FieldSpec, Kind, Level
 from zarrpipe.store.backend.location import StoreLike
 
 _DTYPES = {Kind.INTEGER: torch.int64, Kind.NUMBER: torch.int64, Kind.BOOL: torch.bool}
@@ -28,7 +28,7 @@ def random_batch(
     dtypes: Mapping[str, torch.dtype] | None = None,
     absent: float = 0.0,
 ) -> Batch:
-    """Batch of random systems, every value of which differs from the others with certainty enough.
+    """Batch of random systems, whose values are practically all different.
 
     Parameters
     ----------
@@ -83,7 +83,7 @@ def random_batch(
 def _random_rows(
     rng: np.random.Generator, spec: FieldSpec, rows: int, dtype: torch.dtype
 ) -> torch.Tensor:
-    """Random rows of a field; `dtype` counts for floats, and for integers of one's own."""
+    """Random rows of a field; `dtype` is that of floats, and of a user's own integers."""
     shape = (rows, *(_FREE_SHAPE if spec.shape is None else spec.shape))
     if spec.kind is not Kind.FLOAT:
         own = spec.name not in CORE_FIELDS and not dtype.is_floating_point
@@ -94,17 +94,17 @@ def _random_rows(
 
 
 def numbered_batch(index: Sequence[int] | Int64Array, generation: int = 0) -> Batch:
-    """Batch whose every value tells which sample it belongs to, so that a mix-up shows.
+    """Batch whose values identify their sample, so that a mix-up shows.
 
-    Sample i has 1 + i % 5 atoms and i % 4 edges; its energy, positions and own field ``serial``
-    tell i and the generation, a number below 1000.
+    Sample i has 1 + i % 5 atoms and i % 4 edges; energy, positions and the own field ``serial``
+    are functions of i and the generation.
 
     Parameters
     ----------
     index
         Numbers of the samples [B].
     generation
-        Tells samples of the same number apart.
+        Distinguishes samples of the same number, from 0 to 999.
     """
     numbers = np.asarray(index, dtype=np.int64).reshape(-1)
     atoms, edges = 1 + numbers % 5, numbers % 4
@@ -139,8 +139,9 @@ def assert_batches_equal(actual: Batch, expected: Batch) -> None:
     """
     _same("fields", sorted(actual.fields), sorted(expected.fields))
     _same("levels", dict(actual.levels), dict(expected.levels))
-    _same("batch_ptr", actual.batch_ptr.tolist(), expected.batch_ptr.tolist())
-    _same("edge_ptr", actual.edge_ptr.tolist(), expected.edge_ptr.tolist())
+    for level in SEGMENTED:
+        here, there = actual.row_pointers(level).tolist(), expected.row_pointers(level).tolist()
+        _same(str(LEVELS[level].batch_pointers), here, there)
     _same("partly_present", actual.partly_present, expected.partly_present)
     for name in expected.partly_present:
         here, there = actual.present(name).tolist(), expected.present(name).tolist()
@@ -166,20 +167,16 @@ def assert_plain_zarr(store: StoreLike, whole: Batch, *, exact: bool) -> None:
     Parameters
     ----------
     store
-        A store that zarrpipe wrote and of which nothing was deleted.
+        A store that zarrpipe wrote, without deleted samples.
     whole
         What it has to hold.
     exact
         Whether shapes and ``num_samples`` must be exact, as they are after a flush.
     """
     group = zarr.open_group(store, mode="r", use_consolidated=False)
-    expected = {
-        "meta/atoms_ptr": whole.batch_ptr,
-        "meta/edges_ptr": whole.edge_ptr,
-        "meta/samples_mask": torch.ones(whole.num_graphs, dtype=torch.bool),
-        "meta/atoms_mask": torch.ones(whole.num_nodes, dtype=torch.bool),
-        "meta/edges_mask": torch.ones(whole.num_edges, dtype=torch.bool),
-    }
+    expected = {path: whole.row_pointers(level) for level, path in SEGMENTED.items()}
+    for level, spec in LEVELS.items():
+        expected[spec.mask] = torch.ones(whole.rows(level), dtype=torch.bool)
     for name, value in whole.fields.items():
         expected[f"{'core' if name in CORE_FIELDS else 'custom'}/{name}"] = value
     for name in whole.partly_present:

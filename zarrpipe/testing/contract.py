@@ -1,4 +1,4 @@
-"""What every sink on every kind of store does: the contract of `ZarrData` as tests."""
+"""The contract of `ZarrData`, as tests for any kind of store."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -36,7 +36,7 @@ _OWN = (
 
 
 class SinkContract:
-    """What every sink promises on every kind of store; subclass it and give it `make_sink`.
+    """Tests of what a sink promises on any kind of store; a subclass adds ``make_sink``.
 
     A subclass has one pytest fixture, ``make_sink``: a function of one argument, ``capacity``
     (with a default of at least 1000), of which each call opens another sink on the same store.

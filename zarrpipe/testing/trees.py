@@ -1,4 +1,4 @@
-"""What a store is made of, byte for byte, so that a test can say that nothing was changed."""
+"""The bytes of a store, for tests that nothing was changed."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""Several transforms as one, and what a random one is."""
+"""Protocol of transforms, and several of them as one."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -31,29 +31,20 @@ def is_random(transform: object) -> bool:
 
 
 def apply(transform: Transform, batch: Batch, keys: UInt64Array | None = None) -> Batch:
-    """What a transform makes of a batch, with keys [B] where it is random.
-
-    Raises
-    ------
-    TypeError
-        If it gives something else than a `Batch`.
-    RuntimeError
-        If it raises StopIteration, which would end whatever iterates over batches.
-    """
+    """Call a transform, with keys [B] if it is random, and check that it returns a `Batch`."""
     try:
         made: object = transform(batch) if keys is None else transform(batch, keys)
-    except StopIteration as error:
+    except StopIteration as error:  # would end the iteration over batches
         raise RuntimeError(f"{transform!r} raised StopIteration") from error
     if not isinstance(made, Batch):
         raise ArgumentTypeError(
-            f"{transform!r} gave a {type(made).__name__}, expected a Batch: it has to return the "
-            "batch to use"
+            f"{transform!r} returned a {type(made).__name__}, expected the Batch to use"
         )
     return made
 
 
 def fields_read(transform: object) -> tuple[str, ...]:
-    """Fields without which a transform would do another thing: its attribute ``reads``."""
+    """Fields that change what a transform does: its attribute ``reads``."""
     return tuple(getattr(transform, "reads", ()))
 
 
@@ -118,19 +109,13 @@ class Compose:
 
 
 def checked(transform: object, what: str = "a transform") -> Transform:
-    """What can be called with a batch, as it is.
-
-    Raises
-    ------
-    TypeError
-        If it is no function, or a class of which an object is needed.
-    """
+    """The transform itself; refuses an object that cannot be called, and a class."""
     if not callable(transform):
         raise ArgumentTypeError(f"{what} is {transform!r}, expected a function of a Batch")
     if isinstance(transform, type):
         name = f"{_public_module(transform)}.{transform.__qualname__}"
         raise ArgumentTypeError(
-            f"{what} is the class {name}, expected an object of it: {transform.__name__}(...), or "
+            f"{what} is the class {name}, expected an instance: {transform.__name__}(...), or "
             f"in a configuration file 'class_path: {name}'"
         )
     return cast("Transform", transform)
@@ -147,13 +132,7 @@ def _public_module(kind: type) -> str:
 def as_transform(
     given: Transform | Sequence[Transform] | None, what: str = "transform"
 ) -> Transform | None:
-    """One transform of what an argument may be: none, one or several.
-
-    Raises
-    ------
-    TypeError
-        If it is none of these.
-    """
+    """Transform of an argument that is None, one transform or a list of them."""
     if given is None:
         return None
     return Compose(given) if isinstance(given, list | tuple) else checked(given, what)

@@ -40,8 +40,8 @@ class NeighborList:
     MissingLibraryError
         If vesin is not installed.
     FieldError
-        When a position is not finite, a periodic system has no cell, or there are other fields of
-        edges, which new edges would not fit.
+        When a position is not finite, a periodic system has no cell, or the batch has other fields
+        at edge level, which new edges would not fit.
     """
 
     reads = ("cell", "pbc")
@@ -85,14 +85,8 @@ class NeighborList:
 class Edges:
     """Edges of a batch, system after system.
 
-    Parameters
-    ----------
-    edges : array [E, 2] int64
-        Atoms i and j of the whole batch, ascending in i.
-    shifts : array [E, 3] int32
-        Cells by which the image of j is away.
-    counts : array [B] int64
-        Edges of each system.
+    `edges` [E, 2] int64 are atoms i and j of the whole batch, ascending in i; `shifts` [E, 3] int32
+    count the cells from j to its image, `counts` [B] the edges of each system.
     """
 
     edges: Int64Array
@@ -101,13 +95,7 @@ class Edges:
 
 
 def find(batch: Batch, cutoff: float) -> Edges:
-    """Both directions of all pairs of atoms of one system that are nearer than `cutoff`.
-
-    Raises
-    ------
-    FieldError
-        If a position is not finite or too far away, or a periodic system has no cell.
-    """
+    """Both directions of all pairs of atoms of one system that are nearer than `cutoff`."""
     positions = batch.positions.detach().cpu().numpy().astype(np.float64)
     ptr = batch.batch_ptr.cpu().numpy()
     extents = _extents(positions, ptr)
@@ -138,13 +126,7 @@ class _Extents(NamedTuple):
 
 
 def _extents(positions: AnyArray, ptr: Int64Array) -> _Extents:
-    """Where systems are.
-
-    Raises
-    ------
-    FieldError
-        If vesin could not search there.
-    """
+    """Extents of all systems; refuses positions that vesin cannot search."""
     if len(ptr) == 1:
         return _Extents(np.zeros((0, 3)), np.zeros((0, 3)))
     low = np.minimum.reduceat(positions, ptr[:-1])
@@ -160,7 +142,7 @@ def _extents(positions: AnyArray, ptr: Int64Array) -> _Extents:
 
 
 def _groups(systems: Int64Array, widths: AnyArray) -> list[Int64Array]:
-    """Systems that are searched in one call: all, unless they take too much room in a row."""
+    """Groups of systems for one search each: all together, unless their row gets too long."""
     if not len(systems):
         return []
     return [systems] if widths[systems].sum() < _LARGEST else np.split(systems, len(systems))
@@ -173,7 +155,7 @@ def _of_molecules(
     extents: _Extents,
     cutoff: float,
 ) -> tuple[Int64Array, AnyArray]:
-    """Edges and shifts of systems without a cell, set out in a row so that one call serves all."""
+    """Edges and shifts of systems without a cell, placed in a row and searched in one call."""
     counts = ptr[systems + 1] - ptr[systems]
     rows = segment_rows(ptr[systems], pointers(counts))
     origins = -extents.lows[systems]
@@ -182,7 +164,7 @@ def _of_molecules(
     row = positions[rows] + np.repeat(origins, counts, axis=0)
     (pairs,) = _search(cutoff * (1 + _MARGIN)).compute(row, np.zeros((3, 3)), False, "P")
     edges = rows[pairs.astype(np.int64)]
-    # Distances in the row are rounded by where a molecule stands there: these are not.
+    # Distances in the row depend on a molecule's place through rounding: compute them anew.
     vectors = positions[edges[:, 1]] - positions[edges[:, 0]]
     edges = edges[np.einsum("ek,ek->e", vectors, vectors) < cutoff**2]
     edges = edges[np.argsort(edges[:, 0] * len(positions) + edges[:, 1])]
@@ -211,7 +193,7 @@ def _of_crystals(
         except (RuntimeError, ValueError) as error:
             raise FieldError(
                 f"system {system} of the batch has pbc={periodic[system].tolist()} and "
-                f"cell={box.tolist()}, of which no neighbor_list can be made ({error})"
+                f"cell={box.tolist()}, and its neighbor_list cannot be found ({error})"
             ) from error
         found.append((pairs.astype(np.int64) + atoms.start, shifts.copy()))
     return found

@@ -23,16 +23,16 @@ class GaussianNoise:
     field : str
         A field of floats.
     target : str, optional
-        Name of a field that is to hold the numbers which were added, of the same shape, dtype and
-        presence, for models that learn to take the noise out.
+        Name of a field that gets the added numbers, with the same shape, dtype and presence, for
+        models that learn to remove the noise.
 
     Raises
     ------
     ValueError
         If `scale` is negative or not finite, or `target` is in the registry.
     FieldError
-        When the field is not there or has no floats, or positions are to be moved of which
-        there are edges already: edges are found after the noise.
+        When the field is missing or has no floats, or when positions or cell would change under
+        edges that were already found: find edges after the noise.
 
     Examples
     --------
@@ -69,10 +69,10 @@ class GaussianNoise:
             )
         noise = normal(keys, batch, level, tuple(value.shape[1:])).mul_(self.scale)
         noisy = batch._replace({self.field: value + noise.to(value.dtype)})
-        return noisy if self.target is None else self._told(noisy, noise.to(value.dtype))
+        return noisy if self.target is None else self._with_target(noisy, noise.to(value.dtype))
 
-    def _told(self, batch: Batch, noise: torch.Tensor) -> Batch:
-        """The batch with the noise as a field, absent where its field is."""
+    def _with_target(self, batch: Batch, noise: torch.Tensor) -> Batch:
+        """The batch with the noise as a field, absent where the noisy field is."""
         name, level = str(self.target), batch.levels[self.field]
         batch.add_field(name, noise, level)
         if self.field in batch.partly_present:

@@ -1,4 +1,4 @@
-"""Random numbers that are a function of a key and a counter, so that no order of calls counts.
+"""Random numbers as a function of a key and a counter, independent of the order of calls.
 
 Word c of key k is the output of splitmix64 (Steele et al. 2014) that began at k. All of it runs in
 NumPy on the CPU, so that a sample draws the same on every device.
@@ -19,7 +19,7 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _UNUSED_BITS = np.uint64(11)
 _STEP = 2.0**-53
 _PURPOSE = 5
-"""Tells the words of draws from all others that seed and epoch decide."""
+"""Separates these draws from all others of the same seed and epoch."""
 
 
 def sample_keys(
@@ -121,7 +121,7 @@ def _normal(keys: UInt64Array, places: UInt64Array, width: int) -> FloatArray:
     """Standard normal numbers [n, width] by the method of Box and Muller."""
     pairs = (width + 1) // 2
     words = _words(keys, places * np.uint64(2 * pairs), 2 * pairs) >> _UNUSED_BITS
-    # 1 - u is above 0. Whole arrays, since NumPy may round otherwise where memory has gaps.
+    # 1 - u is above 0. Contiguous arrays, since NumPy may round strided ones differently.
     radius = np.sqrt(-2.0 * np.log((2.0**53 - words[:, :pairs]) * _STEP))
     angle = words[:, pairs:] * (2.0 * np.pi * _STEP)
     return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)], axis=1)[:, :width]

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from zarrpipe.data.batch import Batch
-from zarrpipe.data.fields import CORE_FIELDS, Level
+from zarrpipe.data.fields import CORE_FIELDS, SEGMENTED, Level
 from zarrpipe.data.ids import UInt64Array
 from zarrpipe.errors import ArgumentError, ArgumentTypeError, FieldError
 from zarrpipe.transforms.random_numbers import FloatArray, uniform
@@ -19,8 +19,8 @@ class RandomRotation:
 
     Rotations are proper and uniform over SO(3). Positions, cells, forces, velocities, momenta,
     dipoles and shifts turn as vectors, stresses and virials as tensors of rank two; shifts in units
-    of the cell stay. Of one's own fields and of embeddings, integers, bools and single numbers a
-    row stay; `ranks` says how others turn.
+    of the cell stay. A user's own fields and embeddings stay if they are integers, bools or a
+    single number a row; `ranks` says how others turn.
 
     Parameters
     ----------
@@ -31,7 +31,7 @@ class RandomRotation:
     Raises
     ------
     FieldError
-        When it meets a field of which it does not know how it turns.
+        When a batch has a field whose rank is not known.
 
     Examples
     --------
@@ -75,13 +75,7 @@ class RandomRotation:
         return batch._replace(turned)
 
     def _rank_of(self, batch: Batch, name: str) -> int:
-        """How a field turns.
-
-        Raises
-        ------
-        FieldError
-            If that is not known, or it does not have the axes for it.
-        """
+        """Rank of a field; refuses one that is not known or does not fit the field's shape."""
         value, known = batch[name], CORE_FIELDS.get(name)
         rank = self.ranks.get(name)
         if rank is None and known is not None:
@@ -91,7 +85,7 @@ class RandomRotation:
             if value.is_floating_point() and not single:
                 raise FieldError(
                     f"field {name!r} has rows of shape {tuple(value.shape[1:])}, and how they turn "
-                    f"is not known: say it by RandomRotation(ranks={{{name!r}: ...}}), 0 if "
+                    f"is not known: give RandomRotation(ranks={{{name!r}: ...}}), 0 if "
                     "they stay, 1 for vectors and 2 for tensors, or leave the field out"
                 )
             return 0
@@ -126,11 +120,10 @@ def rotations(numbers: FloatArray) -> FloatArray:
 
 def _rows(batch: Batch, level: Level, turns: torch.Tensor) -> torch.Tensor:
     """Rotation [rows, 3, 3] of each row of a level."""
-    if level is Level.SYSTEM:
+    if level not in SEGMENTED:
         return turns
-    if level is Level.ATOM:
-        return turns[batch.batch_idx]
-    return turns.repeat_interleave(batch.num_edges_per_graph, 0, output_size=batch.num_edges)
+    rows = batch.rows_per_graph(level)
+    return turns.repeat_interleave(rows, 0, output_size=batch.rows(level))
 
 
 def _turned(value: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Other units than ASE's, for all fields at once."""
+"""Conversion of all fields from ASE's units to others."""
 
 import functools
 import re
@@ -11,15 +11,7 @@ from zarrpipe.errors import ArgumentError, FieldError
 
 
 class Unit(NamedTuple):
-    """A unit as a multiple of a product of powers of eV, Angstrom, amu and e.
-
-    Parameters
-    ----------
-    value
-        The multiple.
-    powers
-        Of energy, length, mass and charge.
-    """
+    """A unit: `value` times a product of eV, Angstrom, amu and e to the given `powers`."""
 
     value: float
     powers: tuple[float, ...]
@@ -46,24 +38,24 @@ class ConvertUnits:
     Parameters
     ----------
     energy, length, mass, charge : str
-        What all fields are converted to: forces to energy / length, velocities to
+        Units that all fields follow: forces in energy / length, velocities in
         sqrt(energy / mass), and so on.
     fields : mapping of str to str, optional
-        Units of single fields that are not to follow these, for example ``{"stress": "GPa"}``.
+        Units of single fields instead, for example ``{"stress": "GPa"}``.
     own : mapping of str to str, optional
-        Units in which fields of one's own come, "" for none.
+        Units that a user's own fields come in, "" for none.
 
     Attributes
     ----------
     factors : mapping of str to float
-        What the values of a field are multiplied by, to convert predictions back.
+        Factor of each field, to convert predictions back.
 
     Raises
     ------
     ValueError
         If a unit is not known, or is of another kind than its field.
     FieldError
-        When it meets floats of one's own of which `own` does not say the unit.
+        When a batch has own floats whose unit `own` does not say.
 
     Examples
     --------
@@ -103,7 +95,7 @@ class ConvertUnits:
         self.factors = {name: self._factor(name, parse(text), base) for name, text in come.items()}
 
     def _factor(self, name: str, unit: Unit, base: list[Unit]) -> float:
-        """What values of a field in a unit are multiplied by."""
+        """Factor from a unit to that of the field."""
         if name in self.fields:
             target = parse(self.fields[name])
             _check_kind(name, self.fields[name], target, unit.powers)
@@ -120,7 +112,7 @@ class ConvertUnits:
             factor = self.factors.get(name, 1.0)
             if name not in self.factors and value.is_floating_point():
                 raise FieldError(
-                    f"field {name!r} is not in the registry, so its unit is not known: say it by "
+                    f"field {name!r} is not in the registry, so its unit is not known: give "
                     f"ConvertUnits(own={{{name!r}: ...}}), '' for none, or leave the field out"
                 )
             if factor != 1.0:
@@ -133,12 +125,7 @@ class ConvertUnits:
 
 
 def parse(text: str) -> Unit:
-    """Unit that a text such as "eV/Angstrom^3" or "sqrt(eV/amu)" names; "" is no unit.
-
-    Raises
-    ------
-    ValueError
-        If it is none.
+    """Unit of a text such as "eV/Angstrom^3" or "sqrt(eV/amu)"; "" is a plain number.
 
     Examples
     --------
@@ -155,7 +142,7 @@ def parse(text: str) -> Unit:
         elif found[3] in _units():
             factor, power = _units()[found[3]], 1.0
         else:
-            raise ArgumentError(f"{found[3]!r} of {text!r} is no unit that is known, {_EXPECTED}")
+            raise ArgumentError(f"{found[3]!r} of {text!r} is not a known unit, {_EXPECTED}")
         power *= int(found[4] or 1)
         unit = unit.times(factor, -power if found[1] == "/" else power)
         place = found.end()

@@ -147,7 +147,7 @@ def test_an_exception_that_does_not_pickle_arrives_as_text(store, transforms):
 def test_a_transform_has_to_give_a_batch(store, transforms):
     with (
         loading(store[0], 1, transforms.gives_a_list) as loader,
-        pytest.raises(TypeError, match="gave a list, expected a Batch"),
+        pytest.raises(TypeError, match="returned a list, expected the Batch"),
     ):
         next(iter(loader))
 

@@ -49,8 +49,8 @@ class RowCounts:
 
     def after(self, batch: Batch) -> "RowCounts":
         """Counts once `batch`, which is on the CPU, is committed."""
-        added = (batch.num_graphs, *(batch.row_pointers(level).numpy()[-1] for level in SEGMENTED))
-        return RowCounts(tuple(map(int.__add__, self.counts, map(int, added))))
+        added = [batch.num_graphs, *(int(batch.row_pointers(one).numpy()[-1]) for one in SEGMENTED)]
+        return RowCounts(tuple(old + new for old, new in zip(self.counts, added, strict=True)))
 
 
 def committed_samples(pointers: AnyArray | Indexable, known: int = 0) -> int:
