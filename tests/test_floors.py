@@ -28,6 +28,8 @@ ROOMS = (
     {"training.epoch"},
     {"training.ranks", "training.workers"},
     {"training.splits"},
+    {"training.sampler"},
+    {"nodes"},
     {"training"},
     {"testing", "__init__"},
     {"cli"},
@@ -57,6 +59,8 @@ MAY = {
     ("training.lightning_resume", "lightning"),
     ("training.monitor", "lightning"),
     ("training.data_module", "lightning"),
+    ("nodes", "torchdata"),
+    ("training.loader", "torchdata"),
     ("store.read._compiled", "numba"),
 }
 MODULES = sorted(

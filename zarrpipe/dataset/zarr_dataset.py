@@ -125,7 +125,12 @@ class ZarrDataset(SampleTable, Dataset[AtomicData]):
         """As `read`, for torch's DataLoader."""
         return self.read(index)
 
-    def read(self, index: Index, copies: Int64Array | None = None) -> Batch:
+    def read(
+        self,
+        index: Index,
+        copies: Int64Array | None = None,
+        draw: tuple[int, int] | None = None,
+    ) -> Batch:
         """Batch of the samples at integers [K], in that order; repeats are allowed.
 
         A bool mask of all samples or a slice chooses too. `Batch.present` says which samples have
@@ -137,6 +142,8 @@ class ZarrDataset(SampleTable, Dataset[AtomicData]):
             The samples.
         copies : array [K] int64, optional
             Which of its copies each is; random transforms draw for each copy anew.
+        draw : tuple of int, optional
+            Epoch and seed that random transforms draw by; by default those of `set_epoch`.
 
         Raises
         ------
@@ -151,7 +158,9 @@ class ZarrDataset(SampleTable, Dataset[AtomicData]):
             return batch
         if not self.random:
             return apply(self._transform, batch)
-        return apply(self._transform, batch, sample_keys(*self._draw, self.ids_of(index), copies))
+        seed, epoch = self._draw if draw is None else (draw[1], draw[0])
+        keys = sample_keys(seed, epoch, self.ids_of(index), copies)
+        return apply(self._transform, batch, keys)
 
     @property
     def random(self) -> bool:

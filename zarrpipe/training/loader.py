@@ -1,4 +1,4 @@
-"""A loader that Lightning leaves alone, resumes, and that reads in the process that trains.
+"""The loader of a data module: nodes of torchdata and ours, and an exact position and length.
 
 Lightning replaces the samplers of a torch DataLoader when it trains on several devices. This is no
 DataLoader, so it does not, and the sampler knows its rank itself. A gather from a store costs less
@@ -6,27 +6,28 @@ than handing a batch over from another process, so worker processes are for tran
 compute (neighbour lists, augmentation).
 """
 
-import contextlib
-import copy
-import itertools
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import numpy as np
+from torchdata.nodes import BaseNode, Loader, Prefetcher
 
 from zarrpipe.data.batch import Batch
 from zarrpipe.dataset.zarr_dataset import ZarrDataset
-from zarrpipe.errors import ArgumentError, ArgumentTypeError
-from zarrpipe.training.epoch.plans import Plan
+from zarrpipe.errors import ArgumentError
+from zarrpipe.nodes import LookAhead, Reader, SamplerNode, WorkerReader
+from zarrpipe.training.epoch.checks import checked_integer
 from zarrpipe.training.sampler import GraphBatchSampler
 from zarrpipe.training.workers.pool import Workers
-from zarrpipe.training.workers.prefetch import advised, read_ahead
 from zarrpipe.transforms.compose import Transform
 
 
-class GraphLoader:
-    """The batches that a sampler decides, read from a dataset.
+class GraphLoader(Loader):  # type: ignore[misc]  # torchdata is not followed
+    """The batches that a sampler decides, read from a dataset by the nodes of `zarrpipe.nodes`.
+
+    It adds to torchdata's loader an exact length, a sampler whose ``set_epoch`` Lightning calls, a
+    state that means the same on any number of ranks, and threads that end with an iteration that
+    is left early.
 
     Parameters
     ----------
@@ -41,8 +42,8 @@ class GraphLoader:
         torch, NumPy and Python are seeded for each batch, by the sampler's seed, the epoch, the
         rank and the step: a transform draws the same numbers with any number of workers.
     prefetch : int
-        Batches that a thread reads ahead where there are no workers. It helps a loop that waits
-        outside of Python (for a GPU), and costs one that does not.
+        Batches that torchdata's `Prefetcher` reads ahead in a thread where there are no workers. It
+        helps a loop that waits outside of Python (for a GPU), and costs one that does not.
     transform : callable, optional
         Called with each batch before the dataset's own. What random transforms draw for a sample
         follows from the sampler's seed and epoch and from the id of its structure alone; it is the
@@ -67,12 +68,10 @@ class GraphLoader:
         prefetch: int = 0,
         transform: Transform | None = None,
     ) -> None:
-        for name, number in (("num_workers", num_workers), ("prefetch", prefetch)):
-            if isinstance(number, bool) or not isinstance(number, int):
-                raise ArgumentTypeError(f"{name} is {number!r}, expected an integer of 0 or more")
-            if number < 0:
-                raise ArgumentError(f"{name} is {number}, expected 0 or more")
-        if num_workers and dataset is not None and dataset.resident is not None:
+        super().__init__(root=None)
+        num_workers = checked_integer("num_workers", num_workers, 0)
+        self._prefetch = checked_integer("prefetch", prefetch, 0)
+        if num_workers and dataset.resident is not None:
             raise ArgumentError(
                 f"num_workers is {num_workers}, but the dataset is held on {dataset.resident} by "
                 "this process alone: expected num_workers=0, or a dataset that is not resident"
@@ -80,9 +79,8 @@ class GraphLoader:
         if transform is not None:
             dataset.preceded_by(transform)  # which refuses what it cannot precede
         # Not named `dataset`: Lightning would rebuild whatever has that attribute to overfit.
-        self._dataset, self._num_workers, self._prefetch = dataset, num_workers, prefetch
-        self.sampler, self._transform = sampler, transform
-        self._workers: Workers | None = None
+        self._dataset, self._transform, self.sampler = dataset, transform, sampler
+        self._workers = Workers(num_workers) if num_workers else None
         self.waited = 0.0
         """Seconds in which whoever iterates has waited for batches, over all epochs."""
         self.unfinished: Callable[[], int] = int
@@ -94,51 +92,39 @@ class GraphLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         # A generator: Lightning calls iter() before it has said which epoch comes.
-        plan = self.sampler.start()
-        with contextlib.closing(self._read(plan)) as batches:
-            while (batch := self._next(batches)) is not None:
+        nodes = self.root = self._nodes()
+        clock = time.perf_counter
+        begun = clock()
+        try:
+            nodes.reset()
+            while True:
+                batch = nodes.next()  # not next(nodes), which looks whether they were reset
+                self.waited += clock() - begun
                 self.sampler.advance()
                 yield batch
+                begun = clock()
+        except StopIteration:
+            self.waited += clock() - begun
+        finally:
+            if self.root is nodes:
+                self.root = None  # torchdata's threads end with the last reference to their node
 
-    def _next(self, batches: Iterator[Batch]) -> Batch | None:
-        begun = time.perf_counter()
-        batch = next(batches, None)
-        self.waited += time.perf_counter() - begun
-        return batch
-
-    def _read(self, plan: Plan) -> Generator[Batch, None, None]:
-        rank, dataset = self.sampler.rank, self._dataset
+    def _nodes(self) -> BaseNode:
+        """Nodes of one iteration; they begin when the first batch is asked for."""
+        dataset = self._dataset
         if self._transform is not None:
             dataset = dataset.preceded_by(self._transform)
-        batches, copies = plan.batches(rank), plan.copies_of(rank) if dataset.random else None
-        if self._num_workers:
-            if self._workers is None or self._workers.closed:
-                self._workers = Workers(dataset, self._num_workers)
-            state, draw = dataset.state_dict(), self._draw()
-            return self._workers.read(state, self._seed(), batches, copies, draw)
-        if dataset.random:
-            dataset = copy.copy(dataset)
-            dataset.set_epoch(*self._draw())
-        told = advised(batches, dataset.advise, plan.ahead // plan.world_size)
-        read = map(dataset.read, told, itertools.repeat(None) if copies is None else copies)
-        return read_ahead(read, self._prefetch) if self._prefetch else (batch for batch in read)
-
-    def _draw(self) -> tuple[int, int]:
-        """Epoch and seed of what random transforms draw."""
-        state = self.sampler.state_dict()
-        return (state["epoch"] if self.sampler.shuffle else 0), state["seed"]
-
-    def _seed(self) -> int:
-        """Seed of the next batch: a function of the settings, the epoch, the step and the rank."""
-        state = self.sampler.state_dict()
-        known = np.random.SeedSequence([state["seed"], state["epoch"], self.sampler.rank])
-        return int(known.generate_state(1, np.uint64)[0]) + int(state["step"])
+        indices = SamplerNode(self.sampler, advance=False)
+        if self._workers is not None:
+            return WorkerReader(indices, dataset, self._workers)
+        batches = Reader(LookAhead(indices, dataset), dataset)
+        # No snapshots: the sampler counts what was handed out.
+        return Prefetcher(batches, self._prefetch, 0) if self._prefetch else batches
 
     def close(self) -> None:
         """End the workers; another iteration starts new ones."""
         if self._workers is not None:
             self._workers.close()
-        self._workers = None
 
     def state_dict(self) -> dict[str, Any]:
         """Position after the batches that were handed out, as plain types, equal on all ranks."""

@@ -9,7 +9,7 @@ import torch
 from zarrpipe.data.fields import Level
 from zarrpipe.dataset.zarr_dataset import ZarrDataset
 from zarrpipe.errors import ArgumentError
-from zarrpipe.training.epoch.checks import checked_bool
+from zarrpipe.training.epoch.checks import checked_bool, checked_integer
 from zarrpipe.training.epoch.mixing import Weights
 from zarrpipe.training.epoch.plans import IndexArray
 from zarrpipe.training.loader import GraphLoader
@@ -51,8 +51,9 @@ class Settings:
             )
         known = as_transform(self.train_transform, "train_transform")
         object.__setattr__(self, "train_transform", known)
-        sampler = self.sampler((), shuffle=True)
-        self.loader(None, sampler)  # type: ignore[arg-type]  # one that reads nothing
+        self.sampler((), shuffle=True)
+        for name in ("num_workers", "prefetch"):
+            checked_integer(name, getattr(self, name), 0)
         if self.resident and self.num_workers:
             raise ArgumentError(f"num_workers is {self.num_workers}, expected 0 with resident=True")
 

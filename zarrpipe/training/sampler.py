@@ -7,6 +7,7 @@ position in it says all that another run, on more ranks or fewer, needs to go on
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from typing import Any
 
 from zarrpipe.data.csr import Int64Array
@@ -117,9 +118,14 @@ class GraphBatchSampler:
         self._rank, self._world_size = rank, world_size
         self._next_index = None if index is None else checked_index(index, data)
         self._plan: Plan | None = None
-        self._origin, self._resuming = (0, 0), False
+        self._resuming = False
         self._begin(0)
         self._now.check()  # what no epoch can be made of is said before training
+
+    @property
+    def data(self) -> Any:
+        """What is sampled."""
+        return self._recipe.data
 
     @property
     def batch_size(self) -> int | None:
@@ -158,7 +164,12 @@ class GraphBatchSampler:
     @property
     def step(self) -> int:
         """Number of steps of the epoch that were taken, on any ranks."""
-        return self._step
+        return self._begun[1] + self._taken
+
+    @property
+    def _position(self) -> int:
+        """Number of samples of the epoch that were consumed, over all ranks."""
+        return self._begun[0] + (0 if self._plan is None else self._plan.consumed(self._taken))
 
     @property
     def num_samples(self) -> int:
@@ -188,45 +199,47 @@ class GraphBatchSampler:
         """The batches of all ranks from the position on."""
         return self._now.plan(self._position, self.world_size)
 
-    def start(self) -> Plan:
+    def start(self, *, repeat: bool = True) -> Plan:
         """Begin to iterate, and give the plan of what comes.
 
-        That is the rest of an epoch after `load_state_dict`, the next epoch after a complete one,
-        and otherwise the epoch from its start. Call `advance` for each step that is consumed.
+        That is the rest of an epoch after `load_state_dict`, and the next epoch after a complete
+        one. An epoch that was left early is repeated, or without `repeat` the next one begins.
+        Call `advance` for each step that is consumed.
         """
         complete = self._position == self._now.total
-        if self._step and (complete or not self._resuming):
-            self._begin(self._now.number + complete)
+        if self.step and (complete or not self._resuming):
+            self._begin(self._now.number + (complete or not repeat))
         self._resuming = False
-        self._plan = self.plan()
-        self._origin = (self._position, self._step)
+        self._begun, self._taken = (self._position, self.step), 0
+        self._plan = self._now.plan(self._begun[0], self.world_size)
         return self._plan
 
     def advance(self) -> None:
         """Count one more step of the plan that `start` gave as consumed."""
         if self._plan is None:
             raise RuntimeError("advance() counts the steps of a plan: call start() first")
-        position, step = self._origin
-        self._step += 1
-        self._position = position + self._plan.consumed(self._step - step)
+        self._taken += 1
 
     def state_dict(self, unfinished: int = 0) -> dict[str, Any]:
         """What another run, on any number of ranks, needs to go on; the same on every rank.
 
         The last steps that were taken since `start` come again, as many as are `unfinished`.
         """
-        position, step = self._position, self._step
-        if unfinished and self._plan is not None:
-            begun = self._origin[1]
-            step = max(begun, step - unfinished)
-            position = self._origin[0] + self._plan.consumed(step - begun)
-        return {
-            **self._now.state_dict(),
-            "shuffle": int(self.shuffle),
-            "step": step,
-            "position": position,
-            **self._settings(),
-        }
+        return self.states()(max(0, self._taken - unfinished))
+
+    def states(self) -> Callable[[int], dict[str, Any]]:
+        """Gives a function of the steps taken of the plan: the state then.
+
+        What happens to the sampler later does not change it.
+        """
+        epoch, plan, (position, step) = cache(self._now.state_dict), self._plan, self._begun
+        fixed = {"shuffle": int(self.shuffle), **self._settings()}
+
+        def state_after(taken: int) -> dict[str, Any]:
+            consumed = 0 if plan is None else plan.consumed(taken)
+            return {**epoch(), **fixed, "step": step + taken, "position": position + consumed}
+
+        return state_after
 
     def _settings(self) -> dict[str, Any]:
         """What decides which samples are drawn and how they are put together; 0 is no limit."""
@@ -261,7 +274,7 @@ class GraphBatchSampler:
             epoch = self._epoch_of(count, int(state["seed"]), int(state["epoch"]))
             epoch.check_state(state)
         self.seed, self._now = epoch.seed, epoch
-        self._step, self._position = int(state["step"]), position
+        self._begun, self._taken = (position, int(state["step"])), 0
         self._resuming, self._plan = True, None
 
     def _check_settings(self, state: Mapping[str, Any]) -> None:
@@ -282,7 +295,7 @@ class GraphBatchSampler:
     def _begin(self, number: int) -> None:
         """Stand at the start of an epoch, with the samples that there are now."""
         self._now = self._epoch_of(self._available(), self.seed, number)
-        self._position = self._step = 0
+        self._begun, self._taken = (0, 0), 0
         self._plan = None
 
     def _epoch_of(self, count: int, seed: int, number: int) -> Epoch:
@@ -294,7 +307,7 @@ class GraphBatchSampler:
 
     def __len__(self) -> int:
         """Number of steps of the epoch, those already consumed (on any ranks) included."""
-        return self._step + self._now.steps(self._position, self.world_size)
+        return self.step + self._now.steps(self._position, self.world_size)
 
     def __iter__(self) -> Iterator[Int64Array]:
         plan = self.start()

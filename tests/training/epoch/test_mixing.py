@@ -105,12 +105,11 @@ def test_copies_are_counted():
     assert copies_in(np.array([1, 2, 4])) is None
     assert copies_in(np.zeros(0, dtype=np.int64)) is None
     plan = alone(range(3), samples_per_epoch=8).plan()
-    pairs = np.concatenate(
-        [np.stack(both, 1) for both in zip(plan.batches(0), plan.copies_of(0), strict=True)]
-    )
+    items = plan.items(0, (0, 0), 0)
+    pairs = np.concatenate([np.stack((item.samples, item.copies), 1) for item in items])
     assert len(np.unique(pairs, axis=0)) == 8
     assert Counter(pairs[:, 1].tolist()) == {0: 3, 1: 3, 2: 2}
-    assert alone(range(3)).plan().copies_of(0) is None
+    assert all(item.copies is None for item in alone(range(3)).plan().items(0, (0, 0), 0))
 
 
 def test_stores_share_an_epoch_whatever_arrives(tmp_path, data):

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from zarrpipe.dataset.zarr_dataset import ZarrDataset
+from zarrpipe.training.epoch.plans import BatchIndices
 from zarrpipe.training.loader import GraphLoader
 from zarrpipe.training.sampler import GraphBatchSampler
 from zarrpipe.training.workers.pool import Workers
@@ -64,12 +65,10 @@ def test_batches_and_their_order_are_those_without_workers(store, data, transfor
 @pytest.mark.slow
 def test_spawned_workers_give_the_same_batches(store, data):
     dataset = ZarrDataset(store[0])
-    workers = Workers(dataset, 1, "spawn")
-    batches = [np.arange(start, start + 8) for start in range(0, 40, 8)]
-    for batch, index in zip(
-        workers.read(dataset.state_dict(), 0, iter(batches)), batches, strict=True
-    ):
-        data.same(batch, dataset.__getitems__(index))
+    workers = Workers(1, "spawn")
+    batches = [BatchIndices(np.arange(start, start + 8)) for start in range(0, 40, 8)]
+    for batch, item in zip(workers.read(dataset, iter(batches)), batches, strict=True):
+        data.same(batch, dataset.read(item.samples))
     workers.close()
 
 

@@ -2,7 +2,9 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from itertools import count, repeat
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +16,27 @@ _MOST_OF_32_BITS = 1 << 31
 
 IndexArray = npt.NDArray[np.signedinteger[Any]]
 """Indices, in 32 bits where they fit."""
+
+
+class BatchIndices(NamedTuple):
+    """Which samples make a batch, and what its random numbers follow from.
+
+    Parameters
+    ----------
+    samples : array [K] int64
+        Indices of the samples.
+    copies : array [K] int64, optional
+        Which copy of its sample each is, where an epoch may have a sample several times.
+    draw : tuple of int
+        Epoch and seed that random transforms draw by.
+    seed : int
+        Seed of the global random generators while a worker process makes the batch.
+    """
+
+    samples: Int64Array
+    copies: Int64Array | None = None
+    draw: tuple[int, int] = (0, 0)
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -49,9 +72,11 @@ class Plan:
         """Indices [K] int64 of the samples of each batch of one rank."""
         return self._cut(self.order, rank)
 
-    def copies_of(self, rank: int) -> Iterator[Int64Array] | None:
-        """Copies [K] int64 of the samples of each batch of one rank; None if none comes twice."""
-        return None if self.copies is None else self._cut(self.copies, rank)
+    def items(self, rank: int, draw: tuple[int, int], seed: int) -> Iterator[BatchIndices]:
+        """Batches of one rank; the first has `seed`, each other one more than that before it."""
+        copies = repeat(None) if self.copies is None else self._cut(self.copies, rank)
+        parts = zip(self.batches(rank), copies, repeat(draw), count(seed), strict=False)
+        return map(partial(tuple.__new__, BatchIndices), parts)  # all of it compiled
 
     def _cut(self, values: IndexArray, rank: int) -> Iterator[Int64Array]:
         """Values [K] int64 of the samples of each batch of one rank."""

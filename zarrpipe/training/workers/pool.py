@@ -20,7 +20,6 @@ from collections import deque
 from collections.abc import Generator, Iterator
 from multiprocessing import forkserver
 from multiprocessing.context import BaseContext
-from typing import Any
 
 import numpy as np
 
@@ -28,6 +27,7 @@ from zarrpipe.data.batch import Batch
 from zarrpipe.data.buffers import BufferPool
 from zarrpipe.data.csr import Int64Array
 from zarrpipe.dataset.zarr_dataset import ZarrDataset
+from zarrpipe.training.epoch.plans import BatchIndices
 from zarrpipe.training.workers.shared_slot import Slot
 from zarrpipe.training.workers.worker_main import ANSWER, REQUEST, received, serve, split
 
@@ -47,14 +47,13 @@ Request = tuple[int, Int64Array]
 
 
 class Workers:
-    """Worker processes that live until `close`, or as long as this object.
+    """Worker processes that read batches; they end at `close`, or with this object.
 
-    The first batch is read by the first worker, the second by the second, and so on in turn.
+    They start at the first batch, and anew at the next one after `close` or the death of one. The
+    first batch is read by the first worker, the second by the second, and so on in turn.
 
     Parameters
     ----------
-    dataset : ZarrDataset
-        Each worker gets a copy, with its transform.
     count : int
         Number of processes.
     method : str, optional
@@ -66,47 +65,42 @@ class Workers:
         On Windows, where a process cannot hand descriptors to another.
     """
 
-    def __init__(self, dataset: ZarrDataset, count: int, method: str | None = None) -> None:
+    def __init__(self, count: int, method: str | None = None) -> None:
         if sys.platform == "win32":
             raise NotImplementedError("workers need a POSIX system: use num_workers=0 on Windows")
-        pickled, context = _pickled(dataset), _context(method)
+        self._count, self._method = count, method
         self._workers: list[_Worker] = []
-        self._finalizer = weakref.finalize(self, _end, self._workers, os.getpid())
-        for number in range(count):
-            self._workers.append(_Worker(context, number, pickled))
+        self._finalizer: weakref.finalize[..., Workers] | None = None
         self._iteration, self._buffers = 0, BufferPool()
 
     @property
     def closed(self) -> bool:
-        """Whether the processes have ended."""
-        return not self._finalizer.alive
+        """Whether there are no processes."""
+        return self._finalizer is None or not self._finalizer.alive
 
     def close(self) -> None:
         """End the processes; a second call does nothing."""
-        self._finalizer()
+        if self._finalizer is not None:
+            self._finalizer()
+
+    def _start(self, dataset: ZarrDataset) -> None:
+        pickled, context = _pickled(dataset), _context(self._method)
+        self._workers = []
+        self._finalizer = weakref.finalize(self, _end, self._workers, os.getpid())
+        for number in range(self._count):
+            self._workers.append(_Worker(context, number, pickled))
 
     def read(
-        self,
-        state: dict[str, Any],
-        seed: int,
-        batches: Iterator[Int64Array],
-        copies: Iterator[Int64Array] | None = None,
-        draw: tuple[int, int] = (0, 0),
+        self, dataset: ZarrDataset, items: Iterator[BatchIndices]
     ) -> Generator[Batch, None, None]:
-        """Batches of the samples at given indices, in order; one iteration at a time.
+        """Batches of a dataset, in order; one iteration at a time.
 
         Parameters
         ----------
-        state
-            ``state_dict`` of the dataset: what indices mean.
-        seed
-            Of the random numbers of batch 0; batch i has ``seed + i``.
-        batches
-            Indices of the samples of each batch.
-        copies
-            Which copies of them they are, where one may come several times.
-        draw
-            Epoch and seed of what random transforms draw for a sample.
+        dataset
+            Workers get a copy when they start, and later only its state.
+        items
+            The samples of each batch, all of one epoch.
 
         Raises
         ------
@@ -116,10 +110,14 @@ class Workers:
             What was raised in a worker; a note to it has the traceback of there.
         """
         self._iteration += 1
-        mine, ahead = self._iteration, SLOTS * len(self._workers)
-        paired = batches if copies is None else map(np.stack, zip(batches, copies, strict=True))
-        requests = zip(itertools.count(seed), paired, strict=False)
-        known = pickle.dumps((state, draw, copies is not None))
+        mine, first = self._iteration, next(items, None)
+        if first is None:
+            return
+        if self.closed:
+            self._start(dataset)
+        ahead = SLOTS * len(self._workers)
+        requests = map(_request, itertools.chain([first], items))
+        known = pickle.dumps((dataset.state_dict(), first.draw, first.copies is not None))
         with self._ending():
             for worker in self._workers:
                 worker.begin(known)
@@ -268,6 +266,13 @@ class _Worker:
                 stop()
                 self._process.join(_GRACE)
         self._process.close()
+
+
+def _request(item: BatchIndices) -> Request:
+    """Seed, and indices or indices and copies."""
+    if item.copies is None:
+        return item.seed, item.samples
+    return item.seed, np.stack((item.samples, item.copies))
 
 
 def _end(workers: list[_Worker], owner: int) -> None:
