@@ -1,4 +1,4 @@
-"""What a check has found: findings, counts, and how they read."""
+"""Findings of a check, and the report of them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,23 +23,23 @@ _ORDER = {severity: rank for rank, severity in enumerate(Severity)}
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that a check came upon.
+    """One result of a check.
 
     Parameters
     ----------
     kind
-        What it is, one word for programs.
+        One word for programs.
     severity
-        An error is damage, or a disagreement that makes samples unreadable or wrong. A warning is
-        worth a look. A note is how things are.
+        An error is damage, or a disagreement that makes samples unreadable or wrong. A warning may
+        be damage. A note is a fact.
     place
         Array, attribute or file, as a place in the store.
     message
-        What was found, what was expected and the way out.
+        The finding, the expectation and the way out.
     repair
-        What ``repair=True`` does about it, which loses nothing; "" if nothing.
+        What ``repair=True`` does, which loses nothing; "" if nothing.
     drop
-        What ``repair=True, drop=True`` does about it, which gives samples up; "" if nothing.
+        What ``repair=True, drop=True`` does, which gives samples up; "" if nothing.
     """
 
     kind: str
@@ -51,7 +51,7 @@ class Finding:
 
     @property
     def repairable(self) -> bool:
-        """Whether ``repair=True`` puts it right without giving samples up."""
+        """Whether ``repair=True`` does something about it."""
         return bool(self.repair)
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""What lies in and beside a store that it does not name: left by killed writers, or by others."""
+"""Files in and beside a store that belong to no array: of killed writers, or of others."""
 
 import os
 import re
@@ -21,10 +21,7 @@ SWEEP = "remove what killed writers left"
 
 
 def holder_lives(holder: Holder) -> bool:
-    """Whether the holder that a lock names can still have it, as far as is told without trying.
-
-    Of another machine nothing is known, so it can.
-    """
+    """Whether the holder named by a lock may still have it; on another machine, it may."""
     if holder.host != socket.gethostname():
         return True
     try:
@@ -45,7 +42,7 @@ def _runs(pid: int) -> bool:
 
 
 def report_lock(holder: Holder | None, add: AddFinding) -> None:
-    """AddFinding who writes the store, or did until it died."""
+    """Report the writer that has the store open, or that died."""
     if holder is None:
         return
     message = (
@@ -57,7 +54,7 @@ def report_lock(holder: Holder | None, add: AddFinding) -> None:
 
 
 def report_strays(store: CheckedStore, add: AddFinding) -> None:
-    """AddFinding of arrays that the attributes do not name."""
+    """Report arrays that the attributes do not name."""
     for part in GROUPS:
         try:
             with translate_zarr_errors(f"{store.root}/{part}"):
@@ -89,7 +86,7 @@ def _members(store: CheckedStore, part: str) -> list[str]:
 
 
 def leftovers(place: Path) -> list[Path]:
-    """What writers and repairs that were killed left in and beside a local store."""
+    """Files and directories that killed writers and repairs left in and beside a local store."""
     place = place.resolve()
     found = find_leftovers(place)
     for folder, folders, files in os.walk(place):
@@ -101,7 +98,7 @@ def leftovers(place: Path) -> list[Path]:
 
 
 def report_leftovers(store: CheckedStore, add: AddFinding) -> None:
-    """AddFinding of files and directories that no array has."""
+    """Report files and directories that killed writers left."""
     if store.root.directory is None:
         return
     place = store.root.directory.resolve()
@@ -112,7 +109,7 @@ def report_leftovers(store: CheckedStore, add: AddFinding) -> None:
 
 
 def report_chunk_files(store: CheckedStore, needed: dict[str, int], add: AddFinding) -> None:
-    """AddFinding of chunk files behind the committed rows that have the wrong size."""
+    """Report chunk files of a wrong size behind the committed rows."""
     directory = store.root.directory
     for path, rows in store.arrays.items():
         if directory is None or not rows.plain:
@@ -124,7 +121,7 @@ def report_chunk_files(store: CheckedStore, needed: dict[str, int], add: AddFind
 
 
 def _odd_files(folder: Path, rows: CheckedRows, needed: int) -> list[tuple[Path, int, int]]:
-    unit = int(rows.array.chunks[0])
+    unit = rows.chunk_rows
     whole, found = unit * rows.row_bytes, []
     entries = os.scandir(folder / "c") if (folder / "c").is_dir() else ()
     for entry in entries:
