@@ -87,7 +87,10 @@ LEVELS: Mapping[Level, LevelSpec] = MappingProxyType(
 SEGMENTED: Mapping[Level, str] = MappingProxyType(
     {level: spec.pointers for level, spec in LEVELS.items() if spec.pointers is not None}
 )
-"""Pointer array of each level that has one; that of atoms, the commit log, is the first."""
+"""Pointer array of each level that has one."""
+
+COMMIT_ORDER = (*(level for level in SEGMENTED if level is not Level.ATOM), Level.ATOM)
+"""Levels in the order in which pointers are written: those of atoms are the commit log."""
 
 COUNTS: Mapping[str, Level] = MappingProxyType({f"num_{level}s": level for level in SEGMENTED})
 """Names of the numbers of rows of a sample, in conditions and weights."""

@@ -4,12 +4,12 @@ import numpy as np
 
 from zarrpipe.data.fields import Level
 from zarrpipe.errors import StoreFormatError
-from zarrpipe.store.check.checked_store import POINTERS, CheckedStore, SampleBlock
+from zarrpipe.store.check.checked_store import CheckedStore, SampleBlock
 from zarrpipe.store.check.report import Finding, Severity
 from zarrpipe.store.check.rows import AddFinding
 from zarrpipe.store.check.samples import SampleFindings
 from zarrpipe.store.format.commit_log import RowCounts
-from zarrpipe.store.format.layout import IDS, SUMS, find_array
+from zarrpipe.store.format.layout import ATOMS_PTR, EDGES_PTR, IDS, SUMS, find_array
 from zarrpipe.store.statistics.label_rows import (
     BUCKETS,
     SUMMED_LABELS,
@@ -68,7 +68,9 @@ class StatisticsCheck:
         if stored is None or damaged or stored.extent.samples > samples:
             return
         rows = stored.extent.samples
-        extent = RowCounts((rows, *(store.arrays[path].value(rows) for path in POINTERS)))
+        extent = RowCounts(
+            (rows, *(store.arrays[path].value(rows) for path in (ATOMS_PTR, EDGES_PTR)))
+        )
         active = int(self._sums.total("samples"))
         valid = stored.belongs(store.attributes, extent, active=active)
         if valid and not stored.sums.agrees(self._sums):

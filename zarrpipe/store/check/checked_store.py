@@ -11,16 +11,21 @@ import numpy as np
 import zarr
 
 from zarrpipe.data.csr import AnyArray, Int64Array
-from zarrpipe.data.fields import CORE_FIELDS, REQUIRED_FIELDS, FieldSpec, Level, level_of
+from zarrpipe.data.fields import (
+    CORE_FIELDS,
+    LEVELS,
+    REQUIRED_FIELDS,
+    SEGMENTED,
+    FieldSpec,
+    Level,
+    level_of,
+)
 from zarrpipe.errors import FieldError, StoreFormatError
 from zarrpipe.store.backend.location import Root
 from zarrpipe.store.check.report import Finding, Severity
 from zarrpipe.store.check.rows import BLOCK_SAMPLES, AddFinding, BoolArray, CheckedRows, runs
 from zarrpipe.store.format.layout import (
-    ATOMS_MASK,
     ATOMS_PTR,
-    EDGES_MASK,
-    EDGES_PTR,
     IDS,
     KINDS,
     SAMPLES_MASK,
@@ -31,10 +36,12 @@ from zarrpipe.store.format.layout import (
 )
 from zarrpipe.store.format.metadata import Attributes
 
-POINTERS = {ATOMS_PTR: Level.ATOM, EDGES_PTR: Level.EDGE}
+POINTERS = {path: level for level, path in SEGMENTED.items()}
 """Arrays of pointers, and the level whose rows they point to."""
 
-MASKS = {ATOMS_MASK: Level.ATOM, EDGES_MASK: Level.EDGE}
+MASKS = {LEVELS[level].mask: level for level in SEGMENTED}
+"""Masks of the rows of these levels."""
+
 _BYTES = 1 << 23
 
 
@@ -65,10 +72,7 @@ class CheckedStore:
     arrays: dict[str, CheckedRows] = field(default_factory=dict)
     paths: dict[str, str] = field(default_factory=dict)
     levels: dict[str, Level] = field(
-        default_factory=lambda: {
-            **dict.fromkeys((*POINTERS, SAMPLES_MASK, IDS), Level.SYSTEM),
-            **MASKS,
-        }
+        default_factory=lambda: {spec.path: spec.level for spec in meta_specs()}
     )
     known: set[str] = field(default_factory=lambda: {SUMS})
     samples: int = 0
@@ -118,7 +122,7 @@ def open_fields(store: CheckedStore, add: AddFinding) -> None:
     """Open every array but the pointers to atoms, which a check reads first."""
     for spec in meta_specs():
         if spec.path != ATOMS_PTR:
-            required = store.ours or spec.path in (EDGES_PTR, SAMPLES_MASK)
+            required = store.ours or spec.path in (*POINTERS, SAMPLES_MASK)
             store.open(spec.path, add=add, required=required)
     for name, level in store.attributes.levels.items():
         _open_field(store, name, level, add)
@@ -267,7 +271,7 @@ def sample_blocks(
     store: CheckedStore, broken: dict[str, Int64Array], limits: dict[str, int]
 ) -> Iterator[SampleBlock]:
     """All samples but those beside a broken pointer, some megabytes of each field at a time."""
-    most = {level: _most_rows(store, level) for level in Level}
+    most = {level: _most_rows(store, level) for level in LEVELS}
     for start in range(0, store.samples, BLOCK_SAMPLES):
         stop = min(start + BLOCK_SAMPLES, store.samples)
         sound = np.ones(stop - start + 1, dtype=bool)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from zarrpipe.data.csr import Int64Array
-from zarrpipe.data.fields import Level
+from zarrpipe.data.fields import LEVELS, Level
 from zarrpipe.store.check.checked_store import POINTERS, CheckedStore
 from zarrpipe.store.check.report import Finding, Severity, some
 from zarrpipe.store.check.rows import BLOCK_SAMPLES, AddFinding, BoolArray, CheckedRows
@@ -33,8 +33,10 @@ class CheckedCounts:
 
     Parameters
     ----------
-    samples, atoms, edges
-        Committed rows, those of deleted samples included.
+    samples
+        Committed samples, the deleted included.
+    ends
+        Committed rows of each level that has pointers.
     broken
         Broken entries of each array of pointers, ascending.
     limits
@@ -42,33 +44,30 @@ class CheckedCounts:
     """
 
     samples: int
-    atoms: int
-    edges: int
+    ends: dict[Level, int]
     broken: dict[str, Int64Array]
     limits: dict[str, int]
 
     def rows(self, level: Level) -> int:
         """Rows of a level."""
-        if level is Level.SYSTEM:
-            return self.samples
-        return self.atoms if level is Level.ATOM else self.edges
+        return self.ends.get(level, self.samples)
 
 
 def count_committed(store: CheckedStore) -> CheckedCounts | None:
-    """Rows that the pointers of a store commit; None unless both arrays of them can be opened."""
+    """Rows that the pointers of a store commit; None unless all arrays of them can be opened."""
     arrays = store.arrays
     if not POINTERS.keys() <= arrays.keys():
         return None
     limits = {path: _longest(store, level) for path, level in POINTERS.items()}
     broken, ends = {}, {}
     for path, level in POINTERS.items():
-        strict = level is Level.ATOM and store.ours
+        strict = LEVELS[level].least > 0 and store.ours
         samples = min(store.samples, len(arrays[path]) - 1)
         entries = _broken_entries(arrays[path], samples, limits[path], strict=strict)
         missing = np.arange(len(arrays[path]), store.samples + 1)
         broken[path] = np.concatenate([entries, missing])
         ends[level] = _last_sound(arrays[path], samples, entries)
-    return CheckedCounts(store.samples, ends[Level.ATOM], ends[Level.EDGE], broken, limits)
+    return CheckedCounts(store.samples, ends, broken, limits)
 
 
 def committed_samples(pointers: CheckedRows, closed: int) -> tuple[int, int]:
@@ -162,9 +161,10 @@ def report_pointers(store: CheckedStore, counts: CheckedCounts, add: AddFinding)
             continue
         tail = len(entries) == counts.samples + 1 - entries[0]
         repair, drop = (RESTORE, TRUNCATE if tail else DROP) if store.ours else ("", "")
+        least = "greater than" if LEVELS[POINTERS[path]].least else "at least"
         message = (
             f"{some(entries, 'entry', 'entries')} cannot be right: the first must be 0, each "
-            f"{'greater than' if path == ATOMS_PTR else 'at least'} the one before it and at most "
+            f"{least} the one before it and at most "
             f"{counts.limits[path]:,}, the rows there are; put the chunk back from a copy of the "
             "store"
         )

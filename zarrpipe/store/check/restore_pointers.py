@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from zarrpipe.data.csr import AnyArray, Int64Array
+from zarrpipe.data.fields import COMMIT_ORDER, LEVELS, SEGMENTED
 from zarrpipe.data.ids import structure_ids, zero_missing
-from zarrpipe.store.check.checked_store import CheckedStore
+from zarrpipe.store.check.checked_store import POINTERS, CheckedStore
 from zarrpipe.store.check.pointers import CheckedCounts
 from zarrpipe.store.check.report import some
 from zarrpipe.store.check.rows import runs
@@ -142,8 +143,9 @@ def mend_pointers(
     proven = {ATOMS_PTR: atoms, EDGES_PTR: restored_edges(store, counts, atoms)}
     samples, lost = counts.samples, np.zeros(0, dtype=np.int64)
     whole = True
-    for path in (EDGES_PTR, ATOMS_PTR):
-        entries, unproven = proven[path], np.setdiff1d(counts.broken[path], [*proven[path]])
+    for path in (SEGMENTED[level] for level in COMMIT_ORDER):
+        entries: Entries = proven.get(path, {})
+        unproven = np.setdiff1d(counts.broken[path], [*entries])
         if drop and len(unproven):
             invented, first = _invented(store, counts, path, unproven)
             samples = min(samples, first - 1)
@@ -170,7 +172,7 @@ def _invented(
     Between atoms each sample gets at least one; the samples beside such an entry are to be deleted.
     """
     found: Entries = {}
-    step = int(path == ATOMS_PTR)
+    step = LEVELS[POINTERS[path]].least
     for first, last, before, behind in gaps(store, counts, path):
         if not np.isin(np.arange(first, last + 1), unproven).any():
             continue

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import zarr
 
+from zarrpipe.data.fields import Level
 from zarrpipe.errors import StoreFormatError, StoreNotFoundError, StoreReadOnlyError
 from zarrpipe.store.backend.location import Root, StoreLike
 from zarrpipe.store.backend.lock import WriterLock, holder_of
@@ -248,7 +249,8 @@ def _report(
     samples: SampleFindings,
     findings: list[Finding],
 ) -> Report:
-    atoms, edges = (0, 0) if counts is None else (counts.atoms, counts.edges)
+    ends = {} if counts is None else counts.ends
+    atoms, edges = ends.get(Level.ATOM, 0), ends.get(Level.EDGE, 0)
     fields = []
     for name, path in store.paths.items():
         array, unit = store.arrays[path].array, str(store.units.get(name, ""))

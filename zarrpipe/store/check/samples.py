@@ -8,10 +8,10 @@ import numpy as np
 from zarrpipe.data.csr import AnyArray, Int64Array
 from zarrpipe.data.fields import Level
 from zarrpipe.data.ids import structure_ids, zero_missing
-from zarrpipe.store.check.checked_store import MASKS, SampleBlock, any_of
+from zarrpipe.store.check.checked_store import MASKS, POINTERS, SampleBlock, any_of
 from zarrpipe.store.check.report import Finding, Severity, some
 from zarrpipe.store.check.rows import AddFinding, BoolArray
-from zarrpipe.store.format.layout import EDGES_PTR, IDS
+from zarrpipe.store.format.layout import ATOMS_PTR, IDS
 
 _GREATEST_NUMBER = 118
 _MOST_IDS = 1 << 24
@@ -116,7 +116,8 @@ class SampleFindings:
                 infinite = any_of(_any_in_row(~np.isfinite(values)), block.ptr(store.levels[path]))
                 self._add("not-finite", path, block, infinite & has & good)
             self._add_missing_chunks(block, path, has)
-        self._add_missing_chunks(block, EDGES_PTR, ~block.none())
+        for path in POINTERS.keys() - {ATOMS_PTR}:
+            self._add_missing_chunks(block, path, ~block.none())
         self._add("atomic-numbers", "core/atomic_numbers", block, unknown_elements(block) & active)
         self._add("edges", store.paths.get("neighbor_list", ""), block, stray_edges(block) & active)
         self._add("ids", IDS, block, changed_structures(block) & active)

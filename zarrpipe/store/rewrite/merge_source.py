@@ -12,7 +12,7 @@ import numpy as np
 import zarr
 
 from zarrpipe.data.csr import AnyArray, Int64Array, pointers, segment_rows
-from zarrpipe.data.fields import Level
+from zarrpipe.data.fields import LEVELS, SEGMENTED, Level
 from zarrpipe.data.ids import UInt64Array, structure_ids
 from zarrpipe.data.schema import Field
 from zarrpipe.errors import StoreFormatError, StoreNotFoundError
@@ -20,8 +20,6 @@ from zarrpipe.store.backend.array_reader import check_rows
 from zarrpipe.store.backend.location import Root
 from zarrpipe.store.backend.missing import MissingChunks, allowed_absent_chunks
 from zarrpipe.store.format.layout import (
-    ATOMS_PTR,
-    EDGES_PTR,
     IDS,
     field_path,
     find_array,
@@ -73,14 +71,14 @@ class MergeSource:
         self._decoded: dict[str, AnyArray] = {}
 
     def segments(self, level: Level) -> tuple[Int64Array, Int64Array]:
-        """First row and number of rows [N] of each sample at the level of atoms or edges."""
+        """First row and number of rows [N] of each sample at a level that has pointers."""
         if len(self.samples) == 0:
             return self.samples, self.samples
-        path = ATOMS_PTR if level is Level.ATOM else EDGES_PTR
+        path = SEGMENTED[level]
         stored = self._snapshot.rows(path, self._snapshot.extent.samples + 1)
         starts = stored[self.samples]
         counts = stored[self.samples + 1] - starts
-        falls = counts.min() < (level is Level.ATOM) or starts.min() < 0
+        falls = counts.min() < LEVELS[level].least or starts.min() < 0
         if falls or (starts + counts).max() > self._snapshot.extent.rows(level):
             raise StoreFormatError(
                 f"{self.root}: {path} falls, is negative or runs past its end: it is damaged"

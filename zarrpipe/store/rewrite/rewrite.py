@@ -13,14 +13,13 @@ import numpy as np
 import zarr
 
 from zarrpipe.data.csr import AnyArray
-from zarrpipe.data.fields import Level
+from zarrpipe.data.fields import COMMIT_ORDER, SEGMENTED
 from zarrpipe.data.schema import Schema
 from zarrpipe.store.backend.location import Root
 from zarrpipe.store.format.commit_log import RowCounts
 from zarrpipe.store.format.config import ZarrArrayConfig, ZarrWriteConfig
 from zarrpipe.store.format.layout import (
     ATOMS_PTR,
-    EDGES_PTR,
     GROUPS,
     IDS,
     SAMPLES_MASK,
@@ -86,8 +85,8 @@ def write_store(
         columns[SAMPLES_MASK].write(0, np.ones(selection.extent.samples, dtype=bool))
         for source in selection.sources:
             source.check_unchanged()
-        _write_backwards(columns[EDGES_PTR], selection.ptr(Level.EDGE))
-        _write_backwards(columns[ATOMS_PTR], selection.ptr(Level.ATOM))
+        for level in COMMIT_ORDER:
+            _write_backwards(columns[SEGMENTED[level]], selection.ptr(level))
         written = _NewStore(group, schema, attributes, selection.extent, columns)
         write_sums(group, sums_over(written, _sums(selection, written)))
     for column in columns.values():
@@ -139,6 +138,7 @@ def fitted(chosen: ZarrArrayConfig, spec: ArraySpec, rows: int) -> ZarrArrayConf
 
     Examples
     --------
+    >>> from zarrpipe.data.fields import Level
     >>> positions = ArraySpec("core/positions", Level.ATOM, np.dtype("f4"), (3,), 0.0)
     >>> fitted(ZarrArrayConfig(), positions, 100_000).chunk_size
     131072
@@ -193,7 +193,7 @@ def _create(
     specs += [present_spec(schema[name]) for name in selection.present]
     columns = {}
     for spec in specs:
-        rows = extent.rows(spec.level) + (spec.path in (ATOMS_PTR, EDGES_PTR))
+        rows = extent.rows(spec.level) + (spec.path in SEGMENTED.values())
         chosen = config.for_array(*spec.path.split("/"))
         if capacity is None:
             chosen = fitted(chosen, spec, rows)
