@@ -85,7 +85,14 @@ def assert_true(store, *, kept=True):
     assert_same(measure(dataset).statistics(), count(dataset).statistics())
 
 
-@pytest.fixture(params=["local", "zstd", "sharded", "published", "memory"])
+@pytest.fixture(
+    params=[
+        "local",
+        "zstd",
+        "memory",
+        *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("sharded", "published")),
+    ]
+)
 def store(request, tmp_path):
     config = {"zstd": ZSTD, "sharded": SHARDED}.get(request.param)
     if request.param == "published":
