@@ -20,6 +20,7 @@ __all__ = [
     "PRIVATE_NAMES",
     "PrivateName",
     "memory_content",
+    "nvalchemi_levels",
     "sync",
     "torch_sim_extras",
     "torch_sim_pbc_is_bool",
@@ -149,6 +150,15 @@ def memory_content(store: Any) -> MutableMapping[str, "Buffer"]:
 def torch_sim_pbc_is_bool(state_class: type[Any]) -> bool:
     """Whether a torch-sim state has one pbc for all directions, as before release 0.4.1."""
     return any(field.name == "pbc" and field.type is bool for field in fields(state_class))
+
+
+def nvalchemi_levels(batch: Any) -> dict[str, str]:
+    """Level of each field of an nvalchemi batch, which from 0.3 on may be of the user's own."""
+    levels = {name: level for level, names in (batch.keys or {}).items() for name in names}
+    for level, names in getattr(batch, "level_keys", {}).items():
+        if level not in ("atoms", "edges", "system"):
+            levels |= dict.fromkeys(names, level)
+    return levels
 
 
 def torch_sim_extras(state: Any) -> tuple[dict[str, Any], dict[str, Any]]:

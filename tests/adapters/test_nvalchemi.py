@@ -8,6 +8,7 @@ import torch
 
 import zarrpipe as zp
 from zarrpipe.adapters import as_batch, to_nvalchemi
+from zarrpipe.errors import FieldError
 
 
 def stand_in(module, name, **attributes):
@@ -80,6 +81,15 @@ def test_no_edges_and_buffers_that_are_longer_than_the_data():
     assert batch.num_edges == 0
     assert batch.num_nodes == 5
     assert batch.energy.tolist() == [[1.0], [2.0]]
+
+
+def test_a_field_at_a_level_of_the_users_own_is_refused():
+    """It has as many rows as there are atoms, and is not taken for a field of atoms."""
+    batch = fake_batch({**TENSORS, "order": torch.ones(5)}, KEYS, [3, 2], [2, 1])
+    batch.level_keys = {"atoms": KEYS["node"], "edges": KEYS["edge"], "system": KEYS["system"]}
+    batch.level_keys["bond"] = {"order"}
+    with pytest.raises(FieldError, match=r"'order' is at the level 'bond'.*drop_level\('bond'\)"):
+        as_batch(batch)
 
 
 def test_single_systems():

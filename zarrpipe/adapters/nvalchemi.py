@@ -5,8 +5,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from zarrpipe.adapters.parts import assemble, require, without_presence
+from zarrpipe.compat import nvalchemi_levels
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.fields import CORE_FIELDS, Level
+from zarrpipe.errors import FieldError
 
 if TYPE_CHECKING:
     from nvalchemi.data import AtomicData as NvalchemiData
@@ -21,15 +23,18 @@ def from_nvalchemi(data: "NvalchemiBatch | NvalchemiData") -> Batch:
 
     The dense neighbour matrix, which is rebuilt at every step with a width of its own, and the
     ``info`` dictionary are left out.
+
+    Raises
+    ------
+    FieldError
+        If a field of a batch is at a level of the user's own, as nvalchemi 0.3 has them.
     """
     if not hasattr(data, "num_nodes_list"):
         return _from_system(data)
     atoms = torch.tensor(data.num_nodes_list, device=data.device)
     edges = torch.tensor(data.num_edges_list or [0] * len(atoms), device=data.device)
     rows = {Level.ATOM: int(atoms.sum()), Level.EDGE: int(edges.sum()), Level.SYSTEM: len(atoms)}
-    declared = {
-        name: _LEVELS[level] for level, names in (data.keys or {}).items() for name in names
-    }
+    declared = nvalchemi_levels(data)
     fields: dict[str, tuple[Level, torch.Tensor]] = {}
     for name, value in data.to_dict().items():
         level = _level(name, value, declared, rows)
@@ -38,16 +43,19 @@ def from_nvalchemi(data: "NvalchemiBatch | NvalchemiData") -> Batch:
     return assemble(fields, atoms, edges)
 
 
-def _level(
-    name: str, value: Any, declared: dict[str, Level], rows: dict[Level, int]
-) -> Level | None:
+def _level(name: str, value: Any, declared: dict[str, str], rows: dict[Level, int]) -> Level | None:
     """Level of a tensor of a batch; None for what is not stored."""
     if not isinstance(value, torch.Tensor) or value.ndim == 0 or name in _EPHEMERAL:
         return None
+    if name in declared and declared[name] not in _LEVELS:
+        raise FieldError(
+            f"field {name!r} is at the level {declared[name]!r}, and only fields of nodes, edges "
+            f"and systems are stored: remove it with batch.drop_level({declared[name]!r})"
+        )
     if name in CORE_FIELDS:
         return CORE_FIELDS[name].level
     if name in declared:
-        return declared[name]
+        return _LEVELS[declared[name]]
     fitting = [level for level, count in rows.items() if value.shape[0] == count]
     return fitting[0] if fitting else Level.SYSTEM
 
