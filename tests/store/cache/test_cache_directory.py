@@ -260,7 +260,9 @@ class TestLimit:
 
     def test_a_batch_that_is_larger(self, opened, values):
         one = opened(2 * UNIT_BYTES)
-        with pytest.warns(UserWarning, match=r"holds more than its limit of 131072 bytes: what"):
+        with pytest.warns(
+            UserWarning, match=r"holds more than its limit of 131072 bytes: the units"
+        ):
             np.testing.assert_array_equal(one.all(), values)
         np.testing.assert_array_equal(one.all(), values)
         one.read(at(3), 5)
