@@ -9,7 +9,7 @@ import zarr
 from zarrpipe import AtomicDataZarrWriter, ZarrData, ZarrDataset
 from zarrpipe.errors import FieldError, StoreLockedError, StoreNotFoundError
 from zarrpipe.store.format.layout import ATOMS_MASK
-from zarrpipe.store.rewrite import maintenance
+from zarrpipe.store.rewrite import delete_defragment
 from zarrpipe.store.write.array_writer import PlainArrayWriter
 from zarrpipe.store.write.open_arrays import OpenArrays
 from zarrpipe.store.write.open_for_writing import RootMetadata
@@ -154,7 +154,7 @@ def test_a_deletion_that_was_published(tmp_path, monkeypatch, error):
     """What fails after it is done by the next call; only an interrupt is raised."""
     writer = AtomicDataZarrWriter(tmp_path / "s.zarr")
     writer.write(numbered_batch(range(6)))
-    unmask = maintenance._unmask
+    unmask = delete_defragment._unmask
 
     def failing(appender, path, rows):
         if path == ATOMS_MASK:
@@ -163,7 +163,7 @@ def test_a_deletion_that_was_published(tmp_path, monkeypatch, error):
 
     told = pytest.warns(RuntimeWarning, match="2 samples of .* were deleted, but not all")
     with monkeypatch.context() as patch:
-        patch.setattr(maintenance, "_unmask", failing)
+        patch.setattr(delete_defragment, "_unmask", failing)
         with told if error is OSError else pytest.raises(error):
             writer.delete([1, 4])
     writer.append(numbered_batch([6]))

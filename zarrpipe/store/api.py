@@ -32,7 +32,7 @@ from zarrpipe.store.format.config import ZarrWriteConfig
 from zarrpipe.store.format.layout import ATOMS_PTR, EDGES_PTR, SAMPLES_MASK
 from zarrpipe.store.format.metadata import Attributes
 from zarrpipe.store.read.view import StoreView
-from zarrpipe.store.rewrite.maintenance import defragment, delete_samples
+from zarrpipe.store.rewrite.delete_defragment import defragment, delete_samples
 from zarrpipe.store.write.calls import Closing, WriterOwner, synchronized
 from zarrpipe.store.write.store_writer import StoreWriter
 

@@ -39,7 +39,7 @@ from zarrpipe.errors import (
 )
 from zarrpipe.store.backend import files
 from zarrpipe.store.read.view import StoreView
-from zarrpipe.store.rewrite import maintenance
+from zarrpipe.store.rewrite import delete_defragment
 from zarrpipe.testing import assert_batches_equal, numbered_batch, random_batch
 
 ZSTD = (zarr.codecs.ZstdCodec(level=1),)
@@ -226,7 +226,7 @@ class TestDefragment:
         local.fill(5)
         writer = local.writer()
         writer.delete([0])
-        monkeypatch.setattr(maintenance, "swap_into_place", fail)
+        monkeypatch.setattr(delete_defragment, "swap_into_place", fail)
         with pytest.raises(OSError, match="No space"):
             writer.defragment()
         assert [path.name for path in tmp_path.iterdir()] == ["store"]

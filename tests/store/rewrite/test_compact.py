@@ -17,7 +17,7 @@ from zarrpipe import AtomicDataZarrWriter, ZarrData, ZarrDataset, compact, merge
 from zarrpipe.errors import StoreFormatError, StoreLockedError, StoreRenameError
 from zarrpipe.store.backend import files, swap
 from zarrpipe.store.read.view import StoreView
-from zarrpipe.store.rewrite import maintenance
+from zarrpipe.store.rewrite import delete_defragment
 from zarrpipe.store.rewrite import merge_plan as selection
 from zarrpipe.testing import assert_batches_equal, assert_plain_zarr, numbered_batch
 
@@ -163,7 +163,7 @@ class TestRefused:
             raise OSError(28, "No space left on device")
 
         store = filled(tmp_path / "store")
-        monkeypatch.setattr(maintenance, place, fail)
+        monkeypatch.setattr(delete_defragment, place, fail)
         before = content(tmp_path)
         with pytest.raises(OSError, match="No space"):
             compact(store)
@@ -177,7 +177,7 @@ class TestRefused:
             raise MemoryError
 
         store = filled(MemoryStore())
-        monkeypatch.setattr(maintenance, "write_store", fail)
+        monkeypatch.setattr(delete_defragment, "write_store", fail)
         with pytest.raises(MemoryError):
             compact(store)
         assert_batches_equal(everything(store), numbered_batch(KEPT))

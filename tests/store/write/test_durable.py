@@ -17,7 +17,7 @@ from zarrpipe.store.format import layout
 from zarrpipe.store.format.config import ZarrWriteConfig
 from zarrpipe.store.format.layout import ATOMS_PTR
 from zarrpipe.store.read.view import StoreView
-from zarrpipe.store.rewrite.maintenance import delete_samples
+from zarrpipe.store.rewrite.delete_defragment import delete_samples
 from zarrpipe.store.write.store_writer import StoreWriter
 from zarrpipe.testing import assert_batches_equal, numbered_batch
 

@@ -24,7 +24,7 @@ from zarrpipe.store.check.samples import SampleFindings, ids_of
 from zarrpipe.store.check.surroundings import SWEEP, leftovers
 from zarrpipe.store.format.config import ZarrWriteConfig
 from zarrpipe.store.format.layout import ATOMS_PTR, EDGES_PTR, IDS, SAMPLES_MASK
-from zarrpipe.store.rewrite.maintenance import delete_samples
+from zarrpipe.store.rewrite.delete_defragment import delete_samples
 from zarrpipe.store.statistics.stored_sums import remove_sums
 from zarrpipe.store.write.foreign_files import unfinished_files
 from zarrpipe.store.write.store_writer import StoreWriter

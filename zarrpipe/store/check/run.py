@@ -143,8 +143,7 @@ def _attributes(root: Root) -> Attributes | None:
 
 
 def _root_group(root: Root) -> zarr.Group:
-    there = root.directory is None or root.directory.exists()  # opening would make it
-    group = root.open_group() if there else None
+    group = root.open_group()
     if group is None:
         raise StoreNotFoundError(f"there is no Zarr store at {root}")
     return group

@@ -3,9 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-import zarr
-
+from zarrpipe.data.validate import check_count
 from zarrpipe.errors import (
     FieldError,
     StoreExistsError,
@@ -19,11 +17,11 @@ from zarrpipe.store.format.config import ZarrWriteConfig
 from zarrpipe.store.format.layout import is_empty
 from zarrpipe.store.format.metadata import Attributes
 from zarrpipe.store.read.snapshot import Snapshot
-from zarrpipe.store.rewrite.maintenance import check_rewritable, rewrite_in_place, scratch_of
-from zarrpipe.store.rewrite.merge_plan import Selection
+from zarrpipe.store.rewrite.delete_defragment import check_rewritable, rewrite_in_place, scratch_of
+from zarrpipe.store.rewrite.merge_plan import MergePlan
 from zarrpipe.store.rewrite.merge_source import MergeSource
 from zarrpipe.store.rewrite.progress import progress_bar
-from zarrpipe.store.rewrite.rewrite import field_bytes, write_store
+from zarrpipe.store.rewrite.write_store import field_bytes, write_store
 from zarrpipe.store.write.store_writer import StoreWriter
 
 Config = ZarrWriteConfig | Mapping[str, Any] | None
@@ -100,10 +98,10 @@ def merge(
     _check_seed(shuffle)
     _check_vacant(_tidied(root))
     scratch = scratch_of(root)
-    selection = Selection([MergeSource(one, scratch) for one in _listed(stores)], shuffle)
-    with progress_bar(progress, f"merge into {root}", field_bytes(selection)) as done:
-        _write(selection, root, chosen, done)
-    return selection.extent.samples
+    plan = MergePlan([MergeSource(one, scratch) for one in _listed(stores)], shuffle)
+    with progress_bar(progress, f"merge into {root}", field_bytes(plan)) as done:
+        _write(plan, root, chosen, done)
+    return plan.extent.samples
 
 
 def compact(
@@ -143,23 +141,26 @@ def compact(
         If a writer has it open.
     StoreFormatError
         If it is neither local nor in memory, or zarrpipe did not write it.
+    StoreRenameError
+        If its directory cannot be renamed: it is a mount point, or in a layer of a container's
+        image. Use `merge` to another place.
     """
     chosen, root = ZarrWriteConfig.of(config), Root.of(store)
     _check_seed(shuffle)
     check_rewritable(root)
-    if _group_at(_tidied(root)) is None:
+    if _tidied(root).open_group() is None:
         raise StoreNotFoundError(f"there is no Zarr store at {root}")
-    appender = StoreWriter(root, chosen, _CAPACITY)
+    writer = StoreWriter(root, chosen, _CAPACITY)
     try:
-        appender.flush(every=True)
-        selection = Selection([MergeSource(root, scratch_of(root))], shuffle)
-        with progress_bar(progress, f"compact {root}", field_bytes(selection)) as done:
-            lock = rewrite_in_place(appender, selection, chosen, done=done)
+        writer.flush(every=True)
+        plan = MergePlan([MergeSource(root, scratch_of(root))], shuffle)
+        with progress_bar(progress, f"compact {root}", field_bytes(plan)) as done:
+            lock = rewrite_in_place(writer, plan, chosen, done=done)
     finally:
-        appender.abandon()
+        writer.abandon()
     if lock is not None:
         lock.release()
-    return selection.extent.samples
+    return plan.extent.samples
 
 
 def _listed(stores: StoreLike | Sequence[StoreLike]) -> list[Root]:
@@ -172,64 +173,49 @@ def _listed(stores: StoreLike | Sequence[StoreLike]) -> list[Root]:
 
 
 def _write(
-    selection: Selection,
+    plan: MergePlan,
     root: Root,
     config: ZarrWriteConfig,
     done: Callable[[int], object],
 ) -> None:
-    """Write a selection where nothing is, or where there is a store without samples."""
+    """Write a plan to a place where nothing, or a store without samples, is."""
     lock: WriterLock | None = None
     if _check_vacant(root):  # again: to look at the sources took its time
-        appender = StoreWriter(root, config, _CAPACITY)
+        writer = StoreWriter(root, config, _CAPACITY)
         try:
-            if appender.num_samples:
-                raise _holds(root, f"{appender.num_samples} samples")
+            if writer.num_samples:
+                raise _holds(root, f"{writer.num_samples} samples")
             if root.directory is None:
-                appender.zero()
-                appender.close()
-                write_store(selection, root, config, others=selection.others, done=done)
+                writer.zero()
+                writer.close()
+                write_store(plan, root, config, others=plan.others, done=done)
             else:
-                lock = rewrite_in_place(appender, selection, config, done=done)
+                lock = rewrite_in_place(writer, plan, config, done=done)
         finally:
-            appender.abandon()
+            writer.abandon()
     elif root.directory is None:
-        write_store(selection, root, config, others=selection.others, done=done)
+        write_store(plan, root, config, others=plan.others, done=done)
     else:
         place = root.directory.resolve()
         with temp_sibling(place) as (room, lock):
-            write_store(selection, Root.of(room), config, others=selection.others, done=done)
+            write_store(plan, Root.of(room), config, others=plan.others, done=done)
             move_into_place(room, place)
     if lock is not None:
         lock.release()
 
 
 def _tidied(root: Root) -> Root:
-    """The same place, once what writers that were killed left beside it is gone."""
+    """The same place, without leftovers of killed writers beside it."""
     if root.directory is not None:
         remove_leftovers(root.directory.resolve())
     return root
 
 
-def _group_at(root: Root) -> zarr.Group | None:
-    """Root group; None without one."""
-    if root.directory is not None and not root.directory.exists():
-        return None  # opening would make the directory
-    return root.open_group()
-
-
 def _check_vacant(root: Root) -> bool:
-    """Refuse a target at which something stands; whether a store without samples does.
-
-    Raises
-    ------
-    StoreExistsError
-        If there are samples, or what is there is no store of ours.
-    StoreReadOnlyError
-        If the zarr store was opened for reading alone.
-    """
+    """Refuse a target that is not empty; whether a store without samples is there."""
     if root.read_only:
         raise StoreReadOnlyError(f"{root} was opened read-only: open it for writing")
-    group = _group_at(root)
+    group = root.open_group()
     if group is None:
         if root.directory is not None and root.directory.is_dir() and any(root.directory.iterdir()):
             raise StoreExistsError(
@@ -252,6 +238,5 @@ def _holds(root: Root, what: str) -> StoreExistsError:
 
 
 def _check_seed(shuffle: int | None) -> None:
-    whole = isinstance(shuffle, int | np.integer) and not isinstance(shuffle, bool)
-    if shuffle is not None and (not whole or shuffle < 0):
-        raise FieldError(f"shuffle={shuffle!r}, expected None or a seed: an integer from 0 on")
+    if shuffle is not None:
+        check_count("shuffle", shuffle, unit="a seed", error=FieldError)

@@ -1,4 +1,4 @@
-"""The samples of several stores in the order that they are to have in a new one."""
+"""Samples of several stores, in their order in a new one."""
 
 import itertools
 import mmap
@@ -25,30 +25,30 @@ _ALL = np.zeros(0, dtype=np.int64)
 
 @dataclass(frozen=True)
 class _Rows:
-    """Where the rows of samples begin in their sources [N], and their pointers [N+1]."""
+    """First rows of samples in their sources [N], and their pointers in the new store [N+1]."""
 
     starts: Int64Array
     ptr: Int64Array
 
     @property
-    def follow(self) -> bool:
-        """Whether they are one run of rows."""
+    def contiguous(self) -> bool:
+        """Whether they follow each other in their source."""
         return bool(np.array_equal(self.starts, self.ptr[:-1] + self.starts[0]))
 
 
-class Selection:
+class MergePlan:
     """Every sample of the sources, in their order or shuffled.
 
-    It needs about 100 bytes of memory a sample, beside what is read at a time: 8 MiB, or what is
-    encoded as one. Shuffled samples are read at random from what is in memory. A field of more
-    than a quarter of the memory is read through from its beginning for every eighth of the memory.
+    The plan takes about 100 bytes of memory a sample, and one block of a field: 8 MiB, or one
+    encoded chunk or shard. Shuffled samples are read at random from memory; a field of more than a
+    quarter of the memory is read through once for every eighth of the memory.
 
     Parameters
     ----------
     sources
         At least one.
     shuffle
-        Seed of the permutation that is to be the order; None for source after source.
+        Seed of a permutation; None for source after source.
 
     Raises
     ------
@@ -72,7 +72,7 @@ class Selection:
 
     @property
     def others(self) -> dict[str, Any]:
-        """Attributes of the roots that zarrpipe did not make and that are the same in all."""
+        """Attributes of users that are the same in all roots."""
         first, *rest = [source.others for source in self.sources]
         return {
             name: value
@@ -89,19 +89,16 @@ class Selection:
         return self._ordered(_joined([source.ids() for source in self.sources]))
 
     def blocks(self, item: Field, unit: int = 1) -> Iterator[AnyArray]:
-        """Rows of a field in their new order, several times `unit` of them at a time.
-
-        Sources that lack it give its fill.
-        """
+        """Rows of a field in their new order, a multiple of `unit` at a time, or its fill."""
         rows, row_bytes = self.extent.rows(item.level), max(1, field_spec(item).row_bytes)
         block_bytes = _BLOCK
         if self._order is not None and rows * row_bytes > _memory() // 4:
             block_bytes = _memory() // 8
         elif self._order is not None:
-            self._touch(item)
+            self._warm(item)
         step = unit * max(1, block_bytes // (unit * row_bytes))
         starts = {*range(0, rows, step)}
-        if unit == 1 and self._order is None:  # what is of one source needs no copy in memory
+        if unit == 1 and self._order is None:  # a block of one source is a view of it
             starts |= set(self._borders(item.level))
         for start, stop in itertools.pairwise([*sorted(starts), rows]):
             yield self._block(item, start, stop)
@@ -112,11 +109,8 @@ class Selection:
         rows = first if level is Level.SYSTEM else self.ptr(level)[first]
         return [start for start in rows.tolist() if start < rows[-1]]
 
-    def _touch(self, item: Field) -> None:
-        """Bring a field that fits in memory there from its beginning to its end.
-
-        What follows reads it at random, which is slow from a disk.
-        """
+    def _warm(self, item: Field) -> None:
+        """Read a field that fits in memory in order, since random reads of a disk are slow."""
         for source in self.sources:
             if item.name in source.schema and len(source.samples):
                 source.field(item).reshape(-1).view(np.uint8)[:: mmap.PAGESIZE].max(initial=0)
@@ -138,17 +132,17 @@ class Selection:
     def _taken(self, item: Field, owner: AnyArray, rows: _Rows) -> AnyArray:
         """Rows of samples, a view of their source where they follow each other in one."""
         owners = np.unique(owner).tolist()
-        lacking = [number for number in owners if item.name not in self.sources[number].schema]
-        if len(owners) == 1 and not lacking and rows.follow:
+        missing = [number for number in owners if item.name not in self.sources[number].schema]
+        if len(owners) == 1 and not missing and rows.contiguous:
             first = int(rows.starts[0])
             run: AnyArray = self.sources[owners[0]].field(item)[first : first + int(rows.ptr[-1])]
             return run
-        values = _room(item, int(rows.ptr[-1]))
-        if lacking:
+        values = _empty_rows(item, int(rows.ptr[-1]))
+        if missing:
             values.fill(item.fill)
-        for number in sorted({*owners} - {*lacking}):
+        for number in sorted({*owners} - {*missing}):
             places = np.flatnonzero(owner == number) if len(owners) > 1 else _ALL
-            if values.nbytes > 2 * _BLOCK:  # in the order of the source, which is not in memory
+            if values.nbytes > 2 * _BLOCK:  # the source is not in memory: read it in its order
                 starts = rows.starts[places] if len(places) else rows.starts
                 order = np.argsort(starts, kind="stable")
                 places = places[order] if len(places) else order
@@ -205,15 +199,15 @@ def _common_schema(sources: Sequence[MergeSource]) -> Schema:
             fixed, first = common.setdefault(item.name, (item, source))
             if item != fixed:
                 raise SchemaError(
-                    f"field {item.name!r} is {_said(fixed)} in {first.root} and {_said(item)} in "
-                    f"{source.root}: write one of the two anew, with the field converted or under "
-                    "another name; a unit that is only missing is stated with "
-                    "zarrpipe.compact(store, config={'units': {...}})"
+                    f"field {item.name!r} is {_described(fixed)} in {first.root} and "
+                    f"{_described(item)} in {source.root}: write one of the two anew, with "
+                    "the field converted or under another name; a unit that is only missing is "
+                    "stated with zarrpipe.compact(store, config={'units': {...}})"
                 )
     return Schema({name: item for name, (item, _) in common.items()})
 
 
-def _said(item: Field) -> str:
+def _described(item: Field) -> str:
     unit = f"in {item.unit!r}" if item.unit else "without a unit"
     return f"{item.dtype} of row shape {item.shape} at level {item.level.value!r} {unit}"
 
@@ -229,19 +223,19 @@ def _check_edges(source: MergeSource, edges: AnyArray, begin: Int64Array, end: I
 
 
 def _memory() -> int:
-    """Bytes of memory of this machine."""
+    """Bytes of memory of the machine."""
     return os.sysconf("SC_PHYS_PAGES") * mmap.PAGESIZE if hasattr(os, "sysconf") else 1 << 33
 
 
-def _room(item: Field, rows: int) -> AnyArray:
-    """Rows of a field that are to be written, in whole words of memory."""
+def _empty_rows(item: Field, rows: int) -> AnyArray:
+    """Uninitialised rows of a field, in whole words of memory."""
     size = rows * field_spec(item).row_bytes
     buffer = np.empty(-(-size // 8), dtype=np.int64)
     return np.ndarray((rows, *item.shape), item.dtype, buffer)
 
 
 def _copy(stored: AnyArray, rows: _Rows, places: Int64Array, values: AnyArray) -> None:
-    """Copy the rows of the samples at `places` (empty: of all) to where they are to stand."""
+    """Copy the rows of the samples at `places` (empty: all) into `values`."""
     kernels = compiled_kernels()
     if kernels is not None:
         table = np.zeros((5, len(rows.ptr)), dtype=np.int64)

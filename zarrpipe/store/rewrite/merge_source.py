@@ -1,7 +1,7 @@
-"""What a rewrite reads: a store pinned at the samples that it has, each array of it flat.
+"""A store as a merge reads it: pinned at its samples, each array as one NumPy array.
 
 A plain local array is mapped. Any other is decoded once, from end to end, into an unnamed file that
-is mapped the same way, so that a rewrite needs memory for a few blocks and not for an array.
+is mapped too, so that a merge needs memory for a few blocks, not for an array.
 """
 
 import tempfile
@@ -13,7 +13,7 @@ import zarr
 
 from zarrpipe.data.csr import AnyArray, Int64Array, pointers, segment_rows
 from zarrpipe.data.fields import LEVELS, SEGMENTED, Level
-from zarrpipe.data.ids import UInt64Array, structure_ids
+from zarrpipe.data.ids import UInt64Array, structure_ids, zero_missing
 from zarrpipe.data.schema import Field
 from zarrpipe.errors import StoreFormatError, StoreNotFoundError
 from zarrpipe.store.backend.array_reader import check_rows
@@ -39,16 +39,9 @@ _IDS_BLOCK = 1 << 14
 
 
 class MergeSource:
-    """A store of which the samples that it has now are to be copied.
+    """The samples that a store has now, without the deleted; a writer may go on appending.
 
-    A writer may go on appending to it. Deleted samples are left out.
-
-    Parameters
-    ----------
-    root
-        Place of the store.
-    scratch
-        Directory for unnamed files; the system's own by default.
+    Unnamed files are made in `scratch`, by default where the system has temporary files.
 
     Raises
     ------
@@ -86,13 +79,7 @@ class MergeSource:
         return starts, counts
 
     def field(self, item: Field) -> AnyArray:
-        """Every row of a field, those of deleted samples too, with the dtype of `item`.
-
-        Raises
-        ------
-        StoreFormatError
-            If the store was rewritten with another row shape.
-        """
+        """Every row of a field, those of deleted samples too, with the dtype of `item`."""
         rows = self._flat(field_path(self.schema[item.name]), item.level, item.dtype)
         if rows.shape[1:] != item.shape:  # compiled kernels would copy past the room for a row
             raise self._changed()
@@ -126,18 +113,12 @@ class MergeSource:
         return np.concatenate(blocks)
 
     def sums(self) -> LabelSums | None:
-        """Sums for statistics of all samples, if the store keeps them."""
+        """Sums of statistics over all samples, if the store has them."""
         stored = valid_sums(self._snapshot)
         return stored.sums if stored is not None and stored.samples == len(self.samples) else None
 
     def check_unchanged(self) -> None:
-        """Refuse what was read if the store was emptied or rewritten before all was at hand.
-
-        Raises
-        ------
-        StoreFormatError
-            If it was.
-        """
+        """Raise StoreFormatError if the store was emptied or rewritten meanwhile."""
         if Attributes.read(_opened(self.root)).generation != self.attributes.generation:
             raise self._changed()
 
@@ -150,9 +131,7 @@ class MergeSource:
         """Rows [N, ...] of cell or pbc, zero where a sample has none."""
         if name not in self.schema:
             return None
-        values: AnyArray = self.field(self.schema[name])[self.samples]
-        values[~self.present(name)] = 0
-        return values
+        return zero_missing(self.field(self.schema[name])[self.samples], self.present(name))
 
     def _flat(self, path: str, level: Level, dtype: np.dtype[Any] | None = None) -> AnyArray:
         """Rows of an array as one NumPy array in C order, which may be longer."""
@@ -198,7 +177,7 @@ def _decoded(
     folder: Path | None,
     absences: MissingChunks,
 ) -> AnyArray:
-    """First rows of an array, in memory where they are few and else in an unnamed file."""
+    """First rows of an array, in memory if they are few, else in an unnamed file."""
     check_rows(array.store_path, array.shape[0], rows)
     shape = (rows, *array.shape[1:])
     row_bytes = max(1, dtype.itemsize * int(np.prod(shape[1:], dtype=np.int64)))
@@ -218,7 +197,7 @@ def _decoded(
 def _read(
     array: zarr.Array[Any], start: int, stop: int, dtype: np.dtype[Any], absences: MissingChunks
 ) -> AnyArray:
-    """Rows of which `start` is the first of a chunk, none of them in a chunk that is lost."""
+    """Rows from the first of a chunk on, after checking that no chunk is missing."""
     with translate_zarr_errors(array.store_path):
         values = np.ascontiguousarray(array[start:stop], dtype)
     absences.refuse(array, start, values)

@@ -267,12 +267,6 @@ class StoreWriter:
             self._metadata.publish(self.schema.extended((item,)))
         self._accepted = None
 
-    def forget_statistics(self) -> None:
-        """Remove the sums of statistics, which are counted anew at the next `close`."""
-        self._check_change()
-        with self.changing():
-            self._statistics.forget(self.group)
-
     def mask_rows(self) -> None:
         """Give atoms and edges the masks of their samples."""
         kept = self.array(SAMPLES_MASK).read(0, self.counts.samples)

@@ -1,8 +1,8 @@
-"""Writing a selection of samples as a new store, field by field, with its pointers last.
+"""Write the samples of a plan as a new store, field by field, with the pointers last.
 
-All extents are known before anything is written, so an array gets its exact shape at once and is
-filled from its first row to its last, some megabytes at a time. The pointer array is written from
-its end to its beginning: until its first chunk is there, which comes last, there are no samples.
+All sizes are known in advance, so each array gets its exact shape and is filled from its first row
+to its last, some megabytes at a time. The pointers are written from the end to the beginning: the
+first chunk comes last, and until then there are no samples.
 """
 
 from collections.abc import Callable, Mapping
@@ -33,7 +33,7 @@ from zarrpipe.store.format.layout import (
     present_spec,
 )
 from zarrpipe.store.format.metadata import Attributes, new_generation
-from zarrpipe.store.rewrite.merge_plan import Selection
+from zarrpipe.store.rewrite.merge_plan import MergePlan
 from zarrpipe.store.statistics.label_rows import BUCKETS
 from zarrpipe.store.statistics.stored_sums import write_sums
 from zarrpipe.store.statistics.sums import LabelSums
@@ -45,7 +45,7 @@ _MOST_CHUNKS = 4_096
 
 
 def write_store(
-    selection: Selection,
+    plan: MergePlan,
     root: Root,
     config: ZarrWriteConfig,
     *,
@@ -53,45 +53,40 @@ def write_store(
     others: Mapping[str, Any] | None = None,
     done: Callable[[int], object] = int,
 ) -> None:
-    """Write the samples of a selection where no sample is, and close the store.
+    """Write the samples of a plan to an empty place or an empty store, and close the store.
 
     Parameters
     ----------
-    selection
-        What to write.
-    root
-        An empty place, or an empty store that zarrpipe made.
-    config
-        Chunks and codecs.
+    plan, root, config
+        Samples, place, chunks and codecs.
     capacity
-        Samples that are expected at most, for the size of chunks; by default they are as large as
-        suits what there is.
+        Samples that are expected at most, for the size of chunks; by default those of the plan.
     others
         Further attributes of the root.
     done
         Called with the number of bytes after each block of a field.
     """
-    root, schema = root.for_writing(), selection.schema.with_units(config.units)
-    attributes = Attributes(0, nullable=frozenset(selection.present), generation=new_generation())
+    root, schema = root.for_writing(), plan.schema.with_units(config.units)
+    attributes = Attributes(0, nullable=frozenset(plan.present), generation=new_generation())
     group = _vacated(root, attributes)
-    columns = _create(group, root, selection, config, capacity)
+    arrays = _create(group, root, plan, config, capacity)
     group = group.update_attributes({**(others or {}), **attributes.to_dict(schema)})
-    for item in selection.schema.values():
-        _fill(columns[field_path(item)], selection, item.name, done)
-    if selection.extent.samples:
-        for name, has in selection.present.items():
-            columns[present_path(name)].write(0, has)
-        columns[IDS].write(0, selection.ids())
-        columns[SAMPLES_MASK].write(0, np.ones(selection.extent.samples, dtype=bool))
-        for source in selection.sources:
+    for item in plan.schema.values():
+        _fill(arrays[field_path(item)], plan, item.name, done)
+    if plan.extent.samples:
+        for name, has in plan.present.items():
+            arrays[present_path(name)].write(0, has)
+        arrays[IDS].write(0, plan.ids())
+        arrays[SAMPLES_MASK].write(0, np.ones(plan.extent.samples, dtype=bool))
+        for source in plan.sources:
             source.check_unchanged()
         for level in COMMIT_ORDER:
-            _write_backwards(columns[SEGMENTED[level]], selection.ptr(level))
-        written = _NewStore(group, schema, attributes, selection.extent, columns)
-        write_sums(group, sums_over(written, _sums(selection, written)))
-    for column in columns.values():
-        column.close()
-    complete = replace(attributes, num_samples=selection.extent.samples)
+            _write_backwards(arrays[SEGMENTED[level]], plan.ptr(level))
+        written = _NewStore(group, schema, attributes, plan.extent, arrays)
+        write_sums(group, sums_over(written, _sums(plan, written)))
+    for array in arrays.values():
+        array.close()
+    complete = replace(attributes, num_samples=plan.extent.samples)
     group.update_attributes(complete.to_dict(schema))
 
 
@@ -110,10 +105,10 @@ class _NewStore:
         return self.arrays[path]
 
 
-def _sums(selection: Selection, written: _NewStore) -> LabelSums:
+def _sums(plan: MergePlan, written: _NewStore) -> LabelSums:
     """Sums of the new store: those of its sources, or counted where one has none."""
     sums = LabelSums.empty(BUCKETS)
-    sources = [source for source in selection.sources if len(source.samples)]
+    sources = [source for source in plan.sources if len(source.samples)]
     kept = [found for source in sources if (found := source.sums()) is not None]
     if len(kept) == len(sources):
         for one in kept:
@@ -123,18 +118,17 @@ def _sums(selection: Selection, written: _NewStore) -> LabelSums:
     return sums
 
 
-def field_bytes(selection: Selection) -> int:
-    """Bytes of all fields of a selection."""
-    fields = selection.schema.values()
-    return sum(selection.extent.rows(item.level) * field_spec(item).row_bytes for item in fields)
+def field_bytes(plan: MergePlan) -> int:
+    """Bytes of all fields of a plan."""
+    fields = plan.schema.values()
+    return sum(plan.extent.rows(item.level) * field_spec(item).row_bytes for item in fields)
 
 
 def fitted(chosen: ZarrArrayConfig, spec: ArraySpec, rows: int) -> ZarrArrayConfig:
-    """Config of an array of which all `rows` are known, with the sizes that it leaves open.
+    """Config of an array of `rows` rows, with the sizes that `chosen` leaves open.
 
-    Chunks that are mapped have up to 64 MiB, so that there are few files and the last of them is
-    not much larger than what is in it. Chunks that are decoded have up to 8 MiB; in shards of up to
-    64 MiB, 1 MiB.
+    Chunks that are mapped have up to 64 MiB, so that there are few files and little room unused.
+    Chunks that are decoded have up to 8 MiB, or 1 MiB in shards of up to 64 MiB.
 
     Examples
     --------
@@ -183,15 +177,15 @@ def _vacated(root: Root, attributes: Attributes) -> zarr.Group:
 def _create(
     group: zarr.Group,
     root: Root,
-    selection: Selection,
+    plan: MergePlan,
     config: ZarrWriteConfig,
     capacity: int | None,
 ) -> dict[str, ArrayWriter]:
     """Arrays of the new store, with their exact shapes, by path."""
-    schema, extent = selection.schema, selection.extent
+    schema, extent = plan.schema, plan.extent
     specs = [*meta_specs(), *map(field_spec, schema.values())]
-    specs += [present_spec(schema[name]) for name in selection.present]
-    columns = {}
+    specs += [present_spec(schema[name]) for name in plan.present]
+    arrays = {}
     for spec in specs:
         rows = extent.rows(spec.level) + (spec.path in SEGMENTED.values())
         chosen = config.for_array(*spec.path.split("/"))
@@ -200,26 +194,24 @@ def _create(
         alone = ZarrWriteConfig(meta=chosen, core=chosen, custom=chosen)
         array = create_array(group, spec, alone, capacity or 1)
         directory = None if root.directory is None else root.directory / spec.path
-        columns[spec.path] = open_array_writer(array, directory)
-        columns[spec.path].trim(rows)
-    return columns
+        arrays[spec.path] = open_array_writer(array, directory)
+        arrays[spec.path].trim(rows)
+    return arrays
 
 
-def _fill(
-    column: ArrayWriter, selection: Selection, name: str, done: Callable[[int], object]
-) -> None:
+def _fill(array: ArrayWriter, plan: MergePlan, name: str, done: Callable[[int], object]) -> None:
     """Write every row of a field."""
-    item, row = selection.schema[name], 0
-    unit = 1 if isinstance(column, PlainArrayWriter) else column.chunk_rows  # each is encoded once
-    for values in selection.blocks(item, unit):
-        column.write(row, values)
+    item, row = plan.schema[name], 0
+    unit = 1 if isinstance(array, PlainArrayWriter) else array.chunk_rows  # each is encoded once
+    for values in plan.blocks(item, unit):
+        array.write(row, values)
         row += len(values)
         done(values.nbytes)
-    column.close()
+    array.close()
 
 
-def _write_backwards(column: ArrayWriter, values: AnyArray) -> None:
+def _write_backwards(array: ArrayWriter, values: AnyArray) -> None:
     """Write whole chunks from the last to the first."""
-    unit = column.chunk_rows
+    unit = array.chunk_rows
     for start in reversed(range(0, len(values), unit)):
-        column.write(start, values[start : start + unit])
+        array.write(start, values[start : start + unit])

@@ -1,0 +1,197 @@
+"""Delete samples by their masks, and write a store anew in its place without them."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from zarr.abc.codec import ArrayArrayCodec, ArrayBytesCodec, BytesBytesCodec
+from zarr.storage import MemoryStore
+
+from zarrpipe.compat import memory_content
+from zarrpipe.data.csr import Int64Array, pointers, segment_rows
+from zarrpipe.errors import StoreFormatError
+from zarrpipe.store.backend.location import Root
+from zarrpipe.store.backend.lock import WriterLock
+from zarrpipe.store.backend.swap import discard, swap_into_place, temp_sibling
+from zarrpipe.store.format.config import ZarrArrayConfig, ZarrWriteConfig
+from zarrpipe.store.format.layout import (
+    ATOMS_MASK,
+    ATOMS_PTR,
+    EDGES_MASK,
+    EDGES_PTR,
+    SAMPLES_MASK,
+    SUMS,
+    is_plain,
+)
+from zarrpipe.store.rewrite.merge_plan import MergePlan
+from zarrpipe.store.rewrite.merge_source import MergeSource, other_attributes
+from zarrpipe.store.rewrite.write_store import write_store
+from zarrpipe.store.write.plan import RowWrite
+from zarrpipe.store.write.store_writer import StoreWriter
+
+
+def delete_samples(writer: StoreWriter, samples: Int64Array) -> None:
+    """Set the masks of samples [K] to False; their rows stay where they are.
+
+    Publishing the number of deleted samples commits the deletion, all at once. The next writer
+    takes back a deletion that failed before that, and completes one that failed later.
+    """
+    if len(samples) == 0:
+        return
+    writer.check_usable()
+    with writer.changing():
+        _unmask(writer, SAMPLES_MASK, samples)
+        writer.publish_deleted()
+        for mask, path in ((ATOMS_MASK, ATOMS_PTR), (EDGES_MASK, EDGES_PTR)):
+            stored = writer.array(path).read(0, writer.counts.samples + 1)
+            starts = stored[samples]
+            _unmask(writer, mask, segment_rows(starts, pointers(stored[samples + 1] - starts)))
+
+
+def _unmask(writer: StoreWriter, path: str, rows: Int64Array) -> None:
+    """Set rows of a mask to False, in whole chunks: unwritten rows of a new chunk read False."""
+    array = writer.array(path)
+    for chunk in np.unique(rows // array.chunk_rows):
+        start = int(chunk) * array.chunk_rows
+        stop = start + array.chunk_rows
+        array.reserve(stop)
+        mask = array.read(start, stop)
+        mask[rows[(rows >= start) & (rows < stop)] - start] = False
+        writer.run([RowWrite(path, start, mask)])
+
+
+def defragment(writer: StoreWriter, config: ZarrWriteConfig | None) -> StoreWriter:
+    """Write the store anew without its deleted samples, and return a writer of the new one.
+
+    The given writer is closed. Chunks and codecs stay as they are without a config.
+
+    Raises
+    ------
+    StoreFormatError
+        If the store is neither local nor in memory, where no swap is safe.
+    """
+    writer.check_usable()
+    check_rewritable(writer.root)
+    chosen = config or _as_stored(writer)
+    writer.flush(every=True)
+    plan = MergePlan([MergeSource(writer.root, scratch_of(writer.root))])
+    durable, lock = writer.durable, None
+    try:
+        lock = rewrite_in_place(writer, plan, chosen, capacity=writer.capacity)
+        return StoreWriter(writer.root, chosen, writer.capacity, lock, durable=durable)
+    except BaseException:
+        if lock is not None:
+            lock.release()
+        raise
+
+
+def _as_stored(writer: StoreWriter) -> ZarrWriteConfig:
+    """Config of a writer, with the chunks and codecs of the stored arrays."""
+    stored = {
+        path.split("/")[1]: _config_of(writer.group[path])
+        for path in writer.paths
+        if not path.startswith("present/")
+    }
+    mask = replace(stored["samples_mask"], chunk_size=None, shard_size=None)
+    return replace(writer.config, meta=mask, field_overrides=stored)
+
+
+def _config_of(array: Any) -> ZarrArrayConfig:
+    """Chunks and codecs of an array."""
+    if is_plain(array):
+        return ZarrArrayConfig(chunk_size=array.chunks[0])
+    codecs = array.metadata.codecs
+    if array.shards is not None:
+        codecs = codecs[0].codecs
+    return ZarrArrayConfig(
+        filters=tuple(codec for codec in codecs if isinstance(codec, ArrayArrayCodec)),
+        serializer=next(codec for codec in codecs if isinstance(codec, ArrayBytesCodec)),
+        compressors=tuple(codec for codec in codecs if isinstance(codec, BytesBytesCodec)),
+        chunk_size=array.chunks[0],
+        shard_size=None if array.shards is None else array.shards[0],
+    )
+
+
+def check_rewritable(root: Root) -> None:
+    """Refuse a store that cannot be replaced in one step: neither local nor in memory."""
+    if root.directory is None and not isinstance(root.path.store, MemoryStore):
+        raise StoreFormatError(
+            f"{root} is not local, and a kill while it is rewritten would lose samples: copy it "
+            "with zarrpipe.merge to another place instead"
+        )
+
+
+def scratch_of(root: Root) -> Path | None:
+    """Directory for unnamed files, on the disk of a local store."""
+    if root.directory is None:
+        return None
+    return next(folder for folder in root.directory.resolve().parents if folder.is_dir())
+
+
+def rewrite_in_place(
+    writer: StoreWriter,
+    plan: MergePlan,
+    config: ZarrWriteConfig,
+    *,
+    capacity: int | None = None,
+    done: Callable[[int], object] = int,
+) -> WriterLock | None:
+    """Replace the store of a writer, which is closed, by a new one once that is complete.
+
+    See `write_store` for the arguments. Returns the lock of the new store, for the caller to hand
+    on or release; None where there are no locks.
+
+    Raises
+    ------
+    StoreRenameError
+        If the directory of the store cannot be renamed: it is a mount point, or in a layer of a
+        container's image. The store is unchanged.
+    """
+    others = other_attributes(writer.group) | plan.others
+    if writer.root.directory is None:
+        _rewrite_in_memory(writer, plan, config, capacity, done)
+        return None
+    place = writer.root.directory.resolve()
+    with writer.changing(), temp_sibling(place) as (room, lock):
+        fresh = Root.of(room)
+        write_store(plan, fresh, config, capacity=capacity, others=others, done=done)
+        swap_into_place(room, place, writer.paths | {SUMS})
+        writer.abandon()
+        discard(room)
+        return lock
+
+
+def _rewrite_in_memory(
+    writer: StoreWriter,
+    plan: MergePlan,
+    config: ZarrWriteConfig,
+    capacity: int | None,
+    done: Callable[[int], object],
+) -> None:
+    """Write the new store elsewhere in memory, and copy it over the old one, or restore that."""
+    aside, root = Root.of(MemoryStore()), writer.root
+    write_store(plan, aside, config, capacity=capacity, done=done)
+    before = _objects(root)
+    try:
+        writer.zero()
+        writer.close()
+        write_store(MergePlan([MergeSource(aside)]), root, config, capacity=capacity)
+    except BaseException:
+        _put_back(root, before)
+        raise
+
+
+def _objects(root: Root) -> dict[str, Any]:
+    """Objects of a store in memory, by key."""
+    content, prefix = memory_content(root.path.store), root.path.path
+    return {key: content[key] for key in [*content] if not prefix or key.startswith(f"{prefix}/")}
+
+
+def _put_back(root: Root, before: dict[str, Any]) -> None:
+    """Restore the objects of a store in memory."""
+    content, extra = memory_content(root.path.store), _objects(root).keys() - before.keys()
+    content.update(before)
+    for key in extra:
+        del content[key]
