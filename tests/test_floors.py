@@ -57,7 +57,7 @@ MAY = {
     ("training.lightning_resume", "lightning"),
     ("training.monitor", "lightning"),
     ("training.data_module", "lightning"),
-    ("store.read._compiled", "numba"),
+    ("store.read.kernels", "numba"),
 }
 MODULES = sorted(
     path

@@ -119,7 +119,7 @@ class GraphLoader:
         if dataset.random:
             dataset = copy.copy(dataset)
             dataset.set_epoch(*self._draw())
-        told = advised(batches, dataset.advise, plan.ahead // plan.world_size)
+        told = advised(batches, dataset.prefetch, plan.ahead // plan.world_size)
         read = map(dataset.read, told, itertools.repeat(None) if copies is None else copies)
         return read_ahead(read, self._prefetch) if self._prefetch else (batch for batch in read)
 

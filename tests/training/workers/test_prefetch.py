@@ -91,7 +91,7 @@ def test_word_comes_before_the_batch_and_once_for_each_sample(size):
 
 def test_a_dataset_is_told_what_will_be_read(store, monkeypatch):
     said = []
-    monkeypatch.setattr(ZarrDataset, "advise", lambda _, index: said.extend(index.tolist()))
+    monkeypatch.setattr(ZarrDataset, "prefetch", lambda _, index: said.extend(index.tolist()))
     batches = loader(store[0], 0)
     assert [serial for batch in batches for serial in batch.serial.ravel().tolist()] == said
 
