@@ -22,7 +22,7 @@ def parser() -> argparse.ArgumentParser:
     add("--only", default="", help=f"suites, by default all: {','.join(SUITES)}")
     add("--data", default="molecules,structures,edges", help="data sets of the suite reads")
     add("--engines", default="", help="names of engines, by default all that are installed")
-    add("--batch-sizes", default="64,512", help="samples in a batch")
+    add("--batch-sizes", default="1,64,512", help="samples in a batch")
     add("--size", default="full", choices=list(SIZES), help="how much is measured")
     add("--seed", default=0, type=int, help="of the data and of the order")
     add("--core", default=0, type=int, help="core that all runs on; -1 for any")

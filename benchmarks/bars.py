@@ -61,18 +61,17 @@ def _append(size: int, limit: float) -> Bar:
     return Bar(what, "writes", case, "zarrpipe", limit, raw, most=True)
 
 
-_PLAIN = "zarrpipe without numba"
+_EVERY = "zarrpipe, every tensor made"
 BARS = (
+    _reads("reads against NumPy index + take from RAM", 1 / 1.2, "gather from RAM", 1),
     _reads("reads against NumPy index + take from RAM", 1.0, "gather from RAM", 64),
     _reads("reads against NumPy index + take from RAM", 1.5, "gather from RAM", 512),
     _reads("reads against atompack", 1.3, "atompack", 64),
     _reads("reads against atompack", 2.0, "atompack", 512),
     _reads("reads against a memory copy", None, "memory copy", 64),
     _reads("reads against a memory copy (aim 0.33)", None, "memory copy", 512),
-    _reads("without numba against NumPy from RAM", 0.8, "gather from RAM", 64, name=_PLAIN),
-    _reads("without numba against NumPy from RAM", 0.8, "gather from RAM", 512, name=_PLAIN),
-    _reads("without numba against atompack", None, "atompack", 64, name=_PLAIN),
-    _reads("without numba against atompack", None, "atompack", 512, name=_PLAIN),
+    _reads("the same, every tensor made", None, "gather from RAM", 1, name=_EVERY),
+    _reads("the same, every tensor made", None, "gather from RAM", 64, name=_EVERY),
     _against("LMDB of pickled NumPy", 20),
     _against("HDF5 CSR", 30),
     _against("zarr-python oindex", 300),

@@ -80,7 +80,7 @@ class Epoch:
         asked = 0
         for place, (first, last) in enumerate(groups):
             for some in groups[asked : place + ahead + 1]:
-                dataset.advise(self.order[slice(*some)])
+                dataset.prefetch(self.order[slice(*some)])
                 asked += 1
             for begin in range(first, last, BATCH_SIZE):
                 dataset.__getitems__(self.order[begin : min(begin + BATCH_SIZE, last)])

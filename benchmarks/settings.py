@@ -113,6 +113,6 @@ class Settings:
     size: Size = field(default_factory=lambda: SIZES["full"])
     data: tuple[str, ...] = ("molecules", "structures", "edges")
     engines: tuple[str, ...] = ()
-    batch_sizes: tuple[int, ...] = (64, 512)
+    batch_sizes: tuple[int, ...] = (1, 64, 512)
     seed: int = 0
     core: int | None = 0

@@ -5,9 +5,7 @@ What was appended can be read by another process after each write.
 
 import os
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,8 +16,7 @@ from benchmarks.data import AnyArray, Samples
 from benchmarks.engines.lmdb_records import environment, key, numpy_record
 from benchmarks.engines.others import atompack_molecule, nvalchemi_data
 from benchmarks.engines.ours import as_batch
-from benchmarks.engines.without_numba import find_ids_without_numba
-from zarrpipe.data.ids import batch_ids
+from zarrpipe.data.ids import batch_ids, compiled_ids
 
 CHUNK_ROWS = 16_384
 
@@ -74,11 +71,10 @@ def all_arrays(samples: Samples) -> dict[str, AnyArray]:
 
 
 class SinkWriter:
-    """``ZarrData.write`` of a `Batch`, in a process that has imported numba where there is one."""
+    """``ZarrData.write`` of a `Batch`."""
 
     def __init__(self, place: Path, _: int = 0, capacity: int = 1_000_000) -> None:
-        with suppress(ImportError):
-            import_module("numba")  # ids are found by compiled code where a process has it
+        compiled_ids()  # half a second at the first use
         self.sink = zp.ZarrData(place / "store.zarr", capacity=capacity)
 
     def request(self, samples: Samples) -> Any:
@@ -92,14 +88,6 @@ class SinkWriter:
     def close(self) -> None:
         """See `Writer.close`."""
         self.sink.close()
-
-
-class PlainSinkWriter(SinkWriter):
-    """The same in a process that has not imported numba."""
-
-    def write(self, request: Any) -> None:
-        """See `Writer.write`."""
-        find_ids_without_numba(self.sink.write, request)
 
 
 class RawWriter:
@@ -277,7 +265,6 @@ class NvalchemiWriter:
 RAW = "raw positional writes"
 WRITERS = (
     WriterKind("zarrpipe", SinkWriter),
-    WriterKind("zarrpipe without numba", PlainSinkWriter, note="ids are found by NumPy"),
     WriterKind(RAW, RawWriter, note="the floor: bytes that are ready, no format, no ids to find"),
     WriterKind("zarr-python append", ZarrWriter),
     WriterKind("HDF5 CSR", HdfWriter, ("h5py",)),

@@ -28,13 +28,13 @@ import torch
 
 from reliability.fuzz_bases import flattened, make_bases
 from reliability.fuzz_damage import damage
+from reliability.lives import load_compiled
 from reliability.report import Findings, Order
 from reliability.truth import numbers_of, samples
 from zarrpipe import AtomicDataZarrReader, Batch, ZarrData, ZarrDataset
 from zarrpipe.data.csr import AnyArray
 from zarrpipe.data.fields import Level
 from zarrpipe.errors import ZarrPipeError
-from zarrpipe.store.read.kernels import compiled_kernels
 from zarrpipe.store.read.view import StoreView
 
 _PROMISED = (ZarrPipeError, OSError, IndexError)
@@ -69,7 +69,7 @@ class Outcome:
 def run(order: Order) -> Findings:
     """Run cases from 0 on, or the one whose number `only` says."""
     torch.set_num_threads(1)
-    compiled_kernels()  # not once more in every child
+    load_compiled()  # not once more in every child
     bases, truths = _prepared(order.work)
     findings = Findings()
     table: Counter[str] = Counter()
@@ -205,7 +205,7 @@ def _dataset(store: Path, truth: Truth) -> str:
         return "fewer: none"
     dataset[0]
     index = np.arange(len(dataset))
-    dataset.advise(index)
+    dataset.prefetch(index)
     told = _difference(dataset.__getitems__(index), truth)
     dataset.refresh()
     return told

@@ -5,6 +5,7 @@ has done it says on a pipe, and a kill cannot take back what is in there.
 """
 
 import ctypes
+import importlib
 import json
 import os
 import select
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from reliability.hand import Hand, Step
-from zarrpipe.store.read.kernels import compiled_kernels
+from zarrpipe.data.ids import compiled_ids
 
 _GROUPS = ("meta", "core", "custom")
 _ZSTD = {"chunk_size": 100, "compressors": ({"name": "zstd", "configuration": {"level": 1}},)}
@@ -75,9 +76,15 @@ def _arm(delay: float) -> None:
         raise OSError(ctypes.get_errno(), "timer_settime")
 
 
+def load_compiled() -> None:
+    """Load what numba compiles at its first use."""
+    importlib.import_module("zarrpipe.store.read.kernels")
+    compiled_ids()
+
+
 def host() -> None:
     """Fork a process for each line of the standard input, one after the other."""
-    compiled_kernels()  # half a second that no life has to spend
+    load_compiled()  # half a second that no life has to spend
     for line in sys.stdin:
         child = os.fork()
         if child == 0:

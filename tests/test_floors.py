@@ -61,7 +61,7 @@ MAY = {
     ("training.data_module", "lightning"),
     ("nodes", "torchdata"),
     ("training.loader", "torchdata"),
-    ("store.read._compiled", "numba"),
+    ("store.read.kernels", "numba"),
 }
 MODULES = sorted(
     path

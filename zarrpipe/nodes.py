@@ -134,7 +134,7 @@ class LookAhead(IndexNode):
     source : IndexNode
         Gives the batches.
     dataset : ZarrDataset
-        Its `advise` is called with the samples that come.
+        Its `prefetch` is called with the samples that come.
     samples : int
         Samples to announce in one call, at least; more where the sampler shuffles larger blocks.
     """
@@ -176,7 +176,7 @@ class LookAhead(IndexNode):
             if count >= least:
                 break
         if count:
-            self._dataset.advise(np.concatenate([item.samples for item in group]))
+            self._dataset.prefetch(np.concatenate([item.samples for item in group]))
         return group
 
     def state_before(self, count: int) -> dict[str, Any]:

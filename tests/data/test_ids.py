@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zarrpipe import Batch
-from zarrpipe.data import ids as ids_module
 from zarrpipe.data.csr import pointers
 from zarrpipe.data.ids import batch_ids, structure_ids
 from zarrpipe.testing import random_batch
@@ -63,18 +62,8 @@ def id_by_the_book(positions, numbers, cell, pbc) -> int:
     return mixed((mixed(system % 2**64) + box) % 2**64)
 
 
-@pytest.fixture(params=["numpy", "kernel"])
-def way(request, monkeypatch):
-    """Both ways to the same ids; the compiled one where numba is installed."""
-    if request.param == "kernel":
-        pytest.importorskip("numba")
-        assert ids_module._kernel() is not None
-    else:
-        monkeypatch.setattr(ids_module, "_kernel", lambda: None)
-
-
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-def test_ids_are_what_they_were(way, dtype):
+def test_ids_are_what_they_were(dtype):
     """Stored ids decide splits: they are those of the definition, and of any release before."""
     rng = np.random.default_rng(3)
     counts = rng.integers(1, 30, 40)
@@ -93,7 +82,7 @@ def test_ids_are_what_they_were(way, dtype):
     assert one.tolist() == [3760797777477036965]
 
 
-def test_ids_of_any_memory(way):
+def test_ids_of_any_memory():
     """Views, columns in any order, arrays that cannot be written, and what is not given."""
     rng = np.random.default_rng(4)
     ptr = np.array([0, 3, 4, 9])

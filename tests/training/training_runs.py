@@ -76,7 +76,7 @@ def run(train, job):
 def share_a_fork_server() -> None:
     """Start the server that starts workers, once for all runs."""
     multiprocessing.set_forkserver_preload(
-        ["zarrpipe.training.workers.worker_main", "zarrpipe.store.read._compiled"]
+        ["zarrpipe.training.workers.worker_main", "zarrpipe.store.read.kernels"]
     )
     forkserver.ensure_running()
     server, wait = forkserver._forkserver._forkserver_pid, os.waitpid

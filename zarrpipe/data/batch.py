@@ -1,12 +1,12 @@
 """Many systems as one: each field is one tensor in which the systems follow each other (CSR)."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 
 from zarrpipe.data.buffers import Bytes, moved
-from zarrpipe.data.collate import concatenated, selected
+from zarrpipe.data.collate import Parts, concatenated, selected
 from zarrpipe.data.container import FieldTensors
 from zarrpipe.data.csr import position_of, positions_of
 from zarrpipe.data.fields import INDEX_FIELDS, LEVELS, REQUIRED_FIELDS, SEGMENTED, Level
@@ -15,6 +15,20 @@ from zarrpipe.data.validate import check_indices, check_presence, checked_pointe
 from zarrpipe.errors import ArgumentTypeError, FieldError, UnknownFieldError
 
 Index = torch.Tensor | Sequence[int] | slice
+
+
+class PackedTensors(Protocol):
+    """Bytes of a batch, of which its tensors are made when one is asked for."""
+
+    @property
+    def buffer(self) -> Bytes | torch.Tensor:
+        """The bytes."""
+
+    def parts(self) -> Parts:
+        """Fields, levels, pointers and presence."""
+
+    def transferred(self, copy: Callable[[torch.Tensor], torch.Tensor]) -> "PackedTensors":
+        """The same bytes, copied in one piece."""
 
 
 class Batch(FieldTensors):
@@ -50,13 +64,14 @@ class Batch(FieldTensors):
     (2, 3, [0, 2, 3], [0, 0, 1])
     """
 
-    __slots__ = ("_batch_idx", "_buffer", "_pointers", "_present")
+    __slots__ = ("_batch_idx", "_buffer", "_bytes", "_pointers", "_present")
 
     _also: ClassVar[tuple[str, ...]] = ("batch_idx", "batch_ptr", "edge_ptr")
     _pointers: dict[Level, torch.Tensor]
     _present: dict[str, torch.Tensor]
     _batch_idx: torch.Tensor | None
     _buffer: Bytes | torch.Tensor | None
+    _bytes: PackedTensors | None
 
     def __init__(
         self,
@@ -80,7 +95,7 @@ class Batch(FieldTensors):
             if name not in fields:
                 raise FieldError(f"a batch needs the field {name!r}; it has {sorted(fields)}")
         self._fields, self._levels, self._present = {}, {}, {}
-        self._batch_idx = self._buffer = None
+        self._batch_idx = self._buffer = self._bytes = None
         self._pointers = _checked_pointers({Level.ATOM: batch_ptr, Level.EDGE: edge_ptr})
         self._fields["positions"] = fields["positions"]
         for name, value in fields.items():
@@ -109,14 +124,44 @@ class Batch(FieldTensors):
         `buffer` is what most of them are views of, for copies in one piece.
         """
         batch = cls.__new__(cls)
-        put = object.__setattr__  # the class's own looks for fields, which costs more than all this
-        put(batch, "_fields", fields)
-        put(batch, "_levels", levels)
-        put(batch, "_pointers", pointers)
-        put(batch, "_present", present)
-        put(batch, "_batch_idx", None)
-        put(batch, "_buffer", buffer)
+        batch._put(fields, levels, pointers, present, buffer)
         return batch
+
+    def _put(
+        self,
+        fields: dict[str, torch.Tensor],
+        levels: dict[str, Level],
+        pointers: dict[Level, torch.Tensor],
+        present: dict[str, torch.Tensor],
+        buffer: Bytes | torch.Tensor | None,
+    ) -> None:
+        """Fill the slots."""
+        put = object.__setattr__  # the class's own looks for fields, which costs more than all this
+        put(self, "_fields", fields)
+        put(self, "_levels", levels)
+        put(self, "_pointers", pointers)
+        put(self, "_present", present)
+        put(self, "_batch_idx", None)
+        put(self, "_buffer", buffer)
+        put(self, "_bytes", None)
+
+    @classmethod
+    def _of_bytes(cls, packed: PackedTensors) -> Self:
+        """Batch whose tensors, views of the bytes, are made when one is asked for."""
+        batch = cls.__new__(cls)
+        put = object.__setattr__
+        put(batch, "_bytes", packed)
+        put(batch, "_buffer", packed.buffer)
+        return batch
+
+    def _unset(self, name: str) -> Any:
+        """Make the tensors of a batch that has only bytes so far, and give the named slot."""
+        if name not in _MADE_LATER:
+            raise AttributeError(name)
+        packed = self._bytes
+        if packed is not None:
+            self._put(*packed.parts(), packed.buffer)
+        return object.__getattribute__(self, name)
 
     @classmethod
     def from_data_list(
@@ -381,6 +426,8 @@ class Batch(FieldTensors):
 
     def _transfer(self, copy: Callable[[torch.Tensor], torch.Tensor]) -> Self:
         """Copy of the batch, in one piece if it is views of one buffer."""
+        if self._bytes is not None:
+            return self._of_bytes(self._bytes.transferred(copy))
         if self._buffer is None:
             return self._map(copy)
         tensors = {("field", name): value for name, value in self._fields.items()}
@@ -432,6 +479,9 @@ def _checked_pointers(given: Mapping[Level, Any]) -> dict[Level, torch.Tensor]:
                 "both need one more than there are systems"
             )
     return pointers
+
+
+_MADE_LATER = ("_fields", "_levels", "_batch_idx", "_pointers", "_present")
 
 
 def _alone(tensor: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,7 @@
-"""A batch as one run of bytes and a small header, for the way between processes."""
+"""A batch as one run of bytes: how they are laid out, and the tensors that are made of them."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -8,66 +9,143 @@ import torch
 
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.buffers import ALIGNMENT, Bytes
-from zarrpipe.data.csr import AnyArray
-from zarrpipe.data.fields import Level
+from zarrpipe.data.collate import Parts
+from zarrpipe.data.csr import AnyArray, Int64Array
+from zarrpipe.data.fields import LEVELS, SEGMENTED, Level
+
+POINTER_ROWS = len(LEVELS)
+"""Stands for a level where an array has a row more than there are systems."""
+FIELD, PRESENT, POINTERS = range(3)
+"""Roles of an array: a field, which systems have one, and the pointers of a level."""
 
 
-class Place(NamedTuple):
-    """Where an array stands in the bytes.
+class ArraySpec(NamedTuple):
+    """One array of a batch.
 
     Parameters
     ----------
+    role
+        `FIELD`, `PRESENT` or `POINTERS`.
     name
-        Of the field; "" for a pointer array.
+        Name of the field; "" for pointers.
     level
-        Of the field; None for pointers and for presence.
-    dtype
-        NumPy dtype as a string.
-    shape
-        Of the array.
-    offset
-        In bytes.
+        Number of the level that has its rows, or `POINTER_ROWS`.
+    dtype, shape
+        NumPy dtype, and shape of a row.
     """
 
+    role: int
     name: str
-    level: str | None
-    dtype: str
+    level: int
+    dtype: np.dtype[Any]
     shape: tuple[int, ...]
-    offset: int
 
 
 class BatchLayout(NamedTuple):
-    """What the bytes of a batch mean: plain types, which pickle small.
+    """Where the arrays of a batch are in its bytes.
 
     Parameters
     ----------
-    fields, present
-        Places of fields and of the masks that say which systems have one.
-    batch_ptr, edge_ptr
-        Places of the pointers.
-    nbytes
-        Length of the bytes.
+    arrays
+        Fields, then presence, then the pointers of each level.
+    numbers
+        Rows by level, entries of a pointer array, offset in bytes of each array, and the length of
+        all.
     """
 
-    fields: tuple[Place, ...]
-    present: tuple[Place, ...]
-    batch_ptr: Place
-    edge_ptr: Place
-    nbytes: int
+    arrays: tuple[ArraySpec, ...]
+    numbers: Sequence[int]
+
+    @property
+    def nbytes(self) -> int:
+        """Length of the bytes."""
+        return self.numbers[-1]
+
+    def views(self, buffer: Bytes) -> list[AnyArray]:
+        """Every array, as a view of the bytes."""
+        numbers = self.numbers
+        return [
+            np.ndarray((numbers[level], *shape), dtype, buffer, offset)
+            for (_, _, level, dtype, shape), offset in zip(
+                self.arrays, numbers[POINTER_ROWS + 1 :], strict=False
+            )
+        ]
 
     def __reduce__(self) -> tuple[Callable[..., "BatchLayout"], tuple[object, ...]]:
         """Plain tuples, which pickle several times faster than named ones."""
-        return _header, (
-            tuple(map(tuple, self.fields)),
-            tuple(map(tuple, self.present)),
-            tuple(self.batch_ptr),
-            tuple(self.edge_ptr),
-            self.nbytes,
-        )
+        arrays = tuple((*spec[:3], spec.dtype.str, spec.shape) for spec in self.arrays)
+        return _layout, (arrays, tuple(self.numbers))
+
+
+class BatchBytes:
+    """The bytes of a batch, of which its tensors are made when one is asked for.
+
+    Parameters
+    ----------
+    arrays
+        See `BatchLayout`.
+    numbers
+        The same, or an array of them.
+    buffer
+        Bytes on the CPU as an array, or a tensor of them on any device.
+    """
+
+    __slots__ = ("_arrays", "_numbers", "buffer")
+
+    def __init__(
+        self,
+        arrays: tuple[ArraySpec, ...],
+        numbers: Int64Array | Sequence[int],
+        buffer: Bytes | torch.Tensor,
+    ) -> None:
+        self._arrays, self._numbers, self.buffer = arrays, numbers, buffer
+
+    @property
+    def layout(self) -> BatchLayout:
+        """Where the arrays are."""
+        numbers = self._numbers
+        if isinstance(numbers, np.ndarray):
+            numbers = self._numbers = numbers.tolist()
+        return BatchLayout(self._arrays, numbers)
+
+    def parts(self) -> Parts:
+        """Fields, levels, pointers and presence."""
+        fields, levels, present, pointers = {}, {}, {}, []
+        for (role, name, level, _, _), tensor in zip(self._arrays, self._tensors(), strict=True):
+            if role == FIELD:
+                fields[name], levels[name] = tensor, _BY_NUMBER[level]
+            elif role == POINTERS:
+                pointers.append(tensor)
+            elif not bool(tensor.all()):
+                present[name] = tensor
+        return fields, levels, dict(zip(SEGMENTED, pointers, strict=True)), present
+
+    def transferred(self, copy: Callable[[torch.Tensor], torch.Tensor]) -> "BatchBytes":
+        """The same bytes, copied in one piece."""
+        return BatchBytes(self._arrays, self._numbers, copy(torch.as_tensor(self.buffer)))
+
+    def _tensors(self) -> list[torch.Tensor]:
+        """Tensors of all arrays; none is a view of another, as those share a version counter."""
+        buffer = self.buffer
+        if isinstance(buffer, np.ndarray):
+            return [*map(torch.from_numpy, self.layout.views(buffer))]
+        storage, first, tensors = buffer.untyped_storage(), buffer.storage_offset(), []
+        numbers = self.layout.numbers
+        for spec, offset in zip(self._arrays, numbers[POINTER_ROWS + 1 :], strict=False):
+            shape, dtype = (numbers[spec.level], *spec.shape), spec.dtype
+            tensor = torch.empty(0, dtype=_TORCH[dtype.str], device=buffer.device)
+            tensor.set_(storage, (first + offset) // dtype.itemsize, shape, _strides(shape))
+            tensors.append(tensor)
+        return tensors
+
+
+def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Strides of an array in C order."""
+    return tuple(math.prod(shape[place + 1 :]) for place in range(len(shape)))
 
 
 def pack(batch: Batch, out: Bytes | None = None) -> tuple[BatchLayout, Bytes]:
-    """Bytes of a batch on the CPU, and what they mean.
+    """Bytes of a batch on the CPU, and their layout.
 
     Parameters
     ----------
@@ -78,7 +156,7 @@ def pack(batch: Batch, out: Bytes | None = None) -> tuple[BatchLayout, Bytes]:
 
     Returns
     -------
-    Header
+    BatchLayout
         For `unpack`.
     array [n] uint8
         `out`, or the buffer.
@@ -88,20 +166,19 @@ def pack(batch: Batch, out: Bytes | None = None) -> tuple[BatchLayout, Bytes]:
     ValueError
         If `out` is too short; `packed_bytes` says how long it has to be.
     """
-    header, tensors, whole = _laid_out(batch)
+    layout, tensors, whole = _laid_out(batch)
     if out is None:
         if whole is not None:
-            return header, whole
-        out = np.empty(header.nbytes, dtype=np.uint8)
-    if len(out) < header.nbytes:
-        raise ValueError(f"a batch of {header.nbytes} bytes does not fit into {len(out)}")
+            return layout, whole
+        out = np.empty(layout.nbytes, dtype=np.uint8)
+    if len(out) < layout.nbytes:
+        raise ValueError(f"a batch of {layout.nbytes} bytes does not fit into {len(out)}")
     if whole is not None:
-        out[: header.nbytes] = whole
-        return header, out
-    places = (*header.fields, *header.present, header.batch_ptr, header.edge_ptr)
-    for place, tensor in zip(places, tensors, strict=True):
-        _view(out, place)[...] = tensor.detach().numpy()
-    return header, out
+        out[: layout.nbytes] = whole
+    else:
+        for view, tensor in zip(layout.views(out), tensors, strict=True):
+            view[...] = tensor.detach().numpy()
+    return layout, out
 
 
 def packed_bytes(batch: Batch) -> int:
@@ -109,27 +186,24 @@ def packed_bytes(batch: Batch) -> int:
     return _laid_out(batch)[0].nbytes
 
 
-def unpack(header: BatchLayout, buffer: Bytes) -> Batch:
-    """Batch whose tensors are views of bytes that `pack` made; `buffer` must be writeable."""
-    return Batch._trusted(
-        {place.name: torch.from_numpy(_view(buffer, place)) for place in header.fields},
-        {place.name: _LEVELS[place.level] for place in header.fields if place.level},
-        {
-            Level.ATOM: torch.from_numpy(_view(buffer, header.batch_ptr)),
-            Level.EDGE: torch.from_numpy(_view(buffer, header.edge_ptr)),
-        },
-        {place.name: torch.from_numpy(_view(buffer, place)) for place in header.present},
-        buffer=buffer[: header.nbytes],
-    )
+def unpack(layout: BatchLayout, buffer: Bytes | torch.Tensor) -> Batch:
+    """Batch of the bytes that `pack` made; its tensors share the memory, which is writeable."""
+    return Batch._of_bytes(BatchBytes(layout.arrays, layout.numbers, buffer[: layout.nbytes]))
 
 
 def _laid_out(batch: Batch) -> tuple[BatchLayout, list[torch.Tensor], Bytes | None]:
-    """Places of all arrays, the arrays, and the buffer of the batch if it has them all."""
-    levels, masks = batch.levels, sorted(batch.partly_present)
-    names: list[tuple[str, str | None]] = [(name, levels[name].value) for name in batch.fields]
-    unnamed: list[tuple[str, str | None]] = [(name, None) for name in (*masks, "", "")]
-    tensors = [*batch.fields.values(), *(batch.present(name) for name in masks)]
-    tensors += [batch.batch_ptr, batch.edge_ptr]
+    """Layout of a batch, its tensors, and its buffer if all of them are in it."""
+    if isinstance(batch._bytes, BatchBytes):
+        return batch._bytes.layout, [], np.asarray(batch._bytes.buffer)
+    levels, fields, masks = batch.levels, batch.fields, sorted(batch.partly_present)
+    names = [(FIELD, name, LEVELS[levels[name]].number) for name in fields]
+    names += [(PRESENT, name, LEVELS[Level.SYSTEM].number) for name in masks]
+    names += [(POINTERS, "", POINTER_ROWS)] * len(SEGMENTED)
+    tensors = [*fields.values(), *map(batch.present, masks), *map(batch.row_pointers, SEGMENTED)]
+    specs = tuple(
+        ArraySpec(*name, _dtype_of(name[1], tensor), tuple(tensor.shape[1:]))
+        for name, tensor in zip(names, tensors, strict=True)
+    )
     whole = None if batch._buffer is None else np.asarray(batch._buffer)
     offsets = None if whole is None else _offsets_in(whole, tensors)
     nbytes = 0 if whole is None else len(whole)
@@ -138,24 +212,18 @@ def _laid_out(batch: Batch) -> tuple[BatchLayout, list[torch.Tensor], Bytes | No
         for tensor in tensors:
             offsets.append(nbytes)
             nbytes += -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT
-    places = [
-        Place(name, level, _dtype_of(name, tensor), tuple(tensor.shape), offset)
-        for (name, level), tensor, offset in zip((*names, *unnamed), tensors, offsets, strict=True)
-    ]
-    count = len(names)
-    header = BatchLayout(
-        tuple(places[:count]), tuple(places[count:-2]), places[-2], places[-1], nbytes
-    )
-    return header, tensors, whole
+    rows = [batch.rows(level) for level in LEVELS]
+    numbers = (*rows, batch.num_graphs + 1, *offsets, nbytes)
+    return BatchLayout(specs, numbers), tensors, whole
 
 
-def _dtype_of(name: str, tensor: torch.Tensor) -> str:
-    if tensor.dtype not in _DTYPES:
+def _dtype_of(name: str, tensor: torch.Tensor) -> np.dtype[Any]:
+    if tensor.dtype not in _NUMPY:
         raise TypeError(
             f"field {name!r} has dtype {tensor.dtype}, which NumPy and so the way between "
             "processes does not have: cast it after the loader, or read with num_workers=0"
         )
-    return _DTYPES[tensor.dtype]
+    return _NUMPY[tensor.dtype]
 
 
 def _offsets_in(whole: Bytes, tensors: list[torch.Tensor]) -> list[int] | None:
@@ -170,23 +238,16 @@ def _offsets_in(whole: Bytes, tensors: list[torch.Tensor]) -> list[int] | None:
     return offsets
 
 
-def _header(
-    fields: tuple[Any, ...],
-    present: tuple[Any, ...],
-    batch_ptr: tuple[Any, ...],
-    edge_ptr: tuple[Any, ...],
-    nbytes: int,
-) -> BatchLayout:
-    """Header of plain tuples."""
-    make = Place._make
-    places, masks = tuple(map(make, fields)), tuple(map(make, present))
-    return BatchLayout(places, masks, make(batch_ptr), make(edge_ptr), nbytes)
+def _layout(arrays: tuple[Any, ...], numbers: tuple[int, ...]) -> BatchLayout:
+    """Layout of plain tuples."""
+    specs = tuple(
+        ArraySpec(role, name, level, np.dtype(dtype), shape)
+        for role, name, level, dtype, shape in arrays
+    )
+    return BatchLayout(specs, numbers)
 
 
-def _view(buffer: Bytes, place: Place) -> AnyArray:
-    return np.ndarray(place.shape, place.dtype, buffer, place.offset)
-
-
-_LEVELS = {level.value: level for level in Level}
+_BY_NUMBER = tuple(LEVELS)
 _NAMES = "bool uint8 uint16 uint32 uint64 int8 int16 int32 int64 float16 float32 float64 complex64"
-_DTYPES = {getattr(torch, name): np.dtype(name).str for name in (*_NAMES.split(), "complex128")}
+_NUMPY = {getattr(torch, name): np.dtype(name) for name in (*_NAMES.split(), "complex128")}
+_TORCH = {dtype.str: name for name, dtype in _NUMPY.items()}

@@ -47,12 +47,13 @@ class BufferPool:
 
     def take(self, nbytes: int) -> tuple[Bytes, torch.Tensor | None]:
         """Array of `nbytes`, a multiple of `ALIGNMENT`; with the tensor if it is page-locked."""
-        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        if page_locked():
             pinned = torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
             return pinned.numpy(), pinned
-        return self._free(nbytes)[:nbytes], None
+        return self.lend(nbytes)[:nbytes], None
 
-    def _free(self, nbytes: int) -> Bytes:
+    def lend(self, nbytes: int) -> Bytes:
+        """Array of at least `nbytes`, which is not page-locked."""
         if not self._lock.acquire(blocking=False):  # or a fork might wait for a thread it has not
             return np.empty(nbytes, dtype=np.uint8)
         try:
@@ -76,6 +77,11 @@ class BufferPool:
 
     def __reduce__(self) -> tuple[type["BufferPool"], tuple[()]]:
         return BufferPool, ()
+
+
+def page_locked() -> bool:
+    """Whether batches are to be in page-locked memory, as CUDA is in use in this process."""
+    return torch.cuda.is_initialized()  # type: ignore[no-untyped-call,no-any-return]
 
 
 def moved(

@@ -3,7 +3,7 @@
 import reprlib
 from collections.abc import Callable, Iterable
 from types import MappingProxyType
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 import numpy as np
 import torch
@@ -221,6 +221,10 @@ class FieldTensors:
             except KeyError:
                 have = (*sorted(self._fields), *self._also)
                 raise AttributeError(self._lacks(name, have)) from None
+        return cast(torch.Tensor, self._unset(name))
+
+    def _unset(self, name: str) -> Any:
+        """Give a slot that was not set yet."""
         raise AttributeError(name)
 
     def __setattr__(self, name: str, value: Any) -> None:

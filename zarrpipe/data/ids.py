@@ -7,8 +7,8 @@ id with a chance of about three percent, which is harmless for splits.
 """
 
 import functools
-import sys
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,28 +19,21 @@ from zarrpipe.data.csr import AnyArray, Int64Array
 UInt64Array = npt.NDArray[np.uint64]
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_BOX_WORDS = 12
-_STEPS = (np.arange(1, _BOX_WORDS + 1, dtype=np.uint64) * _GOLDEN)[:, None]
-_SHIFTS = tuple(np.array(bits, dtype=np.uint64) for bits in (30, 27, 31))
-_FACTORS = tuple(np.array(n, dtype=np.uint64) for n in (0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
-_FOUR_GOLDEN = np.array(4 * 0x9E3779B97F4A7C15 % 2**64, dtype=np.uint64)
+_FIRST, _SECOND = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+_ALL_BUT_SIGN, _INFINITE, _NAN = (
+    np.uint64(bits) for bits in (0x7FFFFFFFFFFFFFFF, 0x7FF0000000000000, 0x7FF8000000000000)
+)
 
 
 def mix(words: UInt64Array) -> UInt64Array:
     """Scramble 64-bit words one by one (the finaliser of splitmix64, Steele et al. 2014)."""
-    mixed = words.copy()
-    _mix(mixed, np.empty_like(mixed))
+    mixed, scratch = words.copy(), np.empty_like(words)
+    for shift, factor in ((30, _FIRST), (27, _SECOND), (31, None)):
+        np.right_shift(mixed, np.uint64(shift), scratch)
+        np.bitwise_xor(mixed, scratch, mixed)
+        if factor is not None:
+            np.multiply(mixed, factor, mixed)
     return mixed
-
-
-def _mix(words: UInt64Array, scratch: UInt64Array) -> None:
-    """Scramble words in place, with `scratch` of the same shape."""
-    for shift, factor in zip(_SHIFTS, _FACTORS, strict=False):
-        np.right_shift(words, shift, scratch)
-        np.bitwise_xor(words, scratch, words)
-        np.multiply(words, factor, words)
-    np.right_shift(words, _SHIFTS[-1], scratch)
-    np.bitwise_xor(words, scratch, words)
 
 
 def unit_places(keys: UInt64Array, salt: int = 0) -> npt.NDArray[np.float64]:
@@ -83,16 +76,11 @@ def structure_ids(
     >>> bool(one[0] == other[0])
     False
     """
-    if len(ptr) == 1:
-        return np.zeros(0, dtype=np.uint64)
-    kernel = _kernel() if "numba" in sys.modules else None  # not worth the time of importing it
-    if kernel is None:
-        return _by_numpy(positions, atomic_numbers, ptr, cell, pbc)
     systems = len(ptr) - 1
     box = np.zeros((systems, 9)) if cell is None else cell.reshape(systems, 9)
     flags = np.zeros((systems, 3), dtype=bool) if pbc is None else pbc.reshape(systems, 3)
     ids = np.empty(systems, dtype=np.uint64)
-    kernel(
+    compiled_ids()(
         np.ascontiguousarray(positions, dtype=np.float64).view(np.uint64),
         np.ascontiguousarray(atomic_numbers, dtype=np.int64),
         np.ascontiguousarray(ptr, dtype=np.int64),
@@ -104,66 +92,51 @@ def structure_ids(
 
 
 @functools.cache
-def _kernel() -> Callable[..., None] | None:
-    """The compiled loop; None where it cannot be had."""
+def compiled_ids() -> Callable[..., None]:
+    """The compiled `_ids`, from numba's cache on disk where there can be one."""
+    from numba import njit, types  # noqa: PLC0415  half a second
+
+    rows = types.Array(types.uint64, 2, "C", readonly=True)
+    numbers = types.Array(types.int64, 1, "C", readonly=True)
+    flags = types.Array(types.uint8, 2, "C", readonly=True)
+    signature = types.void(rows, numbers, numbers, rows, flags, types.uint64[::1])
     try:
-        from zarrpipe.data._ids_kernel import compiled  # noqa: PLC0415
-
-        return compiled()
-    except (ImportError, RuntimeError):  # the latter where numba finds no place for its cache
-        return None
-
-
-def _by_numpy(
-    positions: AnyArray,
-    atomic_numbers: AnyArray,
-    ptr: Int64Array,
-    cell: AnyArray | None = None,
-    pbc: AnyArray | None = None,
-) -> UInt64Array:
-    """The ids that `structure_ids` documents, array by array."""
-    systems, atoms = len(ptr) - 1, len(positions)
-    counts = ptr[1:] - ptr[:-1]
-    buffer, scratch = np.empty((2, 4 * atoms + _BOX_WORDS * systems), dtype=np.uint64)
-    words = buffer[: 4 * atoms].reshape(4, atoms)  # a row for each coordinate and the number:
-    box = buffer[4 * atoms :].reshape(_BOX_WORDS, systems)  # sums over rows are whole additions
-    _put_bits(positions, words[:3])
-    words[3] = atomic_numbers
-    words += _first_words(ptr, counts, atoms)
-    words += _STEPS[:4]
-    if cell is None:
-        box[:9] = 0
-    else:
-        _put_bits(cell.reshape(-1, 9), box[:9])
-    box[9:] = 0 if pbc is None else np.asarray(pbc).reshape(-1, 3).T
-    box += _STEPS
-    _mix(buffer, scratch)
-    of_atoms: UInt64Array = words.sum(0)
-    _mix(of_atoms, scratch[:atoms])
-    ids: UInt64Array = np.add.reduceat(of_atoms, ptr[:-1])
-    ids += counts.view(np.uint64)
-    _mix(ids, scratch[:systems])
-    ids += box.sum(0)
-    _mix(ids, scratch[:systems])
-    return ids
+        compiled: Callable[..., None] = njit(signature, nogil=True, cache=True)(_ids)
+    except RuntimeError:  # neither the package nor a home directory can be written
+        compiled = njit(signature, nogil=True)(_ids)
+    return compiled
 
 
-def _first_words(ptr: Int64Array, counts: Int64Array, atoms: int) -> UInt64Array:
-    """Multiples [V] that tell the atoms of a system apart."""
-    place = np.arange(atoms)
-    place -= np.repeat(ptr[:-1], counts)
-    first = place.view(np.uint64)
-    first *= _FOUR_GOLDEN
-    return first
+def _ids(positions: Any, kinds: Any, ptr: Any, cell: Any, pbc: Any, out: Any) -> None:  # noqa: PLR0917
+    """Fill ids [B] from the bits of float64 positions [V, 3] and cells [B, 9], and pbc [B, 3]."""
 
+    def mix(bits: Any) -> Any:
+        bits = (bits ^ (bits >> np.uint64(30))) * _FIRST
+        bits = (bits ^ (bits >> np.uint64(27))) * _SECOND
+        return bits ^ (bits >> np.uint64(31))
 
-def _put_bits(rows: AnyArray, out: UInt64Array) -> None:
-    """Write the bit patterns of `rows` [n, k] as float64, with one zero and one NaN, to [k, n]."""
-    wide = out.view(np.float64)
-    np.add(rows.T, 0.0, wide, dtype=np.float64)
-    none = np.isnan(wide)
-    if none.any():
-        wide[none] = np.nan
+    def one(bits: Any) -> Any:
+        """Bits with one zero and one NaN."""
+        size = bits & _ALL_BUT_SIGN
+        return np.uint64(0) if size == 0 else _NAN if size > _INFINITE else bits
+
+    for b in range(len(out)):
+        system, salt = np.uint64(ptr[b + 1] - ptr[b]), np.uint64(0)
+        for atom in range(ptr[b], ptr[b + 1]):
+            words = np.uint64(0)
+            for axis in range(3):
+                salt += _GOLDEN
+                words += mix(one(positions[atom, axis]) + salt)
+            salt += _GOLDEN
+            system += mix(words + mix(np.uint64(kinds[atom]) + salt))
+        box, salt = np.uint64(0), np.uint64(0)
+        for entry in range(9):
+            salt += _GOLDEN
+            box += mix(one(cell[b, entry]) + salt)
+        for axis in range(3):
+            salt += _GOLDEN
+            box += mix(np.uint64(pbc[b, axis]) + salt)
+        out[b] = mix(mix(system) + box)
 
 
 def zero_missing(rows: AnyArray, has: AnyArray) -> AnyArray:

@@ -1,11 +1,12 @@
 """Several stores as one, in which a position means the same sample while they grow."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import numpy as np
 
+from zarrpipe.data.batch import Batch
 from zarrpipe.data.csr import Int64Array
 from zarrpipe.data.schema import Field
 from zarrpipe.dataset.index_map import SampleIndexMap
@@ -13,7 +14,7 @@ from zarrpipe.dataset.schemas import common_schema
 from zarrpipe.errors import ArgumentError, StoreFormatError
 from zarrpipe.store.backend.location import StoreLike
 from zarrpipe.store.cache.config import CacheConfig
-from zarrpipe.store.read.gather import Gathers, Part
+from zarrpipe.store.read.gather import Gather, Part
 from zarrpipe.store.read.view import StoreView
 
 
@@ -39,6 +40,7 @@ class Stores:
     generations: tuple[str, ...]
     arrivals: SampleIndexMap
     schema: Mapping[str, Field]
+    _gather: Gather = field(repr=False)
 
     @classmethod
     def open(cls, stores: StoreLike | Sequence[StoreLike], cache_config: CacheConfig) -> Self:
@@ -46,7 +48,11 @@ class Stores:
         opened = tuple(StoreView(store, cache_config) for store in _listed(stores))
         generations = tuple(view.generation for view in opened)
         arrivals = SampleIndexMap((place, view.num_samples) for place, view in enumerate(opened))
-        return cls(opened, generations, arrivals, common_schema(view.schema for view in opened))
+        schema = common_schema(view.schema for view in opened)
+        return cls(opened, generations, arrivals, schema, _gather_of(opened))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpickled, (self.opened, self.generations, self.arrivals, self.schema)
 
     def __len__(self) -> int:
         return len(self.arrivals)
@@ -76,9 +82,27 @@ class Stores:
         same = self.generations == other.generations
         return same and self.arrivals.begin_as(other.arrivals, count)
 
-    def gathers(self) -> Gathers:
-        """What reads batches, and refuses to once a store was rewritten."""
-        return Gathers([view.snapshot for view in self.views], fixed=True)
+    def read(self, rows: Int64Array, fields: tuple[str, ...] | None) -> Batch:
+        """Batch of the samples at positions [K], which may turn out not to exist.
+
+        Raises
+        ------
+        IndexError
+            If there is no such sample.
+        StoreFormatError
+            If a store was rewritten, or is damaged.
+        """
+        if len(self.opened) == 1:
+            rows, known = np.ascontiguousarray(rows), len(self.arrivals)
+            return self._gather.read(rows, fields, known=known, generations=self.generations)
+        if len(rows) and rows.view(np.uint64).max() >= len(self.arrivals):
+            raise IndexError(f"samples {rows.min()} to {rows.max()} of {len(self.arrivals)}")
+        parts = self.parts(rows) or [Part(0, rows, rows)]
+        return self._gather.read(parts, fields, generations=self.generations)
+
+    def prefetch(self, rows: Int64Array, fields: tuple[str, ...] | None) -> None:
+        """Bring the samples at positions [K] to memory in the background."""
+        self._gather.prefetch(self.parts(rows), fields)
 
     def parts(self, rows: Int64Array) -> list[Part]:
         """Samples at positions [K] by store, and where they stand among these."""
@@ -142,6 +166,20 @@ class Stores:
     def _of(self, generations: tuple[str, ...], arrivals: SampleIndexMap) -> Self:
         schema = common_schema(view.schema for view in self.opened)
         return replace(self, generations=generations, arrivals=arrivals, schema=schema)
+
+
+def _gather_of(opened: Sequence[StoreView]) -> Gather:
+    """The gather of the only store, or one over all of them."""
+    return opened[0].rows if len(opened) == 1 else Gather([view.snapshot for view in opened])
+
+
+def _unpickled(
+    opened: tuple[StoreView, ...],
+    generations: tuple[str, ...],
+    arrivals: SampleIndexMap,
+    schema: Mapping[str, Field],
+) -> Stores:
+    return Stores(opened, generations, arrivals, schema, _gather_of(opened))
 
 
 def _listed(stores: StoreLike | Sequence[StoreLike]) -> Sequence[StoreLike]:

@@ -26,7 +26,6 @@ from zarrpipe.store.backend.location import StoreLike
 from zarrpipe.store.cache.config import CacheConfig
 from zarrpipe.store.check.report import Report
 from zarrpipe.store.check.run import check
-from zarrpipe.store.read.gather import Part
 from zarrpipe.store.statistics.sums import LabelSums
 from zarrpipe.transforms.compose import (
     Transform,
@@ -36,6 +35,8 @@ from zarrpipe.transforms.compose import (
     joined,
 )
 from zarrpipe.transforms.random_numbers import sample_keys
+
+_INT64 = np.dtype("int64")
 
 __all__ = ["Index", "ZarrDataset", "collate"]
 
@@ -92,19 +93,11 @@ class ZarrDataset(SampleTable, Dataset[AtomicData]):
     ) -> None:
         self._transform, self._draw = as_transform(transform), (0, 0)
         super().__init__(Stores.open(store_or_stores, CacheConfig.of(cache_dir, cache_bytes)))
-        self._gathers = self._stores.gathers()
         self._fields = field_names(fields)
         self._resident = None if resident is None else Resident(device_named(resident))
         self._agreed: Stores | None = None
         check_fields(self._fields, self.schema)
         check_reads(self._transform, self._fields, self.schema)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_gathers"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._gathers = self._stores.gathers()
 
     def __repr__(self) -> str:
         count = "1 sample" if len(self) == 1 else f"{len(self)} samples"
@@ -205,8 +198,13 @@ class ZarrDataset(SampleTable, Dataset[AtomicData]):
 
     def gather(self, index: Index, fields: Sequence[str] | None = None) -> Batch:
         """As ``__getitems__``, but the fields that are given (all for None) and no transform."""
-        rows = self._rows(index)
-        return self._gathers.of(fields)(len(rows), self._stores.parts(rows) or [Part(0, rows)])
+        wanted = None if fields is None else tuple(fields)
+        if self._chosen is None and type(index) is np.ndarray and index.dtype == _INT64:
+            try:  # one check of the index, where samples are looked up
+                return self._stores.read(index.reshape(-1), wanted)
+            except IndexError:  # some are negative, or there are no such samples
+                pass
+        return self._stores.read(self._rows(index), wanted)
 
     def blocks(self, count: int | None = None) -> Blocks:
         """How the first `count` samples, by default all, are shuffled near each other.
@@ -222,13 +220,12 @@ class ZarrDataset(SampleTable, Dataset[AtomicData]):
         """Whether a cache cannot hold all that is read of the samples in its store."""
         return exceed_caches(self._stores, self._fields)
 
-    def advise(self, index: Index) -> None:
-        """Say that the samples at integers [K] will be read soon.
+    def prefetch(self, index: Index) -> None:
+        """Bring the samples at integers [K] to memory in the background.
 
-        What is on a disk or far away is brought nearer in the background meanwhile.
+        It costs little where they are in memory already.
         """
-        rows = self._rows(index)
-        self._gathers.of(self._fields).advise(self._stores.parts(rows))
+        self._stores.prefetch(self._rows(index), self._fields)
 
     def index_select(self, index: Index) -> Self:
         """Dataset of the samples at integers [K], over the same open stores; it never grows."""
@@ -274,8 +271,6 @@ class ZarrDataset(SampleTable, Dataset[AtomicData]):
             since, or has fewer samples than the state counts.
         """
         before, self._stores, self._agreed = self._stores, self._stores.returned(state), None
-        if self._stores.generations != before.generations:
-            self._gathers = self._stores.gathers()
         resident = self._resident
         if resident is not None and not self._stores.begin_as(before, len(resident)):
             self._resident = Resident(resident.device)  # selections keep theirs

@@ -1,4 +1,4 @@
-"""One gather, compiled and not, out of one store and several: equal to what was written."""
+"""One gather, out of one store and several: equal to what was written."""
 
 import itertools
 import subprocess
@@ -17,27 +17,11 @@ import zarrpipe as zp
 from zarrpipe.data.buffers import ALIGNMENT, BufferPool
 from zarrpipe.data.fields import FieldSpec, Kind, Level
 from zarrpipe.errors import StoreFormatError
-from zarrpipe.store.read import gather
-from zarrpipe.store.read.kernels import compiled_kernels
 from zarrpipe.store.read.view import StoreView
 from zarrpipe.testing import assert_batches_equal, random_batch
 
 HALF = FieldSpec("half", Level.ATOM, Kind.FLOAT, (), "")
 FIELDS = ("energy", "forces", "cell", "pbc", "stress", HALF)
-
-
-@pytest.fixture(params=["compiled", "plain"], autouse=True)
-def which(request, monkeypatch):
-    """Both ways of copying; the compiled one is there in the development environment."""
-    if request.param == "compiled":
-        assert compiled_kernels() is not None
-    else:
-        monkeypatch.setattr(gather, "compiled_kernels", lambda: None)
-    return request.param
-
-
-in_another_process = pytest.mark.parametrize("which", ["compiled"], indirect=True)
-"""For tests of a process in which nothing is replaced."""
 
 
 def written(place, seed=0, num_graphs=40, config=None, **options):
@@ -58,6 +42,46 @@ ORDERS = {
     "one": lambda n: np.array([n - 1]),
     "none": lambda n: np.zeros(0, dtype=np.int64),
 }
+
+
+def by_numpy(whole, index):
+    """Fields and pointers of the samples at `index`, sample by sample."""
+    ends = {Level.ATOM: whole.batch_ptr.numpy(), Level.EDGE: whole.edge_ptr.numpy()}
+    ends[Level.SYSTEM] = np.arange(whole.num_graphs + 1)
+    expected = {}
+    for level, ptr in ends.items():
+        lengths = [ptr[i + 1] - ptr[i] for i in index]
+        expected[level] = np.concatenate([[0], np.cumsum(lengths)]).astype(int)
+    first_atoms = expected[Level.ATOM][:-1] - ends[Level.ATOM][index]
+    for name, value in whole.fields.items():
+        ptr, rows = ends[whole.levels[name]], value.numpy()
+        parts = [rows[ptr[i] : ptr[i + 1]] for i in index]
+        if name == "neighbor_list":
+            parts = [part + first for part, first in zip(parts, first_atoms, strict=True)]
+        expected[name] = np.concatenate([rows[:0], *parts])
+    return expected
+
+
+@pytest.mark.parametrize("one_call", [True, False])
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("deleted", [False, True])
+def test_against_numpy(tmp_path, monkeypatch, one_call, order, deleted):
+    whole = written(tmp_path / "store", absent=0.0)
+    if deleted:
+        with zp.AtomicDataZarrWriter(tmp_path / "store") as writer:
+            writer.delete([0, 7, 8, 39])
+    kept = np.setdiff1d(np.arange(40), [0, 7, 8, 39] if deleted else [])
+    view = StoreView(tmp_path / "store")
+    index = ORDERS[order](36) % len(kept)
+    assert view.rows._plan(None).fused
+    if not one_call:
+        monkeypatch.setattr(view.rows._plan(None), "fused", False)
+    got, expected = view.gather(index), by_numpy(whole, kept[index])
+    for name, value in got.fields.items():
+        np.testing.assert_array_equal(value.numpy(), expected[name], name)
+    np.testing.assert_array_equal(got.batch_ptr.numpy(), expected[Level.ATOM])
+    np.testing.assert_array_equal(got.edge_ptr.numpy(), expected[Level.EDGE])
+    assert set(got.fields) == set(whole.fields)
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -198,7 +222,6 @@ def test_int32_edges_of_a_foreign_store_are_shifted_too(tmp_path):
     assert got.neighbor_list.tolist() == whole.index_select([30, 2]).neighbor_list.tolist()
 
 
-@in_another_process
 def test_numba_is_imported_at_the_first_gather_only(tmp_path):
     written(tmp_path / "store")
     code = (
@@ -286,7 +309,6 @@ def test_a_refresh_beside_a_gather(tmp_path):
     assert errors == []
 
 
-@in_another_process
 def test_numba_without_a_place_for_its_cache(tmp_path):
     written(tmp_path / "store")
     code = (
@@ -297,8 +319,6 @@ def test_numba_without_a_place_for_its_cache(tmp_path):
         "    return njit(*signature, **options)\n"
         "numba.njit = refuse\n"
         "import zarrpipe\n"
-        "from zarrpipe.store.read.kernels import compiled_kernels\n"
         "assert zarrpipe.ZarrDataset(sys.argv[1])[3].num_nodes > 0\n"
-        "assert compiled_kernels() is not None\n"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "store")], check=True)

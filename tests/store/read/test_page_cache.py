@@ -48,7 +48,7 @@ def test_what_fits_is_read_through(store, batch):
     forces = forces_of(view)
     if ahead.cold_bytes(forces) < forces.nbytes // 2:
         pytest.skip("this file system does not forget")
-    view.advise(np.array([3]))
+    view.prefetch(np.array([3]))
     deadline = time.monotonic() + 120
     while ahead.cold_bytes(forces) > ahead.PAGE and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -62,7 +62,7 @@ def test_of_what_does_not_fit_the_next_samples_are_asked_for(store, batch, monke
     monkeypatch.setattr(ahead, "cold_bytes", lambda array: array.nbytes)
     monkeypatch.setattr(ahead, "will_need", lambda *piece: asked.append(piece))
     view = StoreView(store)
-    view.advise(np.array([3999, 7]), ["forces"])
+    view.prefetch(np.array([3999, 7]), ["forces"])
     forces, ptr = forces_of(view), batch.batch_ptr.tolist()
     expected = {(forces.ctypes.data + ptr[i] * 12, (ptr[i + 1] - ptr[i]) * 12) for i in (3999, 7)}
     assert expected <= set(asked)
@@ -73,7 +73,7 @@ def test_what_is_in_memory_costs_nothing(store, monkeypatch):
     view = StoreView(store)
     view.gather(np.arange(4000))
     monkeypatch.setattr(ahead, "will_need", lambda *_: pytest.fail("asked for"))
-    view.advise(np.arange(4000))
+    view.prefetch(np.arange(4000))
     time.sleep(0.05)
 
 
@@ -85,7 +85,7 @@ def test_advice_changes_no_values(place, store, batch):
     stores = {"local": store, "memory": second, "several": [store, second]}[place]
     dataset = zp.ZarrDataset(stores)
     index = np.random.default_rng(1).permutation(len(dataset))[:200]
-    dataset.advise(index)
+    dataset.prefetch(index)
     assert_batches_equal(dataset.__getitems__(index), batch.index_select(index % 4000))
 
 

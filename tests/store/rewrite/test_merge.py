@@ -154,8 +154,7 @@ class TestValues:
         ids = np.concatenate([StoreView(store).ids for store in stores])
         np.testing.assert_array_equal(StoreView(place).ids, ids[order])
 
-    @pytest.mark.parametrize("compiled", [True, False])
-    def test_shuffled_beyond_memory(self, tmp_path, monkeypatch, compiled):
+    def test_shuffled_beyond_memory(self, tmp_path, monkeypatch):
         """What does not fit in memory is read in large blocks, in the order of the sources."""
         stores = [
             filled(tmp_path / f"{start}", numbered_batch(range(start, start + 30)), None, [1, 2])
@@ -164,8 +163,6 @@ class TestValues:
         stores.append(filled({}, numbered_batch(range(60, 70)).without("neighbor_list")))
         for name, value in (("_BLOCK", 50), ("_memory", lambda: 2000)):
             monkeypatch.setattr(selection, name, value)
-        if not compiled:
-            monkeypatch.setattr(selection, "compiled_kernels", lambda: None)
         merge(stores, tmp_path / "whole", shuffle=7)
         order = np.random.default_rng(7).permutation(66)
         found, dataset = everything(tmp_path / "whole"), ZarrDataset(stores)
@@ -280,7 +277,6 @@ class TestValues:
             write_store(*arguments, **options)
 
         monkeypatch.setattr(merge_module, "write_store", late)
-        monkeypatch.setattr(selection, "compiled_kernels", lambda: None)
         with pytest.raises(StoreFormatError, match="emptied or rewritten while it was being"):
             merge(tmp_path / "part", tmp_path / "whole", shuffle=0)
         assert [path.name for path in tmp_path.iterdir()] == ["part"]

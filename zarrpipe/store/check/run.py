@@ -1,8 +1,6 @@
 """`check`: look a store through, from its attributes to its last sample, and put it right."""
 
-import importlib
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import replace
 
 import zarr
@@ -46,7 +44,6 @@ from zarrpipe.store.rewrite.progress import progress_bar
 
 FILL = "fill what is lost and delete the samples with rows in it"
 _ATTEMPTS = 3
-_WORTH_NUMBA = 1 << 28
 _EXPLAINED_BY_A_WRITER = {
     *("uncommitted", "not-closed", "num-samples", "deleted", "row-masks"),
     *("leftover", "length", "sums"),
@@ -223,9 +220,6 @@ def _check_samples(
 ) -> SampleFindings:
     """Check every sample, and the sums of statistics against all of them."""
     total = sum(needed[path] * rows.row_bytes for path, rows in store.arrays.items())
-    if total > _WORTH_NUMBA:  # ids are computed by it where it is imported
-        with suppress(ImportError):
-            importlib.import_module("numba")
     samples, statistics, before = SampleFindings(), StatisticsCheck(store), 0
     with progress_bar(progress, f"check {store.root}", total) as done:
         for block in _blocks(store, counts):

@@ -1,8 +1,7 @@
-"""The way from sample indices to a batch: rows are looked up once and copied once for each field.
+"""From sample indices to a batch: look samples up, lay the batch out, and copy their rows.
 
-All fields of a batch, its pointers and what says which samples have a field go into one buffer.
-With numba each segment is copied by memcpy, also from several stores straight to its place;
-without, NumPy takes the rows of each field, with equal results.
+All fields of a batch, its pointers, and the arrays that say which samples have a field are in one
+buffer. Samples of one store whose arrays are mapped need a single compiled call.
 """
 
 import contextlib
@@ -11,21 +10,28 @@ from functools import partial
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from zarrpipe.data.batch import Batch
-from zarrpipe.data.buffers import ALIGNMENT, BufferPool, Bytes
-from zarrpipe.data.csr import AnyArray, Int64Array
-from zarrpipe.data.fields import REQUIRED_FIELDS, SEGMENTED, Level
+from zarrpipe.data.batch_layout import (
+    FIELD,
+    POINTER_ROWS,
+    POINTERS,
+    PRESENT,
+    ArraySpec,
+    BatchBytes,
+    BatchLayout,
+)
+from zarrpipe.data.buffers import BufferPool, page_locked
+from zarrpipe.data.csr import AnyArray, Int64Array, pointers, segment_rows
+from zarrpipe.data.fields import LEVELS, REQUIRED_FIELDS, SEGMENTED, Level
 from zarrpipe.data.schema import Field
 from zarrpipe.errors import FieldError, StoreFormatError
-from zarrpipe.store.read.kernels import Kernels, compiled_kernels, source_segments, target_rows
-from zarrpipe.store.read.lookup import BatchArray, Lookup, Unit
-from zarrpipe.store.read.snapshot import Snapshot
+from zarrpipe.store.read.snapshot import Snapshot, detect_changes
+from zarrpipe.store.read.source import BatchArray, Source, Unit
 
-_POINTERS = 3  # the "level" of a row of pointers, of which there is one more than samples
-_NONE = np.zeros(0, dtype=np.int64)
+_ALL = np.zeros(0, dtype=np.int64)
 _INT64 = np.dtype("int64")
+_TABLE_ROWS = 2 * len(SEGMENTED) + 1
 
 
 class Part(NamedTuple):
@@ -34,11 +40,11 @@ class Part(NamedTuple):
     Parameters
     ----------
     store
-        Which of the gather's stores.
+        Number of the store among the gather's.
     samples : array [J] int64
         Samples, counted without the deleted.
     places : array [J] int64, optional
-        Where in the batch they stand; by default they are the batch.
+        Their places in the batch; by default they are the batch.
     """
 
     store: int
@@ -47,265 +53,89 @@ class Part(NamedTuple):
 
 
 class Gather:
-    """Reads chosen fields out of stores, for as long as none of them changes.
+    """Reads batches out of stores.
 
     Parameters
     ----------
     snapshots : sequence of Snapshot
         The stores.
-    fields : mapping of str to Field
-        What to read, positions and atomic numbers included. A store that lacks a field gives its
-        fill, and says that its samples lack it.
-    pool : BufferPool
-        Where batches get their memory.
-    kernels : Kernels, optional
-        The compiled steps, if there are.
     """
 
-    def __init__(
+    def __init__(self, snapshots: Sequence[Snapshot]) -> None:
+        self._snapshots = snapshots
+        self._pool = BufferPool()
+        self._plans: dict[tuple[str, ...] | None, _Plan] = {}
+
+    def read(
         self,
-        snapshots: Sequence[Snapshot],
-        fields: Mapping[str, Field],
-        pool: BufferPool,
-        kernels: Kernels | None,
-    ) -> None:
-        self._pool, self._kernels = pool, kernels
-        self._levels_of = {item.name: item.level for item in fields.values()}
-        self._partly = [name for name in fields if any(_may_lack(one, name) for one in snapshots)]
-        columns = [BatchArray.of(item) for item in fields.values()]
-        columns += [BatchArray.of_presence(name) for name in self._partly]
-        self._columns = columns
-        self._levels = np.array([column.level for column in columns], dtype=np.int64)
-        self._row_bytes = np.array([column.row_bytes for column in columns], dtype=np.int64)
-        self._sizes = [(column.row_bytes, column.level) for column in columns]
-        self._sizes += [(_INT64.itemsize, _POINTERS)] * 2
-        # Level, row shape and dtype of each column and of the pointers, ready for every batch.
-        self._makings = [(column.level, column.shape, column.dtype) for column in columns]
-        self._makings += [(_POINTERS, (), _INT64)] * 2
-        with_edges = Level.EDGE in self._levels_of.values()
-        self._lookups = [Lookup(one, columns, with_edges=with_edges) for one in snapshots]
-        self._edges = [*fields].index("neighbor_list") if "neighbor_list" in fields else -1
-        words = self._edges >= 0 and fields["neighbor_list"].dtype == _INT64
-        self._shifted = self._edges if words else -1
-        self._foreign = not all(one.attributes.ours for one in snapshots)
-        self._versions = [(one, one.version) for one in snapshots]
+        index: Int64Array | Sequence[Part],
+        fields: tuple[str, ...] | None,
+        *,
+        known: int | None = None,
+        generations: tuple[str, ...] | None = None,
+    ) -> Batch:
+        """Batch of samples.
 
-    @property
-    def stale(self) -> bool:
-        """Whether a store has changed since."""
-        return any(one.version != version for one, version in self._versions)
-
-    def units(self, snapshot: Snapshot) -> list[Unit]:
-        """How the arrays of one of the stores are cut."""
-        found = [column.unit(snapshot) for column in self._columns]
-        return [unit for unit in found if unit is not None]
-
-    def advise(self, parts: Sequence[Part]) -> None:
-        """Say that samples will be read soon."""
-        for part in parts:
-            self._lookups[part.store].advise(part.samples)
-
-    def __call__(self, count: int, parts: Sequence[Part]) -> Batch:
-        """Batch of `count` samples, which are those of the parts; at least one part.
+        Parameters
+        ----------
+        index : array [K] int64, or sequence of Part
+            Samples of the only store in C order, or at least one part.
+        fields
+            Fields besides those that every batch has; None for all.
+        known
+            How many samples of the only store may be asked for; by default all.
+        generations
+            Of each store, the generation that the samples are of; by default any.
 
         Raises
         ------
         IndexError
             If there is no such sample.
-        StoreFormatError
-            If the pointers or the edges of a store are damaged.
-        """
-        try:
-            return self._read(count, parts)
-        except StoreFormatError:
-            for snapshot, _ in self._versions:
-                snapshot.check_current()
-            raise
-
-    def _read(self, count: int, parts: Sequence[Part]) -> Batch:
-        if self._kernels is not None:
-            return self._compiled(self._kernels, count, parts)
-        batches = [self._taken(part) for part in parts]
-        if len(batches) == 1:
-            return batches[0]
-        back = np.argsort(
-            np.concatenate([part.places for part in parts if part.places is not None])
-        )
-        return _without_absent(Batch.concatenate(batches).index_select(torch.from_numpy(back)))
-
-    def _taken(self, part: Part) -> Batch:
-        """Batch of the samples of one store, column by column."""
-        lookup = self._lookups[part.store]
-        rows, atoms_ptr, edges_ptr = lookup.rows(part.samples)
-        totals = (len(part.samples), int(atoms_ptr[-1]), int(edges_ptr[-1]), len(atoms_ptr))
-        starts, end = [], 0
-        for size, level in self._sizes:
-            starts.append(end)
-            end += -(-size * totals[level] // ALIGNMENT) * ALIGNMENT
-        content, pinned = self._pool.take(end)
-        views = self._views(starts, totals, content)
-
-        def copy() -> None:
-            for place, (view, (_, level)) in enumerate(zip(views[:-2], self._sizes, strict=False)):
-                lookup.take(place, rows[level], view)
-
-        lookup.read(partial(lookup.segments, part.samples), copy)
-        views[-2][:], views[-1][:] = atoms_ptr, edges_ptr
-        if self._edges >= 0:
-            edges = views[self._edges]
-            shift = np.repeat(lookup.shift(part.samples, atoms_ptr), np.diff(edges_ptr))
-            edges += shift[:, None].astype(edges.dtype)
-            if self._foreign:
-                self._check_edges(edges, atoms_ptr, edges_ptr)
-        return self._wrapped(views, content, pinned)
-
-    def _compiled(self, kernels: Kernels, count: int, parts: Sequence[Part]) -> Batch:
-        """Batch in one buffer."""
-        table = np.empty((5, count + 1), dtype=np.int64)
-        for store, samples, places in parts:
-            where = _NONE if places is None else places
-            self._lookups[store].locate(kernels, samples, where, table)
-        offsets = np.empty(len(self._makings) + 1, dtype=np.int64)
-        kernels.lay_out(table, self._levels, self._row_bytes, ALIGNMENT, offsets)
-        starts = offsets.tolist()
-        content, pinned = self._pool.take(starts[-1])
-        self._copy(kernels, parts, table, offsets, content)
-        rows = (count, int(table[2, count]), int(table[4, count]), count + 1)
-        return self._wrapped(self._views(starts, rows, content), content, pinned)
-
-    def _views(self, starts: list[int], rows: Sequence[int], content: Bytes) -> list[AnyArray]:
-        """Arrays of the columns and the pointers in a buffer."""
-        return [
-            np.ndarray((rows[level], *shape), dtype, content, start)
-            for (level, shape, dtype), start in zip(self._makings, starts, strict=False)
-        ]
-
-    def _copy(
-        self,
-        kernels: Kernels,
-        parts: Sequence[Part],
-        table: Int64Array,
-        offsets: Int64Array,
-        content: Bytes,
-    ) -> None:
-        """Copy the rows of all parts, and the pointers with the last."""
-        words = content.view(np.int64)
-        for part in parts:
-            lookup, where = self._lookups[part.store], _NONE if part.places is None else part.places
-            arguments = (
-                table,
-                where,
-                lookup.addresses,
-                self._levels,
-                self._row_bytes,
-                offsets,
-                self._shifted,
-                part is parts[-1],
-                words,
-            )
-            lookup.read(partial(source_segments, table, where), partial(kernels.copy, *arguments))
-            for column, fill in lookup.lacking:
-                level = int(self._levels[column])
-                view = self._view(column, table, offsets, content)
-                view[target_rows(table, where, level)] = fill
-        if self._edges >= 0 and (self._foreign or self._shifted < 0):
-            edges = self._view(self._edges, table, offsets, content)
-            if self._shifted < 0:
-                shift = np.repeat(table[2, :-1] - table[1, :-1], np.diff(table[4]))
-                edges += shift[:, None].astype(edges.dtype)
-            if self._foreign:
-                self._check_edges(edges, table[2], table[4])
-
-    def _view(
-        self, column: int, table: Int64Array, offsets: Int64Array, content: Bytes
-    ) -> AnyArray:
-        """Array of a column in the buffer."""
-        level, shape, dtype = self._makings[column]
-        rows = table.shape[1] - 1 if level == 0 else int(table[2 * level, -1])
-        return np.ndarray((rows, *shape), dtype, content, int(offsets[column]))
-
-    def _wrapped(self, views: list[AnyArray], content: Bytes, pinned: torch.Tensor | None) -> Batch:
-        """Batch of the columns and the pointers in a buffer."""
-        tensors = [torch.from_numpy(view) for view in views]
-        count = len(self._levels_of)
-        present = {
-            name: tensors[count + place]
-            for place, name in enumerate(self._partly)
-            if not views[count + place].all()
-        }
-        fields = dict(zip(self._levels_of, tensors, strict=False))
-        pointers = dict(zip(SEGMENTED, tensors[-len(SEGMENTED) :], strict=True))
-        batch = Batch._trusted(fields, self._levels_of.copy(), pointers, present, buffer=content)
-        if "neighbor_list" in present:
-            _without_absent(batch)
-        if pinned is None:
-            return batch
-        # Views of the page-locked tensor itself, so that torch knows when it is free again.
-        batch._buffer = pinned
-        return batch._transfer(lambda tensor: tensor)
-
-    def _check_edges(self, edges: AnyArray, atom_ptr: Int64Array, edge_ptr: Int64Array) -> None:
-        """Refuse edges that leave their system, as those that nvalchemi 0.2 appends do."""
-        owner = np.repeat(np.arange(len(edge_ptr) - 1), np.diff(edge_ptr))[:, None]
-        if ((edges < atom_ptr[owner]) | (edges >= atom_ptr[owner + 1])).any():
-            names = ", ".join(str(one.root) for one, _ in self._versions)
-            raise StoreFormatError(
-                f"{names}: edges leave their system; nvalchemi 0.2 stores the neighbor_list "
-                "of every write but the first relative to that write: `zarrpipe check --repair` on "
-                "a copy of the store makes them count from its first atom, where that can be told"
-            )
-
-
-class Gathers:
-    """The gathers that were used, one for each choice of fields, renewed when a store has changed.
-
-    Parameters
-    ----------
-    snapshots : sequence of Snapshot
-        The stores.
-    fixed : bool
-        Whether samples are to be those that the stores have now: once one was rewritten, nothing
-        is read of it any more.
-    """
-
-    def __init__(self, snapshots: Sequence[Snapshot], *, fixed: bool = False) -> None:
-        self._snapshots = snapshots
-        self._generations = [one.generation for one in snapshots] if fixed else None
-        self._pool = BufferPool()
-        self._known: dict[tuple[str, ...] | None, Gather] = {}
-
-    def of(self, names: Sequence[str] | None) -> Gather:
-        """Gather of the named fields, of those that a batch needs, and by default of all.
-
-        Raises
-        ------
         FieldError
             If no store has a field.
+        StoreFormatError
+            If a store was rewritten, or its pointers or edges are damaged.
         """
-        key = None if names is None else tuple(names)
-        known = self._known.get(key)
-        if known is None or known.stale:
-            kernels = compiled_kernels()
-            with contextlib.ExitStack() as locks:  # else a refresh comes in between
-                for snapshot in self._snapshots:
-                    locks.enter_context(snapshot.lock)
-                self._check_generations()
-                try:
-                    known = Gather(self._snapshots, self._chosen(key), self._pool, kernels)
-                except StoreFormatError:
-                    for snapshot in self._snapshots:
-                        snapshot.check_current()
-                    raise
-            self._known[key] = known
-        return known
+        plan = self._plan(fields)
+        if generations is not None and plan.generations != generations:
+            self._refuse_rewritten(plan.generations, generations)
+        if isinstance(index, np.ndarray):
+            known = plan.sources[0].samples if known is None else known
+            if plan.fused and not page_locked():
+                return plan.read(index, known)
+            if len(index) and index.view(np.uint64).max() >= known:
+                raise plan.sources[0].outside(index)
+            index = (Part(0, index),)
+        with detect_changes(*self._snapshots):
+            return plan.read_parts(index)
 
-    def _check_generations(self) -> None:
-        for snapshot, generation in zip(self._snapshots, self._generations or (), strict=False):
-            if snapshot.generation != generation:
-                raise StoreFormatError(
-                    f"{snapshot.root} was rewritten: samples were deleted or moved, so indices "
-                    "mean others than before; open a new dataset"
-                )
+    def prefetch(self, parts: Sequence[Part], fields: tuple[str, ...] | None) -> None:
+        """Bring samples to memory in the background."""
+        plan = self._plan(fields)
+        for part in parts:
+            plan.sources[part.store].prefetch(part.samples)
+
+    def units(self, snapshot: Snapshot, fields: tuple[str, ...] | None) -> list[Unit]:
+        """How the arrays of one of the stores are cut."""
+        found = [array.unit(snapshot) for array in self._plan(fields).arrays]
+        return [unit for unit in found if unit is not None]
+
+    def clear(self) -> None:
+        """Drop all references to arrays."""
+        self._plans.clear()
+
+    def _plan(self, fields: tuple[str, ...] | None) -> "_Plan":
+        """Plan for a choice of fields, renewed when a store has changed."""
+        plan = self._plans.get(fields)
+        if plan is not None and plan.current:
+            return plan
+        with contextlib.ExitStack() as locks:  # else a refresh comes in between
+            for snapshot in self._snapshots:
+                locks.enter_context(snapshot.lock)
+            with detect_changes(*self._snapshots):
+                plan = _Plan(self._snapshots, self._chosen(fields), self._pool)
+        self._plans[fields] = plan
+        return plan
 
     def _chosen(self, names: tuple[str, ...] | None) -> dict[str, Field]:
         have: dict[str, Field] = {}
@@ -319,19 +149,215 @@ class Gathers:
                 raise FieldError(f"{stores} has no field {name!r}; it has {list(have)}")
         return {name: have[name] for name in dict.fromkeys((*REQUIRED_FIELDS, *names))}
 
-    def clear(self) -> None:
-        """Let go of the arrays."""
-        self._known.clear()
+    def _refuse_rewritten(self, have: tuple[str, ...], wanted: tuple[str, ...]) -> None:
+        for snapshot, now, then in zip(self._snapshots, have, wanted, strict=True):
+            if now != then:
+                raise StoreFormatError(
+                    f"{snapshot.root} was rewritten: samples were deleted or moved, so indices "
+                    "mean others than before; open a new dataset"
+                )
 
 
-def _without_absent(batch: Batch) -> Batch:
-    """The batch, with zeros for the edges of systems that have none to tell."""
-    if "neighbor_list" in batch.partly_present:
-        has = torch.repeat_interleave(batch.present("neighbor_list"), batch.num_edges_per_graph)
-        batch.neighbor_list[~has] = 0
-    return batch
+class _Plan:
+    """How batches of some fields are read, as long as no store changes.
+
+    A store that lacks a field gives its fill, and its samples count as without the field.
+    """
+
+    def __init__(
+        self, snapshots: Sequence[Snapshot], fields: Mapping[str, Field], pool: BufferPool
+    ) -> None:
+        from zarrpipe.store.read import kernels  # noqa: PLC0415  numba takes half a second
+
+        self._kernels, self._pool, self._roots = kernels, pool, [one.root for one in snapshots]
+        self._versions = [(one, one.version) for one in snapshots]
+        self.generations = tuple(one.generation for one in snapshots)
+        nullable = [name for name in fields if any(_may_lack(one, name) for one in snapshots)]
+        self.arrays = [BatchArray.of(item) for item in fields.values()]
+        self.arrays += [BatchArray.of_presence(name) for name in nullable]
+        self._specs = _specs(self.arrays)
+        rows = [
+            (LEVELS[array.level].number, array.row_bytes, _shifted_level(array))
+            for array in self.arrays
+        ]
+        self._table = np.ascontiguousarray(np.array(rows, dtype=np.int64).reshape(-1, 3).T)
+        levels = {array.level for array in self.arrays} | {Level.ATOM}
+        self.sources = [Source(one, self.arrays, levels) for one in snapshots]
+        self._foreign = not all(one.attributes.ours for one in snapshots)
+        self._unfinished = [
+            place
+            for place, array in enumerate(self.arrays)
+            if array.index_of is not None
+            and (self._foreign or array.name in nullable or array.dtype != _INT64)
+        ]
+        only = self.sources[0]
+        simple = len(snapshots) == 1 and not only.missing and not self._unfinished
+        self.fused = simple and only.row_cache is None
+        """Whether a batch is one compiled call."""
+        self._numbers = POINTER_ROWS + 1 + len(self._specs) + 1
+        self._sample_bytes = _mean_bytes(snapshots[0], self.arrays)
+
+    @property
+    def current(self) -> bool:
+        """Whether no store has changed since."""
+        for snapshot, version in self._versions:  # noqa: SIM110  a generator takes twice as long
+            if snapshot.version != version:
+                return False
+        return True
+
+    def read(self, samples: Int64Array, known: int) -> Batch:
+        """Batch of samples of the only store, by one compiled call."""
+        read, source, numbers = self._kernels.read, self.sources[0], np.empty(self._numbers, _INT64)
+        buffer = self._pool.lend(len(samples) * self._sample_bytes)
+        while True:
+            nbytes = read(samples, known, source.vector, self._table, numbers, buffer)
+            if nbytes <= len(buffer):
+                break
+            buffer = self._pool.lend(nbytes)
+        if nbytes < 0:
+            with detect_changes(*(one for one, _ in self._versions)):
+                self._refuse(nbytes, source, samples)
+        return Batch._of_bytes(BatchBytes(self._specs, numbers, buffer[:nbytes]))
+
+    def read_parts(self, parts: Sequence[Part]) -> Batch:
+        """Batch of the samples of at least one part."""
+        count, kernels = sum(len(part.samples) for part in parts), self._kernels
+        table = np.empty((_TABLE_ROWS, count + 1), dtype=np.int64)
+        for store, samples, places in parts:
+            source, where = self.sources[store], _ALL if places is None else places
+            status = kernels.locate(samples, source.samples, where, source.vector, table)
+            self._refuse(status, source, samples)
+        numbers = np.empty(self._numbers, dtype=np.int64)
+        kernels.lay_out(table, self._table, numbers)
+        buffer, pinned = self._pool.take(int(numbers[-1]))
+        views = BatchLayout(self._specs, numbers.tolist()).views(buffer)
+        for store, _, places in parts:
+            source, where = self.sources[store], _ALL if places is None else places
+            copy = partial(kernels.copy, table, where, source.vector, self._table, numbers, buffer)
+            source.read(partial(_source_segments, table, where), copy)
+            for place, fill in source.missing:
+                views[place][_target_rows(table, where, self.arrays[place].level)] = fill
+        kernels.put_pointers(table, numbers, buffer)
+        for place in self._unfinished:
+            self._finish(place, views, table)
+        return Batch._of_bytes(
+            BatchBytes(self._specs, numbers, buffer if pinned is None else pinned)
+        )
+
+    def _refuse(self, status: int, source: Source, samples: Int64Array) -> None:
+        """Raise the error that a status of a kernel stands for, if it is one."""
+        if status == self._kernels.OUTSIDE:
+            raise source.outside(samples)
+        if status == self._kernels.DAMAGED:
+            raise source.damaged()
+
+    def _finish(self, place: int, views: list[AnyArray], table: Int64Array) -> None:
+        """Shift row numbers that are not int64, check those of foreign stores, zero absent ones."""
+        array, values = self.arrays[place], views[place]
+        counts = np.diff(_pointers(table, array.level))
+        counted = LEVELS[array.index_of or Level.SYSTEM].number
+        if not self._table[2, place]:
+            shift = np.repeat(table[2 * counted, :-1] - table[2 * counted - 1, :-1], counts)
+            values += shift[:, None].astype(values.dtype)
+        if self._foreign:
+            self._check_index(array, values, table[2 * counted], counts)
+        for other, spec in enumerate(self._specs):
+            if (spec.role, spec.name) == (PRESENT, array.name) and not views[other].all():
+                values[~np.repeat(views[other], counts)] = 0
+
+    def _check_index(
+        self, array: BatchArray, values: AnyArray, ptr: Int64Array, counts: Int64Array
+    ) -> None:
+        """Refuse edges that leave their system, as those that nvalchemi 0.2 appends do."""
+        owner = np.repeat(np.arange(len(counts)), counts)[:, None]
+        if ((values < ptr[owner]) | (values >= ptr[owner + 1])).any():
+            names = ", ".join(map(str, self._roots))
+            raise StoreFormatError(
+                f"{names}: {array.level.value}s leave their system; nvalchemi 0.2 stores the "
+                f"{array.name} of every write but the first relative to that write: `zarrpipe "
+                "check --repair` on a copy of the store makes them count from its first atom, "
+                "where that can be told"
+            )
+
+
+def copy_segments(
+    stored: AnyArray, starts: Int64Array, ptr: Int64Array, places: Int64Array, out: AnyArray
+) -> None:
+    """Copy segments of rows, as a gather does.
+
+    Parameters
+    ----------
+    stored : array [n, ...]
+        Rows in C order.
+    starts : array [B] int64
+        First row of each segment in `stored`.
+    ptr : array [B + 1] int64
+        Pointers of the segments in `out`.
+    places : array [J] int64
+        Segments to copy; empty for all.
+    out : array [ptr[-1], ...]
+        Rows in C order, of the dtype and row shape of `stored`.
+    """
+    from zarrpipe.store.read import kernels  # noqa: PLC0415  numba takes half a second
+
+    table = np.zeros((_TABLE_ROWS, len(ptr)), dtype=np.int64)
+    level = LEVELS[Level.ATOM].number
+    table[2 * level - 1, :-1], table[2 * level] = starts, ptr
+    source = np.zeros(3 * len(SEGMENTED) + 3, dtype=np.int64)
+    source[-1] = stored.ctypes.data
+    arrays = np.array([[level], [stored[:1].nbytes], [0]], dtype=np.int64)
+    layout = np.zeros(POINTER_ROWS + 1 + 1 + len(SEGMENTED) + 1, dtype=np.int64)
+    kernels.copy(table, places, source, arrays, layout, out.reshape(-1).view(np.uint8))
+
+
+def _shifted_level(array: BatchArray) -> int:
+    """Number of the level whose row numbers a kernel shifts in an array; 0 for none."""
+    whole = array.index_of is not None and array.dtype == _INT64
+    return LEVELS[array.index_of].number if whole and array.index_of is not None else 0
+
+
+def _specs(arrays: Sequence[BatchArray]) -> tuple[ArraySpec, ...]:
+    """The arrays of a batch and its pointers."""
+    copied = []
+    for array in arrays:
+        role, level = PRESENT if array.field is None else FIELD, LEVELS[array.level].number
+        copied.append(ArraySpec(role, array.name, level, array.dtype, array.shape))
+    pointer = ArraySpec(POINTERS, "", POINTER_ROWS, _INT64, ())
+    return (*copied, *[pointer] * len(SEGMENTED))
+
+
+def _mean_bytes(snapshot: Snapshot, arrays: Sequence[BatchArray]) -> int:
+    """Bytes of a batch by sample, roughly."""
+    extent = snapshot.extent
+    total = sum(array.row_bytes * extent.rows(array.level) for array in arrays)
+    return total // max(extent.samples, 1) + 64 * len(arrays)
 
 
 def _may_lack(snapshot: Snapshot, name: str) -> bool:
     """Whether some sample of a store may lack the field."""
     return name not in snapshot.schema or name in snapshot.attributes.nullable
+
+
+def _pointers(table: Int64Array, level: Level) -> Int64Array:
+    """Pointers of the batch at a level, after `lay_out`."""
+    if level is Level.SYSTEM:
+        return np.arange(table.shape[1])
+    pointers: Int64Array = table[2 * LEVELS[level].number]
+    return pointers
+
+
+def _source_segments(
+    table: Int64Array, places: Int64Array, level: Level
+) -> tuple[Int64Array, Int64Array]:
+    """Starts and stops, in their store, of the rows of the samples at `places` (empty: all)."""
+    chosen = places if len(places) else slice(0, table.shape[1] - 1)
+    starts = table[max(0, 2 * LEVELS[level].number - 1), chosen]
+    return starts, starts + np.diff(_pointers(table, level))[chosen]
+
+
+def _target_rows(table: Int64Array, places: Int64Array, level: Level) -> Int64Array | slice:
+    """Rows in the batch of the samples at `places` (empty: all)."""
+    if len(places) == 0:
+        return slice(None)
+    ptr = _pointers(table, level)
+    return segment_rows(ptr[places], pointers(np.diff(ptr)[places]))

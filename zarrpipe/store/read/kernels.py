@@ -1,114 +1,233 @@
-"""The steps of a gather that touch every sample: compiled where numba is installed, else in NumPy.
+"""The steps of a gather that touch every sample, compiled by numba.
 
-The compiled ones work on one table [5, K+1] int64 for the K samples of a batch:
+Importing this module imports numba and loads the compiled code, so only functions import it.
+Levels are their numbers in `zarrpipe.data.fields.LEVELS`, of which 0 has no pointers.
 
-==== ======================================================================
-row  what it holds for sample k
-==== ======================================================================
-0    its row in its store
-1, 2 its first atom in the store, and the batch's pointers to atoms [K+1]
-3, 4 its first edge in the store, and the batch's pointers to edges [K+1]
-==== ======================================================================
+Table of the K samples of a batch, int64 [2 L + 1, K + 1] for L levels that have pointers:
 
-Levels are numbers here: 0 for systems, 1 for atoms, 2 for edges, so that a level's rows of the
-table are twice its number and the one before.
+========== ====================================================================
+row        entry k
+========== ====================================================================
+0          row of sample k in its store
+2 l - 1    first row of sample k in the store at level l
+2 l        pointers of the batch at level l, [K + 1]; counts until `lay_out`
+========== ====================================================================
+
+Source, the description of a store, int64 [3 L + 2 + C] for the C arrays of a batch:
+
+========== ====================================================================
+entry      meaning
+========== ====================================================================
+0, 1       number of samples, and address of the rows that are not deleted (0: none is)
+3 l - 1    number of committed rows at level l
+3 l        address of the pointers of level l; 0 if they are not needed
+3 l + 1    fewest rows of a sample at level l
+3 L + 2    address of the first row of each array; 0 if the store lacks it
+========== ====================================================================
+
+Arrays of a batch, int64 [3, C]: level, bytes of a row, and the level whose row numbers its int64
+values are, so that each sample's shift from store to batch is added (0: none).
+
+Layout of a batch, int64 [L + 2 + C + L + 1]: rows by level, K + 1, offset in bytes of each array
+and of each pointer array, and the length of all.
 """
 
-import functools
-from collections.abc import Callable
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
 
-from zarrpipe.data.csr import Int64Array, pointers, segment_rows
-from zarrpipe.data.fields import Level
+OUTSIDE, DAMAGED = -1, -2
+"""There is no such sample; pointers fall, are negative, or exceed the committed rows."""
 
-LEVELS = {Level.SYSTEM: 0, Level.ATOM: 1, Level.EDGE: 2}
-OUTSIDE, DAMAGED = 1, 2
+_ALIGNMENT = 64
+_PREFETCHED = 1 << 14  # bytes: what a second-level cache has room for
+_LINE = 64
+_ALL = np.zeros(0, dtype=np.int64)
+_ADDRESS = types.intp
+_READ = types.Array(types.int64, 1, "C", readonly=True)
+_ARRAYS = types.Array(types.int64, 2, "C", readonly=True)
+_TABLE = types.int64[:, ::1]
+_INT64 = types.int64[::1]
+_BYTES = types.uint8[::1]
 
-Rows = Int64Array | slice
+
+@intrinsic
+def _memcpy(typingctx, target, source, nbytes):  # type: ignore[no-untyped-def]
+    """Copy bytes from one address to another."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        pointer = cgutils.voidptr_t
+        target, source = (builder.inttoptr(address, pointer) for address in args[:2])
+        cgutils.raw_memcpy(builder, target, source, args[2], 1)
+        return context.get_dummy_value()
+
+    return types.void(_ADDRESS, _ADDRESS, _ADDRESS), codegen
 
 
-@dataclass(frozen=True)
-class Kernels:
-    """The steps, in machine code.
+@intrinsic
+def _prefetch(typingctx, address):  # type: ignore[no-untyped-def]
+    """Ask for a cache line at the second level; any address is allowed."""
 
-    Parameters
-    ----------
-    locate
-        ``locate(samples [J], places, active, limits, atoms_ptr, edges_ptr, table) -> status``: look
-        samples up in the pointers of a store. `places` says which columns of the table they fill
-        (empty: the first J), `active` which rows are not deleted (empty: all), `limits` [3] how
-        many samples, atoms and edges there are, and `edges_ptr` is empty where edges are not
-        wanted. Rows 2 and 4 get counts, at k + 1. The status is `OUTSIDE` where there is no such
-        sample, `DAMAGED` where pointers fall, are negative or go beyond the limits.
-    lay_out
-        ``lay_out(table, levels [F], row_bytes [F], alignment, offsets [F + 3])``: turn counts into
-        pointers, and decide where in one buffer the F columns, the two pointer arrays and the end
-        are, in bytes.
-    copy
-        ``copy(table, places, addresses [F], levels, row_bytes, offsets, edges, last, words)``:
-        copy the rows of the samples at `places` from the addresses where a store's arrays begin
-        (0 where it lacks one) into the buffer, which is given as int64 words. To column `edges`
-        (-1 for none), of int64, each sample's shift from store to batch is added. With `last` the
-        pointers are written too.
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        pointer, number = cgutils.voidptr_t, ir.IntType(32)
+        function = builder.module.declare_intrinsic(
+            "llvm.prefetch",
+            [pointer],
+            ir.FunctionType(ir.VoidType(), [pointer, number, number, number]),
+        )
+        read, second_level, data = number(0), number(2), number(1)
+        builder.call(function, [builder.inttoptr(args[0], pointer), read, second_level, data])
+        return context.get_dummy_value()
+
+    return types.void(_ADDRESS), codegen
+
+
+@intrinsic
+def _load(typingctx, address):  # type: ignore[no-untyped-def]
+    """Value of the int64 at an address."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        return builder.load(builder.inttoptr(args[0], ir.IntType(64).as_pointer()))
+
+    return types.int64(_ADDRESS), codegen
+
+
+@intrinsic
+def _store(typingctx, address, value):  # type: ignore[no-untyped-def]
+    """Set the int64 at an address."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        builder.store(args[1], builder.inttoptr(args[0], ir.IntType(64).as_pointer()))
+        return context.get_dummy_value()
+
+    return types.void(_ADDRESS, types.int64), codegen
+
+
+def _compiled(signature: Any) -> Any:
+    """Compile at import, from the cache on disk where there can be one."""
+
+    def compiled(function: Any) -> Any:
+        try:
+            return njit(signature, nogil=True, cache=True)(function)
+        except RuntimeError:  # neither the package nor a home directory can be written
+            return njit(signature, nogil=True)(function)
+
+    return compiled
+
+
+@_compiled(types.int64(_READ, types.int64, _READ, _READ, _TABLE))
+def locate(samples, known, places, source, table):  # type: ignore[no-untyped-def]
+    """Look samples [J] up in the pointers of a store.
+
+    `known` is how many samples may be asked for. `places` [J] says which columns of the table are
+    filled; empty for the first J. Returns 0, `OUTSIDE` or `DAMAGED`.
     """
+    levels = (table.shape[0] - 1) // 2
+    for j in range(len(samples)):
+        sample = samples[j]
+        if sample < 0 or sample >= source[0] or sample >= known:
+            return OUTSIDE
+        row = _load(source[1] + 8 * sample) if source[1] else sample
+        k = places[j] if len(places) else j
+        table[0, k] = row
+        for level in range(1, levels + 1):
+            rows, pointers = source[3 * level - 1], source[3 * level]
+            table[2 * level - 1, k] = table[2 * level, k + 1] = 0
+            if pointers:
+                start = _load(pointers + 8 * row)
+                stop = _load(pointers + 8 * row + 8)
+                if start < 0 or stop - start < source[3 * level + 1] or stop > rows:
+                    return DAMAGED
+                table[2 * level - 1, k] = start
+                table[2 * level, k + 1] = stop - start
+    return 0
 
-    locate: Callable[..., int]
-    lay_out: Callable[..., None]
-    copy: Callable[..., None]
+
+@_compiled(types.void(_TABLE, _ARRAYS, _INT64))
+def lay_out(table, arrays, layout):  # type: ignore[no-untyped-def]
+    """Turn the counts of a table into pointers, and decide where each array of the batch is."""
+    levels, count = (table.shape[0] - 1) // 2, table.shape[1] - 1
+    layout[0], layout[levels + 1] = count, count + 1
+    for level in range(1, levels + 1):
+        table[2 * level, 0] = 0
+        for k in range(count):
+            table[2 * level, k + 1] += table[2 * level, k]
+        layout[level] = table[2 * level, count]
+    end, place = 0, levels + 2
+    for column in range(arrays.shape[1]):
+        layout[place] = end
+        nbytes = layout[arrays[0, column]] * arrays[1, column]
+        end += -(-nbytes // _ALIGNMENT) * _ALIGNMENT
+        place += 1
+    for _ in range(levels):
+        layout[place] = end
+        end += -(-8 * (count + 1) // _ALIGNMENT) * _ALIGNMENT
+        place += 1
+    layout[place] = end
 
 
-@functools.cache
-def compiled_kernels() -> Kernels | None:
-    """The compiled steps; None where numba is not installed."""
-    try:
-        from zarrpipe.store.read import _compiled  # noqa: PLC0415  half a second, at the first gather
-    except ImportError:
-        return None
-    return Kernels(_compiled.locate, _compiled.lay_out, _compiled.copy)
+@_compiled(types.void(_TABLE, _READ, _READ, _ARRAYS, _READ, _BYTES))
+def copy(table, places, source, arrays, layout, out):  # type: ignore[no-untyped-def]
+    """Copy the rows of the samples at `places` (empty: of all) from a store to their places."""
+    levels = (table.shape[0] - 1) // 2
+    count = len(places) if len(places) else table.shape[1] - 1
+    for column in range(arrays.shape[1]):
+        address, level, size = source[3 * levels + 2 + column], arrays[0, column], arrays[1, column]
+        if address == 0:
+            continue
+        begin = out.ctypes.data + layout[levels + 2 + column]
+        asked = prefetched = 0
+        for j in range(count):
+            while asked < count and prefetched < _PREFETCHED:  # most of the time is waiting
+                k = places[asked] if len(places) else asked
+                start = table[0, k] if level == 0 else table[2 * level - 1, k]
+                rows = 1 if level == 0 else table[2 * level, k + 1] - table[2 * level, k]
+                begins, ends = address + start * size, address + (start + rows) * size
+                for line in range(begins & -_LINE, ends, _LINE):
+                    _prefetch(line)
+                prefetched += rows * size + _LINE
+                asked += 1
+            k = places[j] if len(places) else j
+            start = table[0, k] if level == 0 else table[2 * level - 1, k]
+            first = k if level == 0 else table[2 * level, k]
+            rows = 1 if level == 0 else table[2 * level, k + 1] - first
+            _memcpy(begin + first * size, address + start * size, rows * size)
+            prefetched -= rows * size + _LINE
+            counted = arrays[2, column]
+            if counted:
+                shift = table[2 * counted, k] - table[2 * counted - 1, k]
+                for word in range(begin + first * size, begin + (first + rows) * size, 8):
+                    _store(word, _load(word) + shift)
 
 
-def segments(
-    samples: Int64Array, ptr: Int64Array, least: int, limit: int
-) -> tuple[Rows, Int64Array] | None:
-    """Rows in a store of some samples, and the pointers of the batch that they make.
+@_compiled(types.void(_TABLE, _READ, _BYTES))
+def put_pointers(table, layout, out):  # type: ignore[no-untyped-def]
+    """Write the pointers of a batch to their places."""
+    levels = (table.shape[0] - 1) // 2
+    for level in range(1, levels + 1):
+        begin = out.ctypes.data + layout[len(layout) - 2 - levels + level]
+        for k in range(table.shape[1]):
+            _store(begin + 8 * k, table[2 * level, k])
 
-    None for pointers that are damaged: where a sample has fewer than `least` rows, or some that
-    are not between 0 and `limit`.
+
+@_compiled(types.int64(_READ, types.int64, _READ, _ARRAYS, _INT64, _BYTES))
+def read(samples, known, source, arrays, layout, out):  # type: ignore[no-untyped-def]
+    """Do all steps for a batch out of one store; returns its length in bytes, or an error.
+
+    If that is more than there is room for in `out`, nothing was copied.
     """
-    starts, stops = ptr[samples], ptr[samples + 1]
-    counts = stops - starts
-    inner = np.zeros(len(samples) + 1, dtype=np.int64)
-    counts.cumsum(out=inner[1:])
-    if len(samples) == 0:
-        return slice(0, 0), inner
-    if ((counts - least) | starts | (limit - stops)).min() < 0:  # one of them has the sign bit
-        return None
-    first, total = int(starts[0]), int(inner[-1])
-    if int(stops[-1]) - first == total and np.array_equal(starts, inner[:-1] + first):
-        return slice(first, first + total), inner
-    rows = np.repeat(starts - inner[:-1], counts)
-    rows += np.arange(total)
-    return rows, inner
-
-
-def source_segments(
-    table: Int64Array, places: Int64Array, level: int
-) -> tuple[Int64Array, Int64Array]:
-    """Where in their store the rows of the samples at `places` (empty: all) start and stop."""
-    chosen = places if len(places) else slice(0, table.shape[1] - 1)
-    if level == 0:
-        return table[0, chosen], table[0, chosen] + 1
-    starts = table[2 * level - 1, chosen]
-    return starts, starts + np.diff(table[2 * level])[chosen]
-
-
-def target_rows(table: Int64Array, places: Int64Array, level: int) -> Rows:
-    """Rows in the batch of the samples at `places` (empty: all)."""
-    count = table.shape[1] - 1
-    if len(places) == 0:
-        return slice(0, count if level == 0 else int(table[2 * level, count]))
-    if level == 0:
-        return places
-    return segment_rows(table[2 * level, places], pointers(np.diff(table[2 * level])[places]))
+    levels = (len(layout) - 3 - arrays.shape[1]) // 2
+    table = np.empty((2 * levels + 1, len(samples) + 1), dtype=np.int64)
+    status = locate(samples, known, _ALL, source, table)
+    if status:
+        return status
+    lay_out(table, arrays, layout)
+    nbytes = layout[len(layout) - 1]
+    if nbytes <= len(out):
+        copy(table, _ALL, source, arrays, layout, out)
+        put_pointers(table, layout, out)
+    return nbytes

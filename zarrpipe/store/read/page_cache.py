@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from zarrpipe.data.csr import AnyArray, Int64Array
+from zarrpipe.data.fields import Level
 from zarrpipe.store.backend.mapping import libc
 
 _STEP = 1 << 19  # a system may ask its disk for no more than this at once
@@ -22,42 +23,41 @@ _SHARE = 0.7
 PAGE = mmap.PAGESIZE
 
 
-class ReadAhead:
-    """The arrays of a store that are read together.
+class PageCache:
+    """The mapped arrays of a store that are read together.
 
     Parameters
     ----------
-    arrays : sequence of array
-        Mapped rows.
-    levels : sequence of int
-        Level of each; see `zarrpipe.store.read.kernels`.
+    arrays : sequence of (array, Level)
+        Mapped rows and their level.
     """
 
-    def __init__(self, arrays: Sequence[AnyArray], levels: Sequence[int]) -> None:
-        self._arrays, self._levels = list(arrays), list(levels)
+    def __init__(self, arrays: Sequence[tuple[AnyArray, Level]]) -> None:
+        self._arrays = arrays
         self._thread: threading.Thread | None = None
-        cold = sum(cold_bytes(array) for array in self._arrays)
-        total = sum(array.nbytes for array in self._arrays)
+        cold = sum(cold_bytes(array) for array, _ in arrays)
+        total = sum(array.nbytes for array, _ in arrays)
         self._warm = cold <= (1 - _WARM) * total
         self._fits = cold < _SHARE * available_memory()
 
-    def advise(self, segments: Callable[[int], tuple[Int64Array, Int64Array]]) -> None:
-        """Say that samples will be read soon, whose rows of each level `segments` gives."""
+    def prefetch(self, segments: Callable[[Level], tuple[Int64Array, Int64Array]]) -> None:
+        """Bring rows to memory in the background; `segments` gives those of a level."""
         if self._warm:
             return
         if not self._fits:
-            for level in set(self._levels):
-                self._ask(level, *segments(level))
+            for level in {level for _, level in self._arrays}:
+                self._request(level, *segments(level))
         elif self._thread is None:
+            whole = [array for array, _ in self._arrays]
             self._thread = threading.Thread(
-                target=_read_through, args=(self._arrays,), name="zarrpipe-ahead", daemon=True
+                target=_read_through, args=(whole,), name="zarrpipe-page-cache", daemon=True
             )
             self._thread.start()
         elif not self._thread.is_alive():
             self._warm = True
 
-    def _ask(self, level: int, starts: Int64Array, stops: Int64Array) -> None:
-        for array, own in zip(self._arrays, self._levels, strict=True):
+    def _request(self, level: Level, starts: Int64Array, stops: Int64Array) -> None:
+        for array, own in self._arrays:
             if own == level:
                 row = array.strides[0]
                 first = array.ctypes.data + starts * row

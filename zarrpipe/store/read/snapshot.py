@@ -2,6 +2,8 @@
 
 import threading
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -125,13 +127,10 @@ class Snapshot:
             If the store was emptied or rewritten since it was looked at, and these rows were not
             at hand before.
         """
-        try:
+        with detect_changes(self):
             flat = self.array(path, rows)
             if isinstance(flat, CachedArray):
                 flat.ensure(rows)
-        except StoreFormatError:
-            self.check_current()
-            raise
         return flat.data
 
     def array(self, path: str, rows: int) -> ArrayReader:
@@ -147,13 +146,9 @@ class Snapshot:
             flat.commit(rows)
         elif len(flat.data) < rows:
             try:
-                flat.ensure(rows)
-            except StoreFormatError:
-                self._flats.drop(path)
-                self.check_current()
-                raise
-            self.version += 1
-            try:
+                with detect_changes(self):
+                    flat.ensure(rows)
+                self.version += 1
                 self.check_current()
             except StoreFormatError:
                 self._flats.drop(path)
@@ -324,6 +319,17 @@ class Snapshot:
             check_required(self._flats, self.schema, self.extent)
         if self.active is not None:
             self.active = np.concatenate([self.active, np.arange(before, samples)])
+
+
+@contextmanager
+def detect_changes(*snapshots: Snapshot) -> Iterator[None]:
+    """Raise that a store was emptied, rewritten or replaced, where that is why it looks damaged."""
+    try:
+        yield
+    except StoreFormatError:
+        for snapshot in snapshots:
+            snapshot.check_current()
+        raise
 
 
 def _still_current(this: "weakref.ref[Snapshot]") -> None:

@@ -20,10 +20,9 @@ from zarrpipe.store.format.layout import (
     field_path,
     present_path,
 )
-from zarrpipe.store.read.gather import Gathers, Part
-from zarrpipe.store.read.kernels import LEVELS
-from zarrpipe.store.read.lookup import Unit
+from zarrpipe.store.read.gather import Gather, Part
 from zarrpipe.store.read.snapshot import Snapshot
+from zarrpipe.store.read.source import Unit
 
 _IDS_BLOCK = 4096
 _MANY = 1 << 16
@@ -55,7 +54,8 @@ class StoreView:
         self._root = Root.of(store)
         self._closed = False
         self._snapshot = Snapshot(self._root, cache_config)
-        self._gathers = Gathers([self._snapshot])
+        self.rows = Gather([self._snapshot])
+        """Reads batches; it does not check whether the view is closed."""
         self._with_ids: tuple[int, bool] = (-1, False)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -177,31 +177,30 @@ class StoreView:
         """
         self._check_open()
         wanted = np.ascontiguousarray(index, dtype=np.int64)
-        return self._gathers.of(fields)(len(wanted), (Part(0, wanted),))
+        return self.rows.read(wanted, None if fields is None else tuple(fields))
 
-    def row_starts(self, level: int) -> Int64Array | None:
-        """First row of each sample and the end [N+1] of a numbered level; None for systems."""
-        if level == LEVELS[Level.SYSTEM]:
+    def row_starts(self, level: Level) -> Int64Array | None:
+        """First row of each sample and the end [N+1] of a level; None for systems."""
+        if level is Level.SYSTEM:
             return None
         samples, active = self._snapshot.extent.samples, self._snapshot.active
-        path = ATOMS_PTR if level == LEVELS[Level.ATOM] else EDGES_PTR
+        path = ATOMS_PTR if level is Level.ATOM else EDGES_PTR
         ptr = self._snapshot.pointers(path)[: samples + 1]
         return ptr if active is None else np.append(ptr[active], ptr[-1])
 
     def units(self, fields: Sequence[str] | None = None) -> list[Unit]:
         """How the arrays of a gather are cut into what is fetched at once; see `gather`."""
         self._check_open()
-        return self._gathers.of(fields).units(self._snapshot)
+        return self.rows.units(self._snapshot, None if fields is None else tuple(fields))
 
-    def advise(self, index: AnyArray, fields: Sequence[str] | None = None) -> None:
-        """Say that the samples at `index` will be read soon; see `gather` for the arguments.
+    def prefetch(self, index: AnyArray, fields: Sequence[str] | None = None) -> None:
+        """Bring the samples at `index` to memory in the background; see `gather`.
 
-        Rows that are on a disk or far away are brought nearer in the background. It costs little
-        where they are at hand.
+        It costs little where they are in memory already.
         """
         self._check_open()
         wanted = np.ascontiguousarray(index, dtype=np.int64)
-        self._gathers.of(fields).advise((Part(0, wanted),))
+        self.rows.prefetch([Part(0, wanted)], None if fields is None else tuple(fields))
 
     def refresh(self) -> int:
         """Look at the store again; the number of samples that are new.
@@ -221,7 +220,7 @@ class StoreView:
     def close(self) -> None:
         """Let go of the store; a second call does nothing."""
         self._closed = True
-        self._gathers.clear()
+        self.rows.clear()
         self._snapshot.release()
 
     def _check_open(self) -> None:

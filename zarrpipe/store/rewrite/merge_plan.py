@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from zarrpipe.data.csr import AnyArray, Int64Array, pointers, segment_rows
+from zarrpipe.data.csr import AnyArray, Int64Array, pointers
 from zarrpipe.data.fields import Level
 from zarrpipe.data.ids import UInt64Array
 from zarrpipe.data.schema import Field, Schema, field_from_array
 from zarrpipe.errors import SchemaError, StoreFormatError
 from zarrpipe.store.format.commit_log import RowCounts
 from zarrpipe.store.format.layout import field_spec
-from zarrpipe.store.read.kernels import LEVELS, compiled_kernels
+from zarrpipe.store.read.gather import copy_segments
 from zarrpipe.store.rewrite.merge_source import MergeSource
 
 _BLOCK = 1 << 23
@@ -137,7 +137,7 @@ class MergePlan:
             first = int(rows.starts[0])
             run: AnyArray = self.sources[owners[0]].field(item)[first : first + int(rows.ptr[-1])]
             return run
-        values = _empty_rows(item, int(rows.ptr[-1]))
+        values = np.empty((int(rows.ptr[-1]), *item.shape), item.dtype)
         if missing:
             values.fill(item.fill)
         for number in sorted({*owners} - {*missing}):
@@ -146,7 +146,8 @@ class MergePlan:
                 starts = rows.starts[places] if len(places) else rows.starts
                 order = np.argsort(starts, kind="stable")
                 places = places[order] if len(places) else order
-            _copy(self.sources[number].field(item), rows, places, values)
+            stored = self.sources[number].field(item)
+            copy_segments(stored, rows.starts, rows.ptr, places, values)
         return values
 
     def _edges(self, item: Field, samples: slice, starts: Int64Array, ptr: Int64Array) -> AnyArray:
@@ -225,29 +226,3 @@ def _check_edges(source: MergeSource, edges: AnyArray, begin: Int64Array, end: I
 def _memory() -> int:
     """Bytes of memory of the machine."""
     return os.sysconf("SC_PHYS_PAGES") * mmap.PAGESIZE if hasattr(os, "sysconf") else 1 << 33
-
-
-def _empty_rows(item: Field, rows: int) -> AnyArray:
-    """Uninitialised rows of a field, in whole words of memory."""
-    size = rows * field_spec(item).row_bytes
-    buffer = np.empty(-(-size // 8), dtype=np.int64)
-    return np.ndarray((rows, *item.shape), item.dtype, buffer)
-
-
-def _copy(stored: AnyArray, rows: _Rows, places: Int64Array, values: AnyArray) -> None:
-    """Copy the rows of the samples at `places` (empty: all) into `values`."""
-    kernels = compiled_kernels()
-    if kernels is not None:
-        table = np.zeros((5, len(rows.ptr)), dtype=np.int64)
-        table[1, :-1], table[2] = rows.starts, rows.ptr
-        address, row_bytes = np.array([stored.ctypes.data]), np.array([stored[:1].nbytes])
-        level, offsets = np.array([LEVELS[Level.ATOM]]), np.zeros(4, dtype=np.int64)
-        kernels.copy(table, places, address, level, row_bytes, offsets, -1, 0, values.base)
-        return
-    chosen = places if len(places) else slice(None)
-    inner = pointers(np.diff(rows.ptr)[chosen])
-    taken = segment_rows(rows.starts[chosen], inner)
-    if len(places):
-        values[segment_rows(rows.ptr[:-1][chosen], inner)] = stored[taken]
-    else:
-        np.take(stored, taken, axis=0, out=values, mode="clip")

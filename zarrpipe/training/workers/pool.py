@@ -39,8 +39,8 @@ _GROUP = SLOTS // 2
 
 _GRACE = 2.0
 _SEEDS = 1 << 64
-_PRELOAD = ("zarrpipe.training.workers.worker_main", "zarrpipe.store.read._compiled")
-"""What a fork server imports once for all workers; where numba lacks the second is skipped."""
+_PRELOAD = ("zarrpipe.training.workers.worker_main", "zarrpipe.store.read.kernels")
+"""What a fork server imports once for all workers."""
 
 Request = tuple[int, Int64Array]
 """Seed, and indices [K] or indices and copies [2, K]."""

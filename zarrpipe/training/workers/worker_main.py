@@ -95,7 +95,7 @@ class _Reader:
         """Say which samples the next requests of a group want."""
         with contextlib.suppress(Exception):  # to read them will say what is wrong
             asked = [self._asked(index.view(np.int64))[0] for index in indices]
-            self._ready().advise(np.concatenate(asked))
+            self._ready().prefetch(np.concatenate(asked))
 
     def _asked(self, words: Int64Array) -> tuple[Int64Array, Int64Array | None]:
         """Indices, and which copies of them if that was sent."""
@@ -162,12 +162,9 @@ def received(kind: int, held: Bytes, pickled: Bytes, buffers: BufferPool) -> Bat
     if kind == BATCH:
         buffer, pinned = buffers.take(len(held))
         buffer[:] = held
-        batch = unpack(pickle.loads(pickled.tobytes()), buffer)  # noqa: S301  a worker's own
-        if pinned is None:
-            return batch
+        layout = pickle.loads(pickled.tobytes())  # noqa: S301  a worker's own
         # Views of the page-locked tensor itself, so that torch knows when it is free again.
-        batch._buffer = pinned
-        return batch._transfer(lambda tensor: tensor)
+        return unpack(layout, buffer if pinned is None else pinned)
     text = held.tobytes().decode()
     error: Exception = RuntimeError("a worker process raised what cannot be pickled")
     if len(pickled):
