@@ -119,6 +119,7 @@ class GraphBatchSampler:
         self._next_index = None if index is None else checked_index(index, data)
         self._plan: Plan | None = None
         self._resuming = False
+        self._set: int | None = None  # the epoch that `set_epoch` went to last
         self._begin(0)
         self._now.check()  # what no epoch can be made of is said before training
 
@@ -189,11 +190,16 @@ class GraphBatchSampler:
         self._next_index = checked_index(index, self._recipe.data)
 
     def set_epoch(self, epoch: int) -> None:
-        """Go to the start of an epoch; a position that was loaded for that epoch is kept."""
-        if self._resuming and epoch == self._now.number:
+        """Go to the start of an epoch; a position that was loaded for that epoch is kept.
+
+        A loader that is iterated over again and again in one epoch of a trainer, as Lightning's
+        ``CombinedLoader("max_size_cycle")`` does, goes on to its own epochs meanwhile. A position
+        in those was loaded for the epoch that was set last.
+        """
+        if self._resuming and epoch == (self._now.number if self._set is None else self._set):
             return
-        self._resuming = False
-        self._begin(int(epoch))
+        self._resuming, self._set = False, int(epoch)
+        self._begin(self._set)
 
     def plan(self) -> Plan:
         """The batches of all ranks from the position on."""
@@ -234,6 +240,7 @@ class GraphBatchSampler:
         """
         epoch, plan, (position, step) = cache(self._now.state_dict), self._plan, self._begun
         fixed = {"shuffle": int(self.shuffle), **self._settings()}
+        fixed["set_epoch"] = self._now.number if self._set is None else self._set
 
         def state_after(taken: int) -> dict[str, Any]:
             consumed = 0 if plan is None else plan.consumed(taken)
@@ -276,6 +283,7 @@ class GraphBatchSampler:
         self.seed, self._now = epoch.seed, epoch
         self._begun, self._taken = (position, int(state["step"])), 0
         self._resuming, self._plan = True, None
+        self._set = int(state["set_epoch"]) if "set_epoch" in state else None
 
     def _check_settings(self, state: Mapping[str, Any]) -> None:
         """Refuse the state of a sampler that draws, orders or puts together otherwise."""
