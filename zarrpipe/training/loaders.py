@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from zarrpipe.data.fields import Level
+from zarrpipe.data.validate import check_count, check_flag
 from zarrpipe.dataset.zarr_dataset import ZarrDataset
 from zarrpipe.errors import ArgumentError
-from zarrpipe.training.epoch.checks import checked_bool, checked_integer
 from zarrpipe.training.epoch.mixing import Weights
 from zarrpipe.training.epoch.plans import IndexArray
 from zarrpipe.training.loader import GraphLoader
@@ -43,8 +43,8 @@ class Settings:
     resident: bool = False
 
     def __post_init__(self) -> None:
-        checked_bool("balance", self.balance)
-        checked_bool("resident", self.resident)
+        check_flag("balance", self.balance)
+        check_flag("resident", self.resident)
         if self.shuffle not in ("samples", "blocks", None):
             raise ArgumentError(
                 f"shuffle is {self.shuffle!r}, expected 'samples', 'blocks' or None"
@@ -53,7 +53,7 @@ class Settings:
         object.__setattr__(self, "train_transform", known)
         self.sampler((), shuffle=True)
         for name in ("num_workers", "prefetch"):
-            checked_integer(name, getattr(self, name), 0)
+            check_count(name, getattr(self, name), 0)
         if self.resident and self.num_workers:
             raise ArgumentError(f"num_workers is {self.num_workers}, expected 0 with resident=True")
 

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from zarrpipe.data.csr import Int64Array
+from zarrpipe.data.validate import check_count
 from zarrpipe.errors import ArgumentError, ArgumentTypeError
-from zarrpipe.training.epoch.checks import checked_integer
 from zarrpipe.training.epoch.packing import Costs
 from zarrpipe.training.epoch.plans import IndexArray
 
@@ -42,7 +42,7 @@ class Budgets:
             )
         return cls(
             *(
-                None if value is None else checked_integer(name, value, 1)
+                None if value is None else check_count(name, value, 1)
                 for name, value in given.items()
             )
         )

@@ -12,8 +12,8 @@ import numpy.typing as npt
 from zarrpipe.data.csr import AnyArray, Int64Array
 from zarrpipe.data.fields import Level
 from zarrpipe.data.schema import Field
+from zarrpipe.data.validate import check_count
 from zarrpipe.errors import ArgumentError, ArgumentTypeError
-from zarrpipe.training.epoch.checks import checked_integer
 from zarrpipe.training.epoch.draws import Expected, draw
 from zarrpipe.training.epoch.plans import IndexArray
 
@@ -61,7 +61,7 @@ class Mixture:
             If they are not what `GraphBatchSampler` takes.
         """
         if samples_per_epoch is not None:
-            samples_per_epoch = checked_integer("samples_per_epoch", samples_per_epoch, 1)
+            samples_per_epoch = check_count("samples_per_epoch", samples_per_epoch, 1)
         if weights is None and samples_per_epoch is None:
             return None
         return cls(None if weights is None else _rule(weights), samples_per_epoch)
