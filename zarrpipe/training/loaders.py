@@ -21,13 +21,7 @@ _BATCH_SIZE = 32
 
 @dataclass(frozen=True, eq=False)
 class Settings:
-    """What loaders are made by; each as `ZarrDataModule` says it.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If one is nothing that it can be, or they do not go together.
-    """
+    """What loaders are made by; each as `ZarrDataModule` says it."""
 
     batch_size: int | None = None
     max_atoms: int | None = None
@@ -100,13 +94,7 @@ class Settings:
         )
 
     def check(self, dataset: ZarrDataset) -> None:
-        """Refuse a budget of edges where no store has edges, as it would limit nothing.
-
-        Raises
-        ------
-        ArgumentError
-            If there is one.
-        """
+        """Refuse a budget of edges where no store has edges, as it would limit nothing."""
         levels = {field.level for field in dataset.schema.values()}
         if self.max_edges is not None and len(dataset) and Level.EDGE not in levels:
             raise ArgumentError(
@@ -220,13 +208,7 @@ def _made(module: Any) -> bool:
 
 
 def checked_device(name: str | torch.device) -> torch.device:
-    """A device by its name.
-
-    Raises
-    ------
-    ArgumentError
-        If it is none.
-    """
+    """A device by its name."""
     try:
         return torch.device(name)
     except (RuntimeError, TypeError) as error:
@@ -236,13 +218,7 @@ def checked_device(name: str | torch.device) -> torch.device:
 
 
 def check_device(device: torch.device | None) -> None:
-    """Refuse a CUDA device that is not here, before anything is moved to it.
-
-    Raises
-    ------
-    ArgumentError
-        If it is not.
-    """
+    """Refuse a CUDA device that is not here, before anything is moved to it."""
     if device is not None and device.type == "cuda":
         count = torch.cuda.device_count()
         if (device.index or 0) >= count:

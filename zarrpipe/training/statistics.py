@@ -91,14 +91,7 @@ class StatisticsSums:
     sums: LabelSums = field(default_factory=LabelSums)
 
     def add(self, batch: Batch) -> Self:
-        """Count the samples of a batch and the labels that they have.
-
-        Raises
-        ------
-        FieldError
-            If an atomic number is not 0 to 118, or a label that is present is not finite; the sums
-            stay as they were.
-        """
+        """Count the samples of a batch and the labels that they have."""
         return self._add(batch, np.diff(batch.edge_ptr.numpy()))
 
     def _add(self, batch: Batch, edges: Int64Array) -> Self:
@@ -118,13 +111,7 @@ class StatisticsSums:
 
 
 def statistics_of(sums: LabelSums) -> Statistics:
-    """Statistics that follow from sums of one bucket.
-
-    Raises
-    ------
-    FieldError
-        If they count an atomic number that is not 0 to 118, or a label that is not finite.
-    """
+    """Statistics that follow from sums of one bucket."""
     check_labels(sums)
     elements, counts = sums.elements, sums.counts[0].astype(np.int64)
     fitted, atoms = sums.fitted_energies(), int(counts.sum())
@@ -150,13 +137,7 @@ def statistics_of(sums: LabelSums) -> Statistics:
 
 
 def check_labels(sums: LabelSums) -> None:
-    """Refuse sums of samples of which some cannot be summed.
-
-    Raises
-    ------
-    FieldError
-        If an atomic number is not 0 to 118, or a label that is present is not finite.
-    """
+    """Refuse sums of samples of which some cannot be summed."""
     wrong = int(sums.total("without_element"))
     if wrong:
         raise FieldError(

@@ -53,13 +53,7 @@ class Mixture:
 
     @classmethod
     def of(cls, weights: Any, samples_per_epoch: Any) -> "Mixture | None":
-        """Mixture of arguments; None if every sample is to come once.
-
-        Raises
-        ------
-        ArgumentTypeError, ArgumentError
-            If they are not what `GraphBatchSampler` takes.
-        """
+        """Mixture of arguments; None if every sample is to come once."""
         if samples_per_epoch is not None:
             samples_per_epoch = check_count("samples_per_epoch", samples_per_epoch, 1)
         if weights is None and samples_per_epoch is None:
@@ -71,13 +65,7 @@ class Mixture:
         return 0 if count == 0 else self.samples_per_epoch or count
 
     def expected(self, data: Any, samples: IndexArray) -> Expected:
-        """How often samples are expected in an epoch that is drawn of them.
-
-        Raises
-        ------
-        ArgumentError
-            If `data` does not fit the weights, for example a sample has a negative one.
-        """
+        """How often samples are expected in an epoch that is drawn of them."""
         total = self.total(len(samples))
         if self.rule is None:
             return Expected(np.full(len(samples), total / len(samples)))

@@ -44,13 +44,7 @@ class Split:
 
     @classmethod
     def of(cls, split: object, by: str, apart: Collection[str] = ()) -> "Split":
-        """Split that arguments of the data module say; sides that are `apart` have own stores.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If they say none.
-        """
+        """Split that arguments of the data module say; sides that are `apart` have own stores."""
         if not isinstance(by, str):
             raise ArgumentTypeError(f"split_by is {by!r}, expected 'id' or the name of a field")
         if isinstance(split, Mapping):
@@ -178,11 +172,6 @@ class SplitAssignment:
         """Look whether the ids of index files are in the stores.
 
         Some may be missing without harm: their samples were deleted, or are still to come.
-
-        Raises
-        ------
-        ValueError
-            If not one id of a file is there.
         """
         if self.split.files:
             self.rows(dataset)
@@ -227,13 +216,7 @@ def _is_share(value: object) -> bool:
 
 
 def _groups(dataset: ZarrDataset, name: str, samples: Int64Array) -> npt.NDArray[Any]:
-    """Values [K, ...] of the field by which samples are kept together.
-
-    Raises
-    ------
-    SchemaError
-        If a sample lacks it, or it is at another level.
-    """
+    """Values [K, ...] of the field by which samples are kept together."""
     known = dataset.schema.get(name)
     if known is not None and known.level is not Level.SYSTEM:
         raise SchemaError(

@@ -112,11 +112,6 @@ class SplitDatasets:
         """See what was committed since, on every rank what rank 0 sees.
 
         With `again` stores that were opened anew are looked at once more, by all ranks or by none.
-
-        Raises
-        ------
-        StoreFormatError
-            If samples were deleted or moved meanwhile, or a store is damaged. All are opened anew.
         """
         try:
             all_ranks(lambda: len(self.datasets))  # which are opened, where they were not
@@ -157,24 +152,13 @@ class SplitDatasets:
         )
 
     def check(self) -> None:
-        """Look whether the ids of index files are in the stores; rank 0 warns of some that are not.
-
-        Raises
-        ------
-        ValueError
-            If not one id of a file is there.
-        """
+        """Look whether the ids of index files are in the stores; rank 0 warns of some that are not."""
         self._sides.check(self.datasets["all"], warn=rank() == 0)
 
     def check_trained(self, *, validated: bool) -> None:
         """Look whether there are samples to train on and, if it is `validated`, to validate with.
 
         Rank 0 warns if there are none of the latter; they may come later.
-
-        Raises
-        ------
-        StoreEmptyError
-            If there is no sample to train on.
         """
         count, share = len(self.datasets["all"]), self.split.shares[SIDES.index("val")]
         if not self._count("train"):

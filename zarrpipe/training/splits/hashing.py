@@ -15,11 +15,6 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 def check_fractions(fractions: Sequence[float]) -> tuple[float, ...]:
     """The fractions as a tuple of floats.
 
-    Raises
-    ------
-    TypeError, ValueError
-        If one is no number or negative, or they do not sum to 1.
-
     Examples
     --------
     >>> check_fractions([0.75, 0.25])
@@ -51,11 +46,6 @@ def hash_split(
         Share of each side; they sum to 1.
     salt : int
         Another salt gives another split.
-
-    Raises
-    ------
-    ValueError
-        If a fraction is negative or they do not sum to 1.
 
     Examples
     --------

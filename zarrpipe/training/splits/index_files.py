@@ -27,13 +27,6 @@ def read_ids(source: object, name: str) -> UInt64Array:
         A ``.npy`` file, or what would be in it.
     name : str
         What an error calls it.
-
-    Raises
-    ------
-    TypeError
-        If it is neither.
-    ValueError
-        If there is no such file, or it does not hold ids.
     """
     told = f"{name} is {described(source)}"
     if isinstance(source, str | Path):
@@ -170,11 +163,6 @@ class IdTable:
         Ids of each side, ascending and each once.
     names : sequence of str
         Names of the sides.
-
-    Raises
-    ------
-    ValueError
-        If an id is on two sides.
     """
 
     def __init__(self, sides: Mapping[int, UInt64Array], names: tuple[str, ...]) -> None:
