@@ -15,9 +15,9 @@ import numpy as np
 from torchdata.nodes import BaseNode
 
 from zarrpipe.data.batch import Batch
+from zarrpipe.data.validate import check_count
 from zarrpipe.dataset.zarr_dataset import ZarrDataset
 from zarrpipe.errors import ArgumentTypeError
-from zarrpipe.training.epoch.checks import checked_integer
 from zarrpipe.training.epoch.plans import BatchIndices
 from zarrpipe.training.sampler import GraphBatchSampler
 from zarrpipe.training.workers.pool import Workers
@@ -142,7 +142,7 @@ class LookAhead(IndexNode):
     def __init__(self, source: IndexNode, dataset: ZarrDataset, samples: int = 1024) -> None:
         super().__init__()
         self.source, self._dataset = _index_node(source), dataset
-        self._samples = checked_integer("samples", samples, 1)
+        self._samples = check_count("samples", samples, 1)
         self._now: deque[BatchIndices] = deque()
         self._coming: deque[BatchIndices] = deque()
 
@@ -270,7 +270,7 @@ class WorkerReader(BaseNode):  # type: ignore[misc]  # torchdata is not followed
         super().__init__()
         self.source, self._dataset = _index_node(source), dataset
         if not isinstance(workers, Workers):
-            workers = Workers(checked_integer("workers", workers, 1))
+            workers = Workers(check_count("workers", workers, 1))
         self._workers, self._given, self._taken = workers, 0, 0
         self._batches: Iterator[Batch] = iter(())
 

@@ -235,7 +235,7 @@ def test_validation_without_a_sample_is_said_where_a_fit_validates(tmp_path, dat
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         runner.fit(Energies(), ZarrDataModule(tmp_path / "few"))
-    told = [one for one in caught if "side of validation (val)" in str(one.message)]
+    told = [one for one in caught if "validation split (val)" in str(one.message)]
     assert len(told) == said
 
 

@@ -6,11 +6,14 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint
+from lightning.pytorch.utilities import CombinedLoader
 
 from zarrpipe.compat import FIT_LOOP_RESUME, PrivateName
+from zarrpipe.dataset.zarr_dataset import ZarrDataset
 from zarrpipe.errors import MissingLibraryError
 from zarrpipe.training import lightning_resume as _counts
 from zarrpipe.training.data_module import ZarrDataModule
+from zarrpipe.training.loader import GraphLoader
 from zarrpipe.training.sampler import GraphBatchSampler
 
 pytestmark = [
@@ -172,3 +175,40 @@ def test_a_state_may_leave_out_steps_that_are_not_finished(begun):
     third = sampler()
     third.load_state_dict(state)
     assert [batch.tolist() for batch in third] == whole[begun + 1 :]
+
+
+class Cycled(LightningModule):
+    """Notes the samples of each batch of two loaders, of which the shorter one begins again."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
+        self.seen = []
+
+    def training_step(self, batch, batch_idx):
+        self.seen.append([batch[name].serial.ravel().tolist() for name in ("long", "short")])
+        return ((self.weight - batch["long"].energy) ** 2).mean()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.01)
+
+
+@pytest.mark.parametrize("saved", [2, 3, 5, 6, 9, 10, 15, 20])
+def test_a_shorter_loader_that_begins_again_goes_on_where_it_was(tmp_path, store, saved):
+    def fit(**settings):
+        dataset = ZarrDataset(store[0])
+        loaders = {
+            name: GraphLoader(dataset, GraphBatchSampler(dataset, 4, index=range(count), seed=3))
+            for name, count in (("long", 40), ("short", 12))
+        }
+        model = Cycled()
+        saver = ModelCheckpoint(tmp_path / "saved", every_n_train_steps=saved, save_top_k=-1)
+        trainer = trainer_of(tmp_path, saver, enable_checkpointing=True)
+        combined = CombinedLoader(loaders, "max_size_cycle")
+        trainer.fit(model, train_dataloaders=combined, **settings)
+        return model.seen
+
+    whole = fit()
+    assert len(whole) == 30
+    (path,) = (tmp_path / "saved").glob(f"*step={saved}.ckpt")
+    assert fit(ckpt_path=path) == whole[saved:]

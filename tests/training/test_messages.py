@@ -7,7 +7,7 @@ import pytest
 
 from zarrpipe import GraphBatchSampler, ZarrDataModule, ZarrDataset, write_split
 from zarrpipe.errors import ArgumentError, ArgumentTypeError, SchemaError
-from zarrpipe.training.splits.assignment import Split
+from zarrpipe.training.splits.assignment import SplitRule
 from zarrpipe.transforms import GaussianNoise, NeighborList, RandomRotation
 
 
@@ -85,7 +85,7 @@ TABLE = [
     (module, {"split": {"val": 2}}, VALUE, r"shares \{'val': 2.0\}, expected each of 0 or more "),
     (module, {"split": {"val": "10"}}, VALUE, r"shares \{'val': 10.0\}, expected each of 0 or m"),
     (module, {"split": {"val": -0.1}}, VALUE, r"shares \{'val': -0.1\}, expected each of 0 or m"),
-    (module, {"split": {"valid": 0.1}}, VALUE, r"'valid', which is no side: expected some of"),
+    (module, {"split": {"valid": 0.1}}, VALUE, r"'valid', which is no split: expected some of"),
     (module, {"split_by": None}, TYPE, "split_by is None, expected 'id' or the name of a field"),
     (module, {"split_by": "forces"}, SCHEMA, "'forces', a field at level 'atom': expected 'id' or"),
     (module, {"split_by": "mol"}, SCHEMA, r"no store has a field 'mol', they have \["),
@@ -192,8 +192,8 @@ def test_the_state_of_a_module_that_has_not_begun_is_loaded_again(stored):
 
 
 def test_a_share_may_be_a_text_as_in_a_sequence():
-    assert Split.of({"val": "0.1"}, "id") == Split.of({"val": 0.1}, "id")
-    assert Split.of(["0.8", "0.1", "0.1"], "id") == Split.of([0.8, 0.1, 0.1], "id")
+    assert SplitRule.of({"val": "0.1"}, "id") == SplitRule.of({"val": 0.1}, "id")
+    assert SplitRule.of(["0.8", "0.1", "0.1"], "id") == SplitRule.of([0.8, 0.1, 0.1], "id")
 
 
 def test_a_side_of_validation_that_is_empty_is_said_before_a_fit(stored):

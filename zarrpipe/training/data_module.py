@@ -1,4 +1,4 @@
-"""Stores as a LightningDataModule: splits, loaders, growth between epochs and resume inside one."""
+"""Stores as a LightningDataModule."""
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
@@ -15,27 +15,14 @@ from zarrpipe.dataset.zarr_dataset import ZarrDataset
 from zarrpipe.errors import StoreFormatError, ZarrPipeError
 from zarrpipe.store.backend.location import StoreLike
 from zarrpipe.store.cache.config import CacheConfig
-from zarrpipe.training.lightning_resume import (
-    ResumeFix,
-    check_finders,
-    check_reloading,
-    check_seed,
-    shareable,
-    unfinished,
-)
+from zarrpipe.training.lightning_resume import ResumeFix, check_finders, check_reloading
 from zarrpipe.training.loader import GraphLoader
-from zarrpipe.training.loaders import (
-    Fixed,
-    Loaders,
-    Setting,
-    Settings,
-    check_device,
-    checked_device,
-)
+from zarrpipe.training.loaders import Loaders
 from zarrpipe.training.ranks import all_ranks, check_alike
-from zarrpipe.training.splits.assignment import SIDES, Split
+from zarrpipe.training.settings import Fixed, Setting, Settings, check_device, checked_device
+from zarrpipe.training.splits.assignment import SPLITS, SplitRule
 from zarrpipe.training.splits.datasets import WITHOUT_RESUME, SplitDatasets, Stored
-from zarrpipe.training.statistics import Statistics, StatisticsSums, measure, measure_side
+from zarrpipe.training.statistics import SplitStatistics, Statistics
 from zarrpipe.transforms.compose import as_transform
 
 
@@ -71,14 +58,14 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
         Shares of training, validation and test. Those of validation and test go to training
         where `val_store` or `test_store` is given. Or, for "train", "val" and "test", index files
         (``.npy`` with ids, which `write_split` writes; or arrays of ids, uint64) or shares of the
-        samples that no file names; None is none. A side that is not named has all other samples:
-        "train", or where that is named the only other one. Samples with equal ids are on one side.
+        samples that no file names; None is none. A split that is not named has all other samples:
+        "train", or where that is named the only other one. Samples with equal ids are in one split.
     split_by : str
-        "id" puts each structure on a side of its own by the hash of its id; the name of a field
+        "id" assigns each structure to a split by the hash of its id; the name of a field
         at system level keeps samples with equal values of it together. A sample never changes
-        sides while its store grows, or is merged, compacted or reordered.
+        splits while its store grows, or is merged, compacted or reordered.
     where : str, optional
-        Condition that a sample has to meet to be on any side, such as ``"round >= 3 and
+        Condition that a sample has to meet to be in any split, such as ``"round >= 3 and
         has(forces)"``; see `ZarrDataset.where`. What arrives later has to meet it too.
     val_store, test_store : StoreLike or sequence of StoreLike, optional
         Stores used whole for validation and test. Before a fit it is said if they have structures
@@ -86,7 +73,7 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
     fields : sequence of str, optional
         Fields of the batches; by default all.
     transform : callable or sequence of callable, optional
-        What makes the `Batch` to use of each `Batch` that is read, on every side: a function or
+        What makes the `Batch` to use of each `Batch` that is read, in every split: a function or
         an object, or several that follow each other; see `zarrpipe.transforms`. In a configuration
         file a dotted path, or ``class_path`` and ``init_args`` of a class with ``__call__``, or a
         list of such. With workers it runs in them.
@@ -153,7 +140,6 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
         cache_bytes: int | None = None,
     ) -> None:
         super().__init__()
-        # Arguments are checked here, not when Lightning has begun to set up.
         settings = Settings.of(
             batch_size=batch_size,
             max_atoms=max_atoms,
@@ -176,40 +162,39 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
         self.store, self.val_store, self.test_store = store, val_store, test_store
         self.resident, self.cache_dir, self.cache_bytes = resident, cache_dir, cache_bytes
         stores = {"all": store, "val": val_store, "test": test_store}
-        own = [side for side in SIDES if stores.get(side) is not None]
-        self._sources = SplitDatasets(
-            stores, self._opened, Split.of(split, split_by, own), self.where
+        own = [name for name in SPLITS if stores.get(name) is not None]
+        self._splits = SplitDatasets(
+            stores, self._opened, SplitRule.of(split, split_by, own), self.where
         )
-        self._sums, self._counted = StatisticsSums(), 0
-        self._state: Mapping[str, Any] | None = None
-        self._counts = ResumeFix()
+        self._statistics = SplitStatistics()
+        self._resume_fix = ResumeFix()
         self._loaders = Loaders(settings)  # from here on what is assigned is checked
 
     def __str__(self) -> str:
-        """What it was made of; Lightning's own would read a batch of each loader."""
-        return f"{type(self).__name__}({self._sources})"
+        """The stores; Lightning's own text would read a batch of each loader."""
+        return f"{type(self).__name__}({self._splits})"
 
     __repr__ = __str__
 
     @property
     def dataset(self) -> ZarrDataset:
         """Every sample of `store`."""
-        return self._sources.datasets["all"]
+        return self._splits.datasets["all"]
 
     @property
     def train_dataset(self) -> ZarrDataset:
         """The training samples that are known now."""
-        return self._sources.side("train")
+        return self._splits.dataset_of("train")
 
     @property
     def val_dataset(self) -> ZarrDataset:
         """The validation samples that are known now."""
-        return self._sources.side("val")
+        return self._splits.dataset_of("val")
 
     @property
     def test_dataset(self) -> ZarrDataset:
         """The test samples that are known now."""
-        return self._sources.side("test")
+        return self._splits.dataset_of("test")
 
     @property
     def statistics(self) -> Statistics:
@@ -218,16 +203,10 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
         At the first call it is those that the sums of their stores do not tell of; these are all
         of them where the share of training is no whole per cent of the ids.
         """
-        (_, rows), split = self._sources.of("train"), self._sources.split
-        assert rows is not None  # they are of a split
-        if len(rows) > self._counted:
-            if self._counted == 0 and split.by_hash_of_id and self.where is None:
-                new = measure_side(self.dataset, rows, split.shares[0])
-            else:
-                new = measure(self.dataset.index_select(rows[self._counted :]))
-            self._sums.merge(new)
-            self._counted = len(rows)
-        return self._sums.statistics()
+        (_, rows), split = self._splits.of("train"), self._splits.split
+        assert rows is not None  # the split decides them
+        share = split.shares[0] if split.by_hash_of_id and self.where is None else None
+        return self._statistics.of(self.dataset, rows, share)
 
     def refresh(self) -> int:
         """See what was committed since; gives how many samples of `store` are new.
@@ -241,7 +220,7 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
             If samples were deleted or moved meanwhile. What is asked for next is of the stores as
             they are now, as after `setup`.
         """
-        before = self._sources.known
+        before = self._splits.known
         self._look()
         return len(self.dataset) - before
 
@@ -262,24 +241,24 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
         """
         all_ranks(partial(check_device, self.device))
         self._loaders.close()
-        self._state = None
+        self._loaders.resume_from = None
         self._look(again=True)  # nothing is under way
         all_ranks(partial(self._check, stage))
 
     def _check(self, stage: str) -> None:
-        """Refuse and warn of what this rank has."""
-        self._sources.check()
+        """Check the stores, splits and trainer of this rank."""
+        self._splits.check()
         self._loaders.settings.check(self.dataset)
         if self.trainer is not None:
             check_finders(self.trainer, self.batch_size)
         if stage != "fit":
             return
         validated = self.trainer is None or self.trainer.enable_validation
-        self._sources.check_trained(validated=validated)
-        self._sources.check_apart()
+        self._splits.check_trained(validated=validated)
+        self._splits.check_apart()
         if self.trainer is not None:
             check_reloading(self.trainer, packed=self._loaders.settings.packed)
-            self._counts = ResumeFix.of(self.trainer)
+            self._resume_fix = ResumeFix.of(self.trainer)
 
     def teardown(self, stage: str) -> None:
         """Let go of the loaders and end their workers."""
@@ -289,11 +268,11 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
         """Say the way out where a batch could not be read because a store was rewritten."""
         if isinstance(exception, StoreFormatError):
             self._forget()
-            # What was raised is what is to be seen, also where the stores are gone.
+            # The exception is raised as it is where the stores cannot be opened.
             with contextlib.suppress(ZarrPipeError, OSError):
-                told = self._sources.open_anew()
-                if told is not None:
-                    exception.add_note(told)
+                rewritten = self._splits.open_anew()
+                if rewritten is not None:
+                    exception.add_note(rewritten)
 
     def train_dataloader(self) -> GraphLoader:
         """Loader of the training samples; where a new epoch begins, of those committed by then.
@@ -305,33 +284,27 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
         StoreFormatError
             If ranks have other stores, index files or settings, or samples were deleted or moved.
         """
-        trainer, known = self.trainer, self._loaders.get("train")
-        epoch, current = None, False
-        if known is not None:
-            epoch = _next_epoch(known) if trainer is None else trainer.current_epoch
-            same = trainer is not None and epoch == known.sampler.epoch
-            current = same and known is self._loaders.current("train")
+        known, epoch = self._loaders.get("train"), self._loaders.next_epoch(self.trainer)
+        current = (
+            known is not None
+            and self.trainer is not None
+            and epoch == known.sampler.epoch
+            and known is self._loaders.current("train")
+        )
         check_alike(lambda: {"epoch": epoch, "settings assigned": not current})
-        if current:
-            assert known is not None
+        if current and known is not None:
             return known
         if known is not None:
             self.refresh()
-        check_alike(lambda: self._begin(known, epoch).state_dict())
+
+        def begin() -> Mapping[str, Any]:
+            loader = self._loader("train")
+            self._loaders.begin(loader, known, epoch, fitting=self.trainer is not None)
+            return loader.state_dict()
+
+        check_alike(begin)
         loader = self._loaders.get("train")
         assert loader is not None
-        return loader
-
-    def _begin(self, known: GraphLoader | None, epoch: int | None) -> GraphLoader:
-        """Training loader of an epoch, or of the rest of one, after another loader."""
-        loader = self._loader("train")
-        if epoch is not None:
-            if self.trainer is not None or loader is not known:
-                loader.sampler.set_epoch(epoch)
-        elif self._state is not None:
-            loader.load_state_dict(self._state)
-            check_seed(loader, self.seed)
-            self._state = None
         return loader
 
     def val_dataloader(self) -> GraphLoader:
@@ -362,7 +335,7 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
         the loader before; a scheduler that reads ``estimated_stepping_batches`` has.
         """
         loader = self._loaders.get("train")
-        estimate = self._counts.estimate
+        estimate = self._resume_fix.estimate
         return {} if loader is None else {"train": loader.state_dict(), "estimated_steps": estimate}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -377,23 +350,23 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
             raise StoreFormatError(
                 f"{error}; where samples were deleted or moved since, {WITHOUT_RESUME}"
             ) from error
-        self._state = state_dict["train"]
-        self._counts.estimate = state_dict.get("estimated_steps")
+        self._loaders.resume_from = state_dict["train"]
+        self._resume_fix.estimate = state_dict.get("estimated_steps")
         self._forget()
 
     def _look(self, *, again: bool = False) -> None:
-        """See what was committed since, and forget what was made of stores that are opened anew."""
-        opened = self._sources.opened
+        """See new samples, and drop loaders and statistics of stores that were reopened."""
+        opened = self._splits.opened
         try:
-            self._sources.refresh(again=again)
+            self._splits.refresh(again=again)
         finally:
-            if opened and self._sources.opened is not opened:
+            if opened and self._splits.opened is not opened:
                 self._forget()
 
     def _forget(self) -> None:
-        """Let go of what was made of samples that may mean others now."""
+        """Drop loaders and statistics, as indices may mean other samples now."""
         self._loaders.close()
-        self._sums, self._counted = StatisticsSums(), 0
+        self._statistics = SplitStatistics()
 
     def _opened(self, stored: Stored) -> ZarrDataset:
         return ZarrDataset(
@@ -406,37 +379,4 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
         )
 
     def _loader(self, name: str) -> GraphLoader:
-        """The loader of a side, kept with its workers, with the samples that are known now."""
-        dataset, rows = self._sources.of(name)
-        training, state, settings = name == "train", self._state, self._loaders.settings
-        if not training:
-            rows = shareable(name, dataset, rows)
-        loader = self._loaders.current(name)
-        if loader is None:
-            in_blocks = settings.shuffle == "blocks"
-            if settings.shuffle is None:
-                in_blocks = dataset.exceeds_cache
-                if training and state is not None:  # the store may have grown since
-                    in_blocks = bool(state.get("group", 0))
-            shuffle = training and (self.trainer is None or not self.trainer.overfit_batches)
-            sampler = settings.sampler(dataset, shuffle=shuffle, index=rows, in_blocks=in_blocks)
-            loader = settings.loader(dataset, sampler, training=training)
-            self._loaders.keep(name, loader)
-        elif rows is not None:
-            loader.sampler.resample(rows)
-        if training:
-            loader.unfinished = self._unfinished
-        else:
-            # Lightning takes the length before it says which epoch comes.
-            loader.sampler.set_epoch(loader.sampler.epoch)
-        return loader
-
-    def _unfinished(self) -> int:
-        known = self._loaders.get("train")
-        return 0 if self.trainer is None or known is None else unfinished(self.trainer, known)
-
-
-def _next_epoch(loader: GraphLoader) -> int:
-    """The epoch that an iteration begins: the one after a complete one."""
-    sampler = loader.sampler
-    return sampler.epoch + (0 < sampler.step == len(sampler))
+        return self._loaders.of(name, *self._splits.of(name), self.trainer)

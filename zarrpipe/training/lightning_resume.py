@@ -121,13 +121,7 @@ def shareable(name: str, dataset: ZarrDataset, rows: IndexArray | None) -> Index
 
 
 def check_reloading(trainer: Trainer, *, packed: bool) -> None:
-    """Have the loader fetched anew in each epoch, so that it has what was committed by then.
-
-    Raises
-    ------
-    ValueError
-        If it would be fetched more seldom, though epochs differ in their number of batches.
-    """
+    """Have the loader fetched anew in each epoch, so that it has what was committed by then."""
     every = trainer.reload_dataloaders_every_n_epochs
     if not every:
         trainer.reload_dataloaders_every_n_epochs = 1
@@ -140,13 +134,7 @@ def check_reloading(trainer: Trainer, *, packed: bool) -> None:
 
 
 def check_finders(trainer: Trainer, batch_size: int | None) -> None:
-    """Refuse to look for the largest batch size where budgets alone are the size of batches.
-
-    Raises
-    ------
-    ValueError
-        If a BatchSizeFinder would scale what there is not; Lightning's own error has no words.
-    """
+    """Refuse to look for the largest batch size where budgets alone are the size of batches."""
     for callback in trainer.callbacks:
         scaled = getattr(callback, "_batch_arg_name", None)
         if batch_size is None and isinstance(callback, BatchSizeFinder) and scaled == "batch_size":
@@ -168,13 +156,7 @@ def check_seed(loader: GraphLoader, seed: int) -> None:
 
 
 def _require(loop: Any, names: Iterable[PrivateName]) -> None:
-    """Refuse a release of Lightning whose fit loop lacks names, before anything is trained on.
-
-    Raises
-    ------
-    MissingLibraryError
-        If it does.
-    """
+    """Refuse a release of Lightning whose fit loop lacks names, before anything is trained on."""
     for private in names:
         try:
             attrgetter(private.name)(loop)

@@ -13,10 +13,10 @@ from typing import Any
 from torchdata.nodes import BaseNode, Loader, Prefetcher
 
 from zarrpipe.data.batch import Batch
+from zarrpipe.data.validate import check_count
 from zarrpipe.dataset.zarr_dataset import ZarrDataset
 from zarrpipe.errors import ArgumentError
 from zarrpipe.nodes import LookAhead, Reader, SamplerNode, WorkerReader
-from zarrpipe.training.epoch.checks import checked_integer
 from zarrpipe.training.sampler import GraphBatchSampler
 from zarrpipe.training.workers.pool import Workers
 from zarrpipe.transforms.compose import Transform
@@ -69,8 +69,8 @@ class GraphLoader(Loader):  # type: ignore[misc]  # torchdata is not followed
         transform: Transform | None = None,
     ) -> None:
         super().__init__(root=None)
-        num_workers = checked_integer("num_workers", num_workers, 0)
-        self._prefetch = checked_integer("prefetch", prefetch, 0)
+        num_workers = check_count("num_workers", num_workers, 0)
+        self._prefetch = check_count("prefetch", prefetch, 0)
         if num_workers and dataset.resident is not None:
             raise ArgumentError(
                 f"num_workers is {num_workers}, but the dataset is held on {dataset.resident} by "

@@ -25,13 +25,7 @@ def world_size() -> int:
 
 
 def refresh_together(dataset: ZarrDataset) -> None:
-    """Let a dataset see what was committed since: on every rank the samples that rank 0 sees.
-
-    Raises
-    ------
-    StoreFormatError
-        On every rank, if the store can no longer be read on one of them.
-    """
+    """Let a dataset see what was committed since: on every rank the samples that rank 0 sees."""
     if not _distributed():
         dataset.refresh()
         return
@@ -62,11 +56,6 @@ def all_ranks(look: Callable[[], T]) -> list[T]:
     """What each rank finds; an error of one ends all, also a warning that is an error there.
 
     What is called must not wait for other ranks itself.
-
-    Raises
-    ------
-    StoreFormatError
-        On the ranks that found something, if another one raised an error.
     """
     if not _distributed():
         return [look()]
@@ -86,13 +75,7 @@ def all_ranks(look: Callable[[], T]) -> list[T]:
 
 
 def check_alike(look: Callable[[], Mapping[str, Any]]) -> None:
-    """Look whether what an epoch begins with is the same on every rank.
-
-    Raises
-    ------
-    StoreFormatError
-        On every rank, if it is not, so that samples would be left out or come twice.
-    """
+    """Look whether what an epoch begins with is the same on every rank."""
     told = all_ranks(look)
     for other, own in enumerate(told):
         names = [name for name in {**told[0], **own} if told[0].get(name) != own.get(name)]

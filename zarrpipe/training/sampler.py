@@ -6,19 +6,21 @@ what was consumed is always a prefix of the order, whatever the number of ranks,
 position in it says all that another run, on more ranks or fewer, needs to go on.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sized
 from functools import cache
 from typing import Any
 
+import numpy as np
+
 from zarrpipe.data.csr import Int64Array
+from zarrpipe.data.validate import check_count, check_flag
 from zarrpipe.dataset.blocks import Blocks
-from zarrpipe.errors import ArgumentError
+from zarrpipe.errors import ArgumentError, ArgumentTypeError
 from zarrpipe.training import ranks as _ranks
 from zarrpipe.training.epoch.budgets import Budgets
-from zarrpipe.training.epoch.checks import checked_bool, checked_index, checked_integer
 from zarrpipe.training.epoch.epoch import Epoch, EpochConfig
 from zarrpipe.training.epoch.mixing import Mixture, Weights
-from zarrpipe.training.epoch.plans import Plan
+from zarrpipe.training.epoch.plans import IndexArray, Plan, compact_index
 
 
 class GraphBatchSampler:
@@ -100,13 +102,13 @@ class GraphBatchSampler:
         rank: int | None = None,
         world_size: int | None = None,
     ) -> None:
-        self.seed = checked_integer("seed", seed, 0)
+        self.seed = check_count("seed", seed, 0)
         if (rank is None) != (world_size is None):
             raise ArgumentError(f"rank is {rank} and world_size {world_size}: give both or neither")
         if rank is not None and world_size is not None and not 0 <= rank < world_size:
             raise ArgumentError(f"rank is {rank}, expected 0 to {world_size - 1}")
-        self.balance = checked_bool("balance", balance)
-        self.shuffle = checked_bool("shuffle", shuffle)
+        self.balance = check_flag("balance", balance)
+        self.shuffle = check_flag("shuffle", shuffle)
         self._recipe = EpochConfig(
             data=data,
             budgets=Budgets.of(batch_size, max_atoms, max_edges),
@@ -116,9 +118,10 @@ class GraphBatchSampler:
             mixture=Mixture.of(weights, samples_per_epoch),
         )
         self._rank, self._world_size = rank, world_size
-        self._next_index = None if index is None else checked_index(index, data)
+        self._next_index = None if index is None else _checked_index(index, data)
         self._plan: Plan | None = None
         self._resuming = False
+        self._set: int | None = None  # the epoch that `set_epoch` went to last
         self._begin(0)
         self._now.check()  # what no epoch can be made of is said before training
 
@@ -186,14 +189,19 @@ class GraphBatchSampler:
         TypeError, ValueError
             If they are no integers, or there are no such samples.
         """
-        self._next_index = checked_index(index, self._recipe.data)
+        self._next_index = _checked_index(index, self._recipe.data)
 
     def set_epoch(self, epoch: int) -> None:
-        """Go to the start of an epoch; a position that was loaded for that epoch is kept."""
-        if self._resuming and epoch == self._now.number:
+        """Go to the start of an epoch; a position that was loaded for that epoch is kept.
+
+        A loader that is iterated over again and again in one epoch of a trainer, as Lightning's
+        ``CombinedLoader("max_size_cycle")`` does, goes on to its own epochs meanwhile. A position
+        in those was loaded for the epoch that was set last.
+        """
+        if self._resuming and epoch == (self._now.number if self._set is None else self._set):
             return
-        self._resuming = False
-        self._begin(int(epoch))
+        self._resuming, self._set = False, int(epoch)
+        self._begin(self._set)
 
     def plan(self) -> Plan:
         """The batches of all ranks from the position on."""
@@ -234,6 +242,7 @@ class GraphBatchSampler:
         """
         epoch, plan, (position, step) = cache(self._now.state_dict), self._plan, self._begun
         fixed = {"shuffle": int(self.shuffle), **self._settings()}
+        fixed["set_epoch"] = self._now.number if self._set is None else self._set
 
         def state_after(taken: int) -> dict[str, Any]:
             consumed = 0 if plan is None else plan.consumed(taken)
@@ -276,6 +285,7 @@ class GraphBatchSampler:
         self.seed, self._now = epoch.seed, epoch
         self._begun, self._taken = (position, int(state["step"])), 0
         self._resuming, self._plan = True, None
+        self._set = int(state["set_epoch"]) if "set_epoch" in state else None
 
     def _check_settings(self, state: Mapping[str, Any]) -> None:
         """Refuse the state of a sampler that draws, orders or puts together otherwise."""
@@ -314,3 +324,19 @@ class GraphBatchSampler:
         for batch in plan.batches(self.rank):
             self.advance()
             yield batch
+
+
+def _checked_index(index: Any, data: Sized) -> IndexArray:
+    """Indices [n] of samples of data, in 32 bits if they fit."""
+    values = np.asarray(index)
+    if values.ndim != 1 or (values.size and values.dtype.kind not in "iu"):
+        way_out = "; np.flatnonzero(mask) has those of a mask" if values.dtype == np.bool_ else ""
+        raise ArgumentTypeError(
+            f"index has shape {values.shape} and dtype {values.dtype}, expected [n] int{way_out}"
+        )
+    if values.size and not 0 <= values.min() <= values.max() < len(data):
+        raise ArgumentError(
+            f"index has {values.min()} to {values.max()}, expected indices of {len(data)} samples, "
+            f"0 to {len(data) - 1}"
+        )
+    return compact_index(values)

@@ -12,7 +12,7 @@ import torch
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.csr import Int64Array, pointers
 from zarrpipe.dataset.zarr_dataset import ZarrDataset
-from zarrpipe.errors import FieldError
+from zarrpipe.errors import ArgumentError, FieldError
 from zarrpipe.store.statistics.label_rows import (
     BUCKETS,
     NUM_ELEMENTS,
@@ -21,11 +21,12 @@ from zarrpipe.store.statistics.label_rows import (
     LabelRows,
 )
 from zarrpipe.store.statistics.sums import LabelSums
-from zarrpipe.training.neighbors import mean_neighbors
+from zarrpipe.transforms.neighbors import NeighborList, find
 
 __all__ = ["NUM_ELEMENTS", "Statistics", "StatisticsSums", "mean_neighbors", "measure"]
 
 _BLOCK_SAMPLES, _BLOCK_ATOMS = 8192, 1 << 20
+_NEIGHBOR_SAMPLES = 64
 _NO_SHARE = 1e-9
 
 
@@ -79,25 +80,12 @@ class Statistics:
 
 @dataclass
 class StatisticsSums:
-    """Sums from which `Statistics` follow.
-
-    Parameters
-    ----------
-    sums
-        Of one bucket.
-    """
+    """Sums, of one bucket, from which `Statistics` follow."""
 
     sums: LabelSums = field(default_factory=LabelSums)
 
     def add(self, batch: Batch) -> Self:
-        """Count the samples of a batch and the labels that they have.
-
-        Raises
-        ------
-        FieldError
-            If an atomic number is not 0 to 118, or a label that is present is not finite; the sums
-            stay as they were.
-        """
+        """Count the samples of a batch and the labels that they have."""
         return self._add(batch, np.diff(batch.edge_ptr.numpy()))
 
     def _add(self, batch: Batch, edges: Int64Array) -> Self:
@@ -112,18 +100,36 @@ class StatisticsSums:
         return self
 
     def statistics(self) -> Statistics:
-        """What the sums say."""
+        """Statistics that follow from the sums."""
         return statistics_of(self.sums)
 
 
-def statistics_of(sums: LabelSums) -> Statistics:
-    """Statistics that follow from sums of one bucket.
+class SplitStatistics:
+    """Statistics of a split that grows at its end; only new samples are counted."""
 
-    Raises
-    ------
-    FieldError
-        If they count an atomic number that is not 0 to 118, or a label that is not finite.
-    """
+    def __init__(self) -> None:
+        self._sums, self._counted = StatisticsSums(), 0
+
+    def of(
+        self, dataset: ZarrDataset, rows: npt.NDArray[np.integer], share: float | None
+    ) -> Statistics:
+        """Statistics of rows [K] of a dataset, ascending.
+
+        `share` is that of the first split by the hash of the id, and None for any other rows: only
+        the former can use the sums that stores keep.
+        """
+        if len(rows) > self._counted:
+            if self._counted == 0 and share is not None:
+                new = measure_split(dataset, rows, share)
+            else:
+                new = measure(dataset.index_select(rows[self._counted :]))
+            self._sums.merge(new)
+            self._counted = len(rows)
+        return self._sums.statistics()
+
+
+def statistics_of(sums: LabelSums) -> Statistics:
+    """Statistics that follow from sums of one bucket."""
     check_labels(sums)
     elements, counts = sums.elements, sums.counts[0].astype(np.int64)
     fitted, atoms = sums.fitted_energies(), int(counts.sum())
@@ -149,13 +155,7 @@ def statistics_of(sums: LabelSums) -> Statistics:
 
 
 def check_labels(sums: LabelSums) -> None:
-    """Refuse sums of samples of which some cannot be summed.
-
-    Raises
-    ------
-    FieldError
-        If an atomic number is not 0 to 118, or a label that is present is not finite.
-    """
+    """Refuse sums that leave out atomic numbers or labels, as these were invalid."""
     wrong = int(sums.total("without_element"))
     if wrong:
         raise FieldError(
@@ -172,26 +172,16 @@ def check_labels(sums: LabelSums) -> None:
 
 
 def measure(dataset: ZarrDataset) -> StatisticsSums:
-    """Sums over all samples of a dataset, as stored.
-
-    What the sums tell that its stores keep is not read, unless the dataset is a selection.
-    """
-    return measure_side(dataset, np.arange(len(dataset)))
+    """Sums over all samples of a dataset, by stored sums where it is no selection."""
+    return measure_split(dataset, np.arange(len(dataset)))
 
 
-def measure_side(
+def measure_split(
     dataset: ZarrDataset, rows: npt.NDArray[np.integer], share: float = 1.0
 ) -> StatisticsSums:
-    """Sums over the first side of a split by the hash of the id, by what the stores keep.
+    """Sums over the first split by the hash of the id: rows [K] of a dataset, ascending.
 
-    Parameters
-    ----------
-    dataset
-        All samples.
-    rows : array [K] integer
-        Positions of those of the side, ascending.
-    share
-        Share of the side. Sums are kept for whole per cents; for others all of it is read.
+    Stores keep sums for shares of whole per cents; for other shares all samples are read.
     """
     sums, rest = known_sums(dataset, rows, share)
     if len(rest):
@@ -204,10 +194,7 @@ def measure_side(
 def known_sums(
     dataset: ZarrDataset, rows: npt.NDArray[np.integer], share: float = 1.0
 ) -> tuple[StatisticsSums, npt.NDArray[np.integer]]:
-    """Sums out of what the stores keep, and the positions that are in none of it.
-
-    See `measure_side` for the arguments.
-    """
+    """Stored sums of the arguments of `measure_split`, and the positions that they leave out."""
     stop = round(share * BUCKETS)
     if abs(stop - share * BUCKETS) > _NO_SHARE:
         return StatisticsSums(), rows
@@ -222,7 +209,7 @@ def known_sums(
 
 
 def count(dataset: ZarrDataset) -> StatisticsSums:
-    """Sums over all samples of a dataset, each of which is read, in blocks of bounded memory."""
+    """Sums over all samples of a dataset, which are read block by block."""
     fields = [name for name in SUMMED_LABELS if name in dataset.schema]
     sums, edges = StatisticsSums(), dataset.num_edges
     for block in _blocks(dataset.num_atoms):
@@ -230,8 +217,59 @@ def count(dataset: ZarrDataset) -> StatisticsSums:
     return sums
 
 
+def mean_neighbors(
+    dataset: ZarrDataset, cutoff: float, *, samples: int = 1024, seed: int = 0
+) -> float:
+    """Mean number of neighbours of an atom, estimated from some of the structures.
+
+    Parameters
+    ----------
+    dataset
+        The training samples, for example.
+    cutoff
+        How near an atom is a neighbour, Angstrom. Periodic images count.
+    samples
+        How many structures are looked at, at most.
+    seed
+        Of the choice of these.
+
+    Returns
+    -------
+    float
+        Neighbours per atom; NaN without any sample.
+
+    Raises
+    ------
+    ValueError
+        If `cutoff` is not a positive finite number, or `samples` is not positive.
+    MissingLibraryError
+        If vesin is not installed.
+
+    Examples
+    --------
+    >>> import zarrpipe as zp
+    >>> store = {}
+    >>> with zp.ZarrData(store) as sink:
+    ...     sink.write(zp.AtomicData([[0.0] * 3, [0.0, 0.0, 1.1], [0.0, 0.0, 5.0]], [6, 8, 2]))
+    >>> round(mean_neighbors(zp.ZarrDataset(store), cutoff=2.0), 3)
+    0.667
+    """
+    NeighborList(cutoff)  # refuses what it cannot search for
+    if samples < 1:
+        raise ArgumentError(f"samples is {samples}, expected a positive number")
+    number, rng = min(samples, len(dataset)), np.random.default_rng(seed)
+    chosen = dataset.index_select(np.sort(rng.choice(len(dataset), number, replace=False)))
+    box = [name for name in NeighborList.reads if name in dataset.schema]
+    edges = atoms = 0
+    for start in range(0, number, _NEIGHBOR_SAMPLES):
+        batch = chosen.gather(np.arange(start, min(start + _NEIGHBOR_SAMPLES, number)), box)
+        edges += int(find(batch, cutoff).counts.sum())
+        atoms += batch.num_nodes
+    return edges / atoms if atoms else float("nan")
+
+
 def _blocks(num_atoms: Int64Array) -> Iterator[Int64Array]:
-    """Runs of samples of at most so many samples and, but for a larger one, so many atoms."""
+    """Ranges of samples that keep limits of samples and atoms; a larger sample stands alone."""
     ptr, start = pointers(num_atoms), 0
     while start < len(num_atoms):
         fits = int(np.searchsorted(ptr, ptr[start] + _BLOCK_ATOMS, side="right")) - 1
@@ -241,7 +279,7 @@ def _blocks(num_atoms: Int64Array) -> Iterator[Int64Array]:
 
 
 def _rows_of(batch: Batch, edges: Int64Array) -> LabelRows:
-    """What is summed of a batch, in one bucket."""
+    """Labels of a batch, all in one bucket."""
     return LabelRows(
         batch["atomic_numbers"].numpy(),
         batch.batch_ptr.numpy(),
@@ -256,7 +294,7 @@ def _rows_of(batch: Batch, edges: Int64Array) -> LabelRows:
 
 
 def _diagonal(size: int) -> Int64Array:
-    """Where the diagonal stands in an upper triangle."""
+    """Positions of the diagonal in a packed upper triangle."""
     rows = np.arange(size)
     places: Int64Array = rows * size - rows * (rows - 1) // 2
     return places

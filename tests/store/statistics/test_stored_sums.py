@@ -19,8 +19,8 @@ from zarrpipe.store.read.view import StoreView
 from zarrpipe.store.statistics import stored_sums, updater
 from zarrpipe.store.statistics.stored_sums import read_sums, valid_sums
 from zarrpipe.store.write.store_writer import StoreWriter
-from zarrpipe.training.splits.hashing import hash_split
-from zarrpipe.training.statistics import count, known_sums, measure, measure_side
+from zarrpipe.training.splits.assignment import hash_split
+from zarrpipe.training.statistics import count, known_sums, measure, measure_split
 
 SMALL = {group: {"chunk_size": 16} for group in ("meta", "core", "custom")}
 ZSTD = {group: {"chunk_size": 16, "compressors": ({"name": "zstd"},)} for group in SMALL}
@@ -282,7 +282,7 @@ class TestLabelsThatCannotBeSummed:
         side = int(hash_split(dataset.ids[61:62], [0.01] * 100)[0])
         share = 0.5 if side >= 50 else 1.0
         rows = np.flatnonzero(hash_split(dataset.ids, [0.01] * 100) < share * 100)
-        sums = measure_side(dataset, rows, share)
+        sums = measure_split(dataset, rows, share)
         assert_same(sums.statistics(), count(dataset.index_select(rows)).statistics())
 
 
@@ -331,7 +331,7 @@ class TestSides:
             _, rest = known_sums(dataset, rows, share)
             whole = share * 100 == round(share * 100)
             assert set(rest.tolist()) == (set(rows[rows >= 200].tolist()) if whole else set(rows))
-            sums = measure_side(dataset, rows, share)
+            sums = measure_split(dataset, rows, share)
             assert_same(sums.statistics(), count(dataset.index_select(rows)).statistics())
 
     def test_samples_that_a_dataset_has_not_seen_are_in_no_sums(self, store):

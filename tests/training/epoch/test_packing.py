@@ -225,7 +225,7 @@ def test_a_sample_larger_than_a_budget_is_named_before_training():
     ("arguments", "kind", "message"),
     [
         ({}, ValueError, "expected batch_size, max_atoms or max_edges"),
-        ({"max_atoms": 0}, ValueError, "max_atoms is 0, expected at least 1"),
+        ({"max_atoms": 0}, ValueError, "max_atoms is 0, expected an integer of at least 1"),
         ({"max_edges": 2.0}, TypeError, "max_edges is 2.0, expected an integer"),
         ({"batch_size": True}, TypeError, "batch_size is True, expected an integer"),
     ],

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zarrpipe.training.splits.hashing import check_fractions, group_keys, hash_split
+from zarrpipe.training.splits.assignment import check_fractions, group_keys, hash_split
 
 SHARES = (0.8, 0.15, 0.05)
 

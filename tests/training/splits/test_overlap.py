@@ -11,7 +11,7 @@ from zarr.storage import FsspecStore
 
 from zarrpipe import AtomicDataZarrWriter, Batch, ZarrDataModule, ZarrDataset, write_split
 from zarrpipe.store.format.layout import IDS
-from zarrpipe.training.splits.overlap import overlap
+from zarrpipe.training.splits.datasets import overlap
 
 
 def of(batch, indices):
@@ -82,7 +82,7 @@ def test_groups_that_share_structures(tmp_path, data):
 
 
 def test_ids_are_compared_block_by_block(places, monkeypatch):
-    monkeypatch.setattr("zarrpipe.training.splits.overlap._BLOCK", 4)
+    monkeypatch.setattr("zarrpipe.training.splits.datasets._BLOCK", 4)
     said = setup(places[0], val_store=places[1], split=(1.0, 0.0, 0.0))[1]
     assert said[0].startswith("7 of the 12 val samples")
 
@@ -92,7 +92,7 @@ def test_what_was_looked_at_is_not_read_again(places, data, monkeypatch):
     module, said = setup(train, val_store=val, split=(1.0, 0.0, 0.0))
     looked = []
     monkeypatch.setattr(
-        "zarrpipe.training.splits.overlap.overlap",
+        "zarrpipe.training.splits.datasets.overlap",
         lambda *sides: looked.append(1) or overlap(*sides),
     )
 

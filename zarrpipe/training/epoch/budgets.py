@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from zarrpipe.data.csr import Int64Array
+from zarrpipe.data.validate import check_count
 from zarrpipe.errors import ArgumentError, ArgumentTypeError
-from zarrpipe.training.epoch.checks import checked_integer
 from zarrpipe.training.epoch.packing import Costs
 from zarrpipe.training.epoch.plans import IndexArray
 
@@ -28,13 +28,7 @@ class Budgets:
 
     @classmethod
     def of(cls, batch_size: Any, max_atoms: Any, max_edges: Any) -> "Budgets":
-        """Budgets of arguments.
-
-        Raises
-        ------
-        ArgumentTypeError, ArgumentError
-            If one is no integer of at least 1, or none is given.
-        """
+        """Budgets of arguments."""
         given = {"batch_size": batch_size, "max_atoms": max_atoms, "max_edges": max_edges}
         if all(value is None for value in given.values()):
             raise ArgumentError(
@@ -42,7 +36,7 @@ class Budgets:
             )
         return cls(
             *(
-                None if value is None else checked_integer(name, value, 1)
+                None if value is None else check_count(name, value, 1)
                 for name, value in given.items()
             )
         )
@@ -56,11 +50,6 @@ class Budgets:
             Has ``num_atoms`` and ``num_edges`` [N].
         samples : array [n]
             Which of its samples.
-
-        Raises
-        ------
-        ArgumentError
-            If one takes more than there is.
         """
         each, limits = [], []
         if self.samples is not None:

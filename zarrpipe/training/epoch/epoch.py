@@ -84,13 +84,7 @@ class Epoch:
         return self.count if mixture is None else mixture.total(self.count)
 
     def check(self) -> None:
-        """Look whether it can be drawn and packed.
-
-        Raises
-        ------
-        ArgumentError
-            If a sample is larger than a budget, or `data` does not fit the weights.
-        """
+        """Look whether it can be drawn and packed."""
         if self._recipe.mixture is not None:
             _ = self._samples
         elif self._recipe.packed:

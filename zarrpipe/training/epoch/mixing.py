@@ -12,8 +12,8 @@ import numpy.typing as npt
 from zarrpipe.data.csr import AnyArray, Int64Array
 from zarrpipe.data.fields import Level
 from zarrpipe.data.schema import Field
+from zarrpipe.data.validate import check_count
 from zarrpipe.errors import ArgumentError, ArgumentTypeError
-from zarrpipe.training.epoch.checks import checked_integer
 from zarrpipe.training.epoch.draws import Expected, draw
 from zarrpipe.training.epoch.plans import IndexArray
 
@@ -53,15 +53,9 @@ class Mixture:
 
     @classmethod
     def of(cls, weights: Any, samples_per_epoch: Any) -> "Mixture | None":
-        """Mixture of arguments; None if every sample is to come once.
-
-        Raises
-        ------
-        ArgumentTypeError, ArgumentError
-            If they are not what `GraphBatchSampler` takes.
-        """
+        """Mixture of arguments; None if every sample is to come once."""
         if samples_per_epoch is not None:
-            samples_per_epoch = checked_integer("samples_per_epoch", samples_per_epoch, 1)
+            samples_per_epoch = check_count("samples_per_epoch", samples_per_epoch, 1)
         if weights is None and samples_per_epoch is None:
             return None
         return cls(None if weights is None else _rule(weights), samples_per_epoch)
@@ -71,13 +65,7 @@ class Mixture:
         return 0 if count == 0 else self.samples_per_epoch or count
 
     def expected(self, data: Any, samples: IndexArray) -> Expected:
-        """How often samples are expected in an epoch that is drawn of them.
-
-        Raises
-        ------
-        ArgumentError
-            If `data` does not fit the weights, for example a sample has a negative one.
-        """
+        """How often samples are expected in an epoch that is drawn of them."""
         total = self.total(len(samples))
         if self.rule is None:
             return Expected(np.full(len(samples), total / len(samples)))

@@ -122,11 +122,6 @@ def pack_in_order(costs: Costs) -> Int64Array:
 def shared(bounds: Int64Array, world_size: int) -> Int64Array:
     """The same batches, some of the last cut in two, so that every rank gets as many.
 
-    Raises
-    ------
-    ValueError
-        If there are batches, but even one sample each makes too few.
-
     Examples
     --------
     >>> shared(np.array([0, 3, 6, 9]), world_size=2).tolist()

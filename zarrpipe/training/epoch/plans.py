@@ -113,11 +113,6 @@ def cut(count: int, batch_size: int, world_size: int) -> Int64Array:
     ranks), which share theirs evenly. With a batch size of 1 and a count that does not divide
     by the ranks, some batches of the last step hold two.
 
-    Raises
-    ------
-    ValueError
-        If there are samples, but fewer than ranks.
-
     Examples
     --------
     >>> cut(10, batch_size=2, world_size=2).tolist()

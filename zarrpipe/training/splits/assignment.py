@@ -1,4 +1,4 @@
-"""Which samples of a dataset are on which side, decided once and kept while it grows."""
+"""Which samples of a dataset are in which split; a sample keeps its split while a store grows."""
 
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -9,33 +9,34 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from zarrpipe.data.csr import Int64Array
+from zarrpipe.data.csr import AnyArray, Int64Array
 from zarrpipe.data.fields import Level
+from zarrpipe.data.ids import UInt64Array, mix, unit_places
 from zarrpipe.data.schema import Field
 from zarrpipe.dataset.index_map import SampleIndexMap
 from zarrpipe.dataset.zarr_dataset import ZarrDataset
 from zarrpipe.errors import ArgumentError, ArgumentTypeError, SchemaError
 from zarrpipe.training.epoch.plans import IndexArray, index_dtype
-from zarrpipe.training.splits.hashing import check_fractions, group_keys, hash_split
 from zarrpipe.training.splits.index_files import IdTable, described, read_ids
 
-SIDES = ("train", "val", "test")
+SPLITS = ("train", "val", "test")
 _UNUSED = -1
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _BLOCK = 1 << 18
 
 
 @dataclass(frozen=True)
-class Split:
-    """How samples are given to sides: those of index files first, the others by shares.
+class SplitRule:
+    """Splits by index files first, and all other samples by shares.
 
     Parameters
     ----------
-    shares : tuple of float
-        Shares of training, validation, test and of no side, which sum to 1.
-    files : mapping of str to path or array
-        Index file of each side that has one.
-    by : str
-        "id", or the name of a field at system level that keeps samples together.
+    shares
+        Shares of training, validation, test and of no split, which sum to 1.
+    files
+        Index files by split.
+    by
+        "id", or the name of a field at system level whose equal values stay in one split.
     """
 
     shares: tuple[float, ...] = (1.0, 0.0, 0.0, 0.0)
@@ -43,37 +44,31 @@ class Split:
     by: str = "id"
 
     @classmethod
-    def of(cls, split: object, by: str, apart: Collection[str] = ()) -> "Split":
-        """Split that arguments of the data module say; sides that are `apart` have own stores.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If they say none.
-        """
+    def of(cls, split: object, by: str, apart: Collection[str] = ()) -> "SplitRule":
+        """Rule of the data module's arguments; the splits in `apart` have stores of their own."""
         if not isinstance(by, str):
             raise ArgumentTypeError(f"split_by is {by!r}, expected 'id' or the name of a field")
         if isinstance(split, Mapping):
             return cls._of_mapping(split, by, apart)
         if isinstance(split, str | bytes) or not isinstance(split, Sequence | np.ndarray):
             raise ArgumentTypeError(
-                f"split is {split!r}, expected shares of {', '.join(SIDES)} or a mapping of sides "
-                "to index files"
+                f"split is {split!r}, expected shares of {', '.join(SPLITS)} or a mapping of "
+                "splits to index files"
             )
         shares = check_fractions(list(split))
-        if len(shares) != len(SIDES):
-            raise ArgumentError(f"split is {shares}, expected shares of {', '.join(SIDES)}")
-        kept = [0.0 if side in apart else own for side, own in zip(SIDES, shares, strict=True)]
-        left = [own for side, own in zip(SIDES, shares, strict=True) if side in apart]
+        if len(shares) != len(SPLITS):
+            raise ArgumentError(f"split is {shares}, expected shares of {', '.join(SPLITS)}")
+        kept = [0.0 if name in apart else own for name, own in zip(SPLITS, shares, strict=True)]
+        left = [own for name, own in zip(SPLITS, shares, strict=True) if name in apart]
         return cls((sum(left, kept[0]), *kept[1:], 0.0), by=by)
 
     @classmethod
-    def _of_mapping(cls, split: Mapping[Any, Any], by: str, apart: Collection[str]) -> "Split":
-        for side in split:
-            if side not in SIDES or side in apart:
-                why = "which has stores of its own" if side in apart else "which is no side"
-                raise ArgumentError(f"split names {side!r}, {why}: expected some of {SIDES}")
-        shares = {side: float(own) for side, own in split.items() if _is_share(own)}
+    def _of_mapping(cls, split: Mapping[Any, Any], by: str, apart: Collection[str]) -> "SplitRule":
+        for name in split:
+            if name not in SPLITS or name in apart:
+                why = "which has stores of its own" if name in apart else "which is no split"
+                raise ArgumentError(f"split names {name!r}, {why}: expected some of {SPLITS}")
+        shares = {name: float(own) for name, own in split.items() if _is_share(own)}
         files = {s: own for s, own in split.items() if s not in shares and own is not None}
         rest = 1.0 - sum(shares.values())
         rest = 0.0 if abs(rest) <= 1e-9 else rest
@@ -81,42 +76,42 @@ class Split:
             raise ArgumentError(
                 f"split has the shares {shares}, expected each of 0 or more and in all at most 1"
             )
-        open_sides = [side for side in SIDES if side not in split and side not in apart]
-        if "train" in open_sides:
-            open_sides = ["train"]
-        if len(open_sides) > 1 and rest > 0:
+        unnamed = [name for name in SPLITS if name not in split and name not in apart]
+        if "train" in unnamed:
+            unnamed = ["train"]
+        if len(unnamed) > 1 and rest > 0:
             raise ArgumentError(
-                f"split names {list(split)}, so that {' or '.join(open_sides)} could have the "
+                f"split names {list(split)}, so that {' or '.join(unnamed)} could have the "
                 "other samples: name one of them too (null for none)"
             )
         if files and by != "id":
             raise ArgumentError(f"split_by is {by!r}, expected 'id' where index files split")
-        shares[open_sides[0] if open_sides else "none"] = rest
-        return cls(tuple(shares.get(side, 0.0) for side in (*SIDES, "none")), files, by)
+        shares[unnamed[0] if unnamed else "none"] = rest
+        return cls(tuple(shares.get(name, 0.0) for name in (*SPLITS, "none")), files, by)
 
     @property
     def by_hash_of_id(self) -> bool:
-        """Whether a sample's id and the shares alone decide its side."""
+        """Whether the id of a sample and the shares alone decide its split."""
         return self.by == "id" and not self.files
 
     def __str__(self) -> str:
         if not self.files:
             return str(self.shares[:3])
-        own = {side: described(source) for side, source in self.files.items()}
-        rest = {side: share for side, share in zip(SIDES, self.shares, strict=False) if share}
-        return f"{{{', '.join(f'{side!r}: {what}' for side, what in {**own, **rest}.items())}}}"
+        own = {name: described(source) for name, source in self.files.items()}
+        rest = {name: share for name, share in zip(SPLITS, self.shares, strict=False) if share}
+        return f"{{{', '.join(f'{name!r}: {what}' for name, what in {**own, **rest}.items())}}}"
 
     @cached_property
     def table(self) -> IdTable:
-        """Ids of the index files; they are read where it is asked for first."""
+        """Ids of the index files, which are read at the first use."""
         ids = {
-            SIDES.index(side): read_ids(source, f"split[{side!r}]")
-            for side, source in self.files.items()
+            SPLITS.index(name): read_ids(source, f"split[{name!r}]")
+            for name, source in self.files.items()
         }
-        return IdTable(ids, SIDES)
+        return IdTable(ids, SPLITS)
 
-    def side_of(self, dataset: ZarrDataset, samples: Int64Array) -> npt.NDArray[np.int8]:
-        """Side of each of some samples; -1 for those that are on none."""
+    def split_of(self, dataset: ZarrDataset, samples: Int64Array) -> npt.NDArray[np.int8]:
+        """Split [K] of each sample, -1 for none."""
         if not len(samples):
             return np.zeros(0, dtype=np.int8)
         if self.by != "id":
@@ -124,99 +119,85 @@ class Split:
         elif self.files or max(self.shares) < 1.0:
             keys = dataset.ids_of(samples)
         else:
-            keys = np.zeros(len(samples), dtype=np.uint64)  # all are on one side
-        # Without a share of none, no rounding of a sum may leave a sample there.
-        sides = hash_split(keys, self.shares if self.shares[-1] else self.shares[:-1])
-        sides[sides == len(SIDES)] = _UNUSED
+            keys = np.zeros(len(samples), dtype=np.uint64)  # all are in one split
+        # Without a share of none, rounding must not leave a sample out.
+        splits = hash_split(keys, self.shares if self.shares[-1] else self.shares[:-1])
+        splits[splits == len(SPLITS)] = _UNUSED
         if self.files:
             named = self.table.look_up(keys)
-            sides = np.where(named >= 0, named, sides)
-        return sides
+            splits = np.where(named >= 0, named, splits)
+        return splits
 
 
 class SplitAssignment:
-    """The side of each sample of a dataset that may grow: what is known is not decided again.
+    """The split of each sample of a dataset that may grow; only new samples are looked at.
 
-    Parameters
-    ----------
-    split : Split
-        How samples are given to sides.
-    where : str, optional
-        Condition that a sample has to meet to be on any side; see `ZarrDataset.where`.
-    schema : callable, optional
-        What gives the fields of all stores that the condition is for.
+    Samples that do not meet `where` are in no split. `schema` gives the fields of all stores to
+    which the condition applies.
     """
 
     def __init__(
         self,
-        split: Split,
+        split: SplitRule,
         where: str | None = None,
         schema: Callable[[], Mapping[str, Field]] = dict,
     ) -> None:
         self.split, self.where, self._schema = split, where, schema
         self._arrivals = SampleIndexMap(())
-        self._sides = np.zeros(0, dtype=np.int8)
+        self._splits = np.zeros(0, dtype=np.int8)
         self._rows: dict[str, IndexArray] = {}
 
     def rows(self, dataset: ZarrDataset) -> Mapping[str, IndexArray]:
-        """Positions in `dataset` on each side, ascending."""
+        """Positions in `dataset` of each split, ascending."""
         arrivals = SampleIndexMap(dataset.state_dict()["arrivals"])
         if not arrivals.continues(self._arrivals):
-            self._sides, self._rows = self._sides[:0], {}
-        known, count = len(self._sides), len(dataset)
+            self._splits, self._rows = self._splits[:0], {}
+        known, count = len(self._splits), len(dataset)
         if known != count or not self._rows:
             new = [
-                self._sides_of(dataset, np.arange(start, min(start + _BLOCK, count)))
+                self._splits_of(dataset, np.arange(start, min(start + _BLOCK, count)))
                 for start in range(known, count, _BLOCK)
             ]
-            self._sides = np.concatenate([self._sides, *new])
-            self._rows = {name: _places(self._sides == side) for side, name in enumerate(SIDES)}
+            self._splits = np.concatenate([self._splits, *new])
+            self._rows = {name: _places(self._splits == n) for n, name in enumerate(SPLITS)}
         self._arrivals = arrivals
         return self._rows
 
     def check(self, dataset: ZarrDataset, *, warn: bool = True) -> None:
-        """Look whether the ids of index files are in the stores.
-
-        Some may be missing without harm: their samples were deleted, or are still to come.
-
-        Raises
-        ------
-        ValueError
-            If not one id of a file is there.
-        """
+        """Refuse an index file none of whose ids is in the stores; warn of some that are not."""
         if self.split.files:
             self.rows(dataset)
-        for side, source in self.split.files.items():
-            unmet, ids = self.split.table.unmet(SIDES.index(side))
-            told = f"split[{side!r}], {described(source)}"
-            if ids and unmet == ids:
+        for name, source in self.split.files.items():
+            missing, ids = self.split.table.missing(SPLITS.index(name))
+            file = f"split[{name!r}], {described(source)}"
+            if ids and missing == ids:
                 raise ArgumentError(
-                    f"none of the {ids} ids of {told} is in the stores: give the index file that "
+                    f"none of the {ids} ids of {file} is in the stores: give the index file that "
                     "was written for these stores"
                 )
-            if unmet and warn:
+            if missing and warn:
                 warnings.warn(
-                    f"{unmet} of the {ids} ids of {told} are not in the stores; where they come "
-                    f"later they are on that side ({side})",
+                    f"{missing} of the {ids} ids of {file} are not in the stores; if they arrive "
+                    f"later they join that split ({name})",
                     stacklevel=3,
                 )
 
-    def _sides_of(self, dataset: ZarrDataset, samples: Int64Array) -> npt.NDArray[np.int8]:
-        """Side of each of some samples that follow each other."""
+    def _splits_of(self, dataset: ZarrDataset, samples: Int64Array) -> npt.NDArray[np.int8]:
+        """Split of each sample of a range."""
         if self.where is None:
-            return self.split.side_of(dataset, samples)
+            return self.split.split_of(dataset, samples)
         chosen = dataset.where(self.where, samples, beside=self._schema())
-        sides = np.full(len(samples), _UNUSED, dtype=np.int8)
-        if self.split.files:  # ids of samples that are left out are there all the same
-            chosen, every = chosen - samples[0], self.split.side_of(dataset, samples)
-            sides[chosen] = every[chosen]
+        splits = np.full(len(samples), _UNUSED, dtype=np.int8)
+        if self.split.files:  # ids of samples that are left out count as found
+            chosen, every = chosen - samples[0], self.split.split_of(dataset, samples)
+            splits[chosen] = every[chosen]
         else:
-            sides[chosen - samples[0]] = self.split.side_of(dataset, chosen)
-        return sides
+            splits[chosen - samples[0]] = self.split.split_of(dataset, chosen)
+        return splits
 
 
 def _is_share(value: object) -> bool:
-    """Whether it is a number, as text too: no index file is called so."""
+    """Whether a value is a number, or text that is one."""
     if isinstance(value, str):
         try:
             float(value)
@@ -227,30 +208,24 @@ def _is_share(value: object) -> bool:
 
 
 def _groups(dataset: ZarrDataset, name: str, samples: Int64Array) -> npt.NDArray[Any]:
-    """Values [K, ...] of the field by which samples are kept together.
-
-    Raises
-    ------
-    SchemaError
-        If a sample lacks it, or it is at another level.
-    """
+    """Values [K, ...] of the field that keeps samples together."""
     known = dataset.schema.get(name)
     if known is not None and known.level is not Level.SYSTEM:
         raise SchemaError(
             f"split_by is {name!r}, a field at level {known.level.value!r}: expected 'id' or a "
             "field at system level, which has one value for each sample"
         )
-    lacking = samples[~dataset.present(name, samples)]
-    if len(lacking):
+    missing = samples[~dataset.present(name, samples)]
+    if len(missing):
         raise SchemaError(
-            f"{len(lacking)} samples, the first of them {lacking[0]}, have no field {name!r}, by "
+            f"{len(missing)} samples, the first of them {missing[0]}, have no field {name!r}, by "
             f"which the split is made: leave them out with where='has({name})', or give it to them"
         )
     return dataset.system_field(name, samples)
 
 
 def _places(mask: npt.NDArray[np.bool_]) -> IndexArray:
-    """Where a mask is True, in as few bits as do; by blocks, as it may be long."""
+    """Positions where a mask is True, in the smallest dtype, block by block to save memory."""
     places = np.empty(np.count_nonzero(mask), dtype=index_dtype(len(mask)))
     end = 0
     for start in range(0, len(mask), _BLOCK):
@@ -258,3 +233,63 @@ def _places(mask: npt.NDArray[np.bool_]) -> IndexArray:
         places[end : end + len(here)] = here + start
         end += len(here)
     return places
+
+
+def check_fractions(fractions: Sequence[float]) -> tuple[float, ...]:
+    """The fractions as a tuple of floats.
+
+    Examples
+    --------
+    >>> check_fractions([0.75, 0.25])
+    (0.75, 0.25)
+    """
+    try:
+        parts = tuple(float(part) for part in fractions)
+    except (TypeError, ValueError) as error:
+        raise ArgumentTypeError(f"split fractions are {fractions!r}, expected numbers") from error
+    if not parts or not min(parts) >= 0 or not abs(sum(parts) - 1.0) <= 1e-9:  # NaN too
+        raise ArgumentError(
+            f"split fractions are {parts}, expected parts of 0 or more that sum to 1"
+        )
+    return parts
+
+
+def hash_split(
+    keys: UInt64Array, fractions: Sequence[float], salt: int = 0
+) -> npt.NDArray[np.int8]:
+    """Split [N] int8 of each key: 0 for the first fraction, 1 for the second, and so on.
+
+    It depends on the key and the salt alone, so equal keys are in one split.
+
+    Examples
+    --------
+    >>> splits = hash_split(np.arange(1000, dtype=np.uint64), (0.9, 0.05, 0.05))
+    >>> np.bincount(splits).tolist()
+    [906, 51, 43]
+    """
+    ends = np.cumsum(check_fractions(fractions))[:-1]
+    return np.searchsorted(ends, unit_places(keys, salt), side="right").astype(np.int8)
+
+
+def group_keys(values: AnyArray) -> UInt64Array:
+    """Key [N] uint64 of each row [N, ...] of a field: equal rows have equal keys.
+
+    Rows are compared as int64 or float64, whatever width a store has; -0.0 equals 0.0 and NaN
+    equals NaN.
+
+    Examples
+    --------
+    >>> keys = group_keys(np.array([[1, 2], [3, 4], [1, 2]]))
+    >>> bool(keys[0] == keys[2]), bool(keys[0] == keys[1])
+    (True, False)
+    """
+    rows = values.reshape(len(values), -1)
+    if rows.dtype.kind == "f":
+        wide = rows.astype(np.float64) + 0.0
+        wide[np.isnan(wide)] = np.nan
+    else:
+        wide = rows.astype(np.int64)
+    keys = np.zeros(len(values), dtype=np.uint64)
+    for words in np.ascontiguousarray(wide.T).view(np.uint64):
+        keys = mix((keys ^ words) + _GOLDEN)
+    return keys

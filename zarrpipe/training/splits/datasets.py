@@ -1,23 +1,27 @@
-"""The stores of a data module as datasets, and the samples of each side in them."""
+"""The stores of a data module as datasets, and the samples of each split in them."""
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
+from zarr.storage import LocalStore, MemoryStore
 
+from zarrpipe.data.ids import UInt64Array
 from zarrpipe.data.schema import Field
 from zarrpipe.dataset.zarr_dataset import ZarrDataset
 from zarrpipe.errors import ArgumentTypeError, StoreEmptyError, StoreFormatError
-from zarrpipe.store.backend.location import StoreLike
+from zarrpipe.store.backend.location import Root, StoreLike
+from zarrpipe.store.format.layout import IDS
 from zarrpipe.training.epoch.plans import IndexArray
 from zarrpipe.training.ranks import all_ranks, rank, refresh_together, world_size
-from zarrpipe.training.splits.assignment import SIDES, Split, SplitAssignment
-from zarrpipe.training.splits.overlap import Overlaps
+from zarrpipe.training.splits.assignment import SPLITS, SplitAssignment, SplitRule
 
 Stored = StoreLike | Sequence[StoreLike]
+_BLOCK = 1 << 20
+_NO_IDS = np.zeros(0, dtype=np.uint64)
 
 WITHOUT_RESUME = (
     "begin a new fit without ckpt_path, which goes on with the samples that it was saved with; "
@@ -26,17 +30,17 @@ WITHOUT_RESUME = (
 
 
 class SplitDatasets:
-    """What the stores of a data module have for each side; they are opened when first asked for.
+    """The datasets of a data module and the rows of each split; stores open at the first use.
 
     Parameters
     ----------
-    stores : mapping of str to stores or None
-        Those that are split as "all", and of each side that has stores of its own.
-    opened : callable
+    stores
+        The stores to split, as "all", and those of each split that has its own.
+    opened
         Gives the dataset of stores.
-    split : Split
-        How those that are split are.
-    where : str, optional
+    split
+        How the samples of "all" are split.
+    where
         Condition that each sample has to meet.
     """
 
@@ -44,7 +48,7 @@ class SplitDatasets:
         self,
         stores: Mapping[str, Stored | None],
         opened: Callable[[Stored], ZarrDataset],
-        split: Split,
+        split: SplitRule,
         where: str | None,
     ) -> None:
         if stores["all"] is None:
@@ -56,9 +60,9 @@ class SplitDatasets:
 
     def _forget(self) -> None:
         self._datasets: dict[str, ZarrDataset] = {}
-        self._sides = SplitAssignment(self.split, self.where, self._schema)
+        self._splits = SplitAssignment(self.split, self.where, self._schema)
         self._chosen = {
-            name: SplitAssignment(Split(), self.where, self._schema) for name in self._stores
+            name: SplitAssignment(SplitRule(), self.where, self._schema) for name in self._stores
         }
 
     def __str__(self) -> str:
@@ -67,59 +71,54 @@ class SplitDatasets:
 
     @property
     def datasets(self) -> Mapping[str, ZarrDataset]:
-        """Every sample of the stores, by the name of these."""
+        """Datasets of all samples, by the name of their stores."""
         if not self._datasets:
             self._datasets = self._open()
         return self._datasets
 
     @property
     def opened(self) -> Mapping[str, ZarrDataset]:
-        """As `datasets`; empty if nothing has asked for them yet."""
+        """As `datasets`, but empty before their first use."""
         return self._datasets
 
     def _open(self) -> dict[str, ZarrDataset]:
         return {name: self._opened(own) for name, own in self._stores.items()}
 
     def _schema(self) -> dict[str, Field]:
-        """Fields of all stores, of whichever side."""
+        """Fields of all stores."""
         every = self.datasets.values()
         return {name: field for own in every for name, field in own.schema.items()}
 
     @property
     def known(self) -> int:
-        """Number of samples to split that were seen; 0 before they were looked for."""
+        """Number of known samples to split; 0 before the stores were opened."""
         return len(self._datasets["all"]) if self._datasets else 0
 
     def of(self, name: str) -> tuple[ZarrDataset, IndexArray | None]:
-        """Dataset that has a side, or "all", and its positions there where they are not all."""
+        """Dataset of a split or of "all", and the positions in it, None for all."""
         dataset = self.datasets.get(name)
         if dataset is None:
             every = self.datasets["all"]
-            return every, self._sides.rows(every)[name]
+            return every, self._splits.rows(every)[name]
         return dataset, None if self.where is None else self._chosen[name].rows(dataset)["train"]
 
-    def side(self, name: str) -> ZarrDataset:
-        """The samples of a side that are known now."""
+    def dataset_of(self, name: str) -> ZarrDataset:
+        """Dataset of the samples of a split that are known now."""
         dataset, rows = self.of(name)
         return dataset.index_select(np.arange(len(dataset)) if rows is None else rows)
 
     def _count(self, name: str) -> int:
-        """Number of samples of a side that are known now."""
+        """Number of samples of a split that are known now."""
         dataset, rows = self.of(name)
         return len(dataset) if rows is None else len(rows)
 
     def refresh(self, *, again: bool = False) -> None:
-        """See what was committed since, on every rank what rank 0 sees.
+        """See new samples, on every rank those that rank 0 sees; reopen stores that were rewritten.
 
-        With `again` stores that were opened anew are looked at once more, by all ranks or by none.
-
-        Raises
-        ------
-        StoreFormatError
-            If samples were deleted or moved meanwhile, or a store is damaged. All are opened anew.
+        With `again` reopened stores are refreshed once more instead of raising an error.
         """
         try:
-            all_ranks(lambda: len(self.datasets))  # which are opened, where they were not
+            all_ranks(lambda: len(self.datasets))  # opens them
             for dataset in self.datasets.values():
                 refresh_together(dataset)
         except Exception as error:
@@ -127,21 +126,18 @@ class SplitDatasets:
                 raise
             known = isinstance(error, StoreFormatError)
             ranks = all_ranks(lambda: (known, self.open_anew()))
-            told = next((one for _, one in ranks if one is not None), None)
-            if again and (told is not None or all(one for one, _ in ranks)):
+            rewritten = next((message for _, message in ranks if message is not None), None)
+            if again and (rewritten is not None or all(damaged for damaged, _ in ranks)):
                 self.refresh()
-            elif told is None:
+            elif rewritten is None:
                 raise
             else:
-                raise StoreFormatError(told) from error
+                raise StoreFormatError(rewritten) from error
 
     def open_anew(self) -> str | None:
-        """Forget what was known of the stores; gives what is to be said if one was rewritten.
-
-        Where one cannot be opened nothing is forgotten.
-        """
+        """Reopen all stores, or none if one fails; gives an error message if one was rewritten."""
         before, opened = self._datasets, self._open()
-        self.split = replace(self.split)  # which ids of index files were met is forgotten too
+        self.split = replace(self.split)  # with a table of ids in which none was found yet
         self._forget()
         self._datasets = opened
         rewritten = [
@@ -153,43 +149,28 @@ class SplitDatasets:
             return None
         return (
             f"samples of {', '.join(rewritten)} were deleted or moved since they were looked at, "
-            f"so it is not known any more which of them this epoch has and had: {WITHOUT_RESUME}"
+            f"so this epoch's samples can no longer be told: {WITHOUT_RESUME}"
         )
 
     def check(self) -> None:
-        """Look whether the ids of index files are in the stores; rank 0 warns of some that are not.
-
-        Raises
-        ------
-        ValueError
-            If not one id of a file is there.
-        """
-        self._sides.check(self.datasets["all"], warn=rank() == 0)
+        """Refuse index files whose ids are not in the stores; rank 0 warns of missing ids."""
+        self._splits.check(self.datasets["all"], warn=rank() == 0)
 
     def check_trained(self, *, validated: bool) -> None:
-        """Look whether there are samples to train on and, if it is `validated`, to validate with.
-
-        Rank 0 warns if there are none of the latter; they may come later.
-
-        Raises
-        ------
-        StoreEmptyError
-            If there is no sample to train on.
-        """
-        count, share = len(self.datasets["all"]), self.split.shares[SIDES.index("val")]
+        """Refuse stores without training samples; warn if `validated` and none is to validate."""
+        count, share = len(self.datasets["all"]), self.split.shares[SPLITS.index("val")]
         if not self._count("train"):
             self._fail(count)
         if validated and share and rank() == 0 and not self._count("val"):
             warnings.warn(
-                f"none of {count} samples is on the side of validation (val), whose share is "
-                f"{share:g}: until one is, there is nothing to validate with, and EarlyStopping "
-                "and the like find no metric of it; expected more samples, a larger share or a "
-                "val_store",
+                f"none of {count} samples is in the validation split (val), whose share is "
+                f"{share:g}: until one is, nothing is validated, and callbacks such as "
+                "EarlyStopping find no metric; expected more samples, a larger share or val_store",
                 stacklevel=5,
             )
 
     def _fail(self, count: int) -> NoReturn:
-        """Say why there is nothing to train on."""
+        """Raise an error that says why nothing is to train on."""
         met = "" if self.where is None else f" that meets where={self.where!r}"
         if count and not self._count("all"):
             raise StoreEmptyError(
@@ -202,19 +183,78 @@ class SplitDatasets:
         )
 
     def check_apart(self) -> None:
-        """Have rank 0 warn of structures that are to be trained on and evaluated with.
-
-        A split by ids has none; other stores and groups of samples may. Stores whose ids are not
-        at hand are not looked at.
-        """
+        """Let rank 0 warn of structures in training and another split; a split by id has none."""
         if rank() == 0:
-            for name in SIDES[1:]:
+            for name in SPLITS[1:]:
                 if name in self.datasets or self.split.by != "id":
                     self._overlaps.warn(name, self.of("train"), self.of(name))
 
 
 def place(stored: Stored) -> str:
-    """Stores in a few words; those in memory without what they hold."""
+    """Short description of stores, without the content of those in memory."""
     if isinstance(stored, Sequence) and not isinstance(stored, str):
         return f"[{', '.join(map(place, stored))}]"
     return repr(str(stored)) if isinstance(stored, str | Path) else f"<{type(stored).__name__}>"
+
+
+Selection = tuple[ZarrDataset, IndexArray | None]
+"""A dataset and positions in it, None for all."""
+
+
+class Overlaps:
+    """Warns of structures that are in training and in another split; remembers unchanged stores.
+
+    Stores that are remote or have no ids are skipped: every fit would have to fetch all ids first.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[object, tuple[int, int]]] = {}
+
+    def warn(self, name: str, train: Selection, other: Selection) -> None:
+        """Warn if samples of split `name` have the id of a training sample."""
+        if not (_has_local_ids(train[0]) and _has_local_ids(other[0])):
+            return
+        state = train[0].state_dict(), other[0].state_dict()
+        before, counts = self._known.get(name, (None, (0, 0)))
+        if before != state:
+            counts = overlap(train, other)
+            self._known[name] = state, counts
+        count, every = counts
+        if count:
+            warnings.warn(
+                f"{count} of the {every} {name} samples have the same structure (id) as a training "
+                f"sample, so that the errors of {name} are smaller than those of unseen "
+                f"structures: expected others; leave them out of {name}, or name what to train on "
+                "in an index file (zarrpipe.write_split)",
+                stacklevel=6,
+            )
+
+
+def _has_local_ids(dataset: ZarrDataset) -> bool:
+    """Whether ids need not be fetched or computed."""
+    return all(
+        isinstance(Root.of(view.store).path.store, LocalStore | MemoryStore)
+        and view.snapshot.has(IDS)
+        for view in dataset._stores.views
+    )
+
+
+def overlap(train: Selection, other: Selection) -> tuple[int, int]:
+    """Number of samples of a split whose id a training sample has, and of all its samples."""
+    ids, counts = np.unique(np.concatenate([_NO_IDS, *_ids(other)]), return_counts=True)
+    met = np.zeros(len(ids), dtype=bool)
+    if len(ids):
+        for some in _ids(train):
+            some.sort()  # a search for ascending ids is faster
+            places = np.searchsorted(ids[:-1], some)
+            met[places[ids[places] == some]] = True
+    return int(counts[met].sum()), int(counts.sum())
+
+
+def _ids(selection: Selection) -> Iterator[UInt64Array]:
+    """Ids of samples, block by block."""
+    dataset, rows = selection
+    count = len(dataset) if rows is None else len(rows)
+    for start in range(0, count, _BLOCK):
+        end = min(start + _BLOCK, count)
+        yield dataset.ids_of(np.arange(start, end) if rows is None else rows[start:end])

@@ -1,4 +1,4 @@
-"""Index files: ids of structures, which say on which side of a split they are."""
+"""Index files: the ids of the structures of a split."""
 
 import os
 from collections.abc import Mapping
@@ -19,40 +19,25 @@ _WAY_OUT = (
 
 
 def read_ids(source: object, name: str) -> UInt64Array:
-    """Ids [K] uint64, ascending and each once, of an index file or an array.
-
-    Parameters
-    ----------
-    source : path or array [K] uint64
-        A ``.npy`` file, or what would be in it.
-    name : str
-        What an error calls it.
-
-    Raises
-    ------
-    TypeError
-        If it is neither.
-    ValueError
-        If there is no such file, or it does not hold ids.
-    """
-    told = f"{name} is {described(source)}"
+    """Ids [K] uint64, ascending and unique, of an index file or array; errors call it `name`."""
+    given = f"{name} is {described(source)}"
     if isinstance(source, str | Path):
-        values = _loaded(Path(source), told)
+        values = _loaded(Path(source), given)
     elif isinstance(source, str | bytes | Mapping) or not hasattr(source, "__len__"):
-        raise ArgumentTypeError(f"{told}, expected an index file or an array of ids, uint64")
+        raise ArgumentTypeError(f"{given}, expected an index file or an array of ids, uint64")
     else:
         values = np.asarray(source)
     if values.dtype.kind in "ib" and values.size:
-        raise ArgumentError(f"{told}, which has {values.dtype} and so no ids, uint64; {_WAY_OUT}")
+        raise ArgumentError(f"{given}, which has {values.dtype} and so no ids, uint64; {_WAY_OUT}")
     if values.ndim != 1 or (values.dtype.newbyteorder("=") != np.uint64 and values.size):
         raise ArgumentError(
-            f"{told} with shape {values.shape} and dtype {values.dtype}, expected ids, [K] uint64"
+            f"{given} with shape {values.shape} and dtype {values.dtype}, expected ids, [K] uint64"
         )
     return np.unique(values.astype(np.uint64, copy=False))
 
 
 def described(source: object) -> str:
-    """A source in a few words."""
+    """Short description of a source."""
     if isinstance(source, str | Path):
         return repr(str(source))
     if hasattr(source, "__len__"):
@@ -61,7 +46,7 @@ def described(source: object) -> str:
 
 
 def write_split(path: str | Path, dataset: ZarrDataset, index: Index | None = None) -> int:
-    """Write the index file of a side: the ids of some samples, which no change of a store moves.
+    """Write the index file of a split: the ids of its samples, which no change of a store moves.
 
     An index file that is there is replaced, when the new one is complete.
 
@@ -72,18 +57,18 @@ def write_split(path: str | Path, dataset: ZarrDataset, index: Index | None = No
     dataset : ZarrDataset
         Where the samples are.
     index : array [K] of int, mask or slice, optional
-        Samples of the side; by default all of `dataset`.
+        Samples of the split; by default all of `dataset`.
 
     Returns
     -------
     int
-        Number of ids. It is smaller than that of samples where some have the same structure;
-        these are on one side, even if only one of them is given here.
+        Number of ids, smaller than that of samples if some have the same structure. All samples
+        of a structure are in the split, even if only one of them is given here.
 
     Raises
     ------
     TypeError, ValueError
-        If `dataset` is none, or no file can be at `path`.
+        If `dataset` is not a ZarrDataset, or no file can be at `path`.
 
     Examples
     --------
@@ -124,7 +109,7 @@ def _write_ids(path: Path, ids: UInt64Array) -> int:
     return len(each)
 
 
-def _loaded(path: Path, told: str) -> npt.NDArray[Any]:
+def _loaded(path: Path, given: str) -> npt.NDArray[Any]:
     try:
         begins = _begin_of(path)
         kind = _other_kind(begins)
@@ -133,15 +118,15 @@ def _loaded(path: Path, told: str) -> npt.NDArray[Any]:
                 return np.lib.format.read_array(file, allow_pickle=False)
     except OSError as error:
         raise ArgumentError(
-            f"{told}, which cannot be read ({error.strerror or error}): give a file that "
+            f"{given}, which cannot be read ({error.strerror or error}): give a file that "
             "zarrpipe.write_split wrote"
         ) from error
     except (ValueError, EOFError) as error:
         raise ArgumentError(
-            f"{told}, which is cut off, damaged or holds objects: write it anew with "
+            f"{given}, which is cut off, damaged or holds objects: write it anew with "
             "zarrpipe.write_split(path, dataset, positions)"
         ) from error
-    raise ArgumentError(f"{told}, which {kind}, expected a .npy file of ids, uint64; {_WAY_OUT}")
+    raise ArgumentError(f"{given}, which {kind}, expected a .npy file of ids, uint64; {_WAY_OUT}")
 
 
 def _begin_of(path: Path) -> bytes:
@@ -150,7 +135,7 @@ def _begin_of(path: Path) -> bytes:
 
 
 def _other_kind(begins: bytes) -> str | None:
-    """What a file is that does not begin as a .npy file does; None for one that does."""
+    """What a file is if it is no .npy file, by its first bytes; None if it is one."""
     if begins.startswith(b"\x93NUMPY"):
         return None
     if begins.startswith(b"PK"):
@@ -162,49 +147,44 @@ def _other_kind(begins: bytes) -> str | None:
 
 
 class IdTable:
-    """On which side ids are, and which of them were met.
+    """The split of each id of index files, and which ids were found in a dataset.
 
     Parameters
     ----------
-    sides : mapping of int to array [K] uint64
-        Ids of each side, ascending and each once.
-    names : sequence of str
-        Names of the sides.
-
-    Raises
-    ------
-    ValueError
-        If an id is on two sides.
+    ids : mapping of int to array [K] uint64
+        Ids of each split, ascending and unique.
+    names
+        Names of the splits.
     """
 
-    def __init__(self, sides: Mapping[int, UInt64Array], names: tuple[str, ...]) -> None:
-        ids = np.concatenate([np.zeros(0, dtype=np.uint64), *sides.values()])
-        of = [np.full(len(own), side, dtype=np.int8) for side, own in sides.items()]
-        order = np.argsort(ids, kind="stable")
-        self._ids = ids[order]
-        self._sides = np.concatenate([np.zeros(0, dtype=np.int8), *of])[order]
-        self._met = np.zeros(len(ids), dtype=bool)
+    def __init__(self, ids: Mapping[int, UInt64Array], names: tuple[str, ...]) -> None:
+        every = np.concatenate([np.zeros(0, dtype=np.uint64), *ids.values()])
+        of = [np.full(len(own), split, dtype=np.int8) for split, own in ids.items()]
+        order = np.argsort(every, kind="stable")
+        self._ids = every[order]
+        self._splits = np.concatenate([np.zeros(0, dtype=np.int8), *of])[order]
+        self._found = np.zeros(len(every), dtype=bool)
         twice = np.flatnonzero(self._ids[1:] == self._ids[:-1])
         if len(twice):
-            first, second = (names[self._sides[twice[0] + k]] for k in (0, 1))
+            first, second = (names[self._splits[twice[0] + k]] for k in (0, 1))
             raise ArgumentError(
-                f"{len(twice)} ids are in the index files of two sides, the first of them, "
+                f"{len(twice)} ids are in the index files of two splits, the first of them, "
                 f"{self._ids[twice[0]]:#018x}, in those of {first!r} and {second!r}: leave each "
                 "in one of them"
             )
 
     def look_up(self, ids: UInt64Array) -> npt.NDArray[np.int8]:
-        """Side [K] of each id, -1 for those that no file has."""
-        sides = np.full(len(ids), -1, dtype=np.int8)
+        """Split [K] of each id, -1 if no file has it."""
+        splits = np.full(len(ids), -1, dtype=np.int8)
         if len(self._ids):
-            order = np.argsort(ids)  # neighbours are found near each other
+            order = np.argsort(ids)  # a search for ascending ids is faster
             places = np.searchsorted(self._ids[:-1], ids[order])
             here = self._ids[places] == ids[order]
-            sides[order[here]] = self._sides[places[here]]
-            self._met[places[here]] = True
-        return sides
+            splits[order[here]] = self._splits[places[here]]
+            self._found[places[here]] = True
+        return splits
 
-    def unmet(self, side: int) -> tuple[int, int]:
-        """Number of ids of a side that were never looked up, and of all of its ids."""
-        own = self._sides == side
-        return int(np.count_nonzero(own & ~self._met)), int(np.count_nonzero(own))
+    def missing(self, split: int) -> tuple[int, int]:
+        """Number of ids of a split that no dataset has, and of all of its ids."""
+        own = self._splits == split
+        return int(np.count_nonzero(own & ~self._found)), int(np.count_nonzero(own))

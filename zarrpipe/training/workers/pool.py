@@ -58,11 +58,6 @@ class Workers:
         Number of processes.
     method : str, optional
         How multiprocessing starts them: by forkserver, or by spawn where there is none.
-
-    Raises
-    ------
-    NotImplementedError
-        On Windows, where a process cannot hand descriptors to another.
     """
 
     def __init__(self, count: int, method: str | None = None) -> None:
@@ -101,13 +96,6 @@ class Workers:
             Workers get a copy when they start, and later only its state.
         items
             The samples of each batch, all of one epoch.
-
-        Raises
-        ------
-        RuntimeError
-            If a worker has died, or another iteration began meanwhile.
-        Exception
-            What was raised in a worker; a note to it has the traceback of there.
         """
         self._iteration += 1
         mine, first = self._iteration, next(items, None)
