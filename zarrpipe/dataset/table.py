@@ -8,7 +8,7 @@ import numpy.typing as npt
 import torch
 
 from zarrpipe.data.csr import AnyArray, Int64Array, positions_of
-from zarrpipe.data.fields import CORE_FIELDS
+from zarrpipe.data.fields import CORE_FIELDS, Level
 from zarrpipe.data.schema import Field
 from zarrpipe.dataset.conditions import Condition
 from zarrpipe.dataset.field_values import StoreColumns, holds
@@ -53,12 +53,12 @@ class SampleTable:
     @property
     def num_atoms(self) -> Int64Array:
         """Number of atoms of each sample, [N] int64."""
-        return self._of_all([view.num_atoms for view in self._stores.views])
+        return self._num_rows(Level.ATOM)
 
     @property
     def num_edges(self) -> Int64Array:
         """Number of edges of each sample, [N] int64."""
-        return self._of_all([view.num_edges for view in self._stores.views])
+        return self._num_rows(Level.EDGE)
 
     @property
     def num_stores(self) -> int:
@@ -177,8 +177,9 @@ class SampleTable:
     def _rows_or_all(self, index: Index | None) -> Int64Array:
         return self._rows(np.arange(len(self)) if index is None else index)
 
-    def _of_all(self, by_store: list[Int64Array]) -> Int64Array:
-        """Values of the samples out of those of whole stores."""
+    def _num_rows(self, level: Level) -> Int64Array:
+        """Number of rows of each sample at a level that has pointers, [N] int64."""
+        by_store = [view.num_rows(level) for view in self._stores.views]
         values: Int64Array = self._stores.arrivals.collect(by_store)
         return values if self._chosen is None else values[self._chosen]
 

@@ -12,7 +12,7 @@ from torch.utils.data._utils.collate import default_collate_fn_map
 
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.csr import Int64Array, position_of
-from zarrpipe.data.fields import Level
+from zarrpipe.data.fields import SEGMENTED, Level
 from zarrpipe.data.system import AtomicData
 from zarrpipe.dataset.blocks import Blocks
 from zarrpipe.dataset.locality import exceed_caches, shuffled_blocks
@@ -193,8 +193,8 @@ class ZarrDataset(SampleTable, Dataset[AtomicData]):
         return resident
 
     def _totals(self) -> dict[Level, int]:
-        atoms, edges = int(self.num_atoms.sum()), int(self.num_edges.sum())
-        return {Level.SYSTEM: len(self), Level.ATOM: atoms, Level.EDGE: edges}
+        rows = {level: int(self._num_rows(level).sum()) for level in SEGMENTED}
+        return {Level.SYSTEM: len(self), **rows}
 
     def gather(self, index: Index, fields: Sequence[str] | None = None) -> Batch:
         """As ``__getitems__``, but the fields that are given (all for None) and no transform."""

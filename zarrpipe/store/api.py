@@ -14,6 +14,8 @@ from zarrpipe.data.container import check_not_taken
 from zarrpipe.data.csr import AnyArray, Int64Array, position_of, positions_of
 from zarrpipe.data.fields import (
     CORE_FIELDS,
+    INDEX_FIELDS,
+    SEGMENTED,
     Level,
     as_field_dtype,
     check_name,
@@ -21,6 +23,7 @@ from zarrpipe.data.fields import (
     level_of,
 )
 from zarrpipe.data.schema import Field, field_from_array
+from zarrpipe.data.validate import plain_array
 from zarrpipe.errors import (
     FieldError,
     SchemaError,
@@ -29,7 +32,7 @@ from zarrpipe.errors import (
 )
 from zarrpipe.store.backend.location import Root, StoreLike
 from zarrpipe.store.format.config import ZarrWriteConfig
-from zarrpipe.store.format.layout import ATOMS_PTR, EDGES_PTR, SAMPLES_MASK
+from zarrpipe.store.format.layout import SAMPLES_MASK
 from zarrpipe.store.format.metadata import Attributes
 from zarrpipe.store.read.view import StoreView
 from zarrpipe.store.rewrite.delete_defragment import defragment, delete_samples
@@ -153,10 +156,8 @@ class AtomicDataZarrWriter(WriterOwner):
             raise FieldError(
                 f"field {key!r} has shape {values.shape}, expected {(len(values), *spec.shape)}"
             )
-        if key == "neighbor_list":
-            raise FieldError(
-                "a neighbor_list cannot be added to stored samples: write them anew with it"
-            )
+        if key in INDEX_FIELDS:
+            raise FieldError(f"a {key} cannot be added to stored samples: write them anew with it")
         item = field_from_array(key, Level(level), values.dtype, values.shape[1:])
         item = replace(item, unit=self._config.units.get(key, item.unit))
         writer.add_field(item, _spread(item, values, kept))
@@ -230,15 +231,16 @@ class AtomicDataZarrWriter(WriterOwner):
         writer = self._open_writer()
         samples = writer.counts.samples
         kept = writer.array(SAMPLES_MASK).read(0, samples)
-        if level is Level.SYSTEM:
+        if level not in SEGMENTED:
             return kept
-        path = ATOMS_PTR if level is Level.ATOM else EDGES_PTR
-        counts: Int64Array = np.diff(writer.array(path).read(0, samples + 1))
+        counts: Int64Array = np.diff(writer.array(SEGMENTED[level]).read(0, samples + 1))
         return np.repeat(kept, counts)
 
 
 def _tensor_of(name: str, data: Any) -> torch.Tensor:
     """Tensor on the CPU, without gradients, of what may be one."""
+    if isinstance(data, np.ndarray):
+        data = plain_array(f"field {name!r}", data)
     try:
         return torch.as_tensor(data).detach().cpu()
     except (TypeError, ValueError, RuntimeError) as error:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import numpy as np
 
 from zarrpipe.data.csr import AnyArray, Int64Array
-from zarrpipe.data.fields import REQUIRED_FIELDS
+from zarrpipe.data.fields import REQUIRED_FIELDS, SEGMENTED
 from zarrpipe.data.schema import Schema
 from zarrpipe.errors import StoreFormatError
 from zarrpipe.store.backend.array_reader import ArrayReader, check_rows
@@ -17,7 +17,7 @@ from zarrpipe.store.format.commit_log import (
     new_samples,
     rising_samples,
 )
-from zarrpipe.store.format.layout import ATOMS_PTR, EDGES_PTR, SAMPLES_MASK, field_path
+from zarrpipe.store.format.layout import ATOMS_PTR, SAMPLES_MASK, field_path
 from zarrpipe.store.format.metadata import Attributes
 from zarrpipe.store.read.mapped import MappedArray
 from zarrpipe.store.read.store_arrays import StoreArrays
@@ -59,19 +59,20 @@ def find_extent(flats: StoreArrays, samples: int, before: int) -> RowCounts:
     Raises
     ------
     StoreFormatError
-        If pointers do not begin with zero, or those to edges fall.
+        If pointers do not begin with zero, or those of another level fall.
     """
     if samples == 0:
         return RowCounts()
-    opened = {path: flats.open(path) for path in (ATOMS_PTR, EDGES_PTR)}
+    opened = {path: flats.open(path) for path in SEGMENTED.values()}
     for path, flat in opened.items():
         flat.ensure(samples + 1)
         if flat.data[0]:
             raise StoreFormatError(
                 f"{flats.root}: {path} begins with {flat.data[0]}, expected 0: it is damaged"
             )
-    with _looked_at(opened[EDGES_PTR]) as entries:
-        check_pointers(f"{flats.root}: {EDGES_PTR}", entries, samples, before)
+    for path in opened.keys() - {ATOMS_PTR}:  # which find_samples has checked
+        with _looked_at(opened[path]) as entries:
+            check_pointers(f"{flats.root}: {path}", entries, samples, before)
     return RowCounts((samples, *(int(flat.data[samples]) for flat in opened.values())))
 
 

@@ -7,15 +7,13 @@ import numpy as np
 
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.csr import AnyArray, Int64Array
-from zarrpipe.data.fields import Level
+from zarrpipe.data.fields import SEGMENTED, Level
 from zarrpipe.data.ids import UInt64Array, batch_ids
 from zarrpipe.data.schema import Schema
 from zarrpipe.errors import FieldError, StoreClosedError
 from zarrpipe.store.backend.location import Root, StoreLike
 from zarrpipe.store.cache.config import CacheConfig
 from zarrpipe.store.format.layout import (
-    ATOMS_PTR,
-    EDGES_PTR,
     IDS,
     field_path,
     present_path,
@@ -89,16 +87,23 @@ class StoreView:
     @property
     def num_atoms(self) -> Int64Array:
         """Number of atoms of each sample, [N] int64."""
-        return self._counts(ATOMS_PTR)
+        return self.num_rows(Level.ATOM)
 
     @property
     def num_edges(self) -> Int64Array:
         """Number of edges of each sample, [N] int64."""
-        return self._counts(EDGES_PTR)
+        return self.num_rows(Level.EDGE)
+
+    def num_rows(self, level: Level) -> Int64Array:
+        """Number of rows of each sample at a level that has pointers, [N] int64."""
+        samples = self._snapshot.extent.samples
+        counts = np.diff(self._snapshot.pointers(SEGMENTED[level])[: samples + 1])
+        active = self._snapshot.active
+        return counts if active is None else counts[active]
 
     def counts_of(self, level: Level, samples: Int64Array) -> Int64Array:
-        """Number of atoms or edges of the samples [K] int64."""
-        ptr = self._snapshot.pointers(ATOMS_PTR if level is Level.ATOM else EDGES_PTR)
+        """Number of rows of the samples [K] int64 at a level that has pointers."""
+        ptr = self._snapshot.pointers(SEGMENTED[level])
         rows = self._snapshot.physical(samples)
         return ptr[rows + 1] - ptr[rows]
 
@@ -181,11 +186,10 @@ class StoreView:
 
     def row_starts(self, level: Level) -> Int64Array | None:
         """First row of each sample and the end [N+1] of a level; None for systems."""
-        if level is Level.SYSTEM:
+        if level not in SEGMENTED:
             return None
         samples, active = self._snapshot.extent.samples, self._snapshot.active
-        path = ATOMS_PTR if level is Level.ATOM else EDGES_PTR
-        ptr = self._snapshot.pointers(path)[: samples + 1]
+        ptr = self._snapshot.pointers(SEGMENTED[level])[: samples + 1]
         return ptr if active is None else np.append(ptr[active], ptr[-1])
 
     def units(self, fields: Sequence[str] | None = None) -> list[Unit]:
@@ -226,12 +230,6 @@ class StoreView:
     def _check_open(self) -> None:
         if self._closed:
             raise StoreClosedError(f"the reader of {self._root} was closed: open a new one")
-
-    def _counts(self, path: str) -> Int64Array:
-        samples = self._snapshot.extent.samples
-        counts = np.diff(self._snapshot.pointers(path)[: samples + 1])
-        active = self._snapshot.active
-        return counts if active is None else counts[active]
 
     def _of_samples(self, path: str, samples: Int64Array | None = None) -> AnyArray:
         """Copy of the rows that samples, by default all, have in an array at system level."""

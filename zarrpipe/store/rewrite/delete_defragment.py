@@ -11,16 +11,13 @@ from zarr.storage import MemoryStore
 
 from zarrpipe.compat import memory_content
 from zarrpipe.data.csr import Int64Array, pointers, segment_rows
+from zarrpipe.data.fields import LEVELS, SEGMENTED
 from zarrpipe.errors import StoreFormatError
 from zarrpipe.store.backend.location import Root
 from zarrpipe.store.backend.lock import WriterLock
 from zarrpipe.store.backend.swap import discard, swap_into_place, temp_sibling
 from zarrpipe.store.format.config import ZarrArrayConfig, ZarrWriteConfig
 from zarrpipe.store.format.layout import (
-    ATOMS_MASK,
-    ATOMS_PTR,
-    EDGES_MASK,
-    EDGES_PTR,
     SAMPLES_MASK,
     SUMS,
     is_plain,
@@ -44,10 +41,11 @@ def delete_samples(writer: StoreWriter, samples: Int64Array) -> None:
     with writer.changing():
         _unmask(writer, SAMPLES_MASK, samples)
         writer.publish_deleted()
-        for mask, path in ((ATOMS_MASK, ATOMS_PTR), (EDGES_MASK, EDGES_PTR)):
+        for level, path in SEGMENTED.items():
             stored = writer.array(path).read(0, writer.counts.samples + 1)
             starts = stored[samples]
-            _unmask(writer, mask, segment_rows(starts, pointers(stored[samples + 1] - starts)))
+            rows = segment_rows(starts, pointers(stored[samples + 1] - starts))
+            _unmask(writer, LEVELS[level].mask, rows)
 
 
 def _unmask(writer: StoreWriter, path: str, rows: Int64Array) -> None:

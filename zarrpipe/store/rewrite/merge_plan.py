@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from zarrpipe.data.csr import AnyArray, Int64Array, pointers
-from zarrpipe.data.fields import Level
+from zarrpipe.data.fields import SEGMENTED, Level
 from zarrpipe.data.ids import UInt64Array
 from zarrpipe.data.schema import Field, Schema, field_from_array
 from zarrpipe.errors import SchemaError, StoreFormatError
@@ -65,10 +65,10 @@ class MergePlan:
             self._order = np.random.default_rng(shuffle).permutation(sum(counts))
         self._owner = self._ordered(np.repeat(np.arange(len(counts), dtype=np.int32), counts))
         self._samples = self._ordered(_joined([source.samples for source in self.sources]))
-        self._rows = {level: self._rows_at(level) for level in (Level.ATOM, Level.EDGE)}
+        self._rows = {level: self._rows_at(level) for level in SEGMENTED}
         self.present = {name: has for name in self.schema if not (has := self._present(name)).all()}
-        atoms, edges = (int(self.ptr(level)[-1]) for level in self._rows)
-        self.extent = RowCounts((sum(counts), atoms, edges))
+        ends = (int(self.ptr(level)[-1]) for level in self._rows)
+        self.extent = RowCounts((sum(counts), *ends))
 
     @property
     def others(self) -> dict[str, Any]:
@@ -106,7 +106,7 @@ class MergePlan:
     def _borders(self, level: Level) -> list[int]:
         """First row of each source that has rows, where they are not shuffled."""
         first = pointers(np.array([len(source.samples) for source in self.sources]))
-        rows = first if level is Level.SYSTEM else self.ptr(level)[first]
+        rows = self.ptr(level)[first] if level in SEGMENTED else first
         return [start for start in rows.tolist() if start < rows[-1]]
 
     def _warm(self, item: Field) -> None:
@@ -116,7 +116,7 @@ class MergePlan:
                 source.field(item).reshape(-1).view(np.uint8)[:: mmap.PAGESIZE].max(initial=0)
 
     def _block(self, item: Field, start: int, stop: int) -> AnyArray:
-        if item.level is Level.SYSTEM:
+        if item.level not in SEGMENTED:
             alone = _Rows(self._samples[start:stop], np.arange(stop - start + 1))
             return self._taken(item, self._owner[start:stop], alone)
         rows = self._rows[item.level]
@@ -125,8 +125,8 @@ class MergePlan:
         starts = rows.starts[first:last].copy()
         starts[0] += start - rows.ptr[first]
         ptr = np.clip(rows.ptr[first : last + 1], start, stop) - start
-        if item.name == "neighbor_list":
-            return self._edges(item, slice(first, last), starts, ptr)
+        if item.index_of is not None:
+            return self._row_numbers(item, item.index_of, slice(first, last), _Rows(starts, ptr))
         return self._taken(item, self._owner[first:last], _Rows(starts, ptr))
 
     def _taken(self, item: Field, owner: AnyArray, rows: _Rows) -> AnyArray:
@@ -150,23 +150,23 @@ class MergePlan:
             copy_segments(stored, rows.starts, rows.ptr, places, values)
         return values
 
-    def _edges(self, item: Field, samples: slice, starts: Int64Array, ptr: Int64Array) -> AnyArray:
-        """Edges of samples, with the atom indices of the new store."""
-        owner, atoms = self._owner[samples], self._rows[Level.ATOM]
-        values = self._taken(item, owner, _Rows(starts, ptr))
-        begin, end = atoms.ptr[:-1][samples], atoms.ptr[1:][samples]
+    def _row_numbers(self, item: Field, level: Level, samples: slice, rows: _Rows) -> AnyArray:
+        """Rows whose values are row numbers of a level, as the new store counts them."""
+        owner, counted = self._owner[samples], self._rows[level]
+        values = self._taken(item, owner, rows)
+        begin, end = counted.ptr[:-1][samples], counted.ptr[1:][samples]
         lacks = np.array([item.name not in source.schema for source in self.sources])
-        shift = begin - np.where(lacks[owner], 0, atoms.starts[samples])
-        counts = np.diff(ptr)
+        shift = begin - np.where(lacks[owner], 0, counted.starts[samples])
+        counts, shape = np.diff(rows.ptr), (-1, *(1,) * len(item.shape))
         if bool((shift == shift[0]).all()):
             values = values + shift[0] if shift[0] else values
         else:
-            values = values + np.repeat(shift, counts)[:, None]
+            values = values + np.repeat(shift, counts).reshape(shape)
         for number in np.unique(owner):
             if not self.sources[number].attributes.ours:
                 chosen = np.repeat(owner == number, counts)
-                limits = (np.repeat(limit, counts)[chosen, None] for limit in (begin, end))
-                _check_edges(self.sources[number], values[chosen], *limits)
+                limits = [np.repeat(one, counts)[chosen].reshape(shape) for one in (begin, end)]
+                _check_row_numbers(self.sources[number], item, values[chosen], *limits)
         return values
 
     def _rows_at(self, level: Level) -> _Rows:
@@ -195,7 +195,7 @@ def _common_schema(sources: Sequence[MergeSource]) -> Schema:
         for given in source.schema.values() if len(source.samples) else ():
             item = field_from_array(given.name, given.level, given.dtype, given.shape)
             item = replace(item, unit=given.unit)
-            if item.name == "neighbor_list" and item.dtype.kind in "iu":
+            if item.index_of is not None and item.dtype.kind in "iu":
                 item = replace(item, dtype=np.dtype("int64"))
             fixed, first = common.setdefault(item.name, (item, source))
             if item != fixed:
@@ -213,13 +213,15 @@ def _described(item: Field) -> str:
     return f"{item.dtype} of row shape {item.shape} at level {item.level.value!r} {unit}"
 
 
-def _check_edges(source: MergeSource, edges: AnyArray, begin: Int64Array, end: Int64Array) -> None:
+def _check_row_numbers(
+    source: MergeSource, item: Field, values: AnyArray, begin: Int64Array, end: Int64Array
+) -> None:
     """Refuse edges that leave their system, as those that nvalchemi 0.2 appends do."""
-    if bool(((edges < begin) | (edges >= end)).any()):
+    if bool(((values < begin) | (values >= end)).any()):
         raise StoreFormatError(
-            f"{source.root}: edges leave their system; nvalchemi 0.2 stores the neighbor_list of "
-            "every write but the first relative to that write: remove the field there and find "
-            "neighbours anew"
+            f"{source.root}: {item.level.value}s leave their system; nvalchemi 0.2 stores the "
+            f"{item.name} of every write but the first relative to that write: remove the field "
+            "there and find neighbours anew"
         )
 
 

@@ -10,16 +10,14 @@ import zarr
 from zarr.storage import MemoryStore
 
 from zarrpipe.compat import sync
+from zarrpipe.data.fields import LEVELS, SEGMENTED
 from zarrpipe.data.schema import Schema
 from zarrpipe.errors import StoreFormatError
 from zarrpipe.store.backend.location import Root
 from zarrpipe.store.format.commit_log import RowCounts, committed_samples
 from zarrpipe.store.format.config import ZarrWriteConfig
 from zarrpipe.store.format.layout import (
-    ATOMS_MASK,
     ATOMS_PTR,
-    EDGES_MASK,
-    EDGES_PTR,
     SAMPLES_MASK,
     ArraySpec,
     create_array,
@@ -177,8 +175,8 @@ class OpenArrays:
 
     def _rows(self, schema: Schema, counts: RowCounts) -> dict[str, int]:
         """Number of committed rows of each array."""
-        exact = {ATOMS_PTR: counts.samples + 1, EDGES_PTR: counts.samples + 1}
-        exact |= {ATOMS_MASK: counts.atoms, EDGES_MASK: counts.edges}
+        exact = dict.fromkeys(SEGMENTED.values(), counts.samples + 1)
+        exact |= {spec.mask: counts.rows(level) for level, spec in LEVELS.items()}
         exact |= {field_path(item): counts.rows(item.level) for item in schema.values()}
         return {path: exact.get(path, counts.samples) for path in self._writers}
 
@@ -205,7 +203,7 @@ class OpenArrays:
                 break
         if samples == 0:
             return RowCounts()
-        ends = [self[path].read(samples, samples + 1)[0] for path in (ATOMS_PTR, EDGES_PTR)]
+        ends = [self[path].read(samples, samples + 1)[0] for path in SEGMENTED.values()]
         return RowCounts((samples, *map(int, ends)))
 
 

@@ -9,13 +9,13 @@ import numpy as np
 
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.csr import AnyArray
+from zarrpipe.data.fields import COMMIT_ORDER, SEGMENTED
 from zarrpipe.data.ids import batch_ids
 from zarrpipe.data.schema import Field, Schema
 from zarrpipe.errors import FieldError
 from zarrpipe.store.format.commit_log import RowCounts
 from zarrpipe.store.format.layout import (
     ATOMS_PTR,
-    EDGES_PTR,
     IDS,
     SAMPLES_MASK,
     ArraySpec,
@@ -25,10 +25,7 @@ from zarrpipe.store.format.layout import (
     present_spec,
 )
 
-_LONGEST_NAME = 255
-"""Bytes of a file's name on the usual file systems; readers refuse longer names of fields too."""
-
-_STAGES = {SAMPLES_MASK: 1, EDGES_PTR: 1, ATOMS_PTR: 2}
+_STAGES = {SAMPLES_MASK: 1, **dict.fromkeys(SEGMENTED.values(), 1), ATOMS_PTR: 2}
 
 
 class RowWrite(NamedTuple):
@@ -65,7 +62,7 @@ def plan_append(
     batch
         Systems that fit the schema, on the CPU and without gradients; at least one.
     """
-    first, arrays, ptr = counts.samples, _arrays(batch), batch.batch_ptr.numpy()
+    first, arrays = counts.samples, _arrays(batch)
     writes = []
     for item in schema.values():
         values = arrays.get(item.name)
@@ -76,8 +73,9 @@ def plan_append(
         writes.append(RowWrite(present_path(name), first, here))
     writes.append(RowWrite(IDS, first, batch_ids(batch, arrays)))
     writes.append(RowWrite(SAMPLES_MASK, first, np.ones(batch.num_graphs, dtype=bool)))
-    writes.append(RowWrite(EDGES_PTR, first + 1, batch.edge_ptr.numpy()[1:] + counts.edges))
-    writes.append(RowWrite(ATOMS_PTR, first + 1, ptr[1:] + counts.atoms))
+    for level in COMMIT_ORDER:
+        ends = batch.row_pointers(level).numpy()[1:] + counts.rows(level)
+        writes.append(RowWrite(SEGMENTED[level], first + 1, ends))
     return writes
 
 
@@ -87,7 +85,7 @@ def in_stages(writes: Sequence[RowWrite]) -> list[list[RowWrite]]:
     Examples
     --------
     >>> rows = np.zeros(1)
-    >>> paths = ["core/positions", IDS, SAMPLES_MASK, EDGES_PTR, ATOMS_PTR]
+    >>> paths = ["core/positions", IDS, SAMPLES_MASK, "meta/edges_ptr", ATOMS_PTR]
     >>> stages = in_stages([RowWrite(path, 0, rows) for path in paths])
     >>> [[write.path for write in stage] for stage in stages]
     [['core/positions', 'meta/ids'], ['meta/samples_mask', 'meta/edges_ptr'], ['meta/atoms_ptr']]
@@ -106,7 +104,7 @@ def on_host(batch: Batch) -> Batch:
     FieldError
         If a tensor is on the meta device.
     """
-    tensors = (batch.batch_ptr, batch.edge_ptr, *batch.fields.values())
+    tensors = [*map(batch.row_pointers, SEGMENTED), *batch.fields.values()]
     if any(tensor.is_meta for tensor in tensors):
         raise FieldError("a batch on the meta device has no data that could be stored")
     if all(tensor.is_cpu and not tensor.requires_grad for tensor in tensors):
@@ -132,9 +130,9 @@ def plan_fill(spec: ArraySpec, rows: int, chunk_rows: int) -> RowWrite | None:
 
 
 def _rows(item: Field, counts: RowCounts, values: AnyArray) -> AnyArray:
-    """Rows of a field as they are stored, with store-global atom indices."""
+    """Rows of a field as they are stored; row numbers count the rows of the store."""
     rows = values if values.dtype is item.dtype else values.astype(item.dtype, copy=False)
-    return rows + counts.atoms if item.name == "neighbor_list" else rows
+    return rows if item.index_of is None else rows + counts.rows(item.index_of)
 
 
 def _fill(item: Field, batch: Batch) -> AnyArray:
@@ -215,8 +213,6 @@ def plan_schema_change(
     missing -= nullable
     if not new and not missing:
         return None
-    for item in new:
-        check_name_length(item.name)
     extended = schema.extended(new)
     arrays = [NewArray(field_spec(item), counts.rows(item.level)) for item in new]
     arrays += [
@@ -224,13 +220,3 @@ def plan_schema_change(
         for name in sorted(missing)
     ]
     return SchemaChange(tuple(arrays), extended, nullable | missing)
-
-
-def check_name_length(name: str) -> None:
-    """Refuse a field whose array would have too long a name for a directory."""
-    size = len(name.encode())
-    if size > _LONGEST_NAME:
-        raise FieldError(
-            f"field name {name[:40]!r}... has {size} bytes, at most {_LONGEST_NAME} are possible "
-            "as the name of a directory: give the field a shorter name"
-        )

@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 
 from zarrpipe.data.csr import AnyArray
+from zarrpipe.data.fields import LEVELS, SEGMENTED
 from zarrpipe.errors import StoreFormatError
 from zarrpipe.store.backend import files
 from zarrpipe.store.backend.location import Root
 from zarrpipe.store.format.commit_log import RowCounts
-from zarrpipe.store.format.layout import ATOMS_MASK, ATOMS_PTR, EDGES_MASK, EDGES_PTR, SAMPLES_MASK
+from zarrpipe.store.format.layout import ATOMS_MASK, ATOMS_PTR, SAMPLES_MASK
 from zarrpipe.store.format.metadata import Attributes
 from zarrpipe.store.write.open_arrays import OpenArrays
 from zarrpipe.store.write.plan import RowWrite
@@ -49,14 +50,14 @@ def clear_uncommitted(arrays: OpenArrays, counts: RowCounts) -> None:
     arrays[ATOMS_PTR].clear_from(counts.samples + 1)
     arrays[SAMPLES_MASK].clear_from(counts.samples)
     if counts.samples == 0:  # the store is new, or a writer was killed while it cleared it
-        arrays[ATOMS_MASK].clear_all()
-        arrays[EDGES_MASK].clear_all()
+        for level in SEGMENTED:
+            arrays[LEVELS[level].mask].clear_all()
 
 
 def settle_deletion(arrays: OpenArrays, published: int, counts: RowCounts) -> None:
     """Take back a deletion that was not published, and complete one that was.
 
-    A deletion masks samples, publishes their number, and masks their atoms and edges last.
+    A deletion masks samples, publishes their number, and masks their rows of other levels last.
 
     Parameters
     ----------
@@ -83,7 +84,7 @@ def settle_deletion(arrays: OpenArrays, published: int, counts: RowCounts) -> No
 
 
 def mask_rows(arrays: OpenArrays, counts: RowCounts, kept: AnyArray) -> None:
-    """Give atoms and edges the masks of their samples.
+    """Give the rows of levels that have pointers the masks of their samples.
 
     Parameters
     ----------
@@ -94,7 +95,8 @@ def mask_rows(arrays: OpenArrays, counts: RowCounts, kept: AnyArray) -> None:
     kept : array [N] bool
         Masks of the samples.
     """
-    for path, ends in ((ATOMS_MASK, ATOMS_PTR), (EDGES_MASK, EDGES_PTR)):
+    for level, ends in SEGMENTED.items():
+        path = LEVELS[level].mask
         wanted = np.repeat(kept, np.diff(arrays[ends].read(0, counts.samples + 1)))
         unit = arrays[path].chunk_rows
         for start in range(0, len(wanted), unit):

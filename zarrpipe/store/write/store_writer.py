@@ -8,14 +8,13 @@ import numpy as np
 import zarr
 
 from zarrpipe.data.batch import Batch
+from zarrpipe.data.fields import LEVELS, SEGMENTED
 from zarrpipe.data.schema import Field, Schema, batch_signature
 from zarrpipe.store.backend import files
 from zarrpipe.store.backend.location import Root, StoreLock
 from zarrpipe.store.format.config import ZarrWriteConfig
 from zarrpipe.store.format.layout import (
-    ATOMS_MASK,
     ATOMS_PTR,
-    EDGES_MASK,
     SAMPLES_MASK,
     field_path,
     field_spec,
@@ -32,7 +31,6 @@ from zarrpipe.store.write.plan import (
     NewArray,
     RowWrite,
     SchemaChange,
-    check_name_length,
     on_host,
     plan_append,
     plan_schema_change,
@@ -209,8 +207,8 @@ class StoreWriter:
                 self._carry_out(change)
             self._accepted = signature
             after = self.counts.after(batch)
-            self._arrays[ATOMS_MASK].reserve(after.atoms)
-            self._arrays[EDGES_MASK].reserve(after.edges)
+            for level in SEGMENTED:
+                self._arrays[LEVELS[level].mask].reserve(after.rows(level))
             self._arrays.carry_out(
                 plan_append(self.schema, self.attributes.nullable, self.counts, batch)
             )
@@ -256,7 +254,6 @@ class StoreWriter:
             One row for each atom, edge or sample that is stored.
         """
         self._check_change()
-        check_name_length(item.name)
         spec = field_spec(item)
         check_free(self.group, self.root.directory, [spec.path])
         with self.changing():
