@@ -43,6 +43,7 @@ class Campaign:
 CAMPAIGNS = {
     "kills": Campaign("reliability.kills", "processes that are killed while they write", 1000),
     "faults": Campaign("reliability.faults", "every operation fails, or is the last one"),
+    "interrupts": Campaign("reliability.interrupts", "Ctrl-C and signal handlers at every line"),
     "disk": Campaign("reliability.disk", "the disk runs full at each step, and has room again"),
     "live": Campaign("reliability.live", "readers beside a writer that does everything", None, 10),
     "parties": Campaign("reliability.parties", "several writers at once", 10),
@@ -53,7 +54,7 @@ CAMPAIGNS = {
 
 def parser() -> argparse.ArgumentParser:
     """The arguments."""
-    listed = "\n".join(f"  {name:8} {item.about}" for name, item in CAMPAIGNS.items())
+    listed = "\n".join(f"  {name:10} {item.about}" for name, item in CAMPAIGNS.items())
     arguments = argparse.ArgumentParser(
         prog="python -m reliability",
         description=__doc__,

@@ -10,7 +10,7 @@ import zarrpipe
 
 ROOT = Path(zarrpipe.__file__).parent
 ROOMS = (
-    {"compat", "errors", "closing", "mutex"},
+    {"compat", "errors"},
     {"data"},
     {"adapters"},
     {"transforms"},

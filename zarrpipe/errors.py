@@ -16,12 +16,16 @@ Each is also the builtin that a caller would catch without knowing this package:
       StoreEmptyError (RuntimeError)      there is nothing to read
       StoreLockedError (RuntimeError)     another writer has the store open
       StoreClosedError (RuntimeError)     the sink, writer or reader was closed
+      StoreBusyError (RuntimeError)       a sink or writer is called from inside a call of its own
+      DeferredWriteError (RuntimeError)   a batch given to `ZarrData.defer` could not be written
       StoreExistsError (FileExistsError)  something is where a new store was asked for
       StoreMemoryError (MemoryError)      reading needs more memory than there is
       StoreNotFoundError (FileNotFoundError)
       StoreNotADirectoryError (NotADirectoryError) a file is where a store's directory should be
       StoreReadOnlyError (PermissionError) a store that may only be read is to be written
 """
+
+from typing import Any
 
 
 class ZarrPipeError(Exception):
@@ -84,6 +88,20 @@ class StoreLockedError(ZarrPipeError, RuntimeError):
 
 class StoreClosedError(ZarrPipeError, RuntimeError):
     """The sink, writer or reader was closed."""
+
+
+class StoreBusyError(ZarrPipeError, RuntimeError):
+    """A sink or writer was called from inside another call of the same thread; nothing changed."""
+
+
+class DeferredWriteError(ZarrPipeError, RuntimeError):
+    """A batch that was given to `ZarrData.defer` could not be written.
+
+    The cause is the exception's ``__cause__``. A batch that the store refuses is given up and is
+    the attribute ``batch``; after every other error it stays queued, and ``batch`` is None.
+    """
+
+    batch: Any = None
 
 
 class StoreExistsError(ZarrPipeError, FileExistsError):

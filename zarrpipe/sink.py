@@ -1,6 +1,8 @@
 """`ZarrData`: the sink that a simulation writes into, on any Zarr store."""
 
 import os
+import warnings
+from collections import deque
 from collections.abc import Collection, Mapping
 from typing import Any, NoReturn
 
@@ -9,40 +11,43 @@ import numpy.typing as npt
 import torch
 
 from zarrpipe.adapters import as_batch
-from zarrpipe.closing import Closing
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.fields import check_new_names
 from zarrpipe.data.validate import plain_array
 from zarrpipe.errors import (
     ArgumentError,
     ArgumentTypeError,
+    DeferredWriteError,
     FieldError,
-    StoreClosedError,
+    SchemaError,
     StoreEmptyError,
     StoreFormatError,
     StoreFullError,
     StoreNotFoundError,
 )
-from zarrpipe.mutex import ForkSafeLock, synchronized
 from zarrpipe.store.backend.location import Root, StoreLike
 from zarrpipe.store.check.report import Report
 from zarrpipe.store.check.run import check
 from zarrpipe.store.format.config import ZarrWriteConfig
 from zarrpipe.store.read.view import StoreView
-from zarrpipe.store.write.open_for_writing import check_durable
-from zarrpipe.store.write.store_writer import StoreWriter
+from zarrpipe.store.write.calls import WriterOwner, synchronized
 
 _MOST_SAMPLES = 1 << 40
 
 
-class ZarrData(Closing):
+class ZarrData(WriterOwner):
     """Sink for batches of atomic systems, in one Zarr store.
 
     A sink on a store that exists continues it. What was written can be read at once, by this
     object, by other processes and by any Zarr tool, whether or not the sink is ever closed.
     From its first write until `close`, a sink on a local store is its only writer. Other stores
     have no lock: there a write raises if it finds that another writer has written meanwhile.
-    Threads may share a sink; their calls wait for each other.
+    Threads may share a sink; their calls wait for each other. A call from inside another one of the
+    same thread, as of a signal handler, raises `StoreBusyError`; there `defer` and `close` are the
+    way.
+
+    A call that raised, or was interrupted, has lost nothing, and the next one goes on with what is
+    stored. A batch whose `write` raised is there whole or not at all: `len` tells which.
 
     Parameters
     ----------
@@ -94,20 +99,17 @@ class ZarrData(Closing):
                 f"capacity={capacity!r}, expected a positive integer of samples, at most "
                 f"{_MOST_SAMPLES}"
             )
-        self._store, self._capacity, self._mutex = store, int(capacity), ForkSafeLock()
-        self._config = ZarrWriteConfig.of(config)
-        self._root, self._durable = Root.of(store), durable
-        check_durable(self._root, durable=durable)
-        self._appender: StoreWriter | None = None
+        self._store = store
+        super().__init__(Root.of(store), ZarrWriteConfig.of(config), int(capacity), durable=durable)
+        self._deferred: deque[Batch] = deque()
         self._view: StoreView | None = None
-        self._closed = False
         self._removed: frozenset[str] = frozenset()  # fields of what was drained or removed
         view = self._reader()
         if view is not None:
             view.schema.with_units(self._config.units)  # refuses what the first write would
-        if len(self) > capacity:
+        if self._count() > capacity:
             raise ArgumentError(
-                f"{self._root} has {len(self)} samples, more than capacity={capacity}: open it "
+                f"{self._root} has {self._count()} samples, more than capacity={capacity}: open it "
                 "with a larger capacity"
             )
 
@@ -164,20 +166,72 @@ class ZarrData(Closing):
             If the batch is of no known kind (ArgumentTypeError).
         """
         self._check_open()
-        chosen = as_batch(batch)
-        if mask is not None:
-            chosen = _masked(chosen, mask)
-        if chosen.num_graphs == 0:
+        chosen = _chosen(batch, mask)
+        self._write_deferred(done=False)
+        self._append(chosen)
+        self._write_deferred(done=True)
+
+    def defer(self, batch: Any, mask: npt.ArrayLike | torch.Tensor | None = None) -> None:
+        """Queue a batch from a place where `write` cannot be called, as in a signal handler.
+
+        It is copied, and written by the `write`, `zero` or `flush` under way when that ends, or by
+        the next of them, `drain` or `close`. If the call under way raises, it stays queued. What is
+        queued is not counted by `len`, and ends with the process: end it with `close`.
+
+        Parameters
+        ----------
+        batch, mask
+            See `write`.
+
+        Raises
+        ------
+        StoreClosedError
+            If the sink was closed.
+        FieldError, ArgumentTypeError
+            As `write`. Where the batch does not fit the store or its capacity, the call that would
+            write it raises `DeferredWriteError`.
+        """
+        self._check_open()
+        chosen = _chosen(batch, mask)
+        if chosen.num_graphs:
+            self._deferred.append(chosen.detach().clone().cpu())
+
+    def _write_deferred(self, *, done: bool) -> None:
+        """Write what was deferred, before or after (`done`) the work of a call."""
+        while self._deferred:
+            batch, before = self._deferred[0], self._count()
+            try:
+                self._append(batch)
+                self._deferred.popleft()
+            except BaseException as error:
+                self._end_failed()
+                refused = isinstance(error, SchemaError | FieldError | StoreFullError)
+                first = self._deferred and self._deferred[0] is batch
+                if first and (refused or self._holds_more(before)):
+                    self._deferred.popleft()
+                if not isinstance(error, Exception):
+                    raise
+                raised = DeferredWriteError(
+                    f"a deferred batch of {batch.num_graphs} samples could not be written "
+                    f"({error}), and {'is given up' if refused else 'stays queued'}; the call that "
+                    f"was to write it {'was carried out' if done else 'did nothing else'}"
+                )
+                raised.batch = batch if refused else None
+                raise raised from error
+
+    def _append(self, batch: Batch) -> None:
+        """Append a batch if there is room for it."""
+        if batch.num_graphs == 0:
             return
-        check_new_names(chosen.fields, self._stored_fields)
-        stored = len(self)
-        if stored + chosen.num_graphs > self._capacity:
+        check_new_names(batch.fields, self._stored_fields)
+        stored = self._count()
+        if stored + batch.num_graphs > self._capacity:
             raise StoreFullError(
                 f"the sink is full: {stored} of {self._capacity} samples are stored and "
-                f"{chosen.num_graphs} more were given, none of which was written; drain it or "
+                f"{batch.num_graphs} more were given, none of which was written; drain it or "
                 "give it a larger capacity"
             )
-        self._writer().append(chosen)
+        self._open_writer().append(batch)
 
     @synchronized
     def read(self) -> Batch:
@@ -190,19 +244,8 @@ class ZarrData(Closing):
         StoreNotFoundError
             If the store was removed.
         """
-        count = len(self)
-        view = self._reader()
-        if count and view is None:
-            raise StoreNotFoundError(
-                f"there is no Zarr store at {self._root} any more: it was removed while this sink "
-                f"had it open, and the {count} samples in it are gone"
-            )
-        if count == 0 or view is None:
-            raise StoreEmptyError(f"the sink is empty: nothing was written to {self._root}")
-        view.refresh()
-        return view.gather(np.arange(view.num_samples))
+        return self._read()
 
-    @synchronized
     def drain(self) -> Batch:
         """Every sample, after which the sink is empty.
 
@@ -214,40 +257,65 @@ class ZarrData(Closing):
         StoreEmptyError
             If there is none.
         """
-        self._check_open()
-        if len(self):
-            self._writer()
-        batch = self.read()
+        drained: list[Batch] = []
         try:
-            self.zero()
-        except Exception:
-            if self._holds_samples():
-                raise
-        except BaseException:  # an interrupt has to go on, so what it cut off is put back
-            if not self._holds_samples():
-                self._writer().append(batch)
+            self._drain(drained)
+            return drained[0]
+        except BaseException:  # as an interrupt right after the store was emptied
+            if drained:
+                self._put_back(drained[0])
             raise
-        return batch
 
-    def _holds_samples(self) -> bool:
-        """Whether a fresh look finds samples, and not a store that is empty, torn or gone."""
-        try:
-            return len(self) > 0
-        except (OSError, StoreFormatError):
-            return False
+    @synchronized
+    def _drain(self, drained: list[Batch]) -> None:
+        """Empty the sink, once its samples are in a list of the caller."""
+        self._check_open()
+        self._write_deferred(done=False)
+        if self._count():
+            self._open_writer()
+        drained.append(self._read())
+        self._empty(stacklevel=5)
+
+    @synchronized
+    def _put_back(self, batch: Batch) -> None:
+        """Store drained samples again if they are gone."""
+        if not self._holds_more(0):
+            self._open_writer().append(batch)
 
     @synchronized
     def zero(self) -> None:
         """Remove every sample and what zarrpipe made for them, and nothing else."""
         self._check_open()
-        if self._appender is not None or self._root.open_group() is not None:
-            writer = self._writer()
-            self._removed |= frozenset(writer.schema)
-            try:
-                writer.zero()
-            except BaseException:
-                self._view = None  # it may have seen what was half cleared
+        self._write_deferred(done=False)
+        self._empty()
+        self._write_deferred(done=True)
+
+    def _empty(self, stacklevel: int = 4) -> None:
+        """Remove every sample; what fails once they are gone is a warning."""
+        if self._writer is None and self._root.open_group() is None:
+            return
+        writer = self._open_writer()
+        self._removed |= frozenset(writer.schema)
+        try:
+            writer.zero()
+        except Exception as error:
+            if not writer.closed or self._holds_more(0):
                 raise
+            warnings.warn(
+                f"{self._root} was emptied, but not all that it held could be removed ({error}): "
+                "the next write removes it",
+                RuntimeWarning,
+                stacklevel=stacklevel,
+            )
+
+    def _holds_more(self, count: int) -> bool:
+        """Whether a fresh look finds more samples than `count`, not a store that cannot be read."""
+        self._view = None
+        try:
+            view = self._reader()
+        except (OSError, StoreFormatError):
+            return False
+        return view is not None and view.num_samples > count
 
     @synchronized
     def flush(self) -> None:
@@ -256,30 +324,56 @@ class ZarrData(Closing):
         What was written is readable without it.
         """
         self._check_open()
-        if self._appender is not None and not self._appender.closed:
-            self._appender.flush()
+        self._write_deferred(done=False)
+        if self._writer is not None:
+            self._open_writer().flush()
+        self._write_deferred(done=True)
+
+    def _close_writer(self) -> None:
+        self._write_deferred(done=False)
+        super()._close_writer()
+
+    def _end_failed(self) -> None:
+        self._view = None  # it may have been interrupted, or have seen what was half cleared
+        super()._end_failed()
 
     def check(self) -> Report:
         """Look the store through for damage; see `zarrpipe.check`."""
         return check(self._store)
 
-    @synchronized
-    def close(self) -> None:
-        """Do what `flush` does and let other writers in; reading still works after it."""
-        self._closed = True
-        if self._appender is not None:
-            self._appender.close()
-            self._appender = None
+    def __len__(self) -> int:
+        if self._mutex.mine:  # from inside another call, which may be half done
+            try:
+                return StoreView(self._root.path).num_samples
+            except StoreNotFoundError:
+                return 0
+        return self._length()
 
     @synchronized
-    def __len__(self) -> int:
-        if self._appender is not None and not self._appender.closed:
-            return self._appender.num_samples
+    def _length(self) -> int:
+        return self._count()
+
+    def _count(self) -> int:
+        if self._writer is not None and not self._writer.closed:
+            return self._writer.num_samples
         view = self._reader()
         if view is None:
             return 0
         view.refresh()
         return view.num_samples
+
+    def _read(self) -> Batch:
+        count = self._count()
+        view = self._reader()
+        if count and view is None:
+            raise StoreNotFoundError(
+                f"there is no Zarr store at {self._root} any more: it was removed while this sink "
+                f"had it open, and the {count} samples in it are gone"
+            )
+        if count == 0 or view is None:
+            raise StoreEmptyError(f"the sink is empty: nothing was written to {self._root}")
+        view.refresh()
+        return view.gather(np.arange(view.num_samples))
 
     def __reduce__(self) -> NoReturn:
         raise ArgumentTypeError(
@@ -291,21 +385,10 @@ class ZarrData(Closing):
     def __repr__(self) -> str:
         return f"ZarrData({str(self._root)!r}, {len(self)} of {self._capacity} samples)"
 
-    def _check_open(self) -> None:
-        if self._closed:
-            raise StoreClosedError(f"the sink of {self._root} was closed: open a new one")
-
-    def _writer(self) -> StoreWriter:
-        if self._appender is None or self._appender.closed:
-            self._appender = StoreWriter(
-                self._root, self._config, self._capacity, durable=self._durable
-            )
-        return self._appender
-
     def _stored_fields(self) -> Collection[str]:
         """Names of the fields that the store has, or had before this sink emptied it."""
-        if self._appender is not None and not self._appender.closed:
-            return self._removed.union(self._appender.schema)
+        if self._writer is not None and not self._writer.closed:
+            return self._removed.union(self._writer.schema)
         view = self._reader()
         if view is None:
             return self._removed
@@ -322,8 +405,11 @@ class ZarrData(Closing):
         return self._view
 
 
-def _masked(batch: Batch, mask: Any) -> Batch:
-    """Systems of a batch for which the mask is True."""
+def _chosen(given: Any, mask: Any) -> Batch:
+    """Systems of a batch for which the mask is True; all without a mask."""
+    batch = as_batch(given)
+    if mask is None:
+        return batch
     expected = f"expected bool and ({batch.num_graphs},): one entry for each system of the batch"
     if isinstance(mask, np.ndarray):
         mask = plain_array("mask", mask)

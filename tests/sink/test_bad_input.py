@@ -214,7 +214,9 @@ def test_new_fields_that_a_condition_reads_otherwise(local, name, tmp_path):
 def test_a_store_that_has_such_a_field_goes_on(store, name):
     data = system(system={name: [7.0]})
     with ZarrData(store) as sink:
-        sink._writer().append(Batch.from_data_list([data]))  # as before such names were refused
+        sink._open_writer().append(
+            Batch.from_data_list([data])
+        )  # as before such names were refused
     with AtomicDataZarrWriter(store) as writer:
         writer.append(data)
     with ZarrData(store) as sink:

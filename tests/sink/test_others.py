@@ -26,8 +26,8 @@ from zarrpipe.errors import (
     StoreLockedError,
     StoreReadOnlyError,
 )
-from zarrpipe.mutex import ForkSafeLock
 from zarrpipe.store.read.view import StoreView
+from zarrpipe.store.write.calls import ForkSafeLock
 from zarrpipe.testing import assert_batches_equal, numbered_batch
 
 
@@ -146,7 +146,7 @@ def test_a_forked_child_does_not_keep_the_lock(tmp_path):
         os.read(read_end, 1)
         os._exit(0)
     try:
-        sink._appender.abandon()
+        sink._writer.abandon()
         with ZarrData(tmp_path / "store") as other:
             other.write(numbered_batch([1]))
     finally:

@@ -1,6 +1,7 @@
 """Write and read a store step by step, with the API of nvalchemi's zarr writer and reader."""
 
 import reprlib
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -9,7 +10,6 @@ import numpy as np
 import torch
 
 from zarrpipe.adapters import as_batch
-from zarrpipe.closing import Closing
 from zarrpipe.data.container import check_not_taken
 from zarrpipe.data.csr import AnyArray, Int64Array, position_of, positions_of
 from zarrpipe.data.fields import (
@@ -24,17 +24,16 @@ from zarrpipe.data.schema import Field, field_from_array
 from zarrpipe.errors import (
     FieldError,
     SchemaError,
-    StoreClosedError,
     StoreExistsError,
     StoreNotFoundError,
 )
-from zarrpipe.mutex import ForkSafeLock, synchronized
 from zarrpipe.store.backend.location import Root, StoreLike
 from zarrpipe.store.format.config import ZarrWriteConfig
 from zarrpipe.store.format.layout import ATOMS_PTR, EDGES_PTR, SAMPLES_MASK
+from zarrpipe.store.format.metadata import Attributes
 from zarrpipe.store.read.view import StoreView
-from zarrpipe.store.rewrite.maintenance import defragment, delete_samples, keep_samples
-from zarrpipe.store.write.open_for_writing import check_durable
+from zarrpipe.store.rewrite.maintenance import defragment, delete_samples
+from zarrpipe.store.write.calls import Closing, WriterOwner, synchronized
 from zarrpipe.store.write.store_writer import StoreWriter
 
 Sample = tuple[dict[str, torch.Tensor], dict[str, Any]]
@@ -42,12 +41,14 @@ Sample = tuple[dict[str, torch.Tensor], dict[str, Any]]
 _CAPACITY = 1_000_000
 
 
-class AtomicDataZarrWriter(Closing):
+class AtomicDataZarrWriter(WriterOwner):
     """Writer of one store: creates, appends, adds fields, deletes and defragments.
 
     It has the store to itself from its first change until `close` (or the end of a with
     statement). `ZarrData` is the sink for simulations; this is the tool for everything else.
-    Threads may share one; their calls wait for each other.
+    Threads may share one; their calls wait for each other. A call from inside another one of the
+    same thread raises `StoreBusyError`. A call that raised was carried out whole or not at all, and
+    the next one goes on with what is stored.
 
     Parameters
     ----------
@@ -66,13 +67,8 @@ class AtomicDataZarrWriter(Closing):
         *,
         durable: bool = False,
     ) -> None:
-        self.store, self._durable, self._mutex = store, durable, ForkSafeLock()
-        self._root = Root.of(store)
-        check_durable(self._root, durable=durable)
-        self._config = ZarrWriteConfig.of(config)
-        self._appender: StoreWriter | None = None
-        self._withdrawn: Int64Array | None = None  # what a deletion that failed could not put back
-        self._closed = False
+        self.store = store
+        super().__init__(Root.of(store), ZarrWriteConfig.of(config), _CAPACITY, durable=durable)
 
     @synchronized
     def write(self, data: Any) -> None:
@@ -93,12 +89,12 @@ class AtomicDataZarrWriter(Closing):
         """
         batch = as_batch(data)
         check_new_names(batch.fields)
-        if self._exists() and self._open().extent.samples:
+        self._check_open()
+        if self._exists() and (samples := self._open_writer().counts.samples):
             raise StoreExistsError(
-                f"{self._root} has {self._open().extent.samples} samples: append to it, or write "
-                "to another place"
+                f"{self._root} has {samples} samples: append to it, or write to another place"
             )
-        self._open().append(batch)
+        self._open_writer().append(batch)
 
     @synchronized
     def append(self, data: Any) -> None:
@@ -113,9 +109,9 @@ class AtomicDataZarrWriter(Closing):
         FieldError
             If a new field has a name that conditions on samples read otherwise.
         """
-        batch, appender = as_batch(data), self._existing()
-        check_new_names(batch.fields, lambda: appender.schema)
-        appender.append(batch)
+        batch, writer = as_batch(data), self._existing()
+        check_new_names(batch.fields, lambda: writer.schema)
+        writer.append(batch)
 
     @synchronized
     def add_custom(self, key: str, data: Any, level: Level | str) -> None:
@@ -139,11 +135,11 @@ class AtomicDataZarrWriter(Closing):
         FieldError
             If name, level or number of rows does not fit.
         """
-        appender = self._existing()
+        writer = self._existing()
         check_name(key)
         check_not_taken(key)
-        check_new_names([key], lambda: appender.schema)
-        if key in appender.schema:
+        check_new_names([key], lambda: writer.schema)
+        if key in writer.schema:
             raise SchemaError(f"{self._root} has the field {key!r} already: use another name")
         values = as_field_dtype(key, _tensor_of(key, data)).numpy()
         kept = self._kept_rows(level_of(key, level))
@@ -163,7 +159,7 @@ class AtomicDataZarrWriter(Closing):
             )
         item = field_from_array(key, Level(level), values.dtype, values.shape[1:])
         item = replace(item, unit=self._config.units.get(key, item.unit))
-        appender.add_field(item, _spread(item, values, kept))
+        writer.add_field(item, _spread(item, values, kept))
 
     @synchronized
     def delete(self, indices: int | slice | Sequence[int] | torch.Tensor | AnyArray) -> None:
@@ -180,18 +176,33 @@ class AtomicDataZarrWriter(Closing):
         SampleIndexError
             If there is no such sample; nothing was deleted.
 
-        Whatever else is raised, a repetition means the same samples.
+        Whatever other exception is raised, every sample is still there and a repetition means the
+        same samples. An interrupt may come after the deletion was done: look at what is left. Where
+        it was done and only upkeep failed after it, a warning says so.
         """
-        appender = self._existing()
+        writer = self._existing()
         active = np.flatnonzero(self._kept_rows(Level.SYSTEM))
         wanted = positions_of(indices, len(active), "sample", f"the store {self._root}")
-        rows = np.unique(active[wanted])
+        rows, before = np.unique(active[wanted]), writer.attributes
         try:
-            delete_samples(appender, rows)
-        except BaseException:
-            if appender.closed:
-                self._withdrawn = rows
-            raise
+            delete_samples(writer, rows)
+        except Exception as error:
+            if not (writer.closed and self._was_published(before, len(rows))):
+                raise
+            warnings.warn(
+                f"{len(rows)} samples of {self._root} were deleted, but not all of their atoms and "
+                f"edges could be masked ({error}): the next call does it",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+
+    def _was_published(self, before: Attributes, deleted: int) -> bool:
+        """Whether a fresh look finds so many more samples deleted than before."""
+        group = self._root.open_group()
+        if group is None:
+            return False
+        now = Attributes.read(group)
+        return (now.generation, now.deleted) == (before.generation, before.deleted + deleted)
 
     @synchronized
     def defragment(self, config: ZarrWriteConfig | Mapping[str, Any] | None = None) -> None:
@@ -203,43 +214,26 @@ class AtomicDataZarrWriter(Closing):
             Chunks and codecs of the new arrays; by default those that the store has.
         """
         chosen = None if config is None else ZarrWriteConfig.of(config)
-        self._appender = defragment(self._existing(), chosen)
-
-    @synchronized
-    def close(self) -> None:
-        """Make shapes exact and give the store free; a second call does nothing."""
-        self._closed = True
-        if self._appender is not None:
-            self._appender.close()
-            self._appender = None
+        self._writer = defragment(self._existing(), chosen)
 
     def _exists(self) -> bool:
-        return self._appender is not None or self._root.open_group() is not None
+        return self._writer is not None or self._root.open_group() is not None
 
     def _existing(self) -> StoreWriter:
+        self._check_open()
         if not self._exists():
             raise StoreNotFoundError(f"there is no store at {self._root}: write one first")
-        return self._open()
-
-    def _open(self) -> StoreWriter:
-        if self._closed:
-            raise StoreClosedError(f"the writer of {self._root} was closed: open a new one")
-        if self._appender is None or self._appender.closed:
-            self._appender = StoreWriter(self._root, self._config, _CAPACITY, durable=self._durable)
-        if self._withdrawn is not None:
-            keep_samples(self._appender, self._withdrawn)
-            self._withdrawn = None
-        return self._appender
+        return self._open_writer()
 
     def _kept_rows(self, level: Level) -> AnyArray:
         """Which stored rows of a level belong to samples that were not deleted."""
-        appender = self._open()
-        samples = appender.extent.samples
-        kept = appender.column(SAMPLES_MASK).read(0, samples)
+        writer = self._open_writer()
+        samples = writer.counts.samples
+        kept = writer.array(SAMPLES_MASK).read(0, samples)
         if level is Level.SYSTEM:
             return kept
         path = ATOMS_PTR if level is Level.ATOM else EDGES_PTR
-        counts: Int64Array = np.diff(appender.column(path).read(0, samples + 1))
+        counts: Int64Array = np.diff(writer.array(path).read(0, samples + 1))
         return np.repeat(kept, counts)
 
 

@@ -92,7 +92,7 @@ def test_an_early_chunk_of_two_stores_is_not_written_into(tmp_path):
     config = {"core": {"chunk_size": 512}}
     with ZarrData(tmp_path / "store", config=config) as sink:
         sink.write(numbered_batch([0]))
-        column = sink._appender.column("core/positions")
+        column = sink._writer.array("core/positions")
         column.write(0, np.ones((512 * 8, 3), column._dtype))
         first = tmp_path / "store/core/positions/c/0/0"
         os.link(first, tmp_path / "other")
@@ -107,7 +107,7 @@ def test_opening_a_writer_looks_into_the_last_chunks(tmp_path, monkeypatch):
     """Not into a folder for each chunk; a link in an early one is refused when it is reached."""
     with ZarrData(tmp_path / "store", config={"core": {"chunk_size": 512}}) as sink:
         sink.write(numbered_batch([0]))
-        column = sink._appender.column("core/positions")
+        column = sink._writer.array("core/positions")
         column.write(0, np.ones((512 * 40, 3), column._dtype))
     arrays, scandir, seen = ["core/positions"], os.scandir, []
     monkeypatch.setattr(os, "scandir", lambda path: (seen.append(path), scandir(path))[1])

@@ -347,7 +347,7 @@ class TestWriter:
         either.fill(3)
         writer = either.writer()
         writer.append(numbered_batch([3]))
-        appender = writer._appender
+        appender = writer._writer
         writer.close()
         appender.close()
         for change in (lambda: appender.append(numbered_batch([4])), appender.flush, appender.zero):

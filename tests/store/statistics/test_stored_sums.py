@@ -150,7 +150,7 @@ class TestOneWriter:
         sink = ZarrData(store)
         for seed in range(6):
             sink.write(labelled(6, 100 + seed))
-        sink._appender.abandon()
+        sink._writer.abandon()
         assert kept_of(store).extent.samples in (78, 84, 90)
         assert_true(store)
         with ZarrData(store) as sink:
@@ -383,7 +383,7 @@ class TestDoubt:
         assert_true(place, kept=False)
         sink = ZarrData(place)
         sink.write(labelled(20, 99))
-        sink._appender.abandon()  # a kill, before anything is counted
+        sink._writer.abandon()  # a kill, before anything is counted
         assert_true(place, kept=False)
 
     def test_labels_that_another_tool_changed_are_told_by_a_check(self, tmp_path):
@@ -417,7 +417,7 @@ def test_a_kill_at_any_step_leaves_sums_that_are_true_or_none(tmp_path, monkeypa
         with AtomicDataZarrWriter(place, SMALL) as writer:
             writer.delete([3, 17])
             writer.append(labelled(3, 99))
-            writer._appender.flush()
+            writer._writer.flush()
             writer.delete([4, 18])
     assert len(moments) > 40
     known, chosen = 0, moments

@@ -8,7 +8,7 @@ from zarr.storage import MemoryStore, WrapperStore
 
 from zarrpipe import Batch, ZarrData
 from zarrpipe.store.write.array_writer import ArrayWriter
-from zarrpipe.store.write.concurrent import write_in_stages
+from zarrpipe.store.write.open_arrays import write_in_stages
 from zarrpipe.store.write.plan import RowWrite
 from zarrpipe.testing import assert_batches_equal, assert_plain_zarr, numbered_batch
 

@@ -66,10 +66,9 @@ def test_a_deletion_whose_count_arrived_though_it_raised(tmp_path, monkeypatch):
     with AtomicDataZarrWriter(store) as writer:
         writer.write(numbered_batch(range(6)))
         fail_once(monkeypatch, "rename", root_was_replaced(store))
-        with pytest.raises(OSError, match="Input/output"):
+        with pytest.warns(RuntimeWarning, match="2 samples of .* were deleted"):
             writer.delete([1, 2])
-        assert len(AtomicDataZarrReader(store)) == 6
-        writer.delete([1, 2])
+        assert len(AtomicDataZarrReader(store)) == 4
     left = ZarrDataset(store)
     assert_batches_equal(left.gather(range(4)), numbered_batch([0, 3, 4, 5]))
 

@@ -220,8 +220,8 @@ def test_an_append(place, seed):
         try:
             sink.write(numbered_batch(range(STORED, STORED + MORE)))
         finally:
-            if sink._appender is not None:
-                sink._appender.abandon()
+            if sink._writer is not None:
+                sink._writer.abandon()
 
     counts = []
     for killed in lives(place, append, seed):
@@ -244,8 +244,8 @@ def test_the_first_write(place, seed):
         try:
             sink.write(numbered_batch(range(3)))
         finally:
-            if sink._appender is not None:
-                sink._appender.abandon()
+            if sink._writer is not None:
+                sink._writer.abandon()
 
     for killed in lives(place, write, seed):
         sink = ZarrData(place.store, 100, config=place.config)
@@ -267,8 +267,8 @@ def test_an_append_that_changes_the_schema(place, seed):
         try:
             sink.write(new)
         finally:
-            if sink._appender is not None:
-                sink._appender.abandon()
+            if sink._writer is not None:
+                sink._writer.abandon()
 
     whole = Batch.concatenate([old, new])
     for _ in lives(place, append, seed):
@@ -297,8 +297,8 @@ def test_a_deletion(place, seed):
         try:
             writer.delete(gone)
         finally:
-            if writer._appender is not None:
-                writer._appender.abandon()
+            if writer._writer is not None:
+                writer._writer.abandon()
 
     for killed in lives(place, delete, seed):
         view = StoreView(place.store)
@@ -326,8 +326,8 @@ def test_clearing(place, seed):
         try:
             sink.zero()
         finally:
-            if sink._appender is not None:
-                sink._appender.abandon()
+            if sink._writer is not None:
+                sink._writer.abandon()
 
     for killed in lives(place, zero, seed):
         count = len(ZarrData(place.store, 100))
@@ -349,7 +349,7 @@ def test_every_prefix_of_a_plan(tmp_path, kind, config):
         sink.write(numbered_batch(range(STORED)))
     view = StoreView(store)
     writer = StoreWriter(root, chosen, 100)
-    plan = plan_append(writer.schema, writer.attributes.nullable, writer.extent, batch)
+    plan = plan_append(writer.schema, writer.attributes.nullable, writer.counts, batch)
     for write in plan:
         view.refresh()
         fresh = StoreView(store)
@@ -357,7 +357,7 @@ def test_every_prefix_of_a_plan(tmp_path, kind, config):
             assert reader.num_samples == STORED
         if write is plan[-1]:
             assert_batches_equal(fresh.gather(np.arange(STORED)), numbered_batch(range(STORED)))
-        writer.column(write.path).write(write.start, write.values)
+        writer.array(write.path).write(write.start, write.values)
     assert view.refresh() == MORE
     assert_batches_equal(view.gather(np.arange(19)), numbered_batch(range(19)))
     writer.abandon()
@@ -431,7 +431,7 @@ def test_a_zero_between_pointers_ends_the_store(tmp_path):
         np.testing.assert_array_equal(pointers[1:201] > 0, True)
         pointers[60:70] = 0
         pointers.tofile(where)
-        sink._appender.abandon()
+        sink._writer.abandon()
         assert view.refresh() == 59 - STORED
         assert StoreView(store).num_samples == 59
     with ZarrData(store) as sink:

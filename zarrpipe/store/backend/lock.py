@@ -33,6 +33,7 @@ import stat
 import time
 import warnings
 import weakref
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
@@ -110,18 +111,22 @@ class WriterLock:
     """
 
     def __init__(self, directory: Path) -> None:
-        self._descriptor, self.enforced = _acquire(directory / LOCK_FILE, directory)
-        held = os.fstat(self._descriptor)
-        self._file = held.st_dev, held.st_ino
-        self._text = json.dumps(asdict(Holder(socket.gethostname(), os.getpid(), time.time())))
-        try:
-            files.resize(self._descriptor, 0)
-            files.write_at(self._descriptor, memoryview(self._text.encode()), 0)
-        except BaseException:
-            os.close(self._descriptor)
-            raise
+        self.enforced = False
+        self._text = ""
+        self._descriptor = _opened(directory / LOCK_FILE, directory)
         self._finalizer = weakref.finalize(self, os.close, self._descriptor)
-        _locks_of_process().add(self)
+        try:
+            _locks_of_process().add(self)
+            held = os.fstat(self._descriptor)
+            self._file = held.st_dev, held.st_ino
+            self.enforced = _acquire(self._descriptor, directory)
+            text = json.dumps(asdict(Holder(socket.gethostname(), os.getpid(), time.time())))
+            self._text = text
+            files.resize(self._descriptor, 0)
+            files.write_at(self._descriptor, memoryview(text.encode()), 0)
+        except BaseException:
+            self._unlock()
+            raise
 
     @classmethod
     def of_place(cls, directory: Path) -> Self:
@@ -134,11 +139,17 @@ class WriterLock:
         StoreLockedError, StoreReadOnlyError, StoreFormatError
             As the constructor.
         """
-        for _ in range(_TRIALS):
-            lock = cls(directory)
-            if lock.guards(directory):
-                return lock
-            lock.release()
+        lock: Self | None = None
+        try:
+            for _ in range(_TRIALS):
+                lock = cls(directory)
+                if lock.guards(directory):
+                    return lock
+                lock.release()
+        except BaseException:
+            if lock is not None:
+                lock.release()
+            raise
         raise StoreLockedError(f"{directory} is being replaced by another writer: try again")
 
     @property
@@ -160,34 +171,39 @@ class WriterLock:
         return None if text == self._text.encode() else _holder(text)
 
     def release(self) -> None:
-        """Give the lock up, also where its file cannot be changed; a second call does nothing."""
+        """Give the lock up, also where its file cannot be changed; a second call does nothing.
+
+        After an interrupt the second call does the rest: the lock is given up before the
+        descriptor is forgotten.
+        """
         try:
             if self.held and (self.enforced or self.stolen_by() is None):
                 files.resize(self._descriptor, 0)
         except OSError:  # who holds nothing any more may still be named, as after a kill
             pass
         finally:
+            self._unlock()
+
+    def _unlock(self) -> None:
+        if self.held:
+            _unflock(self._descriptor)
             self._finalizer()
 
 
-def _acquire(path: Path, directory: Path) -> tuple[int, bool]:
-    """Descriptor of the lock file, locked, and whether the file system keeps others out."""
-    descriptor = _opened(path, directory)
-    try:
+def _acquire(descriptor: int, directory: Path) -> bool:
+    """Lock an open file; whether the file system keeps others out."""
+    taken = _flock(descriptor)
+    if taken is False and _may_be_ours(_holder(os.pread(descriptor, _MOST_TEXT, 0))):
+        gc.collect()  # a sink of this process that was dropped, not closed, may be in a cycle
         taken = _flock(descriptor)
-        if taken is False and _is_ours(_holder(os.pread(descriptor, _MOST_TEXT, 0))):
-            gc.collect()  # a sink of this process that was dropped, not closed, may be in a cycle
-            taken = _flock(descriptor)
-        if taken is not True:
-            _refuse_or_warn(directory, _holder(os.pread(descriptor, _MOST_TEXT, 0)), taken)
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return descriptor, bool(taken)
+    if taken is not True:
+        _refuse_or_warn(directory, _holder(os.pread(descriptor, _MOST_TEXT, 0)), taken)
+    return bool(taken)
 
 
-def _is_ours(holder: Holder | None) -> bool:
-    return holder is not None and holder.pid == os.getpid()
+def _may_be_ours(holder: Holder | None) -> bool:
+    """Whether a holder is this process; one that was interrupted has not given its name."""
+    return holder is None or holder.pid == os.getpid()
 
 
 def _refuse_or_warn(directory: Path, holder: Holder | None, taken: bool | None) -> None:
@@ -239,6 +255,14 @@ def _flock(descriptor: int) -> bool | None:
             return None
         raise
     return True
+
+
+def _unflock(descriptor: int) -> None:
+    """Give up the lock of a file, also where another descriptor shares it."""
+    import fcntl  # noqa: PLC0415  absent on Windows, where no store counts as local
+
+    with suppress(OSError):  # a file system without locks; closing the file does the same
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
 
 
 def _holder(text: bytes) -> Holder | None:

@@ -192,14 +192,14 @@ def unmask(subject: CheckedStore, samples: int, say: Say) -> None:
 
 def mask_rows(appender: StoreWriter, samples: Int64Array) -> None:
     """Mask the rows of samples as the samples are masked."""
-    kept = appender.column(SAMPLES_MASK).read(0, appender.extent.samples)[samples]
+    kept = appender.array(SAMPLES_MASK).read(0, appender.counts.samples)[samples]
     for mask, path in ((ATOMS_MASK, ATOMS_PTR), (EDGES_MASK, EDGES_PTR)):
-        stored = appender.column(path).read(0, appender.extent.samples + 1)
+        stored = appender.array(path).read(0, appender.counts.samples + 1)
         for value in (True, False):
             chosen = samples[kept == value]
             starts = stored[chosen]
             rows = segment_rows(starts, pointers(stored[chosen + 1] - starts))
-            _set(appender.column(mask), rows, value=value)
+            _set(appender.array(mask), rows, value=value)
 
 
 def _set(column: ArrayWriter, rows: Int64Array, *, value: bool) -> None:

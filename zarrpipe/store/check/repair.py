@@ -147,16 +147,16 @@ def _write_anew(
             say(f"wrote num_samples, {samples:,}")
     appender = StoreWriter(subject.root, ZarrWriteConfig(), _CAPACITY, lock, damaged=True)
     try:
-        lost = lost[lost < appender.extent.samples]
-        kept = appender.column(SAMPLES_MASK).read(0, appender.extent.samples)
+        lost = lost[lost < appender.counts.samples]
+        kept = appender.array(SAMPLES_MASK).read(0, appender.counts.samples)
         if len(lost := lost[kept[lost]]):
             delete_samples(appender, lost)
             say(f"deleted {some(lost, 'sample')}")
         unlike = np.union1d(seen.of("row-masks"), lost)
-        if len(unlike := unlike[unlike < appender.extent.samples]):
+        if len(unlike := unlike[unlike < appender.counts.samples]):
             mask_rows(appender, unlike)
             say("wrote atoms_mask and edges_mask from samples_mask")
         appender.close()
-        say(f"made shapes, num_samples and deleted those of {appender.extent.samples:,} samples")
+        say(f"made shapes, num_samples and deleted those of {appender.counts.samples:,} samples")
     finally:
         appender.abandon()

@@ -11,7 +11,7 @@ from zarr.storage import MemoryStore
 
 from zarrpipe.compat import memory_content
 from zarrpipe.data.csr import Int64Array, pointers, segment_rows
-from zarrpipe.errors import StoreFormatError, StoreNotFoundError
+from zarrpipe.errors import StoreFormatError
 from zarrpipe.store.backend.location import Root
 from zarrpipe.store.backend.lock import WriterLock
 from zarrpipe.store.backend.swap import discard, swap_into_place, temp_sibling
@@ -29,12 +29,14 @@ from zarrpipe.store.rewrite.merge_plan import Selection
 from zarrpipe.store.rewrite.merge_source import MergeSource, other_attributes
 from zarrpipe.store.rewrite.rewrite import write_store
 from zarrpipe.store.write.plan import RowWrite
-from zarrpipe.store.write.recovery import complete_deletion
 from zarrpipe.store.write.store_writer import StoreWriter
 
 
 def delete_samples(appender: StoreWriter, samples: Int64Array) -> None:
     """Set the masks of samples to False; their rows stay where they are.
+
+    The deletion is committed, all at once, when the number of deleted samples is published. What
+    fails before that is taken back by the next writer, what fails later is completed by it.
 
     Parameters
     ----------
@@ -45,39 +47,14 @@ def delete_samples(appender: StoreWriter, samples: Int64Array) -> None:
     """
     if len(samples) == 0:
         return
-    try:
-        _delete(appender, samples)
-    except BaseException:
-        if not appender.closed:
-            keep_samples(appender, samples)
-        raise
-
-
-def _delete(appender: StoreWriter, samples: Int64Array) -> None:
-    _unmask(appender, SAMPLES_MASK, samples)
-    for mask, path in ((ATOMS_MASK, ATOMS_PTR), (EDGES_MASK, EDGES_PTR)):
-        stored = appender.column(path).read(0, appender.extent.samples + 1)
-        starts = stored[samples]
-        _unmask(appender, mask, segment_rows(starts, pointers(stored[samples + 1] - starts)))
-    appender.count_deleted()
-
-
-def keep_samples(appender: StoreWriter, samples: Int64Array) -> None:
-    """Take a deletion back that failed, so that a repetition counts samples as the first call did.
-
-    Where that fails as well the writer is closed, and the next one completes the deletion, unless
-    it is of the object that was asked for it, which takes it back first.
-    """
-    try:
-        column = appender.column(SAMPLES_MASK)
-        mask = column.read(0, appender.extent.samples)
-        mask[samples] = True
-        appender.run([RowWrite(SAMPLES_MASK, 0, mask)])
-        complete_deletion(appender.column, appender.run, appender.extent)
-        appender.count_deleted()
-    except BaseException:
-        appender.abandon()
-        raise
+    appender.check_usable()
+    with appender.changing():
+        _unmask(appender, SAMPLES_MASK, samples)
+        appender.publish_deleted()
+        for mask, path in ((ATOMS_MASK, ATOMS_PTR), (EDGES_MASK, EDGES_PTR)):
+            stored = appender.array(path).read(0, appender.counts.samples + 1)
+            starts = stored[samples]
+            _unmask(appender, mask, segment_rows(starts, pointers(stored[samples + 1] - starts)))
 
 
 def _unmask(appender: StoreWriter, path: str, rows: Int64Array) -> None:
@@ -85,7 +62,7 @@ def _unmask(appender: StoreWriter, path: str, rows: Int64Array) -> None:
 
     Whole chunks are written, since in a new chunk file the rows that are not would read False.
     """
-    column = appender.column(path)
+    column = appender.array(path)
     for chunk in np.unique(rows // column.chunk_rows):
         start = int(chunk) * column.chunk_rows
         stop = start + column.chunk_rows
@@ -107,7 +84,7 @@ def defragment(appender: StoreWriter, config: ZarrWriteConfig | None) -> StoreWr
 
     Returns
     -------
-    StoreAppender
+    StoreWriter
         Writer of the new store, at the same place.
 
     Raises
@@ -120,9 +97,14 @@ def defragment(appender: StoreWriter, config: ZarrWriteConfig | None) -> StoreWr
     chosen = config or _as_stored(appender)
     appender.flush(every=True)
     selection = Selection([MergeSource(appender.root, scratch_of(appender.root))])
-    lock = rewrite_in_place(appender, selection, chosen, capacity=appender.capacity)
-    durable = appender.durable
-    return StoreWriter(appender.root, chosen, appender.capacity, lock, durable=durable)
+    durable, lock = appender.durable, None
+    try:
+        lock = rewrite_in_place(appender, selection, chosen, capacity=appender.capacity)
+        return StoreWriter(appender.root, chosen, appender.capacity, lock, durable=durable)
+    except BaseException:
+        if lock is not None:
+            lock.release()
+        raise
 
 
 def _as_stored(appender: StoreWriter) -> ZarrWriteConfig:
@@ -203,25 +185,13 @@ def rewrite_in_place(
         _rewrite_in_memory(appender, selection, config, capacity, done)
         return None
     place = appender.root.directory.resolve()
-    try:
-        with temp_sibling(place) as (room, lock):
-            fresh = Root.of(room)
-            write_store(selection, fresh, config, capacity=capacity, others=others, done=done)
-            swap_into_place(room, place, appender.paths | {SUMS})
-    except BaseException:
-        _let_go(appender)
-        raise
-    appender.abandon()
-    discard(room)
-    return lock
-
-
-def _let_go(appender: StoreWriter) -> None:
-    """Close a writer whose store was exchanged, so that the next one opens what stands there."""
-    try:
-        appender.check_usable()
-    except StoreNotFoundError:
+    with appender.changing(), temp_sibling(place) as (room, lock):
+        fresh = Root.of(room)
+        write_store(selection, fresh, config, capacity=capacity, others=others, done=done)
+        swap_into_place(room, place, appender.paths | {SUMS})
         appender.abandon()
+        discard(room)
+        return lock
 
 
 def _rewrite_in_memory(

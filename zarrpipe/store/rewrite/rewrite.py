@@ -103,10 +103,10 @@ class _NewStore:
     group: zarr.Group
     schema: Schema
     attributes: Attributes
-    extent: RowCounts
+    counts: RowCounts
     arrays: Mapping[str, ArrayWriter]
 
-    def column(self, path: str) -> ArrayWriter:
+    def array(self, path: str) -> ArrayWriter:
         """Rows of an array."""
         return self.arrays[path]
 

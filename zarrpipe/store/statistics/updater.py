@@ -67,11 +67,11 @@ class CountedStore(Protocol):
         ...
 
     @property
-    def extent(self) -> RowCounts:
+    def counts(self) -> RowCounts:
         """Committed rows."""
         ...
 
-    def column(self, path: str) -> StoredRows:
+    def array(self, path: str) -> StoredRows:
         """Rows of an array."""
         ...
 
@@ -79,15 +79,15 @@ class CountedStore(Protocol):
 def sums_over(store: CountedStore, sums: LabelSums) -> StoredSums:
     """Sums over all samples of a store, as they are to be stored."""
     attributes = store.attributes
-    return StoredSums(store.extent, attributes.deleted, digest(attributes.generation), sums)
+    return StoredSums(store.counts, attributes.deleted, digest(attributes.generation), sums)
 
 
 def count_rows(store: CountedStore, sums: LabelSums, start: int) -> None:
     """Add the samples from `start` on that are not deleted to sums."""
-    stop = store.extent.samples
+    stop = store.counts.samples
     while start < stop:
         end = min(start + _BLOCK_SAMPLES, stop)
-        active = store.column(SAMPLES_MASK).read(start, end)
+        active = store.array(SAMPLES_MASK).read(start, end)
         for rows in _blocks(store, start, end):
             kept = active[: len(rows)]
             active = active[len(rows) :]
@@ -101,9 +101,9 @@ def count_rows(store: CountedStore, sums: LabelSums, start: int) -> None:
 def _blocks(store: CountedStore, first: int, last: int) -> Iterator[LabelRows]:
     """Samples in blocks of bounded atoms, but at least one sample."""
     atoms_ptr, edges_ptr = (
-        store.column(path).read(first, last + 1).astype(np.int64) for path in (ATOMS_PTR, EDGES_PTR)
+        store.array(path).read(first, last + 1).astype(np.int64) for path in (ATOMS_PTR, EDGES_PTR)
     )
-    buckets = buckets_of(store.column(IDS).read(first, last))
+    buckets = buckets_of(store.array(IDS).read(first, last))
     start, count = 0, last - first
     while start < count:
         limit = atoms_ptr[start] + _BLOCK_ATOMS
@@ -131,11 +131,11 @@ def _label(
     values = _rows(store, name, *(samples if per_sample else atoms))
     if name not in store.attributes.nullable:
         return Label(values)
-    return Label(values, store.column(present_path(name)).read(*samples))
+    return Label(values, store.array(present_path(name)).read(*samples))
 
 
 def _rows(store: CountedStore, name: str, start: int, stop: int) -> AnyArray:
-    return store.column(field_path(store.schema[name])).read(start, stop)
+    return store.array(field_path(store.schema[name])).read(start, stop)
 
 
 class StatisticsUpdater:
@@ -155,7 +155,7 @@ class StatisticsUpdater:
 
     def open(self, store: CountedStore) -> None:
         """Continue from the sums of the store, or remove them if they are of something else."""
-        self._opened = extent = store.extent
+        self._opened = extent = store.counts
         self._due = (extent.samples + _DUE_SAMPLES, extent.atoms + _DUE_ATOMS)
         if not extent.samples:
             return
@@ -171,7 +171,7 @@ class StatisticsUpdater:
 
     def update(self, store: CountedStore, *, every: bool = True) -> None:
         """Count new samples and write the sums; without `every`, a few samples may be left out."""
-        extent, deleted, stored = store.extent, store.attributes.deleted, self._stored
+        extent, deleted, stored = store.counts, store.attributes.deleted, self._stored
         if deleted == self._overflown_at:
             return
         if stored is not None and stored.deleted != deleted:
@@ -218,8 +218,8 @@ class StatisticsUpdater:
 
 def _belongs(stored: StoredSums, store: CountedStore) -> bool:
     rows = stored.extent.samples
-    if rows > store.extent.samples:
+    if rows > store.counts.samples:
         return False
-    ends = (int(store.column(path).read(rows, rows + 1)[0]) for path in (ATOMS_PTR, EDGES_PTR))
-    active = np.count_nonzero(store.column(SAMPLES_MASK).read(0, rows))
+    ends = (int(store.array(path).read(rows, rows + 1)[0]) for path in (ATOMS_PTR, EDGES_PTR))
+    active = np.count_nonzero(store.array(SAMPLES_MASK).read(0, rows))
     return stored.belongs(store.attributes, RowCounts((rows, *ends)), active=int(active))

@@ -8,18 +8,20 @@ import json
 import math
 import os
 from io import RawIOBase
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import zarr
 
+from zarrpipe.compat import sync
 from zarrpipe.data.csr import AnyArray
 from zarrpipe.errors import StoreFormatError
 from zarrpipe.store.backend import files
-from zarrpipe.store.backend.missing import lost_chunk
+from zarrpipe.store.backend.missing import chunk_place, lost_chunk
 from zarrpipe.store.format.layout import chunk_file, is_dense, is_plain
-from zarrpipe.store.write.zarr_array_writer import ZarrArrayWriter
+from zarrpipe.store.format.validate import translate_zarr_errors
 
 _BLOCK = 1 << 20
 
@@ -39,6 +41,10 @@ class ArrayWriter(Protocol):
 
     def write(self, start: int, values: AnyArray) -> None:
         """Write `values` [n, ...], already of the array's dtype, from row `start` on."""
+        ...
+
+    def commit(self, start: int, values: AnyArray) -> None:
+        """Write rows as `write` does, but so that row `start` appears after all others."""
         ...
 
     def reserve(self, rows: int) -> None:
@@ -143,6 +149,15 @@ class PlainArrayWriter:
             piece = values[row - start : end - start].data
             files.write_at(self._chunk(index, first), piece, first * self._row_bytes)
             row = end
+
+    def commit(self, start: int, values: AnyArray) -> None:
+        """Write one row after all others; see `ArrayWriter.commit`.
+
+        One item is never written by half, so that a full disk leaves all rows or not the first.
+        """
+        if len(values) > 1:
+            self.write(start + 1, values[1:])
+        self.write(start, values[:1])
 
     def reserve(self, rows: int) -> None:
         """Let the shape run ahead, to twice what is needed; see `ArrayWriter.reserve`.
@@ -261,6 +276,90 @@ class PlainArrayWriter:
         metadata["shape"][0] = rows
         files.write_json(path, metadata, durable=self._durable)
         self._shape[0] = rows
+
+
+class ZarrArrayWriter:
+    """Rows written through zarr-python: compressed, sharded, in memory or far away."""
+
+    def __init__(self, array: zarr.Array[Any]) -> None:
+        self._dense = is_dense(array)
+        if self._dense:  # readers treat an absent chunk as data loss, so write empty ones
+            array = array.with_config({"write_empty_chunks": True})
+        self._array = array
+        self._unit = int((array.shards or array.chunks)[0])
+
+    @property
+    def chunk_rows(self) -> int:
+        """Rows of what is stored as one object: a chunk, or a shard of them."""
+        return self._unit
+
+    @property
+    def fill(self) -> Any:
+        """What rows hold that were never written."""
+        return self._array.fill_value
+
+    def write(self, start: int, values: AnyArray) -> None:
+        """Write rows; see `ArrayWriter.write`."""
+        for first, last in self._reserved(start, len(values)):
+            self._write_chunk(first, values[first - start : last - start])
+
+    def commit(self, start: int, values: AnyArray) -> None:
+        """Write the first chunk last; see `ArrayWriter.commit`."""
+        for first, last in reversed(self._reserved(start, len(values))):
+            self._write_chunk(first, values[first - start : last - start])
+
+    def _reserved(self, start: int, count: int) -> list[tuple[int, int]]:
+        """Rows from `start` on, split at the borders of chunks, once the shape holds them all."""
+        stop, unit = start + count, self._unit
+        self.reserve(stop)
+        borders = [start, *range(start - start % unit + unit, stop, unit), stop]
+        return list(pairwise(borders)) if count else []
+
+    def _write_chunk(self, start: int, values: AnyArray) -> None:
+        with translate_zarr_errors(
+            self._array.store_path
+        ):  # a chunk that is there in part is decoded first
+            self._array[start : start + len(values)] = values
+
+    def reserve(self, rows: int) -> None:
+        """Let the shape run ahead; see `ArrayWriter.reserve`."""
+        if rows > self._array.shape[0]:
+            self._array.resize((-(-rows // self._unit) * self._unit, *self._array.shape[1:]))
+
+    def read(self, start: int, stop: int) -> AnyArray:
+        """Rows as they are; see `ArrayWriter.read`."""
+        with translate_zarr_errors(self._array.store_path):
+            return np.asarray(self._array[start:stop])
+
+    def require(self, rows: int) -> None:
+        """Refuse a chunk of committed rows that is not there; see `ArrayWriter.require`."""
+        index = (rows - 1) // self._unit
+        place = chunk_place(self._array, index)
+        if self._dense and not sync(place.exists()):
+            raise lost_chunk(place, index * self._unit, rows)
+
+    def clear_from(self, row: int) -> None:
+        """Make rows from `row` on read as zeros; see `ArrayWriter.clear_from`."""
+        if row < self._array.shape[0]:
+            with translate_zarr_errors(self._array.store_path):
+                self._array[row:] = np.zeros((), dtype=self._array.dtype)
+
+    def clear_all(self) -> None:
+        """Drop every row, the first chunk first."""
+        if self._array.shape[0]:
+            self._array[: self._unit] = np.zeros((), dtype=self._array.dtype)
+            self.trim(0)
+
+    def trim(self, rows: int) -> None:
+        """Make the shape exact."""
+        if self._array.shape[0] != rows:
+            self._array.resize((rows, *self._array.shape[1:]))
+
+    def sync(self) -> None:
+        """A durable store has what was written on the disk already."""
+
+    def close(self) -> None:
+        """Nothing is held open."""
 
 
 def _read_into(file: RawIOBase, rows: AnyArray) -> bool:

@@ -1,13 +1,15 @@
 """The arrays of a store as a writer has them open, by path."""
 
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import asyncio
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 from typing import Any, TypeVar
 
 import zarr
 from zarr.storage import MemoryStore
 
+from zarrpipe.compat import sync
 from zarrpipe.data.schema import Schema
 from zarrpipe.errors import StoreFormatError
 from zarrpipe.store.backend.location import Root
@@ -28,16 +30,15 @@ from zarrpipe.store.format.layout import (
     present_spec,
 )
 from zarrpipe.store.write.array_writer import ArrayWriter, open_array_writer
-from zarrpipe.store.write.concurrent import run_concurrently, write_in_stages
-from zarrpipe.store.write.plan import RowWrite
+from zarrpipe.store.write.plan import RowWrite, in_stages
 
-_ENTRIES, _SYNCS = 1 << 20, 8
+_ENTRIES, _SYNCS, _THREADS = 1 << 20, 8, 16
 
 Result = TypeVar("Result")
 
 
 class OpenArrays:
-    """Columns of the arrays of one store.
+    """Writers of the arrays of one store.
 
     Parameters
     ----------
@@ -58,15 +59,15 @@ class OpenArrays:
         self._durable = durable
         self._threads: ThreadPoolExecutor | None = None
         self._far = root.directory is None and not isinstance(root.path.store, MemoryStore)
-        self._columns: dict[str, ArrayWriter] = {}
+        self._writers: dict[str, ArrayWriter] = {}
 
     @property
     def paths(self) -> frozenset[str]:
         """Places of the arrays that are open."""
-        return frozenset(self._columns)
+        return frozenset(self._writers)
 
     def __getitem__(self, path: str) -> ArrayWriter:
-        return self._columns[path]
+        return self._writers[path]
 
     def open_stored(self, group: zarr.Group, schema: Schema, nullable: Iterable[str]) -> RowCounts:
         """Open all arrays of a store, and find what is committed in them.
@@ -90,21 +91,21 @@ class OpenArrays:
             raise StoreFormatError(
                 f"{self._root} has samples and lacks the array {spec.path}: see zarrpipe check"
             )
-        return self._column(array, spec)
+        return self._add(array, spec)
 
     def open(self, group: zarr.Group, spec: ArraySpec, *, fresh: bool = False) -> ArrayWriter:
         """Open an array, which is made if it is not there, or anew if it is to be `fresh`."""
         array = None if fresh else find_array(group, spec.path)
         if array is None:
             array = create_array(group, spec, self._config, self._capacity)
-        return self._column(array, spec)
+        return self._add(array, spec)
 
-    def _column(self, array: zarr.Array[Any], spec: ArraySpec) -> ArrayWriter:
+    def _add(self, array: zarr.Array[Any], spec: ArraySpec) -> ArrayWriter:
         directory = self._root.directory
         own = None if directory is None else directory / spec.path
-        column = open_array_writer(array, own, durable=self._durable)
-        self._columns[spec.path] = column
-        return column
+        writer = open_array_writer(array, own, durable=self._durable)
+        self._writers[spec.path] = writer
+        return writer
 
     def open_all(
         self, group: zarr.Group, specs: Iterable[ArraySpec], *, fresh: bool = False
@@ -118,42 +119,33 @@ class OpenArrays:
         return self._each([partial(open_one, spec) for spec in specs])
 
     def _each(self, tasks: Sequence[Callable[[], Result]]) -> list[Result]:
-        """Results of tasks, which a far store has done at once."""
+        """Results of tasks, which run concurrently on a far store."""
         return run_concurrently(tasks) if self._far else [task() for task in tasks]
-
-    def forget(self, paths: Iterable[str]) -> None:
-        """Let go of arrays that were not announced."""
-        for path in paths:
-            column = self._columns.pop(path, None)
-            if column is not None:
-                column.close()
 
     def carry_out(self, writes: Sequence[RowWrite]) -> None:
         """Carry out writes in commit order."""
         if self._far:
-            write_in_stages(self._columns, writes)
-            return
-        if self._durable:
-            last = [write for write in writes if write.path == ATOMS_PTR]
-            self._write([write for write in writes if write.path != ATOMS_PTR])
-            self._write(last)
-            return
-        for path, start, values in writes:
-            self._columns[path].write(start, values)
+            write_in_stages(self._writers, writes)
+        elif self._durable:
+            self._write_durably([write for write in writes if write.path != ATOMS_PTR])
+            self._write_durably([write for write in writes if write.path == ATOMS_PTR])
+        else:
+            for write in writes:
+                _write(self._writers, write)
 
-    def _write(self, writes: Sequence[RowWrite]) -> None:
+    def _write_durably(self, writes: Sequence[RowWrite]) -> None:
         """Carry out writes and bring them to the disk."""
-        for path, start, values in writes:
-            self._columns[path].write(start, values)
-        columns = [self._columns[path] for path in dict.fromkeys(write.path for write in writes)]
-        if len(columns) == 1:
-            columns[0].sync()
-        elif columns:  # the disk takes them together
+        for write in writes:
+            _write(self._writers, write)
+        written = [self._writers[path] for path in dict.fromkeys(write.path for write in writes)]
+        if len(written) == 1:
+            written[0].sync()
+        elif written:  # the disk takes them together
             if self._threads is None:
                 self._threads = ThreadPoolExecutor(_SYNCS, thread_name_prefix="zarrpipe-sync")
-            run_concurrently([column.sync for column in columns], self._threads)
+            run_concurrently([writer.sync for writer in written], self._threads)
 
-    def check_ends(self, schema: Schema, extent: RowCounts) -> None:
+    def check_ends(self, schema: Schema, counts: RowCounts) -> None:
         """Refuse a store that has lost chunks which a writer would make anew.
 
         They are those that the next append goes on with, and those of masks: rows that were in
@@ -166,38 +158,38 @@ class OpenArrays:
         """
         tasks = [
             partial(self[path].require, rows)
-            for path, rows in self._rows(schema, extent).items()
+            for path, rows in self._rows(schema, counts).items()
             if rows % self[path].chunk_rows
         ]
         mask = self[SAMPLES_MASK]
-        kept, unit = mask.read(0, extent.samples), mask.chunk_rows
+        kept, unit = mask.read(0, counts.samples), mask.chunk_rows
         tasks += [
-            partial(mask.require, min(start + unit, extent.samples))
-            for start in range(0, extent.samples, unit)
+            partial(mask.require, min(start + unit, counts.samples))
+            for start in range(0, counts.samples, unit)
             if not kept[start : start + unit].any()
         ]
         self._each(tasks)
 
-    def trim(self, schema: Schema, extent: RowCounts) -> None:
+    def trim(self, schema: Schema, counts: RowCounts) -> None:
         """Make every shape that of what is committed."""
-        for path, rows in self._rows(schema, extent).items():
+        for path, rows in self._rows(schema, counts).items():
             self[path].trim(rows)
 
-    def _rows(self, schema: Schema, extent: RowCounts) -> dict[str, int]:
+    def _rows(self, schema: Schema, counts: RowCounts) -> dict[str, int]:
         """Number of committed rows of each array."""
-        exact = {ATOMS_PTR: extent.samples + 1, EDGES_PTR: extent.samples + 1}
-        exact |= {ATOMS_MASK: extent.atoms, EDGES_MASK: extent.edges}
-        exact |= {field_path(item): extent.rows(item.level) for item in schema.values()}
-        return {path: exact.get(path, extent.samples) for path in self._columns}
+        exact = {ATOMS_PTR: counts.samples + 1, EDGES_PTR: counts.samples + 1}
+        exact |= {ATOMS_MASK: counts.atoms, EDGES_MASK: counts.edges}
+        exact |= {field_path(item): counts.rows(item.level) for item in schema.values()}
+        return {path: exact.get(path, counts.samples) for path in self._writers}
 
     def release(self) -> None:
-        """Close files and forget the arrays."""
-        for column in self._columns.values():
-            column.close()
-        self._columns.clear()
-        threads, self._threads = self._threads, None
-        if threads is not None:
-            threads.shutdown()
+        """Wait for threads, close files and forget the arrays."""
+        if self._threads is not None:
+            self._threads.shutdown(cancel_futures=True)
+            self._threads = None
+        for writer in self._writers.values():
+            writer.close()
+        self._writers.clear()
 
     def _committed(self, entries: int) -> RowCounts:
         """What is committed, according to pointers of which `entries` are allocated.
@@ -215,3 +207,74 @@ class OpenArrays:
             return RowCounts()
         ends = [self[path].read(samples, samples + 1)[0] for path in (ATOMS_PTR, EDGES_PTR)]
         return RowCounts((samples, *map(int, ends)))
+
+
+def _write(writers: Mapping[str, ArrayWriter], write: RowWrite) -> None:
+    """Write rows; pointers to atoms so that the samples appear all at once."""
+    path, start, values = write
+    if path == ATOMS_PTR:
+        writers[path].commit(start, values)
+    else:
+        writers[path].write(start, values)
+
+
+def run_concurrently(
+    tasks: Iterable[Callable[[], Result]], threads: ThreadPoolExecutor | None = None
+) -> list[Result]:
+    """Run independent tasks in threads; none is still running at return, or after an interrupt.
+
+    Parameters
+    ----------
+    tasks
+        What to do.
+    threads
+        Threads to use, which an interrupt shuts down; by default some that end with the tasks.
+
+    Raises
+    ------
+    BaseException
+        The first of those that the tasks raised.
+    """
+    if threads is None:
+        with ThreadPoolExecutor(_THREADS, thread_name_prefix="zarrpipe-write") as pool:
+            return run_concurrently(tasks, pool)
+    try:
+        futures = [threads.submit(task) for task in tasks]
+        wait(futures)
+    except BaseException:
+        threads.shutdown(cancel_futures=True)
+        raise
+    return [future.result() for future in futures]
+
+
+def write_in_stages(writers: Mapping[str, ArrayWriter], writes: Sequence[RowWrite]) -> None:
+    """Carry out writes stage by stage in commit order, those of a stage concurrently.
+
+    Parameters
+    ----------
+    writers
+        By path.
+    writes
+        In commit order.
+
+    Raises
+    ------
+    BaseException
+        The first of those that the writes of a stage raised; no later stage was begun.
+    """
+    for stage in in_stages(writes):
+        run_concurrently(partial(_write, writers, write) for write in stage)
+
+
+def wait_for_zarr() -> None:
+    """Wait for requests that zarr's event loop still carries out for calls that were interrupted.
+
+    An interrupt ends the call that waits for a request, and not the request.
+    """
+
+    async def settle() -> None:
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        if others:
+            await asyncio.wait(others)
+
+    sync(settle())

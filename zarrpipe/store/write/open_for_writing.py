@@ -1,6 +1,8 @@
 """Opening the root of a store for writing: only what is ours or new is written into."""
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 import zarr
 from zarr.storage import MemoryStore
@@ -14,7 +16,14 @@ from zarrpipe.errors import (
 )
 from zarrpipe.store.backend.location import Root
 from zarrpipe.store.backend.lock import LOCK_FILE
-from zarrpipe.store.format.layout import GROUPS, SUMS, is_empty, meta_specs, present_path
+from zarrpipe.store.format.layout import (
+    GROUPS,
+    SUMS,
+    is_empty,
+    meta_specs,
+    present_path,
+    read_schema,
+)
 from zarrpipe.store.format.metadata import Attributes, new_generation
 from zarrpipe.store.format.validate import translate_zarr_errors
 from zarrpipe.store.write.foreign_files import unfinished_files
@@ -94,7 +103,37 @@ def _check_own_directory(directory: Path) -> None:
         )
 
 
-def open_root(root: Root) -> tuple[zarr.Group, Attributes]:
+class RootMetadata:
+    """Attributes and schema of a store as its writer knows and replaces them.
+
+    Parameters
+    ----------
+    root
+        Place of the store, which is made if it is not there.
+    """
+
+    def __init__(self, root: Root) -> None:
+        self._root = root
+        self.group: zarr.Group
+        self.group, self.attributes = _open_root(root)
+        self.schema = read_schema(self.group, self.attributes)
+
+    def publish(self, schema: Schema, **changes: Any) -> None:
+        """Replace schema and attributes in one step, and keep attributes that others have set."""
+        self._replace(schema, dataclasses.replace(self.attributes, **changes))
+
+    def empty(self) -> None:
+        """Publish that there are no samples and fields, as of a new generation."""
+        self._replace(Schema({}), Attributes(0, generation=new_generation()))
+
+    def _replace(self, schema: Schema, attributes: Attributes) -> None:
+        now = self._root.open_group()
+        group = self.group if now is None else now
+        self.group = group.update_attributes(attributes.to_dict(schema))
+        self.attributes, self.schema = attributes, schema
+
+
+def _open_root(root: Root) -> tuple[zarr.Group, Attributes]:
     """Root group with its parts, which are made where they are not there, and its attributes."""
     group = root.open_group()
     attributes = None if group is None else Attributes.read(group)

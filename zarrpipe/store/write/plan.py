@@ -1,6 +1,8 @@
-"""An append as data: which rows go where, in the order that makes every kill leave a prefix."""
+"""An append as data: which arrays it needs, and which rows go where, in commit order."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -18,8 +20,13 @@ from zarrpipe.store.format.layout import (
     SAMPLES_MASK,
     ArraySpec,
     field_path,
+    field_spec,
     present_path,
+    present_spec,
 )
+
+_LONGEST_NAME = 255
+"""Bytes of a file's name on the usual file systems; readers refuse longer names of fields too."""
 
 _STAGES = {SAMPLES_MASK: 1, EDGES_PTR: 1, ATOMS_PTR: 2}
 
@@ -43,7 +50,7 @@ class RowWrite(NamedTuple):
 
 
 def plan_append(
-    schema: Schema, nullable: frozenset[str], extent: RowCounts, batch: Batch
+    schema: Schema, nullable: frozenset[str], counts: RowCounts, batch: Batch
 ) -> list[RowWrite]:
     """Writes of an append in commit order: fields, presence, ids, masks, and pointers last.
 
@@ -51,26 +58,26 @@ def plan_append(
     ----------
     schema
         Fields of the store, those that are new with this batch included.
-    partly
+    nullable
         Fields that have a presence array, those that get one with this batch included.
-    extent
+    counts
         What is committed.
     batch
         Systems that fit the schema, on the CPU and without gradients; at least one.
     """
-    first, arrays, ptr = extent.samples, _arrays(batch), batch.batch_ptr.numpy()
+    first, arrays, ptr = counts.samples, _arrays(batch), batch.batch_ptr.numpy()
     writes = []
     for item in schema.values():
         values = arrays.get(item.name)
-        rows = _fill(item, batch) if values is None else _rows(item, extent, values)
-        writes.append(RowWrite(field_path(item), extent.rows(item.level), rows))
+        rows = _fill(item, batch) if values is None else _rows(item, counts, values)
+        writes.append(RowWrite(field_path(item), counts.rows(item.level), rows))
     for name in sorted(nullable):
         here = batch.present(name).numpy() if name in arrays else np.zeros(batch.num_graphs, bool)
         writes.append(RowWrite(present_path(name), first, here))
     writes.append(RowWrite(IDS, first, batch_ids(batch, arrays)))
     writes.append(RowWrite(SAMPLES_MASK, first, np.ones(batch.num_graphs, dtype=bool)))
-    writes.append(RowWrite(EDGES_PTR, first + 1, batch.edge_ptr.numpy()[1:] + extent.edges))
-    writes.append(RowWrite(ATOMS_PTR, first + 1, ptr[1:] + extent.atoms))
+    writes.append(RowWrite(EDGES_PTR, first + 1, batch.edge_ptr.numpy()[1:] + counts.edges))
+    writes.append(RowWrite(ATOMS_PTR, first + 1, ptr[1:] + counts.atoms))
     return writes
 
 
@@ -124,12 +131,106 @@ def plan_fill(spec: ArraySpec, rows: int, chunk_rows: int) -> RowWrite | None:
     return RowWrite(spec.path, start, np.full((rows - start, *spec.shape), spec.fill, spec.dtype))
 
 
-def _rows(item: Field, extent: RowCounts, values: AnyArray) -> AnyArray:
+def _rows(item: Field, counts: RowCounts, values: AnyArray) -> AnyArray:
     """Rows of a field as they are stored, with store-global atom indices."""
     rows = values if values.dtype is item.dtype else values.astype(item.dtype, copy=False)
-    return rows + extent.atoms if item.name == "neighbor_list" else rows
+    return rows + counts.atoms if item.name == "neighbor_list" else rows
 
 
 def _fill(item: Field, batch: Batch) -> AnyArray:
     """Rows of a field that the batch lacks."""
     return np.full((batch.rows(item.level), *item.shape), item.fill, dtype=item.dtype)
+
+
+@dataclass(frozen=True)
+class NewArray:
+    """An array to be made.
+
+    Parameters
+    ----------
+    spec
+        The array.
+    rows
+        How many rows of its level are stored already.
+    absent
+        Whether these rows are to read False, not as the fill value.
+    """
+
+    spec: ArraySpec
+    rows: int
+    absent: bool = False
+
+    def fill(self, chunk_rows: int) -> RowWrite | None:
+        """Write for the rows that are stored already; None if the fill value does."""
+        if self.absent:
+            return RowWrite(self.spec.path, 0, np.zeros(self.rows, dtype=bool))
+        return plan_fill(self.spec, self.rows, chunk_rows)
+
+
+@dataclass(frozen=True)
+class SchemaChange:
+    """Arrays that a batch makes necessary, and the store's attributes once they are there.
+
+    Parameters
+    ----------
+    arrays
+        To be made, in this order.
+    schema
+        Fields of the store with the new ones.
+    nullable
+        Fields that have a presence array then.
+    """
+
+    arrays: tuple[NewArray, ...]
+    schema: Schema
+    nullable: frozenset[str]
+
+
+def plan_schema_change(
+    schema: Schema,
+    nullable: frozenset[str],
+    counts: RowCounts,
+    batch: Batch,
+    units: Mapping[str, str] = MappingProxyType({}),
+) -> SchemaChange | None:
+    """Plan the arrays to make before a batch is appended; None if there are none.
+
+    Parameters
+    ----------
+    schema
+        Fields of the store, which the batch fits.
+    nullable
+        Fields that have a presence array.
+    counts
+        What is committed.
+    batch
+        Systems to be appended.
+    units
+        Units of own fields that are new.
+    """
+    new = schema.new_fields(batch, units)
+    missing = {name for name in schema if name not in batch} | batch.partly_present
+    if counts.samples:
+        missing |= {item.name for item in new}
+    missing -= nullable
+    if not new and not missing:
+        return None
+    for item in new:
+        check_name_length(item.name)
+    extended = schema.extended(new)
+    arrays = [NewArray(field_spec(item), counts.rows(item.level)) for item in new]
+    arrays += [
+        NewArray(present_spec(extended[name]), counts.samples, absent=name not in schema)
+        for name in sorted(missing)
+    ]
+    return SchemaChange(tuple(arrays), extended, nullable | missing)
+
+
+def check_name_length(name: str) -> None:
+    """Refuse a field whose array would have too long a name for a directory."""
+    size = len(name.encode())
+    if size > _LONGEST_NAME:
+        raise FieldError(
+            f"field name {name[:40]!r}... has {size} bytes, at most {_LONGEST_NAME} are possible "
+            "as the name of a directory: give the field a shorter name"
+        )

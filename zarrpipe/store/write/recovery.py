@@ -1,8 +1,7 @@
-"""What a writer makes right before it goes on where another was killed."""
+"""Settling what a writer that was killed, or ended by an error, left undone."""
 
-import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +13,11 @@ from zarrpipe.store.backend.location import Root
 from zarrpipe.store.format.commit_log import RowCounts
 from zarrpipe.store.format.layout import ATOMS_MASK, ATOMS_PTR, EDGES_MASK, EDGES_PTR, SAMPLES_MASK
 from zarrpipe.store.format.metadata import Attributes
-from zarrpipe.store.write.array_writer import ArrayWriter
 from zarrpipe.store.write.open_arrays import OpenArrays
 from zarrpipe.store.write.plan import RowWrite
 
 
-def check_whole(root: Root, attributes: Attributes, extent: RowCounts) -> None:
+def check_whole(root: Root, attributes: Attributes, counts: RowCounts) -> None:
     """Refuse a store that has lost samples, before what is left of them is cleared.
 
     Raises
@@ -28,10 +26,10 @@ def check_whole(root: Root, attributes: Attributes, extent: RowCounts) -> None:
         If it has fewer samples than when it was last closed. A writer that empties a store says so
         first.
     """
-    if extent.samples < attributes.num_samples:
+    if counts.samples < attributes.num_samples:
         raise StoreFormatError(
             f"{root} was closed with {attributes.num_samples} samples and has pointers of "
-            f"{extent.samples}: it is damaged; see zarrpipe check"
+            f"{counts.samples}: it is damaged; see zarrpipe check"
         )
 
 
@@ -42,86 +40,66 @@ def remove_unfinished(paths: Iterable[Path]) -> None:
             files.unlink(path)
 
 
-@contextmanager
-def emptying(root: Root, pointers: ArrayWriter, give_up: Callable[[], object]) -> Iterator[None]:
-    """While a store is emptied: what fails once there are no samples is told by a warning.
-
-    Parameters
-    ----------
-    root
-        Place of the store.
-    pointers
-        Its pointer array.
-    give_up
-        Called where anything failed.
-    """
-    try:
-        yield
-    except Exception as error:
-        emptied = _is_empty(pointers)
-        give_up()
-        if not emptied:
-            raise
-        warnings.warn(
-            f"{root} was emptied, but not all that it held could be removed ({error}): the next "
-            "write removes it",
-            RuntimeWarning,
-            stacklevel=5,
-        )
-    except BaseException:
-        give_up()
-        raise
-
-
-def _is_empty(pointers: ArrayWriter) -> bool:
-    try:
-        return not pointers.read(1, 2).any()
-    except Exception:  # noqa: BLE001  another error is on its way, and says more
-        return False
-
-
-def clear_uncommitted(arrays: OpenArrays, extent: RowCounts) -> None:
+def clear_uncommitted(arrays: OpenArrays, counts: RowCounts) -> None:
     """Clear the pointers and masks of samples that are not committed.
 
     Their other rows stay until they are written over. So do chunk files that an append which
     failed has made: a reader may have mapped them, and the next append needs them.
     """
-    arrays[ATOMS_PTR].clear_from(extent.samples + 1)
-    arrays[SAMPLES_MASK].clear_from(extent.samples)
-    if extent.samples == 0:  # the store is new, or a writer was killed while it cleared it
+    arrays[ATOMS_PTR].clear_from(counts.samples + 1)
+    arrays[SAMPLES_MASK].clear_from(counts.samples)
+    if counts.samples == 0:  # the store is new, or a writer was killed while it cleared it
         arrays[ATOMS_MASK].clear_all()
         arrays[EDGES_MASK].clear_all()
 
 
-def complete_deletion(
-    column: Callable[[str], ArrayWriter], run: Callable[[list[RowWrite]], object], extent: RowCounts
-) -> None:
-    """Give atoms and edges the masks of their samples, where a deletion was not finished.
+def settle_deletion(arrays: OpenArrays, published: int, counts: RowCounts) -> None:
+    """Take back a deletion that was not published, and complete one that was.
+
+    A deletion masks samples, publishes their number, and masks their atoms and edges last.
 
     Parameters
     ----------
-    column
-        Gives the column of an array.
-    run
-        Carries out writes.
-    extent
+    arrays
+        Arrays of the store.
+    published
+        Number of deleted samples that readers know.
+    counts
         What is committed.
     """
-    kept = column(SAMPLES_MASK).read(0, extent.samples)
-    for path, ends in ((ATOMS_MASK, ATOMS_PTR), (EDGES_MASK, EDGES_PTR)):
-        wanted = np.repeat(kept, np.diff(column(ends).read(0, extent.samples + 1)))
-        mask = column(path)
-        for start in range(0, len(wanted), mask.chunk_rows):
-            block = wanted[start : start + mask.chunk_rows]
-            if not np.array_equal(mask.read(start, start + len(block)), block):
-                run([whole_chunk(mask, path, start, block)])
+    samples, mask = arrays[SAMPLES_MASK], arrays[ATOMS_MASK]
+    kept = samples.read(0, counts.samples)
+    gone = np.flatnonzero(~kept)
+    if len(gone) == 0:
+        return
+    if len(gone) > published:
+        firsts = arrays[ATOMS_PTR].read(0, counts.samples)[gone]
+        unpublished = gone[mask.read(0, counts.atoms)[firsts]]
+        kept[unpublished] = True
+        for index in np.unique(unpublished // samples.chunk_rows).tolist():
+            start = index * samples.chunk_rows
+            arrays.carry_out([RowWrite(SAMPLES_MASK, start, kept[start:][: samples.chunk_rows])])
+    mask_rows(arrays, counts, kept)
 
 
-def whole_chunk(column: ArrayWriter, path: str, start: int, mask: AnyArray) -> RowWrite:
-    """Write of a whole chunk of a mask that begins with `mask` and goes on with what is True.
+def mask_rows(arrays: OpenArrays, counts: RowCounts, kept: AnyArray) -> None:
+    """Give atoms and edges the masks of their samples.
 
-    In a chunk file that is new, rows that are not written would read False.
+    Parameters
+    ----------
+    arrays
+        Arrays of the store.
+    counts
+        What is committed.
+    kept : array [N] bool
+        Masks of the samples.
     """
-    rows = np.ones(column.chunk_rows, dtype=bool)
-    rows[: len(mask)] = mask
-    return RowWrite(path, start, rows)
+    for path, ends in ((ATOMS_MASK, ATOMS_PTR), (EDGES_MASK, EDGES_PTR)):
+        wanted = np.repeat(kept, np.diff(arrays[ends].read(0, counts.samples + 1)))
+        unit = arrays[path].chunk_rows
+        for start in range(0, len(wanted), unit):
+            block = wanted[start : start + unit]
+            if not np.array_equal(arrays[path].read(start, start + len(block)), block):
+                rows = np.ones(unit, dtype=bool)  # unwritten rows of a new chunk file read False
+                rows[: len(block)] = block
+                arrays.carry_out([RowWrite(path, start, rows)])

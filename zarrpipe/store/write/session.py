@@ -1,7 +1,5 @@
 """The right of a writer to its store, looked at before each change."""
 
-from typing import Self
-
 import numpy as np
 import zarr
 
@@ -14,34 +12,32 @@ from zarrpipe.store.format.layout import ATOMS_PTR, find_array
 
 
 class WriterSession:
-    """A writer's hold on a store, until it ends.
+    """A writer's hold on a store, from `begin` until it ends.
 
     Parameters
     ----------
     root
         Place of the store.
-    lock
-        Its lock; None where there is none to take.
     """
 
-    def __init__(self, root: Root, lock: WriterLock | None) -> None:
-        self._root, self._lock = root, lock
+    def __init__(self, root: Root) -> None:
+        self._root = root
+        self._lock: WriterLock | None = None
         self.ended = False
 
-    @classmethod
-    def of(cls, root: Root, lock: WriterLock | None = None) -> Self:
-        """Hold on a store, whose lock is taken where there is one, unless it was `lock` already.
+    def begin(self, lock: WriterLock | None = None) -> None:
+        """Take the lock of the store where there is one, unless the caller holds it already.
 
         Raises
         ------
         StoreLockedError
             If another writer has the store open.
         """
-        if lock is None and root.directory is not None:
-            if is_vacant(root.directory):
-                remove_leftovers(root.directory.resolve())  # puts back what a kill left aside
-            lock = WriterLock.of_place(root.directory)
-        return cls(root, lock)
+        self._lock = lock
+        if lock is None and self._root.directory is not None:
+            if is_vacant(self._root.directory):
+                remove_leftovers(self._root.directory.resolve())  # puts back what a kill left aside
+            self._lock = WriterLock.of_place(self._root.directory)
 
     @property
     def lost(self) -> bool:
@@ -72,14 +68,14 @@ class WriterSession:
                 "wrote is gone with it: open a new one"
             )
 
-    def check_no_other_writer(self, group: zarr.Group, extent: RowCounts) -> None:
+    def check_no_other_writer(self, group: zarr.Group, counts: RowCounts) -> None:
         """Refuse to write over what another writer has written, where no lock keeps it out.
 
         Parameters
         ----------
         group
             Root of the store.
-        extent
+        counts
             What this writer knows to be committed.
 
         Raises
@@ -93,16 +89,16 @@ class WriterSession:
             other = self._lock.stolen_by()
             if other is not None:
                 raise StoreLockedError(f"{self._root} was taken by {other}: one writer at a time")
-        stored, samples = find_array(group, ATOMS_PTR), extent.samples
+        stored, samples = find_array(group, ATOMS_PTR), counts.samples
         ends = [] if stored is None else np.asarray(stored[samples : samples + 2]).tolist()
-        if (samples and not (ends and ends[0] == extent.atoms)) or any(ends[1:]):
+        if (samples and not (ends and ends[0] == counts.atoms)) or any(ends[1:]):
             raise StoreLockedError(
                 f"{self._root} was changed by another writer since this one opened it: one writer "
                 "at a time; close both and open a new one"
             )
 
     def end(self) -> None:
-        """Give the lock up; a second call does nothing."""
+        """Give the lock up; a second call does nothing, or what an interrupt left undone."""
         self.ended = True
         if self._lock is not None:
             self._lock.release()

@@ -1,0 +1,166 @@
+"""Calls on an object that owns the writer of a store: one at a time, and none survives a failure.
+
+Whatever leaves a call by an exception while the store was being changed ends the writer, and the
+next call opens the store anew. A call from inside another one, of a signal handler, a hook or a
+destructor, is refused.
+"""
+
+import os
+import threading
+from collections.abc import Callable
+from functools import wraps
+from types import TracebackType
+from typing import Concatenate, ParamSpec, Self, TypeVar
+
+from zarrpipe.errors import StoreBusyError, StoreClosedError, StoreLockedError
+from zarrpipe.store.backend.location import Root
+from zarrpipe.store.format.config import ZarrWriteConfig
+from zarrpipe.store.write.open_for_writing import check_durable
+from zarrpipe.store.write.store_writer import StoreWriter
+
+
+class Closing:
+    """Base of objects that are closed at the end of a with statement."""
+
+    def close(self) -> None:
+        """Let go; a second call does nothing."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class ForkSafeLock:
+    """One lock for each process, since a forked child does not have the thread that holds it."""
+
+    def __init__(self) -> None:
+        self._locks: dict[int, threading.RLock] = {}
+
+    def here(self) -> "threading.RLock":
+        """Lock of this process."""
+        process = os.getpid()
+        return self._locks.get(process) or self._locks.setdefault(process, threading.RLock())
+
+    @property
+    def mine(self) -> bool:
+        """Whether this thread holds the lock.
+
+        The lock itself is asked, as `threading.Condition` does: a flag of our own would be left
+        wrong by an interrupt beside the `with` statement, which CPython makes safe.
+        """
+        return self.here()._is_owned()  # type: ignore[attr-defined,no-any-return]
+
+    def __reduce__(self) -> tuple[type["ForkSafeLock"], tuple[()]]:
+        return ForkSafeLock, ()
+
+
+_Owner = TypeVar("_Owner", bound="WriterOwner")
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
+
+
+def synchronized(
+    method: Callable[Concatenate[_Owner, _Arguments], _Result],
+) -> Callable[Concatenate[_Owner, _Arguments], _Result]:
+    """Let threads wait for each other, refuse calls from inside, and end what an error left."""
+
+    @wraps(method)
+    def call(self: _Owner, /, *args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
+        if self._mutex.mine:
+            raise StoreBusyError(
+                f"{method.__qualname__} was called from inside another call on {self._root} (by a "
+                "signal handler, a hook or a destructor): nothing was changed; set a flag there "
+                "and call it afterwards, or hand a batch to ZarrData.defer"
+            )
+        with self._mutex.here():
+            try:
+                result = method(self, *args, **kwargs)
+                if self._closed:
+                    self._close_writer()
+            except BaseException:
+                self._end_failed()
+                raise
+            else:
+                return result
+
+    return call
+
+
+class WriterOwner(Closing):
+    """Base of the sink and of the writer with nvalchemi's API.
+
+    Parameters
+    ----------
+    root
+        Place of the store.
+    config
+        Chunks and codecs of the arrays that are created.
+    capacity
+        Samples that are expected at most, for the size of chunks.
+    durable
+        Whether what a call stored outlasts a loss of power once it returns.
+    """
+
+    def __init__(
+        self, root: Root, config: ZarrWriteConfig, capacity: int, *, durable: bool
+    ) -> None:
+        check_durable(root, durable=durable)
+        self._root, self._config, self._capacity, self._durable = root, config, capacity, durable
+        self._mutex = ForkSafeLock()
+        self._writer: StoreWriter | None = None
+        self._closed = False
+
+    def close(self) -> None:
+        """Make array shapes exact and let other writers in; a second call does nothing.
+
+        From inside another call of the same thread, as of a signal handler, it returns at once,
+        and the call under way closes when it ends. If that one raises, the store is free and
+        readable, and a further `close` makes the shapes exact.
+        """
+        self._closed = True
+        if not self._mutex.mine:
+            self._close()
+
+    @synchronized
+    def _close(self) -> None:
+        """Do nothing: every call on a closed object ends by closing its writer."""
+
+    def _close_writer(self) -> None:
+        """Make what was written exact, after a failed call with a store that is opened anew."""
+        if self._writer is None:
+            return
+        if self._writer.closed and self._root.open_group() is not None:
+            try:
+                self._open_writer()
+            except StoreLockedError:  # another writer has it, and has tidied up when it opened it
+                self._writer.abandon()
+        self._writer.close()
+        self._writer = None
+
+    def _end_failed(self) -> None:
+        """Let go of a writer that an exception left in the middle of a change."""
+        if self._writer is not None and (self._closed or self._writer.closed):
+            self._writer.abandon()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            kind = type(self).__name__
+            raise StoreClosedError(f"the {kind} of {self._root} was closed: open a new one")
+
+    def _open_writer(self) -> StoreWriter:
+        """The writer, which is opened anew after one that failed."""
+        if self._writer is None or self._writer.closed:
+            if self._writer is not None:
+                self._writer.abandon()
+            self._writer = StoreWriter(
+                self._root, self._config, self._capacity, durable=self._durable
+            )
+        return self._writer
