@@ -25,9 +25,6 @@ from zarrpipe.store.format.layout import (
     present_spec,
 )
 
-_LONGEST_NAME = 255
-"""Bytes of a file's name on the usual file systems; readers refuse longer names of fields too."""
-
 _STAGES = {SAMPLES_MASK: 1, EDGES_PTR: 1, ATOMS_PTR: 2}
 
 
@@ -215,8 +212,6 @@ def plan_schema_change(
     missing -= nullable
     if not new and not missing:
         return None
-    for item in new:
-        check_name_length(item.name)
     extended = schema.extended(new)
     arrays = [NewArray(field_spec(item), counts.rows(item.level)) for item in new]
     arrays += [
@@ -224,13 +219,3 @@ def plan_schema_change(
         for name in sorted(missing)
     ]
     return SchemaChange(tuple(arrays), extended, nullable | missing)
-
-
-def check_name_length(name: str) -> None:
-    """Refuse a field whose array would have too long a name for a directory."""
-    size = len(name.encode())
-    if size > _LONGEST_NAME:
-        raise FieldError(
-            f"field name {name[:40]!r}... has {size} bytes, at most {_LONGEST_NAME} are possible "
-            "as the name of a directory: give the field a shorter name"
-        )

@@ -33,7 +33,6 @@ from zarrpipe.store.write.plan import (
     NewArray,
     RowWrite,
     SchemaChange,
-    check_name_length,
     on_host,
     plan_append,
     plan_schema_change,
@@ -256,7 +255,6 @@ class StoreWriter:
             One row for each atom, edge or sample that is stored.
         """
         self._check_change()
-        check_name_length(item.name)
         spec = field_spec(item)
         check_free(self.group, self.root.directory, [spec.path])
         with self.changing():
