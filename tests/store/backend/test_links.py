@@ -212,9 +212,14 @@ def test_unfinished_files_of_a_killed_writer_are_removed(store):
 
 
 def test_a_killed_deletion_is_completed_for_atoms_and_edges(store):
-    """Of which only the masks of samples were written."""
+    """The masks of samples and their number were written; an unpublished one is taken back."""
     group = zarr.open_group(store, mode="r+")
+    group["meta/samples_mask"][1] = False
+    with AtomicDataZarrWriter(store) as writer:
+        writer.delete([])
+    assert group["meta/samples_mask"][1]
     group["meta/samples_mask"][3] = False
+    group.update_attributes({"zarrpipe": {**group.attrs["zarrpipe"], "deleted": 1}})
     batch = numbered_batch(range(5))
     with ZarrData(store) as sink:
         sink.write(numbered_batch([5]))

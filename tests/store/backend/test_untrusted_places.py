@@ -95,7 +95,7 @@ class TestNetwork:
         with sink(store) as writer:
             with monkeypatch.context() as patch:
                 killed = RuntimeError("killed")
-                pointers = writer._open_writer()._arrays["meta/atoms_ptr"]
+                pointers = writer._open_writer().array("meta/atoms_ptr")
                 patch.setattr(type(pointers), "write", _failing(pointers, killed))
                 with pytest.raises(RuntimeError, match="killed"):
                     writer.write(numbered_batch(range(9, 15), 1))

@@ -188,7 +188,7 @@ class TestOneWriter:
             run(appender, writes)
 
         with AtomicDataZarrWriter(store) as writer:
-            writer._open()
+            writer._open_writer()
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(StoreWriter, "run", first_alone)
                 with pytest.raises(OSError, match="No space"):
@@ -239,7 +239,7 @@ class TestLabelsThatCannotBeSummed:
         with AtomicDataZarrWriter(store) as writer:
             writer.append(bad)
             writer.delete([2])
-            writer._open().flush(every=True)
+            writer._open_writer().flush(every=True)
             assert kept_of(store) is not None
             with pytest.raises(FieldError, match=f"field '{wrong}'"):
                 measure(ZarrDataset(store)).statistics()
@@ -251,11 +251,11 @@ class TestLabelsThatCannotBeSummed:
         bad[1].forces[0, 0] = 1e200
         with AtomicDataZarrWriter(store) as writer:
             writer.append(bad)
-            writer._open().flush(every=True)
+            writer._open_writer().flush(every=True)
             with pytest.MonkeyPatch.context() as patch:  # it is not tried again and again
                 patch.setattr(updater, "count_rows", None)
                 writer.append(labelled(40, 98))
-                writer._open().flush(every=True)
+                writer._open_writer().flush(every=True)
             assert kept_of(store) is None
             writer.delete([61])
         assert_true(store)

@@ -449,20 +449,21 @@ def test_a_failed_append_can_be_repeated(tmp_path, monkeypatch, kind):
     store = tmp_path / "store" if kind == "local" else MemoryStore()
     sink = ZarrData(store, 200, config=config)
     sink.write(numbered_batch(range(5)))
-    name = "PlainArrayWriter" if kind == "local" else "ZarrArrayWriter"
-    column, calls = getattr(columns, name), [0, 0]
-    original = column.write
+    name = ("PlainArrayWriter", "write") if kind == "local" else ("ZarrArrayWriter", "_write_chunk")
+    column, calls = getattr(columns, name[0]), [0, 0]
+    original = getattr(column, name[1])
 
     def write(self, start, values):
         calls[0] += 1
         if calls[0] == calls[1]:
-            original(self, start, values[: len(values) // 2])
+            if kind == "local":
+                original(self, start, values[: len(values) // 2])
             raise OSError(28, "No space left on device")
         original(self, start, values)
 
-    monkeypatch.setattr(column, "write", write)
+    monkeypatch.setattr(column, name[1], write)
     count = 5
-    for calls[1] in range(1, 20):
+    for calls[1] in range(1, 60):
         calls[0] = 0
         batch = numbered_batch(range(count, count + 8))
         with suppress(OSError):
@@ -472,7 +473,7 @@ def test_a_failed_append_can_be_repeated(tmp_path, monkeypatch, kind):
         assert_batches_equal(sink.read(), numbered_batch(range(count)))
     else:
         pytest.fail("no write came through")
-    assert calls[1] == 11
+    assert calls[1] == calls[0] + 1 > 11
     assert_batches_equal(sink.read(), numbered_batch(range(count + 8)))
     sink.close()
     assert_plain_zarr(store, numbered_batch(range(count + 8)), exact=True)
