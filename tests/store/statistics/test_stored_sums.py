@@ -218,7 +218,7 @@ class TestOneWriter:
         shutil.rmtree(place / "meta/sums")
         with ZarrData(place) as sink:
             sink.flush()
-            sink._writer().flush()
+            sink._open_writer().flush()
         assert not (place / "meta/sums").exists()
 
 
