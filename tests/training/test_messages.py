@@ -198,7 +198,7 @@ def test_a_share_may_be_a_text_as_in_a_sequence():
 
 def test_a_side_of_validation_that_is_empty_is_said_before_a_fit(stored):
     with pytest.warns(
-        UserWarning, match=r"none of 4 samples is .*validation \(val\), whose share i"
+        UserWarning, match=r"none of 4 samples is in the validation split \(val\), whose share i"
     ):
         ZarrDataModule(stored / "few").setup("fit")
     ZarrDataModule(stored / "few", split=(1.0, 0.0, 0.0)).setup("fit")  # as was asked for

@@ -103,7 +103,7 @@ class Announced:
     def __init__(self):
         self.said = []
 
-    def advise(self, index):
+    def prefetch(self, index):
         self.said.append(index)
 
 
@@ -127,7 +127,7 @@ def test_nothing_to_announce():
 
 def test_a_loader_announces_what_it_reads(store, monkeypatch):
     said = []
-    monkeypatch.setattr(ZarrDataset, "advise", lambda _, index: said.extend(index.tolist()))
+    monkeypatch.setattr(ZarrDataset, "prefetch", lambda _, index: said.extend(index.tolist()))
     assert flat(serials(loader(store[0], 0))) == said
 
 

@@ -95,9 +95,9 @@ def test_a_field_that_comes_between_the_looks_of_two_ranks(tmp_path, ranks):
         with ZarrData(store) as sink:
             sink.write(Batch(fields, new.batch_ptr, new.edge_ptr, levels=levels))
         grown.set()
-        ranks_module.refresh_together(datasets[1])
+        ranks_module.refresh_all_ranks(datasets[1])
 
-    assert ranks.run([lambda: ranks_module.refresh_together(datasets[0]), other]) == [None, None]
+    assert ranks.run([lambda: ranks_module.refresh_all_ranks(datasets[0]), other]) == [None, None]
     assert [len(dataset) for dataset in datasets] == [9, 9]
     for dataset in datasets:
         assert dataset.where("round == 3").tolist() == [4, 5, 6, 7, 8]
@@ -113,7 +113,7 @@ def test_a_rank_that_cannot_read_its_stores_ends_both(tmp_path, ranks):
         raise StoreFormatError("the array is damaged")
 
     datasets[1].refresh = refresh
-    told = ranks.run([lambda d=d: ranks_module.refresh_together(d) for d in datasets])
+    told = ranks.run([lambda d=d: ranks_module.refresh_all_ranks(d) for d in datasets])
     assert str(told[0]) == (
         "rank 1 cannot go on with its stores: StoreFormatError: the array is damaged"
     )

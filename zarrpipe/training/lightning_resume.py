@@ -1,4 +1,4 @@
-"""Lightning's counts of epochs, steps and devices, beside a loader whose epochs differ."""
+"""Lightning's counters of epochs and steps, corrected where a run resumes or its epochs grow."""
 
 import math
 from collections.abc import Iterable
@@ -19,11 +19,11 @@ from zarrpipe.training.ranks import world_size
 
 
 class ResumeFix(Callback):  # type: ignore[misc]  # lightning is not followed
-    """Ends an epoch that Lightning resumes after its last batch, and says when a schedule is short.
+    """Ends an epoch that Lightning resumes after its last batch, and warns of a short schedule.
 
-    Lightning 2.6 begins the epoch after a checkpoint of the last batch with the counts of the
-    epoch before: if it has more batches, because the store grew, as many of them as that had are
-    taken for done. With ``max_steps``, a checkpoint of the end of an epoch has it skip the next.
+    After a checkpoint of an epoch's last batch, Lightning 2.6 keeps the counters of that epoch: if
+    the next one has more batches, because the store grew, it skips as many as the epoch before
+    had. With ``max_steps`` it skips the whole next epoch.
 
     Attributes
     ----------
@@ -38,7 +38,7 @@ class ResumeFix(Callback):  # type: ignore[misc]  # lightning is not followed
 
     @classmethod
     def of(cls, trainer: Trainer) -> "ResumeFix":
-        """The one that a trainer has, or gets, as of before any fit."""
+        """The callback of a trainer, which is added if it is missing, reset for a new fit."""
         found = [one for one in trainer.callbacks if isinstance(one, cls)]
         counts = found[0] if found else cls()
         if not found:
@@ -47,13 +47,13 @@ class ResumeFix(Callback):  # type: ignore[misc]  # lightning is not followed
         return counts
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remember what optimizers were configured with; a resumed run had it from its first."""
+        """Note the estimate that optimizers were configured with, unless a checkpoint had one."""
         loader = trainer.train_dataloader
         if self.estimate is None and loader is not None and loader is not self._before:
             self.estimate = trainer.estimated_stepping_batches
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin with an epoch, or with the rest of one."""
+        """Correct the counters of a resumed run."""
         loader, loop = trainer.train_dataloader, trainer.fit_loop
         if not isinstance(loader, GraphLoader):
             return
@@ -68,7 +68,7 @@ class ResumeFix(Callback):  # type: ignore[misc]  # lightning is not followed
             self._check(trainer, loader.sampler.step)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """See whether there are more steps than were expected."""
+        """Warn if there are more steps than were estimated."""
         self._check(trainer, 0)
 
     def _check(self, trainer: Trainer, done: int) -> None:
@@ -81,15 +81,15 @@ class ResumeFix(Callback):  # type: ignore[misc]  # lightning is not followed
             f"estimated_stepping_batches was {self.estimate}: there are more batches now, since "
             "the store grew, budgets were filled otherwise or there are fewer devices. A schedule "
             "of that length ends too early, and OneCycleLR raises when it does: expected "
-            "Trainer(max_epochs=-1, max_steps=...), which is the estimate whatever the data do"
+            "Trainer(max_epochs=-1, max_steps=...), which fixes the number of steps"
         )
 
 
 def unfinished(trainer: Trainer, loader: GraphLoader) -> int:
-    """Batches that a loop took from its loader and whose gradients no optimizer has used.
+    """Number of batches taken from a loader whose gradients no optimizer has used yet.
 
-    They are one inside of a step, where a checkpoint is saved if an exception is raised, and those
-    whose gradients are being accumulated, which Lightning does not save. They come again.
+    These are the batch of the current step and those whose gradients are being accumulated, which
+    Lightning does not save. A resumed run repeats them.
     """
     if not (trainer.training or trainer.validating):
         return 0
@@ -102,7 +102,7 @@ def unfinished(trainer: Trainer, loader: GraphLoader) -> int:
 
 
 def shareable(name: str, dataset: ZarrDataset, rows: IndexArray | None) -> IndexArray | None:
-    """Rows that devices can share to evaluate; none, which is said, where some would have no batch.
+    """Rows to evaluate; none, with a warning, if there are fewer than devices.
 
     So a first validation sample that arrives while several devices train does not end training.
     """
@@ -113,7 +113,7 @@ def shareable(name: str, dataset: ZarrDataset, rows: IndexArray | None) -> Index
     if 0 < count < devices:
         rank_zero_warn(
             f"the {name} loader has {count} samples for {devices} devices, and one of them would "
-            "have no batch: it is left empty until there are as many; use fewer devices, or a "
+            "have no batch: it stays empty until there are as many; use fewer devices, or a "
             "larger share"
         )
         count = 0
@@ -121,20 +121,20 @@ def shareable(name: str, dataset: ZarrDataset, rows: IndexArray | None) -> Index
 
 
 def check_reloading(trainer: Trainer, *, packed: bool) -> None:
-    """Have the loader fetched anew in each epoch, so that it has what was committed by then."""
+    """Let Lightning fetch the loader in each epoch, so that it has the samples of then."""
     every = trainer.reload_dataloaders_every_n_epochs
     if not every:
         trainer.reload_dataloaders_every_n_epochs = 1
     elif every > 1 and packed:
         raise ArgumentError(
-            f"reload_dataloaders_every_n_epochs is {every}, and batches that fill a budget are not "
-            "as many in each epoch: Lightning counts them only when it fetches the loader, and "
+            f"reload_dataloaders_every_n_epochs is {every}, and the number of batches that fill a "
+            "budget differs by epoch: Lightning counts them only when it fetches the loader, and "
             "would leave some out; expected 0 or 1"
         )
 
 
 def check_finders(trainer: Trainer, batch_size: int | None) -> None:
-    """Refuse to look for the largest batch size where budgets alone are the size of batches."""
+    """Refuse a BatchSizeFinder for `batch_size` where budgets alone limit a batch."""
     for callback in trainer.callbacks:
         scaled = getattr(callback, "_batch_arg_name", None)
         if batch_size is None and isinstance(callback, BatchSizeFinder) and scaled == "batch_size":
@@ -146,7 +146,7 @@ def check_finders(trainer: Trainer, batch_size: int | None) -> None:
 
 
 def check_seed(loader: GraphLoader, seed: int) -> None:
-    """Say that a resumed loader has another seed than was given: an order has only one."""
+    """Warn if a resumed loader keeps another seed than the data module's."""
     if loader.sampler.seed != seed:
         rank_zero_warn(
             f"seed is {seed}, and the checkpoint is of a run with seed {loader.sampler.seed}, "
@@ -156,7 +156,7 @@ def check_seed(loader: GraphLoader, seed: int) -> None:
 
 
 def _require(loop: Any, names: Iterable[PrivateName]) -> None:
-    """Refuse a release of Lightning whose fit loop lacks names, before anything is trained on."""
+    """Refuse a release of Lightning whose fit loop lacks a name."""
     for private in names:
         try:
             attrgetter(private.name)(loop)
@@ -171,7 +171,7 @@ def _require(loop: Any, names: Iterable[PrivateName]) -> None:
 
 
 def _go_back(trainer: Trainer, step: int) -> None:
-    """Have Lightning count the batches that come again, before it goes on at a step."""
+    """Subtract the batches that are repeated from Lightning's counters."""
     inner = trainer.fit_loop.epoch_loop
     current, total = inner.batch_progress.current, inner.batch_progress.total
     again = current.completed + inner.restarted_on_train_batch_end - step
@@ -182,7 +182,7 @@ def _go_back(trainer: Trainer, step: int) -> None:
 
 
 def _end_epoch(trainer: Trainer) -> None:
-    """Have the next epoch begin as it does where nothing is resumed."""
+    """Let the next epoch begin as in a run that was not resumed."""
     loop, inner = trainer.fit_loop, trainer.fit_loop.epoch_loop
     if loop.epoch_progress.current.completed < loop.epoch_progress.current.processed:
         loop.epoch_progress.increment_completed()
@@ -196,9 +196,9 @@ def _end_epoch(trainer: Trainer) -> None:
 
 
 def _steps(trainer: Trainer, done: int) -> int:
-    """Steps of optimizers in all, if later epochs are as long as this one; 0 where it is unknown.
+    """Optimizer steps in all if later epochs are as long as this one, 0 if unknown.
 
-    `done` batches of this epoch have been trained on.
+    `done` is the number of batches of this epoch that were trained on.
     """
     if trainer.max_epochs in (None, -1) or not trainer.lightning_module.automatic_optimization:
         return 0

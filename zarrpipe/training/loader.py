@@ -69,7 +69,7 @@ class GraphLoader(Loader):  # type: ignore[misc]  # torchdata is not followed
         transform: Transform | None = None,
     ) -> None:
         super().__init__(root=None)
-        num_workers = check_count("num_workers", num_workers, 0)
+        self._num_workers = num_workers = check_count("num_workers", num_workers, 0)
         self._prefetch = check_count("prefetch", prefetch, 0)
         if num_workers and dataset.resident is not None:
             raise ArgumentError(

@@ -1,4 +1,4 @@
-"""What a training run can be told about its data while it runs."""
+"""A callback that logs how fast data arrive."""
 
 import time
 from collections.abc import Mapping
@@ -14,14 +14,14 @@ from zarrpipe.training.loader import GraphLoader
 
 @dataclass
 class Flow:
-    """What went through a training loop, and how long it took.
+    """Counts of the batches of a training loop, and the time they took.
 
     Parameters
     ----------
     seconds, waited : float
         Time that passed, and the part of it in which the loop waited for its next batch.
     batches, samples, atoms, edges, bytes : int
-        What it was given.
+        Counts.
     """
 
     seconds: float = 0.0
@@ -41,7 +41,7 @@ class Flow:
         self.bytes += sum(value.nbytes for value in batch.fields.values())
 
     def merge(self, other: "Flow") -> None:
-        """Count what another one has."""
+        """Add the counts of another one."""
         for name, value in vars(other).items():
             setattr(self, name, getattr(self, name) + value)
 
@@ -51,7 +51,7 @@ class Flow:
         return self.waited / self.seconds if self.seconds else 0.0
 
     def metrics(self, max_atoms: int | None, max_edges: int | None) -> dict[str, float]:
-        """Figures for a logger, those of budgets where there are any."""
+        """Figures for a logger, those of budgets if there are any."""
         seconds, batches = max(self.seconds, 1e-9), max(self.batches, 1)
         figures = {
             "wait": self.wait,
@@ -67,7 +67,7 @@ class Flow:
 
 
 class DataMonitor(Callback):  # type: ignore[misc]  # lightning is not followed
-    """Says how long training waits for its data, in the progress bar and to the loggers.
+    """Logs how long training waits for its data, and shows it in the progress bar.
 
     Logged as ``data/wait`` (share of the time, 0 to 1), ``data/samples_per_s``,
     ``data/atoms_per_s``, ``data/bytes_per_s`` and, with budgets, ``data/fill_atoms`` and
@@ -109,12 +109,12 @@ class DataMonitor(Callback):  # type: ignore[misc]  # lightning is not followed
         """Measure the epoch's loader, and log how many samples the epoch has."""
         self._begin(trainer)
         samples = float(self._loader(trainer).sampler.num_samples)
-        _say(trainer, {"num_samples": samples})
+        _log_metrics(trainer, {"num_samples": samples})
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, *_: Any
     ) -> None:
-        """Count a batch, and log where it is time to."""
+        """Count a batch, and log every `every_n_steps`."""
         now, waited = time.perf_counter(), self._loader(trainer).waited
         self._recent.add(batch)
         self._recent.seconds += now - self._since
@@ -127,12 +127,12 @@ class DataMonitor(Callback):  # type: ignore[misc]  # lightning is not followed
             self.log("data/wait", wait, prog_bar=True, logger=False, batch_size=1)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Count what came after the last figures, where an epoch is cut short."""
+        """Log the last batches of an epoch that is cut short."""
         if self._recent.batches:
             self._log(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave the time of the validation loop out."""
+        """Exclude the time of the validation loop."""
         self._since = time.perf_counter()
 
     def _begin(self, trainer: Trainer) -> None:
@@ -144,7 +144,7 @@ class DataMonitor(Callback):  # type: ignore[misc]  # lightning is not followed
         self.total.merge(recent)
         self._recent = Flow()
         figures = recent.metrics(sampler.max_atoms, sampler.max_edges)
-        _say(trainer, figures)
+        _log_metrics(trainer, figures)
 
     def _loader(self, trainer: Trainer) -> GraphLoader:
         loader = trainer.train_dataloader
@@ -156,8 +156,8 @@ class DataMonitor(Callback):  # type: ignore[misc]  # lightning is not followed
         return loader
 
 
-def _say(trainer: Trainer, figures: Mapping[str, float]) -> None:
-    """Give figures to all loggers."""
+def _log_metrics(trainer: Trainer, figures: Mapping[str, float]) -> None:
+    """Pass figures to all loggers."""
     for logger in trainer.loggers:
         named = {f"data/{name}": value for name, value in figures.items()}
         logger.log_metrics(named, step=trainer.global_step)

@@ -1,4 +1,4 @@
-"""What all ranks of a training run have to see alike."""
+"""Agreement between the ranks of a training run."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -24,14 +24,14 @@ def world_size() -> int:
     return dist.get_world_size() if _distributed() else 1
 
 
-def refresh_together(dataset: ZarrDataset) -> None:
-    """Let a dataset see what was committed since: on every rank the samples that rank 0 sees."""
+def refresh_all_ranks(dataset: ZarrDataset) -> None:
+    """Refresh a dataset on every rank to the samples that rank 0 sees."""
     if not _distributed():
         dataset.refresh()
         return
     for _ in range(_TRIALS):
         state = all_ranks(partial(_look, dataset))[0]
-        first, *others = all_ranks(partial(_return_to, dataset, state))
+        first, *others = all_ranks(partial(_restore, dataset, state))
         if all(names == first for names in others):
             return
     raise StoreFormatError(
@@ -41,28 +41,28 @@ def refresh_together(dataset: ZarrDataset) -> None:
 
 
 def _look(dataset: ZarrDataset) -> Mapping[str, Any]:
-    """Samples that a dataset sees now."""
+    """Refresh a dataset and give its state."""
     dataset.refresh()
     return dataset.state_dict()
 
 
-def _return_to(dataset: ZarrDataset, state: Mapping[str, Any]) -> list[str]:
-    """Fields that a dataset has with these samples."""
+def _restore(dataset: ZarrDataset, state: Mapping[str, Any]) -> list[str]:
+    """Restore a state of a dataset and give its fields."""
     dataset.load_state_dict(state)
     return sorted(dataset.schema)
 
 
 def all_ranks(look: Callable[[], T]) -> list[T]:
-    """What each rank finds; an error of one ends all, also a warning that is an error there.
+    """Gather a result from all ranks; raise on all of them if one fails.
 
-    What is called must not wait for other ranks itself.
+    `look` must not communicate between ranks itself.
     """
     if not _distributed():
         return [look()]
     found, failed, text = None, None, None
     try:
         found = look()
-    except Exception as error:  # noqa: BLE001  raised below, when the others know
+    except Exception as error:  # noqa: BLE001  raised below, after the exchange
         failed, text = error, f"{type(error).__name__}: {error}"
     told: list[Any] = [None] * world_size()
     dist.all_gather_object(told, (text, found))
@@ -75,7 +75,7 @@ def all_ranks(look: Callable[[], T]) -> list[T]:
 
 
 def check_alike(look: Callable[[], Mapping[str, Any]]) -> None:
-    """Look whether what an epoch begins with is the same on every rank."""
+    """Refuse to begin an epoch with a state that differs between ranks."""
     told = all_ranks(look)
     for other, own in enumerate(told):
         names = [name for name in {**told[0], **own} if told[0].get(name) != own.get(name)]

@@ -1,9 +1,8 @@
-"""Which samples make which batch, for every rank, decided as data before anything is read.
+"""The sampler: batches of sample indices for every rank, with an exact, rank-free position.
 
-An epoch is one order of all samples, a pure function of (seed, epoch, number of samples), cut into
-steps. Each step takes the next run of the order and cuts it into one batch for each rank. So
-what was consumed is always a prefix of the order, whatever the number of ranks, and a
-position in it says all that another run, on more ranks or fewer, needs to go on.
+An epoch is one order of all samples, a pure function of seed, epoch and number of samples, cut into
+steps of one batch a rank. What was consumed is a prefix of that order on any number of ranks, so a
+position in it is all that a run on other ranks needs to go on.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sized
@@ -17,9 +16,9 @@ from zarrpipe.data.validate import check_count, check_flag
 from zarrpipe.dataset.blocks import Blocks
 from zarrpipe.errors import ArgumentError, ArgumentTypeError
 from zarrpipe.training import ranks as _ranks
-from zarrpipe.training.epoch.budgets import Budgets
 from zarrpipe.training.epoch.epoch import Epoch, EpochConfig
 from zarrpipe.training.epoch.mixing import Mixture, Weights
+from zarrpipe.training.epoch.packing import Budgets
 from zarrpipe.training.epoch.plans import IndexArray, Plan, compact_index
 
 
@@ -109,7 +108,7 @@ class GraphBatchSampler:
             raise ArgumentError(f"rank is {rank}, expected 0 to {world_size - 1}")
         self.balance = check_flag("balance", balance)
         self.shuffle = check_flag("shuffle", shuffle)
-        self._recipe = EpochConfig(
+        self._config = EpochConfig(
             data=data,
             budgets=Budgets.of(batch_size, max_atoms, max_edges),
             packed=self.balance or max_atoms is not None or max_edges is not None,
@@ -123,27 +122,27 @@ class GraphBatchSampler:
         self._resuming = False
         self._set: int | None = None  # the epoch that `set_epoch` went to last
         self._begin(0)
-        self._now.check()  # what no epoch can be made of is said before training
+        self._now.check()  # raises before training
 
     @property
     def data(self) -> Any:
         """What is sampled."""
-        return self._recipe.data
+        return self._config.data
 
     @property
     def batch_size(self) -> int | None:
         """Most samples of a batch."""
-        return self._recipe.budgets.samples
+        return self._config.budgets.samples
 
     @property
     def max_atoms(self) -> int | None:
         """Most atoms of a batch."""
-        return self._recipe.budgets.atoms
+        return self._config.budgets.atoms
 
     @property
     def max_edges(self) -> int | None:
         """Most edges of a batch."""
-        return self._recipe.budgets.edges
+        return self._config.budgets.edges
 
     @property
     def rank(self) -> int:
@@ -189,7 +188,7 @@ class GraphBatchSampler:
         TypeError, ValueError
             If they are no integers, or there are no such samples.
         """
-        self._next_index = _checked_index(index, self._recipe.data)
+        self._next_index = _checked_index(index, self._config.data)
 
     def set_epoch(self, epoch: int) -> None:
         """Go to the start of an epoch; a position that was loaded for that epoch is kept.
@@ -251,9 +250,9 @@ class GraphBatchSampler:
         return state_after
 
     def _settings(self) -> dict[str, Any]:
-        """What decides which samples are drawn and how they are put together; 0 is no limit."""
+        """Settings of packing and drawing; 0 is no limit."""
         names = ("batch_size", "max_atoms", "max_edges", "balance")
-        packed, mixture = self._recipe.packed, self._recipe.mixture
+        packed, mixture = self._config.packed, self._config.mixture
         packing = {name: int(getattr(self, name) or 0) if packed else 0 for name in names}
         return packing if mixture is None else {**packing, **mixture.state_dict()}
 
@@ -288,7 +287,7 @@ class GraphBatchSampler:
         self._set = int(state["set_epoch"]) if "set_epoch" in state else None
 
     def _check_settings(self, state: Mapping[str, Any]) -> None:
-        """Refuse the state of a sampler that draws, orders or puts together otherwise."""
+        """Refuse the state of a sampler with other settings."""
         if bool(state["shuffle"]) is not self.shuffle:
             raise ArgumentError(
                 f"the state has shuffle={bool(state['shuffle'])}, the sampler {self.shuffle}: "
@@ -303,17 +302,17 @@ class GraphBatchSampler:
                 )
 
     def _begin(self, number: int) -> None:
-        """Stand at the start of an epoch, with the samples that there are now."""
+        """Go to the start of an epoch of all samples that are known now."""
         self._now = self._epoch_of(self._available(), self.seed, number)
         self._begun, self._taken = (0, 0), 0
         self._plan = None
 
     def _epoch_of(self, count: int, seed: int, number: int) -> Epoch:
-        return Epoch(self._recipe, self._next_index, count, seed, number)
+        return Epoch(self._config, self._next_index, count, seed, number)
 
     def _available(self) -> int:
-        """Number of samples that there are now."""
-        return len(self._recipe.data if self._next_index is None else self._next_index)
+        """Number of samples that are known now."""
+        return len(self._config.data if self._next_index is None else self._next_index)
 
     def __len__(self) -> int:
         """Number of steps of the epoch, those already consumed (on any ranks) included."""

@@ -268,7 +268,7 @@ def test_a_sample_that_is_never_drawn_may_be_larger_than_a_budget(tmp_path, data
     [
         ([1.0, 2.0], "weights are shares of 2 stores, and the dataset has 1"),
         ({"round": {7: 1.0}}, r"sample 0 has round = 0, and weights name \[7\]"),
-        ({"round": {0: 0.0, 7: 1.0}}, "where the share is 0"),
+        ({"round": {0: 0.0, 7: 1.0}}, "every sample has the share 0"),
         ("weight", r"sample 2 has weight = -1.0, expected a weight of 0 or more"),
         ("serials", "'serials'"),
         ("forces", "'forces', which is at level 'atom': expected one with a number for each"),

@@ -320,7 +320,7 @@ def test_samples_without_the_field_that_keeps_them_together(tmp_path, data):
 @pytest.mark.parametrize(
     ("split", "message"),
     [
-        ({"training": 0.5}, "split names 'training', which is no side"),
+        ({"training": 0.5}, "split names 'training', which is no split"),
         ({"train": 0.5}, "val or test could have the other samples"),
         ({"val": 1.5}, "each of 0 or more and in all at most 1"),
         ("0.9", "expected shares of train, val, test or a mapping"),

@@ -165,7 +165,7 @@ def test_what_is_no_file_and_no_ids_is_refused(whole, given, kind, message):
 def test_an_id_in_two_files_is_refused(whole):
     store, ids = whole
     message = (
-        f"2 ids are in the index files of two sides, .* {min(ids[2:4]):#018x}, in those of 'val' "
+        f"2 ids are in the index files of two splits, .* {min(ids[2:4]):#018x}, in those of 'val' "
         "and 'test'"
     )
     with pytest.raises(ArgumentError, match=message):
@@ -182,7 +182,7 @@ def test_ids_of_other_stores_are_refused_and_some_that_are_missing_are_said_once
     with pytest.raises(ArgumentError, match=r"none of the 5 ids of split\['val'\], ndarray of 5"):
         sides(store, {"val": late})
     module = ZarrDataModule(tmp_path / "grown", split={"val": np.concatenate([ids[:2], late[:3]])})
-    with pytest.warns(UserWarning, match=r"3 of the 5 ids .* on that side \(val\)") as told:
+    with pytest.warns(UserWarning, match=r"3 of the 5 ids .* join that split \(val\)") as told:
         module.setup("fit")
     assert len(told) == 1
     data.append(tmp_path / "grown", data.batch(5, tag=1))

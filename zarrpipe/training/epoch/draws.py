@@ -1,9 +1,8 @@
-"""How often each sample of an epoch comes that is drawn by weight.
+"""Systematic sampling of an epoch by weight.
 
-A sample that is expected c times comes floor(c) or ceil(c) times, and an epoch has exactly as many
-samples as it is to have. So what is left to chance is at most one occurrence of each sample, which
-is drawn systematically: of a row of intervals, as long as the fractions, those are taken in which a
-grid of points one apart falls.
+A sample that is expected c times is drawn floor(c) or ceil(c) times, and the total is exact. Chance
+decides about at most one copy of each sample: intervals as long as the fractional parts lie side
+by side, and a grid of unit spacing with a random offset picks those that it hits.
 """
 
 from dataclasses import dataclass
@@ -25,14 +24,14 @@ _BLOCK = 1 << 18
 
 @dataclass(frozen=True)
 class Expected:
-    """How often samples are expected in an epoch.
+    """Expected number of copies of each sample in an epoch.
 
     Parameters
     ----------
     counts : array [n] float64
-        Of each sample, 0 or more.
+        Expectation of each sample, 0 or more.
     groups : array [n] of int, optional
-        Samples with equal numbers come together as often as is expected of them, to one.
+        Group of each sample; the total of a group deviates from its expectation by less than one.
     """
 
     counts: Float64Array
@@ -40,16 +39,9 @@ class Expected:
 
 
 def draw(seed: int, epoch: int, expected: Expected, total: int) -> Int64Array:
-    """How often each sample comes, [n] int64: its expectation, rounded down or up.
+    """Number of copies [n] int64 of each sample: its expectation, rounded down or up.
 
-    Parameters
-    ----------
-    seed, epoch
-        Non-negative; with the other arguments they decide the draw.
-    expected
-        Sums to `total`, apart from rounding.
-    total
-        Number of samples in the epoch.
+    Expectations sum to `total`, but for rounding errors.
 
     Examples
     --------
@@ -65,13 +57,13 @@ def draw(seed: int, epoch: int, expected: Expected, total: int) -> Int64Array:
         order = scattered(len(counts), generator)
         if expected.groups is not None:
             order = order[np.argsort(expected.groups[order], kind="stable")]
-        fractions = fractions[order]  # lets go of those in the other order
+        fractions = fractions[order]  # frees the unordered ones
         counts[order] += _systematic(fractions, left, generator.random())
     return counts
 
 
 def _parts(expected: Float64Array) -> tuple[Int64Array, Float64Array]:
-    """Whole and fractional parts, both [n]; what is an integer but for rounding has no fraction."""
+    """Whole and fractional parts [n]; a rounding error is no fraction."""
     whole = np.empty(len(expected), dtype=np.int64)
     fractions = np.empty(len(expected))
     for start in range(0, len(expected), _BLOCK):
@@ -85,9 +77,7 @@ def _parts(expected: Float64Array) -> tuple[Int64Array, Float64Array]:
 
 
 def copies_in(samples: IndexArray) -> IndexArray | None:
-    """How many equal ones stand before each sample [n], where equal ones are neighbours.
-
-    None if all samples differ.
+    """Number [n] of equal neighbours before each sample; None if all samples differ.
 
     Examples
     --------
@@ -105,10 +95,9 @@ def copies_in(samples: IndexArray) -> IndexArray | None:
 
 
 def scattered(count: int, generator: np.random.Generator) -> IndexArray:
-    """Order [n] of the first `count` integers, shuffled among near neighbours.
+    """Order [n] of the first `count` integers, shuffled within blocks, as that is faster.
 
-    Neighbours in it were neighbours before, so it costs a small part of a whole shuffle, and what
-    is drawn along it is spread evenly over all integers.
+    A systematic sample along it is spread evenly over all integers.
     """
     blocks = -(-count // _NEIGHBOURS)
     width = min(count, _NEIGHBOURS)
@@ -121,7 +110,7 @@ def scattered(count: int, generator: np.random.Generator) -> IndexArray:
 
 
 def _systematic(fractions: Float64Array, left: int, offset: float) -> npt.NDArray[np.int8]:
-    """Which of the samples come once more, [n] of 0 and 1 with the sum `left`."""
+    """Extra copies [n], 0 or 1, with the sum `left`."""
     ends = np.cumsum(fractions, out=fractions)
     last = int(np.searchsorted(ends, ends[-1]))
     ends *= left / ends[-1]  # the expectations sum to the total but for rounding

@@ -1,4 +1,4 @@
-"""The samples of one epoch: which they are, how often they come, in which order and batches."""
+"""One epoch: its samples, their copies, order and batches."""
 
 import hashlib
 import zlib
@@ -12,10 +12,9 @@ import numpy as np
 from zarrpipe.data.csr import Int64Array
 from zarrpipe.dataset.blocks import Blocks, block_order
 from zarrpipe.errors import ArgumentError
-from zarrpipe.training.epoch.budgets import Budgets
 from zarrpipe.training.epoch.draws import copies_in
 from zarrpipe.training.epoch.mixing import Mixture
-from zarrpipe.training.epoch.packing import deal_steps, pack, pack_in_order, shared
+from zarrpipe.training.epoch.packing import Budgets, deal_steps, pack, pack_in_order, shared
 from zarrpipe.training.epoch.plans import (
     IndexArray,
     Plan,
@@ -30,22 +29,22 @@ _BLOCK = 1 << 20
 
 @dataclass(frozen=True)
 class EpochConfig:
-    """What all epochs have in common.
+    """Settings of all epochs of a sampler.
 
     Parameters
     ----------
     data
-        One entry for each sample; asked for what budgets, weights and `packed` need.
+        The samples, with the sizes and fields that budgets and weights need.
     budgets
-        What a batch may hold.
+        Limits of a batch.
     packed
-        Whether samples are put together so that batches fill the budgets.
+        Whether samples are packed into batches that fill the budgets.
     shuffle
-        Whether each epoch has an order of its own.
+        Whether each epoch has its own order.
     blocks
-        How the first n samples of `data` are shuffled near each other, if they are.
+        Gives the blocks in which the first n samples of `data` are shuffled.
     mixture
-        What an epoch is drawn of; without, it has each sample once.
+        Draws the samples of an epoch; without it each comes once.
     """
 
     data: Any
@@ -57,41 +56,41 @@ class EpochConfig:
 
 
 class Epoch:
-    """One epoch, which is a function of the arguments and of what `recipe.data` has.
+    """One epoch, a pure function of its arguments and of the sizes and fields of the data.
 
     Parameters
     ----------
-    recipe
-        What it has in common with others.
-    index : array of int, optional
+    config
+        Settings of all epochs.
+    index : array [n] of int, optional
         Indices of the samples; by default all.
     count
-        Number of samples that it is of: the first ones of the index.
+        Number of samples, the first of the index.
     seed, number
-        Decide its order, and what is drawn.
+        Decide the order and the draw.
     """
 
     def __init__(
-        self, recipe: EpochConfig, index: IndexArray | None, count: int, seed: int, number: int
+        self, config: EpochConfig, index: IndexArray | None, count: int, seed: int, number: int
     ) -> None:
-        self._recipe, self._index = recipe, index
+        self._config, self._index = config, index
         self.count, self.seed, self.number = count, seed, number
 
     @property
     def total(self) -> int:
-        """Number of samples that it has, each as often as it comes."""
-        mixture = self._recipe.mixture
+        """Number of samples, counting each copy."""
+        mixture = self._config.mixture
         return self.count if mixture is None else mixture.total(self.count)
 
     def check(self) -> None:
-        """Look whether it can be drawn and packed."""
-        if self._recipe.mixture is not None:
+        """Refuse weights that do not fit the data, and samples larger than a budget."""
+        if self._config.mixture is not None:
             _ = self._samples
-        elif self._recipe.packed:
-            self._recipe.budgets.costs(self._recipe.data, self._samples)
+        elif self._config.packed:
+            self._config.budgets.costs(self._config.data, self._samples)
 
     def state_dict(self) -> dict[str, int]:
-        """What the epoch is, as plain types."""
+        """The epoch as plain types."""
         return {
             "seed": self.seed,
             "epoch": self.number,
@@ -123,14 +122,14 @@ class Epoch:
     def plan(self, position: int, world_size: int) -> Plan:
         """The batches of all ranks from a position on."""
         blocks = self._blocks
-        if self._recipe.packed:
+        if self._config.packed:
             order, copies, _ = self._batches
             bounds = self._shared(position, world_size)
         else:
             order, copies = self._order()
             rest = self.total - position
-            bounds = cut(rest, self._recipe.budgets.samples or 1, world_size)
-        self.__dict__.pop("_samples", None)  # an epoch may be long
+            bounds = cut(rest, self._config.budgets.samples or 1, world_size)
+        self.__dict__.pop("_samples", None)  # frees its memory
         plan = Plan(
             order=order[position:],
             bounds=bounds,
@@ -138,14 +137,13 @@ class Epoch:
             ahead=0 if blocks is None else blocks.samples,
             copies=None if copies is None else copies[position:],
         )
-        return self._levelled(plan) if self._recipe.packed and self._recipe.shuffle else plan
+        return self._levelled(plan) if self._config.packed and self._config.shuffle else plan
 
     def _levelled(self, plan: Plan) -> Plan:
-        """Plan whose last steps, where batches were cut to be enough, are dealt to the ranks anew.
+        """Plan whose last one or two steps are dealt to the ranks evenly, if a batch had to be cut.
 
-        The last two steps share what they have evenly, or else the last is dealt by itself. What
-        is consumed stays a prefix of the same order, and what a step gets depends only on what is
-        left then, so that the plan is the same from wherever it is made.
+        What is consumed stays a prefix of the same order, and a step depends only on what is left,
+        so the plan is the same wherever it starts.
         """
         world_size, canonical = plan.world_size, self._batches[-1]
         first = len(self._batches[0]) - len(plan.order)
@@ -154,9 +152,9 @@ class Epoch:
             return plan
         for steps in range(min(2, len(plan)), 0, -1):
             start = int(plan.bounds[-steps * world_size - 1])
-            # The last step is of no more batches than there are ranks, or a rest of it had two.
+            # The last step has at most one batch a rank; a rest of more would be two steps.
             latest = int(canonical[max(0, len(canonical) - 1 - world_size)]) - first - start
-            costs = self._recipe.budgets.costs(self._recipe.data, plan.order[start:])
+            costs = self._config.budgets.costs(self._config.data, plan.order[start:])
             found = deal_steps(costs, steps, world_size, latest)
             if found is not None:
                 return plan.with_tail(start, *found)
@@ -164,31 +162,31 @@ class Epoch:
 
     def steps(self, position: int, world_size: int) -> int:
         """Number of steps from a position on."""
-        if self._recipe.packed:
+        if self._config.packed:
             return (len(self._shared(position, world_size)) - 1) // world_size
         rest = self.total - position
-        whole, _, tail_steps = steps_of(rest, self._recipe.budgets.samples or 1, world_size)
+        whole, _, tail_steps = steps_of(rest, self._config.budgets.samples or 1, world_size)
         return whole + tail_steps
 
     @cached_property
     def _samples(self) -> IndexArray:
-        """Samples in the order of the indices, each as often as it comes."""
-        count, mixture = self.count, self._recipe.mixture
+        """Samples in the order of the indices, with copies."""
+        count, mixture = self.count, self._config.mixture
         samples = first_indices(count) if self._index is None else self._index[:count]
         if mixture is None or not count:
             return samples
-        expected = mixture.expected(self._recipe.data, samples)
-        if self._recipe.packed:  # what is drawn seldom is refused in time too
-            self._recipe.budgets.costs(self._recipe.data, samples[expected.counts > 0])
+        expected = mixture.expected(self._config.data, samples)
+        if self._config.packed:  # also refuses samples that this epoch does not draw
+            self._config.budgets.costs(self._config.data, samples[expected.counts > 0])
         return samples.repeat(mixture.counts(expected, self.seed, self.number))
 
     def _order(self) -> tuple[IndexArray, IndexArray | None]:
-        """Samples as they come, shuffled or not, and which of its copies each is."""
+        """Samples in the order of the epoch, and which copy each is."""
         samples, blocks = self._samples, self._blocks
-        copies = None if self._recipe.mixture is None else copies_in(samples)
+        copies = None if self._config.mixture is None else copies_in(samples)
         if blocks is not None:
             places: IndexArray = block_order(self.seed, self.number, *blocks)
-        elif not self._recipe.shuffle:
+        elif not self._config.shuffle:
             return samples, copies
         elif copies is None:
             return epoch_order(self.seed, self.number, samples), None
@@ -198,49 +196,49 @@ class Epoch:
 
     @cached_property
     def _batches(self) -> tuple[IndexArray, IndexArray | None, Int64Array]:
-        """All samples, put together, their copies, and the bounds of their batches."""
+        """All samples, packed, which copy each is, and the bounds of their batches."""
         order, copies = self._order()
-        costs = self._recipe.budgets.costs(self._recipe.data, order)
-        if not self._recipe.shuffle:
+        costs = self._config.budgets.costs(self._config.data, order)
+        if not self._config.shuffle:
             return order, copies, pack_in_order(costs)
         places, bounds = pack(costs)
         return order[places], None if copies is None else copies[places], bounds
 
     def _shared(self, position: int, world_size: int) -> Int64Array:
-        """Bounds of the batches that are left, counted from the position."""
+        """Bounds of the remaining batches, relative to the position."""
         *_, bounds = self._batches
         left = bounds[np.searchsorted(bounds, position, side="right") :] - position
         return shared(np.append(0, left), world_size)
 
     @cached_property
     def _data_blocks(self) -> Blocks | None:
-        """Blocks of the indices of the data; None where there are none."""
-        if self._recipe.blocks is None or not self._recipe.shuffle or not self.count:
+        """Blocks of the data's indices, if samples are shuffled in blocks."""
+        if self._config.blocks is None or not self._config.shuffle or not self.count:
             return None
         index = self._index
-        return self._recipe.blocks(self.count if index is None else int(index[self.count - 1]) + 1)
+        return self._config.blocks(self.count if index is None else int(index[self.count - 1]) + 1)
 
     @cached_property
     def _blocks(self) -> Blocks | None:
-        """Blocks of the positions in the epoch's samples; None where there are none."""
-        if self._data_blocks is None or (self._index is None and self._recipe.mixture is None):
+        """Blocks of the positions in the epoch, if samples are shuffled in blocks."""
+        if self._data_blocks is None or (self._index is None and self._config.mixture is None):
             return self._data_blocks
         bounds, group = self._data_blocks
         return Blocks(np.searchsorted(self._samples, bounds).astype(np.int64), group)
 
     @property
     def _group(self) -> int:
-        """Blocks that are shuffled together; 0 where samples are not shuffled in blocks."""
+        """Number of blocks that are shuffled together, or 0."""
         return 0 if self._data_blocks is None else self._data_blocks.group
 
     @property
     def _blocks_checksum(self) -> int:
-        """Number that other blocks hardly share; 0 where there are none."""
+        """Checksum of the blocks, or 0."""
         return 0 if self._data_blocks is None else zlib.crc32(self._data_blocks.bounds.tobytes())
 
     @cached_property
     def _index_digest(self) -> int:
-        """Number below 2**63 that other indices hardly share; 0 for the first ones."""
+        """Digest of the indices, below 2**63; 0 if they are 0, 1, 2 and so on."""
         index = None if self._index is None else self._index[: self.count]
         if index is None or _are_first(index):
             return 0
@@ -252,7 +250,7 @@ class Epoch:
 
 
 def _are_first(index: IndexArray) -> bool:
-    """Whether an index is 0, 1, 2, and so on."""
+    """Whether an index is 0, 1, 2 and so on."""
     for start in range(0, len(index), _BLOCK):
         some = index[start : start + _BLOCK]
         if not np.array_equal(some, np.arange(start, start + len(some))):

@@ -1,4 +1,4 @@
-"""What the samples of an epoch are drawn by: shares of stores, a field, or shares of its values."""
+"""Weights of an epoch: shares of stores, a field of weights, or shares by the values of a field."""
 
 import json
 import math
@@ -18,7 +18,7 @@ from zarrpipe.training.epoch.draws import Expected, draw
 from zarrpipe.training.epoch.plans import IndexArray
 
 OTHER = "other"
-"""The key of the share of all values that are not named."""
+"""Key of the share of all values without a share of their own."""
 
 Weights = Sequence[float] | Mapping[str, Mapping[Any, float]] | str
 """Shares by store, shares by the values of a field, or the name of a field of weights."""
@@ -27,7 +27,7 @@ _Groups = npt.NDArray[np.signedinteger[Any]]
 
 
 class _Rule(Protocol):
-    """How often samples are expected."""
+    """Gives the expected number of copies of samples."""
 
     def expected(self, data: Any, samples: IndexArray, total: int) -> Expected: ...
 
@@ -36,15 +36,7 @@ class _Rule(Protocol):
 
 @dataclass(frozen=True)
 class Mixture:
-    """What an epoch is drawn of.
-
-    Parameters
-    ----------
-    rule
-        How often each sample is expected; None expects all equally often.
-    samples_per_epoch
-        Number of samples in an epoch; None is as many as there are.
-    """
+    """How an epoch is drawn: by a rule, None for equal weights, and its number of samples."""
 
     state_names: ClassVar = ("weights", "samples_per_epoch")
 
@@ -53,7 +45,7 @@ class Mixture:
 
     @classmethod
     def of(cls, weights: Any, samples_per_epoch: Any) -> "Mixture | None":
-        """Mixture of arguments; None if every sample is to come once."""
+        """Mixture of a sampler's arguments; None if every sample comes once."""
         if samples_per_epoch is not None:
             samples_per_epoch = check_count("samples_per_epoch", samples_per_epoch, 1)
         if weights is None and samples_per_epoch is None:
@@ -65,18 +57,18 @@ class Mixture:
         return 0 if count == 0 else self.samples_per_epoch or count
 
     def expected(self, data: Any, samples: IndexArray) -> Expected:
-        """How often samples are expected in an epoch that is drawn of them."""
+        """Expected number of copies of samples."""
         total = self.total(len(samples))
         if self.rule is None:
             return Expected(np.full(len(samples), total / len(samples)))
         return self.rule.expected(data, samples, total)
 
     def counts(self, expected: Expected, seed: int, epoch: int) -> Int64Array:
-        """How often each sample comes in an epoch, [n] int64."""
+        """Number [n] of copies of each sample in an epoch."""
         return draw(seed, epoch, expected, self.total(len(expected.counts)))
 
     def state_dict(self) -> dict[str, Any]:
-        """What decides how samples are drawn, as plain types."""
+        """Settings of the draw, as plain types."""
         rule = None if self.rule is None else self.rule.plain()
         return {"weights": json.dumps(rule), "samples_per_epoch": self.samples_per_epoch or 0}
 
@@ -107,7 +99,7 @@ class _ByStore:
 
 @dataclass(frozen=True)
 class _ByValue:
-    """Shares of the epoch by the values, which rise, of a field."""
+    """Shares of the epoch by the values of a field, in ascending order."""
 
     field: str
     values: tuple[float, ...]
@@ -123,8 +115,9 @@ class _ByValue:
         if self.other is None and groups.max() == len(keys):
             place = int(np.argmax(groups))
             raise ArgumentError(
-                f"sample {samples[place]} has {_said(self.field, values, has, place)}, and weights "
-                f"name {list(self.values)}: name it too, or give the rest a share as {OTHER!r}"
+                f"sample {samples[place]} has {_found(self.field, values, has, place)}, and "
+                f"weights name {list(self.values)}: name it too, or give the rest a share as "
+                f"{OTHER!r}"
             )
         return _of_groups(groups, (*self.shares, self.other or 0.0), total)
 
@@ -146,12 +139,12 @@ class _ByField:
         if wrong.any():
             place = int(np.argmax(wrong))
             raise ArgumentError(
-                f"sample {samples[place]} has {_said(self.field, values, has, place)}, expected a "
+                f"sample {samples[place]} has {_found(self.field, values, has, place)}, expected a "
                 "weight of 0 or more"
             )
         if not weights.max() > 0:
             raise ArgumentError(f"field {self.field!r} gives all samples the weight 0")
-        weights /= weights.max()  # their sum cannot overflow then
+        weights /= weights.max()  # so that their sum cannot overflow
         weights *= total / weights.sum()
         return Expected(weights)
 
@@ -191,7 +184,7 @@ def _by_value(weights: Mapping[Any, Any]) -> _ByValue:
 
 
 def _shares(given: list[Any], name: str) -> tuple[float, ...]:
-    """Shares as floats: none negative, not all 0."""
+    """Shares as floats; refuses negative ones and a sum of 0."""
     for share in given:
         if isinstance(share, bool) or not isinstance(share, int | float | np.number):
             raise ArgumentTypeError(f"{name} are {given!r}, expected numbers of 0 or more")
@@ -202,7 +195,7 @@ def _shares(given: list[Any], name: str) -> tuple[float, ...]:
 
 
 def _number(key: Any, field: Any) -> float:
-    """Value of a field that a key stands for; a configuration file may have it as text."""
+    """Number of a key, which a configuration file may have as text."""
     try:
         number = float(key)
     except (TypeError, ValueError):
@@ -215,15 +208,15 @@ def _number(key: Any, field: Any) -> float:
 
 
 def _of_groups(groups: _Groups, shares: Sequence[float], total: int) -> Expected:
-    """Shares of groups, spread evenly over their samples; others take that of an empty one."""
+    """Shares of groups, spread over their samples; that of an empty group goes to the others."""
     if len(shares) < np.iinfo(np.int16).max:
         groups = groups.astype(np.int16, copy=False)  # NumPy sorts short integers faster
     members = np.bincount(groups, minlength=len(shares))
     there = np.where(members > 0, np.asarray(shares, dtype=np.float64), 0.0)
     if not there.max() > 0:
         raise ArgumentError(
-            f"weights are {list(shares)}, and all samples are where the share is 0: give what "
-            "there is a share"
+            f"weights are {list(shares)}, and every sample has the share 0: give a share to a "
+            "store or value that has samples"
         )
     there /= there.max()
     each = total * there / there.sum() / np.maximum(members, 1)
@@ -231,7 +224,7 @@ def _of_groups(groups: _Groups, shares: Sequence[float], total: int) -> Expected
 
 
 def _scalars(data: Any, name: str, samples: IndexArray) -> tuple[AnyArray, npt.NDArray[np.bool_]]:
-    """Value [n] of a field of samples, and which of them have it."""
+    """Values [n] of a field, and which samples have it."""
     if not hasattr(data, "system_field"):
         raise ArgumentTypeError(
             f"weights are by field {name!r}, and {type(data).__name__} has no fields: expected a "
@@ -261,10 +254,10 @@ def _scalars(data: Any, name: str, samples: IndexArray) -> tuple[AnyArray, npt.N
 
 
 def _of_systems(schema: Mapping[str, Field]) -> list[str]:
-    """Fields that have one number for each sample."""
+    """Names of fields with one number a sample."""
     own = (name for name, field in schema.items() if field.level is Level.SYSTEM)
     return sorted(name for name in own if math.prod(schema[name].shape or ()) == 1)
 
 
-def _said(name: str, values: AnyArray, has: npt.NDArray[np.bool_], place: int) -> str:
+def _found(name: str, values: AnyArray, has: npt.NDArray[np.bool_], place: int) -> str:
     return f"{name} = {values[place]}" if has[place] else f"no field {name!r}"

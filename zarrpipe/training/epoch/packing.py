@@ -1,9 +1,8 @@
-"""Samples put together into batches of nearly equal cost that keep budgets.
+"""Pack samples into batches of nearly equal cost within budgets.
 
-An order of samples is cut into windows. In each the samples are dealt out from the costliest to the
-cheapest, some at a time and always the costliest of these to the batch that has the least. So the
-batches of a window cost nearly the same: budgets are filled, and ranks that take neighbouring
-batches wait little for each other.
+An order of samples is cut into windows. Each window deals its samples, the costliest first and some
+at a time, each to the batch with the lowest load. So its batches cost nearly the same: budgets are
+filled, and ranks that take neighbouring batches hardly wait for each other.
 """
 
 import itertools
@@ -14,7 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from zarrpipe.data.csr import Int64Array, pointers
-from zarrpipe.errors import ArgumentError
+from zarrpipe.data.validate import check_count
+from zarrpipe.errors import ArgumentError, ArgumentTypeError
+from zarrpipe.training.epoch.plans import IndexArray
 
 _WINDOW_BATCHES, _LEAST_WINDOW = 256, 1024
 _FEW = 4096
@@ -23,17 +24,16 @@ _EASE = 0.999  # fewer batches than the last window needed are tried first
 
 @dataclass(frozen=True)
 class Costs:
-    """What samples take of budgets.
+    """Cost of samples by budget.
 
     Parameters
     ----------
     each : array [K, n] int64
-        Of each budget, what each sample takes: at most the whole.
+        Cost of each sample in each budget, at most its limit.
     limits : array [K] int64
         The budgets.
     weight : array [n] int64, optional
-        What batches of equally many samples are to have as much of; by default they are to take
-        as much of their budgets.
+        Quantity to balance across equal-sized batches; by default the largest share of a budget.
     """
 
     each: Int64Array
@@ -50,33 +50,88 @@ class Costs:
         return Costs(self.each[:, start:stop], self.limits, weight)
 
     @property
-    def takes(self) -> npt.NDArray[Any]:
-        """What samples are dealt by, [n]: their weight, or the largest share of a budget."""
+    def load(self) -> npt.NDArray[Any]:
+        """Quantity [n] to balance: the weight, or the largest share of a budget."""
         if self.weight is not None:
             return self.weight
-        takes: npt.NDArray[Any] = (self.each / self.limits[:, None]).max(axis=0)
-        return takes
+        load: npt.NDArray[Any] = (self.each / self.limits[:, None]).max(axis=0)
+        return load
 
     @property
     def least_batches(self) -> int:
-        """Fewest batches that could do."""
+        """Lower bound of the number of batches."""
         return max(1, int(np.ceil((self.each.sum(axis=1) / self.limits).max())))
 
 
+@dataclass(frozen=True)
+class Budgets:
+    """Limits of a batch; None is no limit."""
+
+    samples: int | None = None
+    atoms: int | None = None
+    edges: int | None = None
+
+    @classmethod
+    def of(cls, batch_size: Any, max_atoms: Any, max_edges: Any) -> "Budgets":
+        """Budgets of a sampler's arguments."""
+        given = {"batch_size": batch_size, "max_atoms": max_atoms, "max_edges": max_edges}
+        if all(value is None for value in given.values()):
+            raise ArgumentError(
+                "a batch has no size: expected batch_size, max_atoms or max_edges, or several"
+            )
+        return cls(
+            *(
+                None if value is None else check_count(name, value, 1)
+                for name, value in given.items()
+            )
+        )
+
+    def costs(self, data: Any, samples: IndexArray) -> Costs:
+        """Costs of samples [n] of data that has ``num_atoms`` and ``num_edges`` [N].
+
+        Without budgets of atoms and edges, batches are balanced by their atoms.
+        """
+        each, limits = [], []
+        if self.samples is not None:
+            each.append(np.ones(len(samples), dtype=np.int64))
+            limits.append(self.samples)
+        for name, limit in (("atoms", self.atoms), ("edges", self.edges)):
+            if limit is None:
+                continue
+            sizes = _sizes(data, name, samples)
+            if len(sizes) and sizes.max() > limit:
+                place = int(sizes.argmax())
+                raise ArgumentError(
+                    f"sample {samples[place]} has {sizes[place]} {name}, more than max_{name}="
+                    f"{limit}: raise max_{name}, or leave the sample out "
+                    f"(where='num_{name} <= {limit}')"
+                )
+            each.append(sizes)
+            limits.append(limit)
+        by_count = self.atoms is None and self.edges is None
+        weight = _sizes(data, "atoms", samples) if by_count else None
+        # An epoch may be long: one budget is not copied.
+        stacked = np.stack(each) if len(each) > 1 else each[0][None]
+        return Costs(stacked, np.array(limits), weight)
+
+
+def _sizes(data: Any, name: str, samples: IndexArray) -> Int64Array:
+    """Number [n] of atoms or edges of samples."""
+    if not len(samples):
+        return np.zeros(0, dtype=np.int64)
+    if not hasattr(data, f"num_{name}"):
+        raise ArgumentTypeError(
+            f"batches are limited or balanced by their {name}, and {type(data).__name__} has no "
+            f"num_{name} [N]: expected a ZarrDataset, or batch_size alone"
+        )
+    sizes: Int64Array = np.asarray(getattr(data, f"num_{name}"), dtype=np.int64)[samples]
+    return sizes
+
+
 def pack(costs: Costs) -> tuple[Int64Array, Int64Array]:
-    """Put samples together within windows of their order.
+    """Pack samples within windows of their order: positions [n], and bounds [batches + 1].
 
-    Parameters
-    ----------
-    costs
-        What each sample takes.
-
-    Returns
-    -------
-    order : array [n] int64
-        Where the samples of the batches stand among those given; each once.
-    bounds : array [batches + 1] int64
-        Batch b is ``order[bounds[b]:bounds[b + 1]]``.
+    Batch b has the positions ``order[bounds[b]:bounds[b + 1]]``; each sample is in one batch.
 
     Examples
     --------
@@ -99,7 +154,7 @@ def pack(costs: Costs) -> tuple[Int64Array, Int64Array]:
 
 
 def pack_in_order(costs: Costs) -> Int64Array:
-    """Bounds [batches + 1] int64 of batches that hold as many samples as fit, in their order.
+    """Bounds [batches + 1] of batches that keep the order and hold as many samples as fit.
 
     Examples
     --------
@@ -120,7 +175,7 @@ def pack_in_order(costs: Costs) -> Int64Array:
 
 
 def shared(bounds: Int64Array, world_size: int) -> Int64Array:
-    """The same batches, some of the last cut in two, so that every rank gets as many.
+    """Bounds of the same batches, some of the last cut in two, so that all ranks get equally many.
 
     Examples
     --------
@@ -150,21 +205,21 @@ def shared(bounds: Int64Array, world_size: int) -> Int64Array:
 
 
 def _pack_window(costs: Costs, surplus: float) -> tuple[Int64Array, Int64Array, float]:
-    """Places [n] of the samples of batches, sizes of the batches, and how many more than least.
+    """Positions [n], batch sizes, and the ratio of batches to the lower bound.
 
-    The batches follow each other by what they take, so that neighbours take as much.
+    Batches are sorted by load, so that neighbours have nearly the same.
     """
     order = _costliest_first(costs)
-    takes = costs.takes[order]
+    loads = costs.load[order]
     least = costs.least_batches
     batches = max(least, round(least * surplus * _EASE))
     while True:
-        batch = _deal(takes, batches, batches if costs.weight is not None else batches // 2)
-        if _kept(costs, order, batch, batches):
+        batch = _deal(loads, batches, batches if costs.weight is not None else batches // 2)
+        if _within(costs, order, batch, batches):
             break
         batches += max(1, batches // 100)
     rank = np.empty(batches, dtype=np.int64)
-    rank[np.argsort(np.bincount(batch, takes, batches), kind="stable")] = np.arange(batches)
+    rank[np.argsort(np.bincount(batch, loads, batches), kind="stable")] = np.arange(batches)
     batch = rank[batch]
     sizes = np.bincount(batch, minlength=batches)
     places = order[np.argsort(batch, kind="stable")]
@@ -174,27 +229,10 @@ def _pack_window(costs: Costs, surplus: float) -> tuple[Int64Array, Int64Array, 
 def deal_steps(
     costs: Costs, steps: int, ranks: int, least_before_last: int = 0
 ) -> tuple[Int64Array, Int64Array] | None:
-    """Put all samples into steps of a batch for each rank that take as much as each other.
+    """Deal all samples to one or two steps of a batch a rank: positions [n] and bounds, as `pack`.
 
-    Parameters
-    ----------
-    costs
-        What each sample takes.
-    steps
-        One or two; of two each gets a half of the samples, by what they take, in their order.
-    ranks
-        Number of batches of a step.
-    least_before_last : int
-        Samples that are not in the last of two steps.
-
-    Returns
-    -------
-    order : array [n] int64
-        Where the samples of the batches stand among those given; each once.
-    bounds : array [steps * ranks + 1] int64
-        Batch b is ``order[bounds[b]:bounds[b + 1]]``; none is empty.
-
-    None is returned where budgets are not kept so, or a rank gets nothing.
+    Of two steps each gets half of the load, and the first at least `least_before_last` samples.
+    None if a budget is exceeded or a rank gets nothing.
 
     Examples
     --------
@@ -205,7 +243,7 @@ def deal_steps(
     """
     cuts = [0, len(costs)]
     if steps == 2:
-        taken = np.cumsum(costs.takes)
+        taken = np.cumsum(costs.load)
         half = int(np.searchsorted(taken, taken[-1] / 2)) + 1
         cuts.insert(1, min(max(half, least_before_last), len(costs)))
     orders, sizes = [], []
@@ -215,8 +253,8 @@ def deal_steps(
             return None
         order = _costliest_first(some)
         few = len(some) <= _FEW and some.weight is None
-        batch = _deal(some.takes[order], ranks, 1 if few else ranks)
-        if not _kept(some, order, batch, ranks):
+        batch = _deal(some.load[order], ranks, 1 if few else ranks)
+        if not _within(some, order, batch, ranks):
             return None
         orders.append(order[np.argsort(batch, kind="stable")] + start)
         sizes.append(np.bincount(batch, minlength=ranks))
@@ -224,33 +262,32 @@ def deal_steps(
 
 
 def _costliest_first(costs: Costs) -> Int64Array:
-    """Places [n] of samples by what they take, which falls."""
+    """Positions [n] of samples in descending order of load."""
     if costs.weight is None and len(costs.each) > 1:
-        return np.argsort(-costs.takes, kind="stable")
+        return np.argsort(-costs.load, kind="stable")
     key = costs.each[0] if costs.weight is None else costs.weight
     if key.max() <= np.iinfo(np.int16).max:
         key = key.astype(np.int16)  # NumPy sorts short integers faster
     return np.argsort(-key, kind="stable")
 
 
-def _kept(costs: Costs, order: Int64Array, batch: Int64Array, batches: int) -> bool:
-    """Whether batches, given for the samples in an order, keep all budgets."""
+def _within(costs: Costs, order: Int64Array, batch: Int64Array, batches: int) -> bool:
+    """Whether all budgets hold, given the batch [n] of each sample of an order."""
     held = (np.bincount(batch, each[order], batches) for each in costs.each)
     return all((one <= limit).all() for one, limit in zip(held, costs.limits, strict=True))
 
 
-def _deal(takes: npt.NDArray[Any], batches: int, at_a_time: int) -> Int64Array:
-    """Batch [n] of each sample; what samples take falls.
+def _deal(loads: npt.NDArray[Any], batches: int, at_a_time: int) -> Int64Array:
+    """Batch [n] of each sample, whose loads descend.
 
-    Where fewer are dealt at a time than there are batches, a batch with a costly sample is passed
-    over until the others have come up to it.
+    If fewer samples are dealt at a time than there are batches, full batches are passed over.
     """
-    batch = np.arange(len(takes), dtype=np.int64)
+    batch = np.arange(len(loads), dtype=np.int64)
     load = np.zeros(batches)
-    load[: len(takes)] = takes[:batches]
+    load[: len(loads)] = loads[:batches]
     some = max(1, at_a_time)
-    for start in range(batches, len(takes), some):
-        here = takes[start : start + some]
+    for start in range(batches, len(loads), some):
+        here = loads[start : start + some]
         least = load.argsort(kind="stable")[: len(here)]
         batch[start : start + some] = least
         load[least] += here

@@ -41,7 +41,7 @@ class BatchIndices(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """The batches of an epoch, or of what is left of one, for all ranks.
+    """The batches of an epoch, or of the rest of one, for all ranks.
 
     Parameters
     ----------
@@ -52,10 +52,9 @@ class Plan:
     world_size : int
         Number of ranks.
     ahead : int
-        Samples, over all ranks, that are worth fetching before they are needed.
+        Samples, over all ranks, to announce before they are read.
     copies : array [n] int32 or int64, optional
-        Which copy of its sample each is, from 0 on, where a sample may come several times in an
-        epoch; the same wherever the epoch is interrupted.
+        Which copy of its sample each is, if an epoch may have several.
     """
 
     order: IndexArray
@@ -73,7 +72,7 @@ class Plan:
         return self._cut(self.order, rank)
 
     def items(self, rank: int, draw: tuple[int, int], seed: int) -> Iterator[BatchIndices]:
-        """Batches of one rank; the first has `seed`, each other one more than that before it."""
+        """Batches of one rank; the first has `seed`, the next `seed` + 1, and so on."""
         copies = repeat(None) if self.copies is None else self._cut(self.copies, rank)
         parts = zip(self.batches(rank), copies, repeat(draw), count(seed), strict=False)
         return map(partial(tuple.__new__, BatchIndices), parts)  # all of it compiled
@@ -87,7 +86,7 @@ class Plan:
         )
 
     def with_tail(self, start: int, places: Int64Array, bounds: Int64Array) -> "Plan":
-        """Plan in which the samples from `start` on, and so their batches, have another order."""
+        """Plan with another order and other bounds of the samples from `start` on."""
 
         def moved(values: IndexArray) -> IndexArray:
             return np.concatenate([values[:start], values[start:][places]])
@@ -109,9 +108,8 @@ def cut(count: int, batch_size: int, world_size: int) -> Int64Array:
     """Bounds [steps * world_size + 1] of batches that hold each of `count` samples once.
 
     Every rank gets the same number of batches and none is empty. All hold `batch_size` samples
-    but those of the last step (of the last two where the last has fewer samples than there are
-    ranks), which share theirs evenly. With a batch size of 1 and a count that does not divide
-    by the ranks, some batches of the last step hold two.
+    but those of the last step, or of the last two if the last has fewer samples than ranks: these
+    share their samples evenly. With a batch size of 1, batches of the last step may hold two.
 
     Examples
     --------
@@ -145,7 +143,7 @@ def steps_of(count: int, batch_size: int, world_size: int) -> tuple[int, int, in
 
 
 def epoch_order(seed: int, epoch: int, index: int | IndexArray) -> IndexArray:
-    """Order of indices [n], or of the first n integers, that belongs to a seed and an epoch.
+    """Shuffle indices [n], or the first n integers, by seed and epoch.
 
     Examples
     --------
@@ -159,12 +157,12 @@ def epoch_order(seed: int, epoch: int, index: int | IndexArray) -> IndexArray:
 
 
 def first_indices(count: int) -> IndexArray:
-    """Integers from 0 to count - 1, in 32 bits if they fit, since an epoch may be long."""
+    """Integers from 0 to count - 1, in 32 bits if they fit."""
     return np.arange(count, dtype=index_dtype(count))
 
 
 def index_dtype(count: int) -> np.dtype[Any]:
-    """The smaller of two dtypes that holds integers from 0 to count - 1."""
+    """int32 if it holds integers from 0 to count - 1, else int64."""
     return np.dtype(np.int32 if count <= _MOST_OF_32_BITS else np.int64)
 
 

@@ -16,7 +16,7 @@ from zarrpipe.errors import ArgumentTypeError, StoreEmptyError, StoreFormatError
 from zarrpipe.store.backend.location import Root, StoreLike
 from zarrpipe.store.format.layout import IDS
 from zarrpipe.training.epoch.plans import IndexArray
-from zarrpipe.training.ranks import all_ranks, rank, refresh_together, world_size
+from zarrpipe.training.ranks import all_ranks, rank, refresh_all_ranks, world_size
 from zarrpipe.training.splits.assignment import SPLITS, SplitAssignment, SplitRule
 
 Stored = StoreLike | Sequence[StoreLike]
@@ -120,7 +120,7 @@ class SplitDatasets:
         try:
             all_ranks(lambda: len(self.datasets))  # opens them
             for dataset in self.datasets.values():
-                refresh_together(dataset)
+                refresh_all_ranks(dataset)
         except Exception as error:
             if world_size() == 1 and not isinstance(error, StoreFormatError):
                 raise

@@ -1,9 +1,9 @@
-"""Processes that read batches, run their transform and hand them back through shared memory.
+"""Worker processes that read batches, transform them and return them in shared memory.
 
-A request names a slot of shared memory that holds the samples to read. When the answer comes it
-holds the batch; the main process copies that out and gives the slot to a later request. So a worker
-never waits for room, there are never more messages than a pipe takes, and nothing can lock up. A
-worker ends when its pipe of requests does, which a kill of the main process brings about as well.
+A request names a slot of shared memory with the indices to read; the answer leaves the batch there.
+The main process copies it out and reuses the slot. So a worker never waits for room, the pipe never
+fills up, and nothing can deadlock. A worker ends when its request pipe is closed, also by a kill of
+the main process.
 """
 
 import contextlib
@@ -29,13 +29,13 @@ from zarrpipe.data.csr import Int64Array
 from zarrpipe.dataset.zarr_dataset import ZarrDataset
 from zarrpipe.training.epoch.plans import BatchIndices
 from zarrpipe.training.workers.shared_slot import Slot
-from zarrpipe.training.workers.worker_main import ANSWER, REQUEST, received, serve, split
+from zarrpipe.training.workers.worker_main import ANSWER, REQUEST, received, split, worker_main
 
 SLOTS = 8
-"""Batches that each worker is asked for ahead."""
+"""Batches that are requested ahead of each worker."""
 
 _GROUP = SLOTS // 2
-"""Requests go out together, since to wake a process takes longer than to read a small batch."""
+"""Requests sent together, as waking a process takes longer than reading a small batch."""
 
 _GRACE = 2.0
 _SEEDS = 1 << 64
@@ -133,7 +133,7 @@ class Workers:
 
     @contextlib.contextmanager
     def _ending(self) -> Iterator[None]:
-        """End all workers where a message may be cut short: one of them died, or control-C."""
+        """End all workers after an exception that may have cut a message short."""
         try:
             yield
         except BaseException:
@@ -142,7 +142,7 @@ class Workers:
 
 
 class _Worker:
-    """The main process's side of one worker."""
+    """A worker, as the main process sees it."""
 
     def __init__(self, context: BaseContext, number: int, pickled: bytes) -> None:
         requests, self._requests = context.Pipe(duplex=False)
@@ -154,7 +154,7 @@ class _Worker:
         self._received: deque[tuple[int, int, int]] = deque()
         self._iteration, self._state = 0, b""
         self._process = context.Process(  # type: ignore[attr-defined]  # each context has its own
-            target=serve,
+            target=worker_main,
             args=(requests, answers, self._slots, pickled),
             name=f"zarrpipe-worker-{number}",
             daemon=True,
@@ -167,7 +167,7 @@ class _Worker:
             self._events.register(source, select.POLLIN)
 
     def begin(self, state: bytes) -> None:
-        """Begin an iteration; what is still on its way for another will be dropped."""
+        """Begin an iteration; answers to an earlier one will be dropped."""
         self._iteration += 1
         self._waiting.clear()
         self._state = state
@@ -178,11 +178,11 @@ class _Worker:
         return bool(self._waiting or (self._asked and self._asked[-1][0] == self._iteration))
 
     def ask(self, request: Request) -> None:
-        """Have a batch read, once it is sent and a slot is free."""
+        """Queue a request."""
         self._waiting.append(request)
 
     def take(self, buffers: BufferPool) -> Batch | Exception:
-        """The batch that was asked for first, or what was raised in its place."""
+        """The next batch, or the exception that was raised instead."""
         while True:
             kind, *lengths = self._receive()
             iteration, place = self._asked.popleft()
@@ -195,12 +195,12 @@ class _Worker:
             self.pass_on()
 
     def pass_on(self) -> None:
-        """Send what waits, once there are slots for a group of requests."""
+        """Send queued requests if there are slots for a group of them."""
         if len(self._free) >= _GROUP:
             self.send()
 
     def send(self) -> None:
-        """Send the requests that there are slots for."""
+        """Send as many queued requests as there are free slots."""
         message = b""
         while self._waiting and self._free:
             seed, index = self._waiting.popleft()
@@ -218,7 +218,7 @@ class _Worker:
             raise self._died() from None
 
     def _receive(self) -> tuple[int, int, int]:
-        """The next answer; its process may end, and its pipe stay open with a child of it."""
+        """The next answer; notices a process that died while a child of it holds its pipe open."""
         if not self._received:
             answers = b""
             if any(source == self._answers.fileno() for source, _ in self._events.poll()):
@@ -240,14 +240,14 @@ class _Worker:
         return RuntimeError(f"worker process {self._process.name} ({pid}) {how}")
 
     def hang_up(self) -> None:
-        """Let the process end, and give its memory back."""
+        """Close pipes and memory, so that the process ends."""
         self._requests.close()
         self._answers.close()
         for slot in self._slots:
             slot.close()
 
     def end(self, seconds: float) -> None:
-        """See the process end, by force after some time."""
+        """Wait for the process to end, then terminate it."""
         self._process.join(seconds)
         for stop in (self._process.terminate, self._process.kill):
             if self._process.exitcode is None:
@@ -264,7 +264,7 @@ def _request(item: BatchIndices) -> Request:
 
 
 def _end(workers: list[_Worker], owner: int) -> None:
-    """End processes; a fork of the process that started them leaves them alone."""
+    """End processes, unless this is a fork of the process that started them."""
     if os.getpid() != owner:
         return
     for worker in workers:
@@ -287,7 +287,7 @@ def _pickled(dataset: ZarrDataset) -> bytes:
 
 
 def _context(method: str | None) -> BaseContext:
-    """How processes are started; a fork server imports once what they share."""
+    """Multiprocessing context, whose fork server preloads the modules of workers."""
     if method is None:
         known = multiprocessing.get_all_start_methods()
         method = "forkserver" if "forkserver" in known else "spawn"

@@ -1,4 +1,4 @@
-"""Memory that two processes share and that has no name, so that no kill leaves it behind."""
+"""Shared memory without a name, so that no kill leaves it behind."""
 
 import mmap
 import os
@@ -14,10 +14,10 @@ _LEAST = 1 << 20
 
 
 class Slot:
-    """Room for one message, which grows for both sides where either needs more.
+    """Memory for one message, which either process may enlarge.
 
-    It is a descriptor, which travels to a process that is being started, and a mapping that each
-    side has for itself. It takes nothing of ``/dev/shm``, which containers keep small.
+    A new process inherits the descriptor, and each process maps it. It uses nothing of
+    ``/dev/shm``, which containers keep small.
     """
 
     def __init__(self) -> None:
@@ -42,14 +42,14 @@ class Slot:
         return self._bytes
 
     def close(self) -> None:
-        """Let go of the memory; a second call does nothing."""
+        """Free the memory; a second call does nothing."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
         self._descriptor, self._bytes = -1, np.empty(0, dtype=np.uint8)
 
 
 def _unnamed() -> int:
-    """Descriptor of an empty file that has no name."""
+    """Descriptor of an empty file without a name."""
     if hasattr(os, "memfd_create"):
         return os.memfd_create("zarrpipe-batch")
     with tempfile.TemporaryFile() as file:

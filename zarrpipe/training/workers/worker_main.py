@@ -1,7 +1,6 @@
-"""What a worker process does: read what is asked for, and put it where the main process looks.
+"""The main loop of a worker process, and the messages between it and the main process.
 
-Requests and answers are a few bytes in a pipe each way. What they are about, indices, batches and
-exceptions, passes through a `Slot`.
+Requests and answers are a few bytes in a pipe. Indices, batches and exceptions are in a `Slot`.
 """
 
 import contextlib
@@ -29,27 +28,28 @@ BATCH, RAISED = 0, 1
 """Answers: the bytes of a batch and its pickled header, or a traceback and a pickled exception."""
 
 REQUEST = struct.Struct("=BQQQ")
-"""Slot, seed of the batch's random numbers, and the lengths of two things that are in the slot:
+"""Slot, seed of the global random generators, and the lengths of two things in the slot.
 
-a pickle of what an iteration begins with (0 for none) and indices as int64, with their copies
-behind them if it says so. It begins with the ``state_dict`` that the dataset is to follow, what its
-transform draws from, and whether there are copies.
+First a pickle, at the start of an iteration, of the dataset's ``state_dict``, the key of random
+transforms, and whether copies follow the indices. Second the indices as int64.
 """
 
 ANSWER = struct.Struct("=BQQ")
-"""Kind, and the lengths of the two things that are in the slot of the request."""
+"""Kind, and the lengths of two things in the slot of the request."""
 
 _MOST = 32
 
 
-def serve(requests: Connection, answers: Connection, slots: list[Slot], pickled: bytes) -> None:
-    """Answer requests until there is nobody to ask."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # control-C is for the main process to act on
-    gc.freeze()  # collections would otherwise write to, and so copy, the pages of the fork server
+def worker_main(
+    requests: Connection, answers: Connection, slots: list[Slot], pickled: bytes
+) -> None:
+    """Answer requests until the pipe is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles control-C
+    gc.freeze()  # collections would write to, and so copy, pages of the fork server
     torch.set_num_threads(1)
     reader = _Reader(pickled)
     asked, said = requests.fileno(), answers.fileno()
-    # A pipe passes what is shorter than a page whole: these are requests to the last byte.
+    # A pipe keeps messages shorter than a page whole, so none of these requests is cut.
     while messages := os.read(asked, _MOST * REQUEST.size):
         group = list(REQUEST.iter_unpack(messages))
         for number, (place, seed, *lengths) in enumerate(group):
@@ -60,17 +60,17 @@ def serve(requests: Connection, answers: Connection, slots: list[Slot], pickled:
             except BrokenPipeError:
                 return
             if number == 0 and len(group) > 1:
-                reader.advise([split(slots[place], *rest)[1] for place, _, *rest in group[1:]])
+                reader.prefetch([split(slots[place], *rest)[1] for place, _, *rest in group[1:]])
 
 
 def split(slot: Slot, first: int, second: int) -> tuple[Bytes, Bytes]:
-    """The two things that are in a slot, as they are there."""
+    """Views of the two things in a slot."""
     room = slot.room(first + second)
     return room[:first], room[first : first + second]
 
 
 class _Reader:
-    """A dataset that may fail to be here: what was raised then answers every request."""
+    """The dataset of a worker, or the exception that answers every request instead."""
 
     def __init__(self, pickled: bytes) -> None:
         self._dataset: ZarrDataset | None = None
@@ -82,7 +82,7 @@ class _Reader:
             self._failure = error
 
     def answer(self, slot: Slot, seed: int, state: bytes, index: bytes) -> bytes:
-        """Put a batch into a slot, or what was raised on the way, and say so."""
+        """Put a batch or an exception into a slot; gives the answer."""
         try:
             if state:
                 self._follow(*pickle.loads(state))  # noqa: S301  of our own
@@ -91,21 +91,21 @@ class _Reader:
         except Exception as error:  # noqa: BLE001  goes to the main process
             return _put_raised(slot, error)
 
-    def advise(self, indices: list[Bytes]) -> None:
-        """Say which samples the next requests of a group want."""
-        with contextlib.suppress(Exception):  # to read them will say what is wrong
+    def prefetch(self, indices: list[Bytes]) -> None:
+        """Announce the samples of the next requests."""
+        with contextlib.suppress(Exception):  # reading them raises it again
             asked = [self._asked(index.view(np.int64))[0] for index in indices]
             self._ready().prefetch(np.concatenate(asked))
 
     def _asked(self, words: Int64Array) -> tuple[Int64Array, Int64Array | None]:
-        """Indices, and which copies of them if that was sent."""
+        """Indices, and their copies if these were sent."""
         if not self._copied:
             return words, None
         index, copies = words.reshape(2, -1)
         return index, copies
 
     def _follow(self, state: dict[str, Any], draw: tuple[int, int], copied: bool) -> None:
-        """Let indices and draws mean what they do in the main process."""
+        """Restore the state of the main process's dataset."""
         self._copied = copied
         if self._dataset is not None:
             self._failure = None
@@ -123,10 +123,10 @@ class _Reader:
 
 
 def _seed(seed: int) -> None:
-    """Let the random numbers of a transform depend on its batch and not on the worker."""
+    """Seed the global generators, so that draws depend on the batch and not on the worker."""
     torch.default_generator.manual_seed(seed)
     random.seed(seed)
-    np.random.seed(seed % (1 << 32))  # noqa: NPY002  what a transform may draw from
+    np.random.seed(seed % (1 << 32))  # noqa: NPY002  transforms may use it
 
 
 def _put(slot: Slot, batch: Batch) -> bytes:
@@ -134,7 +134,7 @@ def _put(slot: Slot, batch: Batch) -> bytes:
         header, _ = pack(batch, slot.room())
     except ValueError:
         header, _ = pack(batch, slot.room(packed_bytes(batch)))
-    return _said(slot, BATCH, header.nbytes, pickle.dumps(header))
+    return _answer(slot, BATCH, header.nbytes, pickle.dumps(header))
 
 
 def _put_raised(slot: Slot, error: Exception) -> bytes:
@@ -145,11 +145,11 @@ def _put_raised(slot: Slot, error: Exception) -> bytes:
         pickle.loads(pickled)  # noqa: S301  some exceptions pickle but cannot be made again
     except Exception:  # noqa: BLE001  any class of exception may fail in any way
         pickled = b""
-    return _said(slot, RAISED, len(text), pickled)
+    return _answer(slot, RAISED, len(text), pickled)
 
 
-def _said(slot: Slot, kind: int, nbytes: int, pickled: bytes) -> bytes:
-    """Answer for bytes that are in the slot, with a pickle to stand behind them."""
+def _answer(slot: Slot, kind: int, nbytes: int, pickled: bytes) -> bytes:
+    """Append a pickle to the bytes in a slot; gives the answer."""
     stop = nbytes + len(pickled)
     if stop > len(slot.room()):
         slot.room(stop)
@@ -158,12 +158,12 @@ def _said(slot: Slot, kind: int, nbytes: int, pickled: bytes) -> bytes:
 
 
 def received(kind: int, held: Bytes, pickled: Bytes, buffers: BufferPool) -> Batch | Exception:
-    """The batch, copied out of the slot, or the exception that an answer stands for."""
+    """The batch of an answer, copied out of the slot, or its exception."""
     if kind == BATCH:
         buffer, pinned = buffers.take(len(held))
         buffer[:] = held
         layout = pickle.loads(pickled.tobytes())  # noqa: S301  a worker's own
-        # Views of the page-locked tensor itself, so that torch knows when it is free again.
+        # Views of the page-locked tensor itself, so that torch knows when it is free.
         return unpack(layout, buffer if pinned is None else pinned)
     text = held.tobytes().decode()
     error: Exception = RuntimeError("a worker process raised what cannot be pickled")
