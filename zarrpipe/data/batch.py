@@ -1,34 +1,20 @@
 """Many systems as one: each field is one tensor in which the systems follow each other (CSR)."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Self
 
 import torch
 
-from zarrpipe.data.buffers import Bytes, moved
-from zarrpipe.data.collate import Parts, concatenated, selected
+from zarrpipe.data.buffers import Bytes, moved, owned
+from zarrpipe.data.collate import PackedTensors, Parts, concatenated, one_system, selected
 from zarrpipe.data.container import FieldTensors
 from zarrpipe.data.csr import position_of, positions_of
-from zarrpipe.data.fields import INDEX_FIELDS, LEVELS, REQUIRED_FIELDS, SEGMENTED, Level
+from zarrpipe.data.fields import INDEX_FIELDS, REQUIRED_FIELDS, Level
 from zarrpipe.data.system import AtomicData
 from zarrpipe.data.validate import check_indices, check_presence, checked_pointers
 from zarrpipe.errors import ArgumentTypeError, FieldError, UnknownFieldError
 
 Index = torch.Tensor | Sequence[int] | slice
-
-
-class PackedTensors(Protocol):
-    """Bytes of a batch, of which its tensors are made when one is asked for."""
-
-    @property
-    def buffer(self) -> Bytes | torch.Tensor:
-        """The bytes."""
-
-    def parts(self) -> Parts:
-        """Fields, levels, pointers and presence."""
-
-    def transferred(self, copy: Callable[[torch.Tensor], torch.Tensor]) -> "PackedTensors":
-        """The same bytes, copied in one piece."""
 
 
 class Batch(FieldTensors):
@@ -96,7 +82,7 @@ class Batch(FieldTensors):
                 raise FieldError(f"a batch needs the field {name!r}; it has {sorted(fields)}")
         self._fields, self._levels, self._present = {}, {}, {}
         self._batch_idx = self._buffer = self._bytes = None
-        self._pointers = _checked_pointers({Level.ATOM: batch_ptr, Level.EDGE: edge_ptr})
+        self._pointers = checked_pointers({Level.ATOM: batch_ptr, Level.EDGE: edge_ptr})
         self._fields["positions"] = fields["positions"]
         for name, value in fields.items():
             self.add_field(name, value, (levels or {}).get(name))
@@ -375,23 +361,11 @@ class Batch(FieldTensors):
             If there is no such system.
         """
         index = position_of(index, self.num_graphs, "system", "a batch")
-        rows = {
-            level: slice(int(ptr[index]), int(ptr[index + 1]))
-            for level, ptr in self._pointers.items()
-        }
-        system = slice(index, index + 1)
-        levels = {
-            name: level
-            for name, level in self._levels.items()
-            if name not in self._present or bool(self._present[name][index])
-        }
-        fields = {
-            name: self._fields[name][rows.get(level, system)] for name, level in levels.items()
-        }
-        for name in fields.keys() & INDEX_FIELDS.keys():
-            fields[name] = fields[name] - rows[INDEX_FIELDS[name]].start
-        counts = {level: own.stop - own.start for level, own in rows.items()}
-        return AtomicData._trusted(fields, levels, counts)
+        return AtomicData._trusted(*one_system(self._parts, index))
+
+    @property
+    def _parts(self) -> Parts:
+        return self._fields, self._levels, self._pointers, self._present
 
     def to_data_list(self) -> list[AtomicData]:
         """Every system, as `get_data` gives it."""
@@ -412,9 +386,7 @@ class Batch(FieldTensors):
         """
         rows = positions_of(index, self.num_graphs, "system", "a batch")
         chosen = torch.from_numpy(rows).to(self.batch_ptr.device)
-        return self._trusted(
-            *selected((self._fields, self._levels, self._pointers, self._present), chosen)
-        )
+        return self._trusted(*selected(self._parts, chosen))
 
     def _map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Self:
         return self._trusted(
@@ -443,7 +415,7 @@ class Batch(FieldTensors):
         )
 
     def __getstate__(self) -> tuple[None, dict[str, Any]]:
-        own = self._map(_alone)
+        own = self._map(owned)
         state = {name: getattr(own, name) for name in (*FieldTensors.__slots__, *self.__slots__)}
         return None, state
 
@@ -460,30 +432,4 @@ class Batch(FieldTensors):
         return f"Batch({sizes}, num_edges={self.num_edges}, {', '.join(self._fields)})"
 
 
-def _checked_pointers(given: Mapping[Level, Any]) -> dict[Level, torch.Tensor]:
-    """Pointers of every level that has them; those that are not given say that there are no rows.
-
-    Refuses what is no pointer array, and pointers for different numbers of systems.
-    """
-    pointers: dict[Level, torch.Tensor] = {}
-    for level in SEGMENTED:
-        spec, ptr = LEVELS[level], given.get(level)
-        atoms = pointers.get(Level.ATOM)
-        if atoms is not None and ptr is None:
-            ptr = torch.zeros_like(atoms)
-        name = spec.batch_pointers or level.value
-        pointers[level] = checked_pointers(name, ptr, at_least=spec.least)
-        if atoms is not None and pointers[level].shape != atoms.shape:
-            raise FieldError(
-                f"{name} has {len(pointers[level])} entries and batch_ptr {len(atoms)}; "
-                "both need one more than there are systems"
-            )
-    return pointers
-
-
 _MADE_LATER = ("_fields", "_levels", "_batch_idx", "_pointers", "_present")
-
-
-def _alone(tensor: torch.Tensor) -> torch.Tensor:
-    """Tensor whose memory is its own; that of a whole batch would be pickled for each field."""
-    return tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor

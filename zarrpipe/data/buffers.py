@@ -111,3 +111,8 @@ def moved(
         made = torch.empty(0, dtype=tensor.dtype, device=whole.device)
         result[key] = made.set_(storage, (base + offset) // item, tensor.shape, tensor.stride())
     return whole, result
+
+
+def owned(tensor: torch.Tensor) -> torch.Tensor:
+    """Tensor whose memory is its own, so that a pickle of it holds no other's bytes."""
+    return tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor

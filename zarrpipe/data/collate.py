@@ -1,9 +1,11 @@
 """Batches out of several systems or batches, and out of some systems of a batch."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
 
+from zarrpipe.data.buffers import Bytes
 from zarrpipe.data.container import FieldTensors
 from zarrpipe.data.csr import tensor_pointers, tensor_segment_rows
 from zarrpipe.data.fields import INDEX_FIELDS, SEGMENTED, Level, shape_hint
@@ -16,6 +18,20 @@ Parts = tuple[
     dict[str, torch.Tensor],
 ]
 """Fields, levels, pointers by level, and presence: the arguments of `Batch._trusted`."""
+
+
+class PackedTensors(Protocol):
+    """Bytes of a batch, of which its tensors are made when one is asked for."""
+
+    @property
+    def buffer(self) -> Bytes | torch.Tensor:
+        """The bytes."""
+
+    def parts(self) -> Parts:
+        """Fields, levels, pointers and presence."""
+
+    def transferred(self, copy: Callable[[torch.Tensor], torch.Tensor]) -> "PackedTensors":
+        """The same bytes, copied in one piece."""
 
 
 def concatenated(parts: Sequence[FieldTensors]) -> Parts:
@@ -55,6 +71,24 @@ def selected(parts: Parts, chosen: torch.Tensor) -> Parts:
     masks = {name: mask[chosen] for name, mask in present.items()}
     masks = {name: mask for name, mask in masks.items() if not bool(mask.all())}
     return taken, dict(levels), new, masks
+
+
+def one_system(
+    parts: Parts, index: int
+) -> tuple[dict[str, torch.Tensor], dict[str, Level], dict[Level, int]]:
+    """Fields, levels and numbers of rows of one system, without the fields that it lacks."""
+    fields, levels, pointers, present = parts
+    rows = {level: slice(int(ptr[index]), int(ptr[index + 1])) for level, ptr in pointers.items()}
+    system = slice(index, index + 1)
+    own = {
+        name: level
+        for name, level in levels.items()
+        if name not in present or bool(present[name][index])
+    }
+    taken = {name: fields[name][rows.get(level, system)] for name, level in own.items()}
+    for name in taken.keys() & INDEX_FIELDS.keys():
+        taken[name] = taken[name] - rows[INDEX_FIELDS[name]].start
+    return taken, own, {level: run.stop - run.start for level, run in rows.items()}
 
 
 def shift_rows(

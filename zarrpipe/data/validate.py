@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from zarrpipe.data.fields import INDEX_FIELDS, Level
+from zarrpipe.data.fields import INDEX_FIELDS, LEVELS, SEGMENTED, Level
 from zarrpipe.errors import ArgumentError, ArgumentTypeError, FieldError
 
 
@@ -61,23 +61,42 @@ def plain_array(what: str, value: npt.NDArray[Any], way: str = "") -> npt.NDArra
     return value.copy() if any(stride < 0 for stride in value.strides) else value
 
 
-def checked_pointers(name: str, ptr: Any, at_least: int) -> torch.Tensor:
-    """`ptr`, if it is a pointer array [B+1] int64 with at least `at_least` rows a system."""
+def checked_pointers(given: Mapping[Level, Any]) -> dict[Level, torch.Tensor]:
+    """Pointer arrays [B+1] int64 of all levels that have them; None stands for no rows.
+
+    Refuses pointers that fall, leave a system with too few rows, or are for other systems.
+    """
+    pointers: dict[Level, torch.Tensor] = {}
+    for level in SEGMENTED:
+        atoms = pointers.get(Level.ATOM)
+        ptr: Any = given.get(level)
+        if atoms is not None and ptr is None:
+            ptr = torch.zeros_like(atoms)
+        _check_pointers(level, ptr)
+        pointers[level] = ptr
+        if atoms is not None and ptr.shape != atoms.shape:
+            raise FieldError(
+                f"{LEVELS[level].batch_pointers} has {len(ptr)} entries and batch_ptr "
+                f"{len(atoms)}; both need one more than there are systems"
+            )
+    return pointers
+
+
+def _check_pointers(level: Level, ptr: Any) -> None:
+    name, least = str(LEVELS[level].batch_pointers), LEVELS[level].least
     _check_tensor(name, ptr)
     if ptr.ndim != 1 or ptr.dtype is not torch.int64 or ptr.shape[0] < 1 or int(ptr[0]) != 0:
         raise FieldError(
             f"{name} has shape {tuple(ptr.shape)} and dtype {ptr.dtype}, expected (B + 1,) int64 "
             "beginning with 0"
         )
-    short = (ptr.diff() < at_least).nonzero()
+    short = (ptr.diff() < least).nonzero()
     if short.numel():
         system = int(short[0])
         raise FieldError(
             f"{name} goes from {int(ptr[system])} to {int(ptr[system + 1])} at system {system}, "
-            f"expected at least {at_least} more: pointers never fall and no system is empty"
+            f"expected at least {least} more: pointers never fall and no system is empty"
         )
-    pointers: torch.Tensor = ptr
-    return pointers
 
 
 def check_presence(name: str, mask: torch.Tensor, systems: int) -> None:
