@@ -154,7 +154,7 @@ def _limit() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     # Of the processor, since a busy machine may let a child wait; the alarm is for a deadlock.
-    resource.setrlimit(resource.RLIMIT_CPU, (_SECONDS, _SECONDS))
+    resource.setrlimit(resource.RLIMIT_CPU, (_SECONDS, _SECONDS + 5))
     signal.alarm(15 * _SECONDS)
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 2)

@@ -41,14 +41,20 @@ def filled(store):
     return store
 
 
-@pytest.fixture(params=["path", "dict"])
-def store(request, tmp_path):
-    return filled(tmp_path / "store" if request.param == "path" else {})
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """The store that tests get copies of, which takes less time than to write it."""
+    return filled(tmp_path_factory.mktemp("kept") / "store")
 
 
 @pytest.fixture
-def local(tmp_path):
-    return filled(tmp_path / "store")
+def local(kept, tmp_path):
+    return shutil.copytree(kept, tmp_path / "store")
+
+
+@pytest.fixture(params=["path", "dict"])
+def store(request):
+    return request.getfixturevalue("local") if request.param == "path" else filled({})
 
 
 def refused(error, builtin, match):
@@ -312,7 +318,7 @@ class TestPlaces:
         "place", [None, 3, b"store", {1}, object(), MemoryStore, (x for x in "a")], ids=type
     )
     def test_no_place(self, opened, place):
-        with refused(ArgumentTypeError, TypeError, "no store but of type .*expected a path, a"):
+        with refused(ArgumentTypeError, TypeError, "is of type .*, expected a path, a"):
             opened(place)
 
     @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -28,14 +29,22 @@ def written(store, array, count=COUNT):
     return store
 
 
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """The stores that tests get copies of, which takes less time than to write them."""
+    folder = tmp_path_factory.mktemp("kept")
+    configs = {"plain": PLAIN, "zstd": ZSTD}
+    return {name: written(folder / name, config) for name, config in configs.items()}
+
+
 @pytest.fixture(params=["plain", "zstd"])
-def store(request, tmp_path):
-    return written(tmp_path / "store", PLAIN if request.param == "plain" else ZSTD)
+def store(request, kept, tmp_path):
+    return shutil.copytree(kept[request.param], tmp_path / "store")
 
 
 @pytest.fixture
-def plain(tmp_path):
-    return written(tmp_path / "store", PLAIN)
+def plain(kept, tmp_path):
+    return shutil.copytree(kept["plain"], tmp_path / "store")
 
 
 def edit(path, change):
