@@ -40,6 +40,11 @@ class WriterSession:
             self._lock = WriterLock.of_place(self._root.directory)
 
     @property
+    def exclusive(self) -> bool:
+        """Whether a lock keeps other writers out."""
+        return self._lock is not None and self._lock.enforced
+
+    @property
     def lost(self) -> bool:
         """Whether the lock stayed with the process that this one was forked from."""
         return self._lock is not None and not self._lock.held
