@@ -1,9 +1,10 @@
 """Interrupts and signal handlers at every line of every call that changes a store.
 
 A tracer raises KeyboardInterrupt at one line of zarrpipe or zarr, or calls there what a signal
-handler might call. The same object then goes on: the call is repeated, and more is written. After
-that the object is dropped as by a kill, and the next writer goes on. Nothing that was acknowledged
-may be missing.
+handler might call. For this, calls stay in the main thread, where a user's interrupts would not
+reach most of them. A timer of the system interrupts them as they are. The same object then goes on:
+the call is repeated, and more is written. After that the object is dropped as by a kill, and the
+next writer goes on. Nothing that was acknowledged may be missing.
 """
 
 import dis
@@ -12,6 +13,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -36,6 +38,7 @@ from reliability.report import Findings, Order
 from reliability.scenarios import SCENARIOS, STORE, step_of
 from reliability.truth import BASE, numbers_of, samples, serials
 from zarrpipe.errors import StoreBusyError, StoreClosedError
+from zarrpipe.store.write import calls, store_writer
 
 _TRACED = (f"{Path(zarrpipe.__file__).parent}{os.sep}", f"{Path(zarr.__file__).parent}{os.sep}")
 _KINDS = ("plain", "compressed", "memory")
@@ -43,7 +46,7 @@ _HANDLED = ("write", "write with a new field", "flush", "close", "zero", "drain"
 _LEFT_OUT = ("merge", "write of mixed", "zero, opening", "drain, opening", "compact")
 _CHANGES = frozenset({"write", "backend", "rewrite", "statistics", "sink.py", "api.py"})
 _LOOK: Step = ("flush", {})
-_A_FEW, _TIMERS = 6, 40
+_A_FEW, _TIMERS, _BESIDE = 6, 40, "interrupted beside the call"
 _HANDLER_START = 1 << 20
 
 
@@ -71,13 +74,18 @@ class Tracer:
 
     @contextmanager
     def tracing(self) -> Iterator[None]:
-        """Trace the block."""
-        before = sys.gettrace()
+        """Trace the block, in which calls stay in this thread."""
+        before, others = sys.gettrace(), (calls, store_writer)
+        runs = [module.run_uninterrupted for module in others]
+        for module in others:
+            module.run_uninterrupted = _run  # type: ignore[attr-defined]
         sys.settrace(self._enter)
         try:
             yield
         finally:
             sys.settrace(before)
+            for module, run in zip(others, runs, strict=True):
+                module.run_uninterrupted = run  # type: ignore[attr-defined]
 
     def _enter(self, frame: FrameType, event: str, argument: object) -> Any:
         return self._line if frame.f_code.co_filename.startswith(_TRACED) else None
@@ -91,6 +99,10 @@ class Tracer:
             sys.settrace(None)
             self.strike()
         return self._line
+
+
+def _run(task: Callable[[], Any]) -> Any:
+    return task()
 
 
 @cache
@@ -166,16 +178,14 @@ class Interruption(Trial):
     def make_timed(self, prepared: State, seconds: float, where: str) -> None:
         """Interrupt a call by a timer, as a user does it."""
         hand, state, step = self.begin(prepared)
-        before = signal.signal(signal.SIGALRM, signal.default_int_handler)
-        try:
-            signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-6))
+        raised: str | None = _BESIDE
+        with _timer(seconds, signal.default_int_handler):
             raised = _attempt(hand, step)
-        except KeyboardInterrupt:  # right behind the call
-            raised = "interrupted"
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, before)
-        self.after(hand, state, step, raised, where)
+        if raised == _BESIDE:
+            self.found.done["timers that ended beside the call"] += 1
+            kill(hand)
+        else:
+            self.after(hand, state, step, raised, where)
 
     def after(self, hand: Hand, state: State, step: Step, raised: str | None, where: str) -> None:
         """Let the same object go on, kill it, and let the next writer go on."""
@@ -214,14 +224,16 @@ class Interruption(Trial):
         if not report.ok:
             self.found.add("wrong", f"{where}, check: {report}")
 
-    def make_handled(self, prepared: State, tracer: Tracer, name: str, where: str) -> None:
-        """Let a handler call the sink at a line."""
+    def make_handled(
+        self, prepared: State, name: str, where: str, *, line: int = -1, seconds: float = 0
+    ) -> None:
+        """Let a handler call the sink at a line, or after a time."""
         hand, state, step = self.begin(prepared)
         hand.sink()
-        handler = Handler(name, hand)
-        tracer.strike = handler
-        drained: list[int] = []
-        with tracer.tracing():
+        handler, drained = Handler(name, hand), []  # type: tuple[Handler, list[int]]
+        tracer = Tracer(line, handler)
+        raised: str | None = _BESIDE
+        with tracer.tracing() if line >= 0 else _timer(seconds, lambda *_: handler()):
             raised = _attempt(hand, step, drained)
         self.found.done[f"handler {name}: {raised or 'went on'}"] += 1
         self.judge_handled(where, state, step, raised, handler.acknowledged, drained)
@@ -285,13 +297,28 @@ def _attempt(hand: Hand, step: Step, drained: list[int] | None = None) -> str | 
             told = hand(*step)
             if drained is not None and step[0] == "drain":
                 drained += told[0]
-    except KeyboardInterrupt:
-        return "interrupted"
+    except KeyboardInterrupt as error:
+        files = (frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__))
+        return "interrupted" if any(name.startswith(_TRACED) for name in files) else _BESIDE
     except SystemExit:
         return "exited"
     except Exception as error:  # noqa: BLE001  it is told
         return f"unclear: {type(error).__name__}: {error}"
     return None
+
+
+@contextmanager
+def _timer(seconds: float, handler: Any) -> Iterator[None]:
+    """Let a timer of the system call a signal handler once, in the block or right behind it."""
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-6))
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        pass  # right beside the call
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def kill(hand: Hand) -> None:
@@ -349,8 +376,12 @@ def _scenario(work: Path, kind: str, name: str, seed: int, most: int | None = No
                 for number in _points(lines, rng, most and 2, handled=True):
                     path, line = lines[number]
                     at = f"{where}, handler {handler}, event {number} ({Path(path).name}:{line})"
-                    trial.make_handled(prepared, Tracer(number), handler, at)
+                    trial.make_handled(prepared, handler, at, line=number)
                     found.done["handler points"] += 1
+                for number in range(_TIMERS // 4 if most is None else 1):
+                    after = float(rng.uniform(0, seconds))
+                    at = f"{where}, handler {handler}, timer {number}, {after * 1e3:.3f} ms"
+                    trial.make_handled(prepared, handler, at, seconds=after)
     took = time.perf_counter() - start
     print(f"{where}: {found.done['points']} of {len(lines)} lines in {took:.0f} s", flush=True)
     return found

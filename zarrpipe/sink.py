@@ -140,7 +140,6 @@ class ZarrData(WriterOwner):
         """Rank among the processes of this machine, as torchrun gives it, else 0."""
         return int(os.environ.get("LOCAL_RANK", "0"))
 
-    @synchronized
     def write(self, batch: Any, mask: npt.ArrayLike | torch.Tensor | None = None) -> None:
         """Append the systems of a batch for which the mask is True, in order.
 
@@ -166,9 +165,13 @@ class ZarrData(WriterOwner):
             If the batch is of no known kind (ArgumentTypeError).
         """
         self._check_open()
-        chosen = _chosen(batch, mask)
+        self._write(_chosen(batch, mask))
+
+    @synchronized
+    def _write(self, batch: Batch) -> None:
+        self._check_open()
         self._write_deferred(done=False)
-        self._append(chosen)
+        self._append(batch)
         self._write_deferred(done=True)
 
     def defer(self, batch: Any, mask: npt.ArrayLike | torch.Tensor | None = None) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from zarrpipe.adapters import as_batch
+from zarrpipe.data.batch import Batch
 from zarrpipe.data.container import check_not_taken
 from zarrpipe.data.csr import AnyArray, Int64Array, position_of, positions_of
 from zarrpipe.data.fields import (
@@ -99,7 +100,6 @@ class AtomicDataZarrWriter(WriterOwner):
             )
         self._open_writer().append(batch)
 
-    @synchronized
     def append(self, data: Any) -> None:
         """Append samples to a store that exists; see `write` for `data`.
 
@@ -112,7 +112,11 @@ class AtomicDataZarrWriter(WriterOwner):
         FieldError
             If a new field has a name that conditions on samples read otherwise.
         """
-        batch, writer = as_batch(data), self._existing()
+        self._append(as_batch(data))
+
+    @synchronized
+    def _append(self, batch: Batch) -> None:
+        writer = self._existing()
         check_new_names(batch.fields, lambda: writer.schema)
         writer.append(batch)
 

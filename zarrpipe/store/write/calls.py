@@ -8,7 +8,7 @@ destructor, is refused.
 import os
 import threading
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 from types import TracebackType
 from typing import Concatenate, ParamSpec, Self, TypeVar
 
@@ -17,6 +17,13 @@ from zarrpipe.store.backend.location import Root
 from zarrpipe.store.format.config import ZarrWriteConfig
 from zarrpipe.store.write.open_for_writing import check_durable
 from zarrpipe.store.write.store_writer import StoreWriter
+from zarrpipe.store.write.threads import run_uninterrupted
+
+_Owner = TypeVar("_Owner", bound="WriterOwner")
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
+
+_APPENDS = frozenset({"_write", "_append"})
 
 
 class Closing:
@@ -43,6 +50,7 @@ class ForkSafeLock:
 
     def __init__(self) -> None:
         self._locks: dict[int, threading.RLock] = {}
+        self._helper: tuple[int, int] | None = None
 
     def here(self) -> "threading.RLock":
         """Lock of this process."""
@@ -51,45 +59,53 @@ class ForkSafeLock:
 
     @property
     def mine(self) -> bool:
-        """Whether this thread holds the lock.
+        """Whether this thread holds the lock, or works for the one that does.
 
         The lock itself is asked, as `threading.Condition` does: a flag of our own would be left
         wrong by an interrupt beside the `with` statement, which CPython makes safe.
         """
-        return self.here()._is_owned()  # type: ignore[attr-defined,no-any-return]
+        helper = self._helper == (os.getpid(), threading.get_ident())
+        return helper or self.here()._is_owned()  # type: ignore[attr-defined]
+
+    def run_uninterrupted(self, task: Callable[[], _Result]) -> _Result:
+        """Run a task for the thread that holds the lock; see `threads.run_uninterrupted`."""
+
+        def help_out() -> _Result:
+            before, self._helper = self._helper, (os.getpid(), threading.get_ident())
+            try:
+                return task()
+            finally:
+                self._helper = before
+
+        return run_uninterrupted(help_out)
 
     def __reduce__(self) -> tuple[type["ForkSafeLock"], tuple[()]]:
         return ForkSafeLock, ()
 
 
-_Owner = TypeVar("_Owner", bound="WriterOwner")
-_Arguments = ParamSpec("_Arguments")
-_Result = TypeVar("_Result")
-
-
 def synchronized(
     method: Callable[Concatenate[_Owner, _Arguments], _Result],
 ) -> Callable[Concatenate[_Owner, _Arguments], _Result]:
-    """Let threads wait for each other, refuse calls from inside, and end what an error left."""
+    """Let threads wait for each other, refuse calls from inside, and end what an error left.
+
+    What a signal handler raises is raised when the method has ended, except in an append in place,
+    which a thread would slow down.
+    """
 
     @wraps(method)
     def call(self: _Owner, /, *args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
         if self._mutex.mine:
+            name = f"{type(self).__name__}.{method.__name__.strip('_')}"
             raise StoreBusyError(
-                f"{method.__qualname__} was called from inside another call on {self._root} (by a "
-                "signal handler, a hook or a destructor): nothing was changed; set a flag there "
-                "and call it afterwards, or hand a batch to ZarrData.defer"
+                f"{name} was called from inside another call on {self._root} (by a signal handler, a "
+                "hook or a destructor): nothing was changed; set a flag there and call it "
+                "afterwards, or hand a batch to ZarrData.defer"
             )
+        task = partial(self._carry_out, partial(method, self, *args, **kwargs))
         with self._mutex.here():
-            try:
-                result = method(self, *args, **kwargs)
-                if self._closed:
-                    self._close_writer()
-            except BaseException:
-                self._end_failed()
-                raise
-            else:
-                return result
+            if method.__name__ in _APPENDS and self._appends_in_place:
+                return task()
+            return self._mutex.run_uninterrupted(task)
 
     return call
 
@@ -118,11 +134,28 @@ class WriterOwner(Closing):
         self._writer: StoreWriter | None = None
         self._closed = False
 
+    @property
+    def _appends_in_place(self) -> bool:
+        """Whether an append is no more than writes into files that are open."""
+        return self._writer is not None and self._writer.appends_in_place
+
+    def _carry_out(self, task: Callable[[], _Result]) -> _Result:
+        """Do what a method is about, while the lock is held."""
+        try:
+            result = task()
+            if self._closed:
+                self._close_writer()
+        except BaseException:
+            self._end_failed()
+            raise
+        else:
+            return result
+
     def close(self) -> None:
         """Make array shapes exact and let other writers in; a second call does nothing.
 
         From inside another call of the same thread, as of a signal handler, it returns at once,
-        and the call under way closes when it ends. If that one raises, the store is free and
+        and the call under way closes when it ends. If that one fails, the store is free and
         readable, and a further `close` makes the shapes exact.
         """
         self._closed = True

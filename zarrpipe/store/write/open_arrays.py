@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
 
@@ -27,10 +27,11 @@ from zarrpipe.store.format.layout import (
     meta_specs,
     present_spec,
 )
-from zarrpipe.store.write.array_writer import ArrayWriter, open_array_writer
+from zarrpipe.store.write.array_writer import ArrayWriter, PlainArrayWriter, open_array_writer
 from zarrpipe.store.write.plan import RowWrite, in_stages
+from zarrpipe.store.write.threads import run_concurrently
 
-_ENTRIES, _SYNCS, _THREADS = 1 << 20, 8, 16
+_ENTRIES, _SYNCS = 1 << 20, 8
 
 Result = TypeVar("Result")
 
@@ -58,6 +59,12 @@ class OpenArrays:
         self._threads: ThreadPoolExecutor | None = None
         self._far = root.directory is None and not isinstance(root.path.store, MemoryStore)
         self._writers: dict[str, ArrayWriter] = {}
+
+    @property
+    def in_place(self) -> bool:
+        """Whether rows are written into local files, without zarr and without threads."""
+        plain = all(isinstance(writer, PlainArrayWriter) for writer in self._writers.values())
+        return plain and not self._durable
 
     @property
     def paths(self) -> frozenset[str]:
@@ -214,35 +221,6 @@ def _write(writers: Mapping[str, ArrayWriter], write: RowWrite) -> None:
         writers[path].commit(start, values)
     else:
         writers[path].write(start, values)
-
-
-def run_concurrently(
-    tasks: Iterable[Callable[[], Result]], threads: ThreadPoolExecutor | None = None
-) -> list[Result]:
-    """Run independent tasks in threads; none is still running at return, or after an interrupt.
-
-    Parameters
-    ----------
-    tasks
-        What to do.
-    threads
-        Threads to use, which an interrupt shuts down; by default some that end with the tasks.
-
-    Raises
-    ------
-    BaseException
-        The first of those that the tasks raised.
-    """
-    if threads is None:
-        with ThreadPoolExecutor(_THREADS, thread_name_prefix="zarrpipe-write") as pool:
-            return run_concurrently(tasks, pool)
-    try:
-        futures = [threads.submit(task) for task in tasks]
-        wait(futures)
-    except BaseException:
-        threads.shutdown(cancel_futures=True)
-        raise
-    return [future.result() for future in futures]
 
 
 def write_in_stages(writers: Mapping[str, ArrayWriter], writes: Sequence[RowWrite]) -> None:

@@ -34,6 +34,11 @@ class WriterSession:
         self._lock = self._root.acquire_lock() if lock is None else lock
 
     @property
+    def exclusive(self) -> bool:
+        """Whether a lock keeps other writers out."""
+        return self._lock is not None and self._lock.enforced
+
+    @property
     def lost(self) -> bool:
         """Whether the lock stayed with the process that this one was forked from."""
         return self._lock is not None and not self._lock.held

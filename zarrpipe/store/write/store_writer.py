@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,7 @@ from zarrpipe.store.write.recovery import (
     settle_deletion,
 )
 from zarrpipe.store.write.session import WriterSession
+from zarrpipe.store.write.threads import run_uninterrupted
 
 
 class StoreWriter:
@@ -141,7 +143,7 @@ class StoreWriter:
             yield
             self._changing = before
         except BaseException:
-            self.abandon()
+            run_uninterrupted(self.abandon)
             raise
 
     def array(self, path: str) -> ArrayWriter:
@@ -157,6 +159,11 @@ class StoreWriter:
     def closed(self) -> bool:
         """Whether the writer was closed, or an exception left it in the middle of a change."""
         return self._session.ended or self._changing
+
+    @property
+    def appends_in_place(self) -> bool:
+        """Whether an append that fits is no more than writes into local files."""
+        return not self.closed and self._session.exclusive and self._arrays.in_place
 
     @property
     def group(self) -> zarr.Group:
@@ -201,10 +208,8 @@ class StoreWriter:
         signature = batch_signature(batch)
         change = None if signature == self._accepted else self._plan_change(batch)
         with self.changing():
-            if self._statistics.is_due(self.counts):
-                self._statistics.update(self)
-            if change is not None:
-                self._carry_out(change)
+            if change is not None or self._statistics.is_due(self.counts):
+                run_uninterrupted(partial(self._prepare, change))
             self._accepted = signature
             after = self.counts.after(batch)
             for level in SEGMENTED:
@@ -213,6 +218,13 @@ class StoreWriter:
                 plan_append(self.schema, self.attributes.nullable, self.counts, batch)
             )
             self.counts = after
+
+    def _prepare(self, change: SchemaChange | None) -> None:
+        """Do what only some appends need: count statistics, and make arrays."""
+        if self._statistics.is_due(self.counts):
+            self._statistics.update(self)
+        if change is not None:
+            self._carry_out(change)
 
     def _check_change(self) -> None:
         """Refuse a change to a store that is gone, or that another writer has changed."""
