@@ -97,8 +97,8 @@ def synchronized(
         if self._mutex.mine:
             name = f"{type(self).__name__}.{method.__name__.strip('_')}"
             raise StoreBusyError(
-                f"{name} was called from inside another call on {self._root} (by a signal handler, a "
-                "hook or a destructor): nothing was changed; set a flag there and call it "
+                f"{name} was called from inside another call on {self._root} (by a signal handler, "
+                "a hook or a destructor): nothing was changed; set a flag there and call it "
                 "afterwards, or hand a batch to ZarrData.defer"
             )
         task = partial(self._carry_out, partial(method, self, *args, **kwargs))
