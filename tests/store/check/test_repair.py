@@ -64,6 +64,16 @@ def test_a_deletion_that_a_killed_writer_did_not_publish_is_taken_back(tmp_path)
     assert_batches_equal(zp.ZarrData(store).read(), numbered_batch(range(100)))
 
 
+def test_damaged_samples_whose_deletion_was_not_published_are_deleted_again(tmp_path):
+    store = write(tmp_path / "store")
+    FAULTS["stray-edge"][0](store)
+    opened(store, "meta/samples_mask")[3] = False  # as a killed repair leaves it
+    report = check(store, repair=True, drop=True)
+    assert report.findings == ()
+    assert report.deleted == 1
+    assert_batches_equal(zp.ZarrData(store).read(), numbered_batch(np.delete(np.arange(100), 3)))
+
+
 @pytest.mark.parametrize("name", GIVEN_UP)
 def test_samples_are_given_up_only_where_that_is_asked_for(tmp_path, name):
     store = write(tmp_path / "store")

@@ -43,7 +43,7 @@ from zarrpipe.store.format.validate import translate_zarr_errors
 from zarrpipe.store.rewrite.progress import progress_bar
 
 FILL = "fill what is lost and delete the samples with rows in it"
-_ATTEMPTS = 3
+_ATTEMPTS, _REPAIRS = 3, 2
 _EXPLAINED_BY_A_WRITER = {
     *("uncommitted", "not-closed", "num-samples", "deleted", "row-masks"),
     *("leftover", "length", "sums"),
@@ -111,15 +111,27 @@ def check(
     if root.read_only:
         raise StoreReadOnlyError(f"{root} was opened read-only: open it for writing to repair it")
     done: list[str] = []
+    for _ in range(_REPAIRS):
+        found = _repair(root, done.append, drop=drop, progress=progress)
+        report = _examine(root, progress=progress).report
+        if "deleted" not in found.report.kinds() or not report.plan(drop=drop):
+            break  # else a deletion was taken back, and its samples may be damaged
+    return replace(report, repairs=tuple(dict.fromkeys(done)))
+
+
+def _repair(
+    root: Root, log: Callable[[str], object], *, drop: bool, progress: bool | None
+) -> Examination:
+    """Examine a store while it is locked, and repair it."""
     lock = None if root.directory is None else WriterLock.of_place(root.directory)
     try:
         found = _examine(root, locked=True, progress=progress)
         with translate_zarr_errors(f"{root}, while it was repaired,"):
-            repair_store(found, lock, done.append, drop=drop)
+            repair_store(found, lock, log, drop=drop)
     finally:
         if lock is not None:
             lock.release()
-    return replace(_examine(root, progress=progress).report, repairs=tuple(done))
+    return found
 
 
 def _examine_settled(root: Root, progress: bool | None) -> Examination:
