@@ -15,8 +15,9 @@ from typing import Any, Literal
 import zarr
 from zarr.storage import LocalStore, MemoryStore, StorePath
 
+from zarrpipe.data.fields import SEGMENTED
 from zarrpipe.errors import StoreFormatError
-from zarrpipe.store.format.layout import ATOMS_PTR, EDGES_PTR, SAMPLES_MASK, find_array
+from zarrpipe.store.format.layout import SAMPLES_MASK, find_array
 from zarrpipe.store.format.metadata import Attributes
 
 FORMAT = 1
@@ -48,7 +49,7 @@ def _digest(content: Any) -> str:
 def _described(group: zarr.Group, attributes: Attributes) -> list[str]:
     """Metadata of the arrays that are read, found by name: not every store can be listed."""
     fields = [f"{part}/{name}" for name in sorted(attributes.levels) for part in ("core", "custom")]
-    found = [find_array(group, path) for path in (ATOMS_PTR, EDGES_PTR, SAMPLES_MASK, *fields)]
+    found = [find_array(group, path) for path in (*SEGMENTED.values(), SAMPLES_MASK, *fields)]
     return [str(array.metadata.to_dict()) for array in found if array is not None]
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from zarrpipe.data.csr import Int64Array
+from zarrpipe.data.fields import SEGMENTED
 from zarrpipe.store.backend import files
 from zarrpipe.store.backend.lock import WriterLock
 from zarrpipe.store.backend.swap import remove_leftovers
@@ -23,7 +24,7 @@ from zarrpipe.store.check.rows import CheckedRows, runs
 from zarrpipe.store.check.samples import SampleFindings, ids_of
 from zarrpipe.store.check.surroundings import SWEEP, leftovers
 from zarrpipe.store.format.config import ZarrWriteConfig
-from zarrpipe.store.format.layout import ATOMS_PTR, EDGES_PTR, IDS, SAMPLES_MASK
+from zarrpipe.store.format.layout import IDS, SAMPLES_MASK
 from zarrpipe.store.rewrite.delete_defragment import delete_samples
 from zarrpipe.store.statistics.stored_sums import remove_sums
 from zarrpipe.store.write.foreign_files import unfinished_files
@@ -32,7 +33,7 @@ from zarrpipe.store.write.store_writer import StoreWriter
 Log = Callable[[str], object]
 _CAPACITY = 1_000_000
 _LOST = ("unreadable", "missing-chunk", "ids", "edges")
-_REPORTED = (ATOMS_PTR, EDGES_PTR, IDS)
+_REPORTED = (*SEGMENTED.values(), IDS)
 _NO_REPAIR = {
     *("attributes", "metadata", "missing", "level", "dtype", "unit"),
     *("length", "mask-lost", "presence"),

@@ -28,9 +28,7 @@ MARK = "zarrpipe"
 
 GROUPS = ("meta", "core", "custom", "present")
 ATOMS_PTR, EDGES_PTR = SEGMENTED[Level.ATOM], SEGMENTED[Level.EDGE]
-SAMPLES_MASK, ATOMS_MASK, EDGES_MASK = (
-    LEVELS[level].mask for level in (Level.SYSTEM, Level.ATOM, Level.EDGE)
-)
+SAMPLES_MASK, ATOMS_MASK = LEVELS[Level.SYSTEM].mask, LEVELS[Level.ATOM].mask
 IDS = "meta/ids"
 SUMS = "meta/sums"
 
