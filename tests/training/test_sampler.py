@@ -286,3 +286,16 @@ def test_a_complete_epoch_is_no_obstacle_to_other_settings_and_samples():
         assert first == [batch.tolist() for batch in fresh]
         with pytest.raises(ArgumentError):
             GraphBatchSampler(range(10), batch_size=3, **other).load_state_dict(half.state_dict())
+
+
+def test_a_state_of_commit_4be0422_goes_on_where_it_was():
+    state = {"seed": 3, "epoch": 2, "num_samples": 23, "index": 0, "group": 0, "blocks": 0}
+    state |= {"shuffle": 1, "step": 3, "position": 12}
+    state |= dict.fromkeys(("batch_size", "max_atoms", "max_edges", "balance"), 0)
+    for set_epoch in (False, True):  # as Lightning does before it goes on
+        sampler = GraphBatchSampler(range(23), batch_size=4, rank=0, world_size=1)
+        sampler.load_state_dict(state)
+        if set_epoch:
+            sampler.set_epoch(2)
+        rest = [batch.tolist() for batch in sampler]
+        assert rest == [[6, 5, 13, 20], [22, 19, 8, 14], [11, 15, 21]]
