@@ -39,6 +39,9 @@ _REPEATED = ("benchmarks", "peers", "recipes", "reliability")
 """Folders of tests that repeat at length what the tests of each room do once."""
 
 
+_NOT_SLOW = pytest.StashKey[set[Path]]()
+
+
 def _is_quick(config: pytest.Config) -> bool:
     return config.getoption("markexpr") == "not slow"
 
@@ -50,14 +53,22 @@ def pytest_configure(config: pytest.Config) -> None:
         settings.load_profile("quick" if _is_quick(config) else always)
 
 
+@pytest.hookimpl(tryfirst=True)  # before any test is deselected
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Trace neither repetitions nor slow tests: tracing can take as long as the test itself."""
+    config.stash[_NOT_SLOW] = {one.path for one in items if not one.get_closest_marker("slow")}
     if not config.pluginmanager.hasplugin("_cov"):
         return
     for item in items:
         drawn = getattr(getattr(item, "obj", None), "is_hypothesis_test", False)
         if drawn or item.path.parent.name in _REPEATED or item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.no_cover)
+
+
+@pytest.fixture(scope="session")
+def modules_not_slow(pytestconfig: pytest.Config) -> set[Path]:
+    """The collected modules that have a test which `make test` runs."""
+    return pytestconfig.stash[_NOT_SLOW]
 
 
 @pytest.fixture(scope="session")
