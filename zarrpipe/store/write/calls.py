@@ -64,8 +64,9 @@ class ForkSafeLock:
         The lock itself is asked, as `threading.Condition` does: a flag of our own would be left
         wrong by an interrupt beside the `with` statement, which CPython makes safe.
         """
-        helper = self._helper == (os.getpid(), threading.get_ident())
-        return helper or self.here()._is_owned()  # type: ignore[attr-defined]
+        if self._helper is not None and self._helper == (os.getpid(), threading.get_ident()):
+            return True
+        return self.here()._is_owned()  # type: ignore[attr-defined]
 
     def run_uninterrupted(self, task: Callable[[], _Result]) -> _Result:
         """Run a task for the thread that holds the lock; see `threads.run_uninterrupted`."""
@@ -101,12 +102,12 @@ def synchronized(
                 "a hook or a destructor): nothing was changed; set a flag there and call it "
                 "afterwards, or hand a batch to ZarrData.defer"
             )
-        task = partial(self._carry_out, partial(method, self, *args, **kwargs))
         with self._mutex.here():
-            if method.__name__ in _APPENDS and self._appends_in_place:
-                return task()
-            return self._mutex.run_uninterrupted(task)
+            if appends and self._writer is not None and self._writer.appends_in_place:
+                return self._carry_out(method, *args, **kwargs)
+            return self._mutex.run_uninterrupted(partial(self._carry_out, method, *args, **kwargs))
 
+    appends = method.__name__ in _APPENDS
     return call
 
 
@@ -134,15 +135,15 @@ class WriterOwner(Closing):
         self._writer: StoreWriter | None = None
         self._closed = False
 
-    @property
-    def _appends_in_place(self) -> bool:
-        """Whether an append is no more than writes into files that are open."""
-        return self._writer is not None and self._writer.appends_in_place
-
-    def _carry_out(self, task: Callable[[], _Result]) -> _Result:
+    def _carry_out(
+        self,
+        method: Callable[Concatenate[Self, _Arguments], _Result],
+        *args: _Arguments.args,
+        **kwargs: _Arguments.kwargs,
+    ) -> _Result:
         """Do what a method is about, while the lock is held."""
         try:
-            result = task()
+            result = method(self, *args, **kwargs)
             if self._closed:
                 self._close_writer()
         except BaseException:

@@ -59,12 +59,12 @@ class OpenArrays:
         self._threads: ThreadPoolExecutor | None = None
         self._far = root.directory is None and not isinstance(root.path.store, MemoryStore)
         self._writers: dict[str, ArrayWriter] = {}
+        self._plain = True
 
     @property
     def in_place(self) -> bool:
         """Whether rows are written into local files, without zarr and without threads."""
-        plain = all(isinstance(writer, PlainArrayWriter) for writer in self._writers.values())
-        return plain and not self._durable
+        return self._plain and not self._durable
 
     @property
     def paths(self) -> frozenset[str]:
@@ -110,6 +110,7 @@ class OpenArrays:
         own = None if directory is None else directory / spec.path
         writer = open_array_writer(array, own, durable=self._durable)
         self._writers[spec.path] = writer
+        self._plain &= isinstance(writer, PlainArrayWriter)
         return writer
 
     def open_all(
@@ -135,8 +136,11 @@ class OpenArrays:
             self._write_durably([write for write in writes if write.path != ATOMS_PTR])
             self._write_durably([write for write in writes if write.path == ATOMS_PTR])
         else:
-            for write in writes:
-                _write(self._writers, write)
+            for path, start, values in writes:
+                if path == ATOMS_PTR:
+                    self._writers[path].commit(start, values)
+                else:
+                    self._writers[path].write(start, values)
 
     def _write_durably(self, writes: Sequence[RowWrite]) -> None:
         """Carry out writes and bring them to the disk."""
