@@ -40,7 +40,12 @@ from reliability.truth import BASE, numbers_of, samples, serials
 from zarrpipe.errors import StoreBusyError, StoreClosedError
 from zarrpipe.store.write import calls, store_writer
 
-_TRACED = (f"{Path(zarrpipe.__file__).parent}{os.sep}", f"{Path(zarr.__file__).parent}{os.sep}")
+_PACKAGE = Path(zarrpipe.__file__).parent
+_TRACED = (
+    f"{_PACKAGE / 'store'}{os.sep}",
+    str(_PACKAGE / "sink.py"),
+    f"{Path(zarr.__file__).parent}{os.sep}",
+)
 _KINDS = ("plain", "compressed", "memory")
 _HANDLED = ("write", "write with a new field", "flush", "close", "zero", "drain")
 _LEFT_OUT = ("merge", "write of mixed", "zero, opening", "drain, opening", "compact")
@@ -422,7 +427,7 @@ def _points(
         times.setdefault(line, []).append(number)
     chosen: set[int] = set()
     for (path, _), met in times.items():
-        changes = path.startswith(_TRACED[0]) and not _CHANGES.isdisjoint(Path(path).parts)
+        changes = path.startswith(_TRACED[:2]) and not _CHANGES.isdisjoint(Path(path).parts)
         if changes and not handled:
             chosen |= {met[0], met[-1]}
         elif changes or not handled:

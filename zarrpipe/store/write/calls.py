@@ -66,7 +66,7 @@ class ForkSafeLock:
         """
         if self._helper is not None and self._helper == (os.getpid(), threading.get_ident()):
             return True
-        return self.here()._is_owned()  # type: ignore[attr-defined]
+        return bool(self.here()._is_owned())  # type: ignore[attr-defined]
 
     def run_uninterrupted(self, task: Callable[[], _Result]) -> _Result:
         """Run a task for the thread that holds the lock; see `threads.run_uninterrupted`."""
