@@ -21,6 +21,7 @@ __all__ = [
     "PrivateName",
     "memory_content",
     "nvalchemi_levels",
+    "row_chunks",
     "sync",
     "torch_sim_extras",
     "torch_sim_pbc_is_bool",
@@ -110,13 +111,13 @@ PRIVATE_NAMES = (
     PrivateName(
         "numba.core.cgutils",
         "voidptr_t",
-        "store.read._compiled",
+        "store.read.kernels",
         "type of an address in compiled code",
     ),
     PrivateName(
         "numba.core.cgutils",
         "raw_memcpy",
-        "store.read._compiled",
+        "store.read.kernels",
         "copies rows between addresses in compiled code",
     ),
     PrivateName(
@@ -124,6 +125,12 @@ PRIVATE_NAMES = (
         "_forkserver._preload_modules",
         "training.workers.pool",
         "adds to the modules to preload; set_forkserver_preload replaces what others set",
+    ),
+    PrivateName(
+        "threading:RLock",
+        "_is_owned",
+        "store.write.calls",
+        "whether this thread holds the lock; threading.Condition asks the same",
     ),
     *(
         PrivateName("torch_sim:SimState", name, "adapters.torch_sim", "fields of a state by level")
@@ -150,6 +157,11 @@ def memory_content(store: Any) -> MutableMapping[str, "Buffer"]:
 def torch_sim_pbc_is_bool(state_class: type[Any]) -> bool:
     """Whether a torch-sim state has one pbc for all directions, as before release 0.4.1."""
     return any(field.name == "pbc" and field.type is bool for field in fields(state_class))
+
+
+def row_chunks(row_shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Chunks that span a row; zarr from 3.2 on takes a chunk of 0 for one of 1, and makes none."""
+    return tuple(max(extent, 1) for extent in row_shape)
 
 
 def nvalchemi_levels(batch: Any) -> dict[str, str]:

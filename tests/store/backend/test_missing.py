@@ -188,6 +188,14 @@ def test_rows_without_values_have_no_chunks_to_lose(tmp_path, config):
     with zp.ZarrData(store) as sink:
         sink.write(batch)
     assert zp.ZarrData(store).read()["none"].shape == (30, 0)
+    document = store / "custom/none/zarr.json"
+    metadata = json.loads(document.read_text())
+    grid = metadata["chunk_grid"]["configuration"]
+    grid["chunk_shape"][1] = 0  # as zarr 3.1 took it
+    document.write_text(json.dumps(metadata))
+    with zp.ZarrData(store) as sink:
+        sink.write(batch)
+    assert zp.ZarrData(store).read()["none"].shape == (45, 0)
 
 
 def test_a_check_misses_what_says_who_has_a_field(copy):

@@ -16,6 +16,7 @@ import zarr
 from zarr.codecs import BytesCodec
 from zarr.storage import LocalStore, MemoryStore
 
+from zarrpipe.compat import row_chunks
 from zarrpipe.data.fields import CORE_FIELDS, LEVELS, REQUIRED_FIELDS, SEGMENTED, Kind, Level
 from zarrpipe.data.schema import Field, Schema, field_from_array
 from zarrpipe.errors import FieldError, StoreFormatError
@@ -131,11 +132,11 @@ def create_array(
     dense &= spec.path not in ROW_MASKS
     options: dict[str, Any] = {} if chosen.serializer is None else {"serializer": chosen.serializer}
     if chosen.shard_size is not None:
-        options["shards"] = (chosen.shard_size, *spec.shape)
+        options["shards"] = (chosen.shard_size, *row_chunks(spec.shape))
     return group.create_array(
         spec.path,
         shape=(0, *spec.shape),
-        chunks=(rows, *spec.shape),
+        chunks=(rows, *row_chunks(spec.shape)),
         dtype=spec.dtype,
         fill_value=spec.fill,
         compressors=chosen.compressors,
@@ -172,7 +173,7 @@ def is_plain(array: zarr.Array[Any]) -> bool:
         not array.compressors
         and not array.filters
         and array.shards is None
-        and array.chunks[1:] == array.shape[1:]
+        and row_chunks(array.chunks[1:]) == row_chunks(array.shape[1:])
         and isinstance(serializer, BytesCodec)
         and serializer.to_dict() in _LITTLE_ENDIAN
         and encoding == {"name": "default", "configuration": {"separator": "/"}}
