@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from zarrpipe import Batch
-from zarrpipe.data.batch_layout import pack, packed_bytes, unpack
+from zarrpipe.data.batch_layout import POINTER_ROWS, pack, packed_bytes, unpack
 from zarrpipe.data.buffers import ALIGNMENT, BufferPool, moved
 from zarrpipe.testing import assert_batches_equal, random_batch
 
@@ -35,7 +35,8 @@ def test_unpack_gives_what_was_packed(num_graphs, edges):
 
 def test_every_array_begins_at_a_multiple_of_the_alignment():
     header, buffer = pack(some_batch())
-    offsets = [place.offset for place in (*header.fields, *header.present, header.batch_ptr)]
+    offsets = header.numbers[POINTER_ROWS + 1 : -1]
+    assert len(offsets) == len(header.arrays)
     assert all(offset % ALIGNMENT == 0 for offset in offsets)
     assert len(buffer) == header.nbytes
 
@@ -43,8 +44,45 @@ def test_every_array_begins_at_a_multiple_of_the_alignment():
 def test_a_batch_that_is_one_buffer_is_not_copied():
     batch = one_buffer(some_batch())
     header, buffer = pack(batch)
-    buffer[header.fields[0].offset] ^= 1
+    buffer[header.numbers[POINTER_ROWS + 1]] ^= 1
     assert_batches_equal(unpack(header, buffer), batch)
+
+
+def test_tensors_are_made_when_one_is_asked_for():
+    expected = some_batch()
+    batch = one_buffer(expected)
+    for made in (pack(batch)[0], batch.clone(), batch.to("cpu"), pack(batch, pack(batch)[1])[0]):
+        assert made is not None
+    copied = batch.clone()
+    assert batch._bytes is not None
+    assert copied._bytes is not None
+    batch.forces.zero_()
+    assert batch._bytes is None
+    assert batch.forces is batch["forces"]
+    assert_batches_equal(copied, expected)
+    assert not copied.without("forces").fields.keys() & {"forces"}
+
+
+@pytest.mark.parametrize("first", ["num_graphs", "levels", "batch_idx", "partly_present", "keys"])
+def test_anything_may_be_asked_for_first(first):
+    expected, batch = some_batch(), one_buffer(some_batch())
+    found, wanted = getattr(batch, first), getattr(expected, first)
+    assert torch.equal(found, wanted) if first == "batch_idx" else found == wanted
+    assert "forces" in one_buffer(expected)
+    with pytest.raises(AttributeError, match="has no field 'nothing'"):
+        one_buffer(expected).nothing  # noqa: B018
+    with pytest.raises(AttributeError):
+        one_buffer(expected)._nothing  # noqa: B018
+
+
+def test_threads_may_ask_a_batch_first():
+    expected = some_batch(absent=0.0)
+    batches = [one_buffer(expected) for _ in range(200)]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(2):
+            for found in pool.map(lambda batch: (batch.forces, batch.batch_ptr), 2 * batches):
+                assert torch.equal(found[0], expected.forces)
+                assert torch.equal(found[1], expected.batch_ptr)
 
 
 def test_a_field_that_was_replaced_is_packed_too():
