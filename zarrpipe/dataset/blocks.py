@@ -13,6 +13,8 @@ from typing import NamedTuple
 import numpy as np
 
 from zarrpipe.data.csr import Int64Array, pointers, segment_rows
+from zarrpipe.dataset.stores import Stores
+from zarrpipe.store.read.view import StoreView
 
 _PURPOSE = 0xB10C
 _BLOCK_BYTES = 1 << 20
@@ -174,3 +176,45 @@ def _group_bytes(bounds: Int64Array, layouts: Sequence[UnitLayout]) -> Int64Arra
         most = np.minimum(np.cumsum(np.sort(touched)[::-1]), units)
         total += most * layout.unit_bytes
     return total
+
+
+def shuffled_blocks(stores: Stores, fields: Sequence[str] | None, count: int) -> Blocks:
+    """How the first `count` samples are shuffled so that groups fit the caches of their stores."""
+    index_map = stores.index_map.until(count)
+    chosen = {
+        store: _blocks_of(view, fields, index_map.held(store))
+        for store, view in enumerate(stores.views)
+        if index_map.held(store)
+    }
+    bounds, end = [np.zeros(1, dtype=np.int64)], 0
+    for store, length, first in index_map.placed():
+        here = np.clip(chosen[store].bounds, first, first + length) - first + end
+        bounds.append(here)
+        end += length
+    groups = [blocks.group for blocks in chosen.values()]
+    return Blocks(np.unique(np.concatenate(bounds)), min(groups, default=1))
+
+
+def exceed_caches(stores: Stores, fields: Sequence[str] | None) -> bool:
+    """Whether a cache cannot hold all that is read of the samples in its store."""
+    for store, view in enumerate(stores.views):
+        count, limit = stores.index_map.held(store), view.snapshot.limit
+        if limit is None:
+            continue
+        cached = [layout for through, layout in _layouts(view, fields) if through]
+        if sum(layout.bytes_of(count) for layout in cached) > limit:
+            return True
+    return False
+
+
+def _blocks_of(view: StoreView, fields: Sequence[str] | None, count: int) -> Blocks:
+    layouts = [layout for _, layout in _layouts(view, fields)]
+    return Blocks(*choose_blocks(count, layouts, view.snapshot.limit))
+
+
+def _layouts(view: StoreView, fields: Sequence[str] | None) -> list[tuple[bool, UnitLayout]]:
+    """How the arrays of a store that are read are cut, and whether through a cache."""
+    return [
+        (unit.cached, UnitLayout(unit.rows, unit.row_bytes, view.row_starts(unit.level)))
+        for unit in view.units(fields)
+    ]

@@ -34,7 +34,7 @@ class FieldValues(Protocol):
         """Which samples have a field, [K]; None for all of them."""
 
 
-class StoreColumns:
+class StoreFieldValues:
     """Columns of some samples [K] int64 of a store, which may lack fields of a schema."""
 
     def __init__(self, view: StoreView, samples: Int64Array, schema: Mapping[str, Field]) -> None:
@@ -103,10 +103,10 @@ def check(condition: Condition, schema: Mapping[str, Field]) -> None:
                 f"has not one number for each sample; has({name}) says which samples have it",
                 SchemaError,
             )
-    holds(condition, _Samples(schema), 0)
+    meets(condition, _Samples(schema), 0)
 
 
-def holds(condition: Condition, columns: FieldValues, count: int) -> BoolArray:
+def meets(condition: Condition, values: FieldValues, count: int) -> BoolArray:
     """Which of `count` samples meet a condition, [count] bool.
 
     Raises
@@ -115,7 +115,7 @@ def holds(condition: Condition, columns: FieldValues, count: int) -> BoolArray:
         If a number stands where something true or false is needed.
     """
     with np.errstate(all="ignore"):
-        term = _Evaluation(condition, columns).truth(condition.tree)
+        term = _Evaluation(condition, values).truth(condition.tree)
     return np.broadcast_to(np.asarray(term.true(), dtype=np.bool_), (count,))
 
 
@@ -135,8 +135,8 @@ class _Term(NamedTuple):
 class _Evaluation:
     """A condition that is followed for some samples."""
 
-    def __init__(self, condition: Condition, columns: FieldValues) -> None:
-        self._condition, self._columns = condition, columns
+    def __init__(self, condition: Condition, values: FieldValues) -> None:
+        self._condition, self._values = condition, values
 
     def truth(self, node: ast.expr) -> _Term:
         """What a node says of each sample, which is true or false."""
@@ -157,7 +157,7 @@ class _Evaluation:
             case ast.Constant(value=value):
                 term = _Term(value)
             case ast.Name(id=name):
-                term = _Term(self._columns.values(name), self._columns.present(name))
+                term = _Term(self._values.values(name), self._values.present(name))
             case ast.Call():
                 term = self._called(node)
             case ast.BoolOp(op=ast.And(), values=parts):
@@ -180,7 +180,7 @@ class _Evaluation:
     def _called(self, node: ast.Call) -> _Term:
         match node:
             case ast.Call(func=ast.Name(id="has"), args=[ast.Name(id=name)]):
-                mask = self._columns.present(name)
+                mask = self._values.present(name)
                 return _Term(True if mask is None else mask)
         term = self._number(node.args[0])
         return _Term(abs(term.values), term.known)

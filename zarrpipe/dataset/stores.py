@@ -1,28 +1,114 @@
 """Several stores as one, in which a position means the same sample while they grow."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import numpy as np
 
 from zarrpipe.data.batch import Batch
-from zarrpipe.data.csr import Int64Array
+from zarrpipe.data.csr import AnyArray, Int64Array, pointers
 from zarrpipe.data.schema import Field
-from zarrpipe.dataset.index_map import SampleIndexMap
-from zarrpipe.dataset.schemas import common_schema
-from zarrpipe.errors import ArgumentError, StoreFormatError
+from zarrpipe.errors import ArgumentError, SchemaError, StoreFormatError
 from zarrpipe.store.backend.location import StoreLike
 from zarrpipe.store.cache.config import CacheConfig
 from zarrpipe.store.read.gather import Gather, Part
 from zarrpipe.store.read.view import StoreView
+from zarrpipe.store.statistics.stored_sums import valid_sums
+from zarrpipe.store.statistics.sums import LabelSums
+
+
+class SampleIndexMap:
+    """Runs of samples, each from one store, in the order in which a dataset saw them.
+
+    Parameters
+    ----------
+    runs : iterable of (int, int)
+        Store and number of samples; the samples of a store follow each other through its runs.
+
+    Examples
+    --------
+    >>> index_map = SampleIndexMap([(0, 2), (1, 1), (0, 3)])
+    >>> [part.tolist() for part in index_map.locate(np.array([0, 2, 4]))]
+    [[0, 1, 0], [0, 0, 3]]
+    >>> index_map.until(4).runs
+    ((0, 2), (1, 1), (0, 1))
+    """
+
+    def __init__(self, runs: Iterable[tuple[int, int]]) -> None:
+        merged: list[tuple[int, int]] = []
+        for store, count in runs:
+            if merged and merged[-1][0] == store:
+                merged[-1] = (store, merged[-1][1] + int(count))
+            elif count > 0:
+                merged.append((int(store), int(count)))
+        self.runs = tuple(merged)
+        self._store = np.array([store for store, _ in merged], dtype=np.int64)
+        self._ptr = pointers(np.array([count for _, count in merged], dtype=np.int64))
+        held: dict[int, int] = {}
+        first = []
+        for store, count in merged:
+            first.append(held.get(store, 0))
+            held[store] = first[-1] + count
+        self._first, self._held = np.array(first, dtype=np.int64), held
+
+    def __len__(self) -> int:
+        return int(self._ptr[-1])
+
+    def continues(self, other: "SampleIndexMap") -> bool:
+        """Whether every position of another order means the same here."""
+        if not other.runs:
+            return True
+        before, (store, count) = other.runs[:-1], other.runs[-1]
+        here = self.runs[len(before) : len(before) + 1]
+        return (
+            self.runs[: len(before)] == before
+            and bool(here)
+            and (here[0][0] == store and here[0][1] >= count)
+        )
+
+    def begin_as(self, other: "SampleIndexMap", count: int) -> bool:
+        """Whether the first `count` samples are those of another order."""
+        return count <= len(self) and self.until(count).runs == other.until(count).runs
+
+    def until(self, count: int) -> "SampleIndexMap":
+        """Those of the first `count` samples."""
+        left = np.clip(count - self._ptr[:-1], 0, None).tolist()
+        return SampleIndexMap(
+            (store, min(length, most))
+            for (store, length), most in zip(self.runs, left, strict=True)
+        )
+
+    def placed(self) -> Iterator[tuple[int, int, int]]:
+        """Store, number of samples, and row of the first of each run."""
+        firsts = self._first.tolist()
+        return (
+            (store, count, first) for (store, count), first in zip(self.runs, firsts, strict=True)
+        )
+
+    def held(self, store: int) -> int:
+        """Number of samples of a store."""
+        return self._held.get(store, 0)
+
+    def locate(self, rows: Int64Array) -> tuple[Int64Array, Int64Array]:
+        """Store and row in it of each position."""
+        run = np.searchsorted(self._ptr, rows, side="right") - 1
+        return self._store[run], rows - self._ptr[run] + self._first[run]
+
+    def collect(self, by_store: Sequence[AnyArray]) -> AnyArray:
+        """One array in the order of arrival from one per store."""
+        parts = [
+            by_store[store][first : first + count]
+            for (store, count), first in zip(self.runs, self._first, strict=True)
+        ]
+        return parts[0] if len(parts) == 1 else np.concatenate([by_store[0][:0], *parts])
 
 
 @dataclass(frozen=True, eq=False)
 class Stores:
     """The samples that were known of open stores at one moment.
 
-    It stays as it is: `refreshed` and `returned` give another one over the same open stores.
+    It stays as it is: `refreshed` and `restored` give another one over the same open stores.
 
     Parameters
     ----------
@@ -30,7 +116,7 @@ class Stores:
         The stores, which others may bring up to date.
     generations
         Of each store the one that positions are of.
-    arrivals
+    index_map
         Which sample each position means.
     schema
         Fields that the stores have between them.
@@ -38,7 +124,7 @@ class Stores:
 
     opened: tuple[StoreView, ...]
     generations: tuple[str, ...]
-    arrivals: SampleIndexMap
+    index_map: SampleIndexMap
     schema: Mapping[str, Field]
     _gather: Gather = field(repr=False)
 
@@ -47,15 +133,15 @@ class Stores:
         """All samples of one store or of several, store after store."""
         opened = tuple(StoreView(store, cache_config) for store in _listed(stores))
         generations = tuple(view.generation for view in opened)
-        arrivals = SampleIndexMap((place, view.num_samples) for place, view in enumerate(opened))
+        index_map = SampleIndexMap((place, view.num_samples) for place, view in enumerate(opened))
         schema = common_schema(view.schema for view in opened)
-        return cls(opened, generations, arrivals, schema, _gather_of(opened))
+        return cls(opened, generations, index_map, schema, _gather_of(opened))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _unpickled, (self.opened, self.generations, self.arrivals, self.schema)
+        return _unpickled, (self.opened, self.generations, self.index_map, self.schema)
 
     def __len__(self) -> int:
-        return len(self.arrivals)
+        return len(self.index_map)
 
     @property
     def views(self) -> tuple[StoreView, ...]:
@@ -66,9 +152,13 @@ class Stores:
         StoreFormatError
             If one is known to have been rewritten.
         """
+        self.check_current()
+        return self.opened
+
+    def check_current(self) -> None:
+        """Refuse stores that are known to have been rewritten."""
         for place, view in enumerate(self.opened):
             self._check(place, view)
-        return self.opened
 
     def _check(self, place: int, view: StoreView) -> None:
         if view.generation != self.generations[place]:
@@ -80,7 +170,7 @@ class Stores:
     def begin_as(self, other: Self, count: int) -> bool:
         """Whether the first `count` samples are those of another moment."""
         same = self.generations == other.generations
-        return same and self.arrivals.begin_as(other.arrivals, count)
+        return same and self.index_map.begin_as(other.index_map, count)
 
     def read(self, rows: Int64Array, fields: tuple[str, ...] | None) -> Batch:
         """Batch of the samples at positions [K], which may turn out not to exist.
@@ -93,10 +183,10 @@ class Stores:
             If a store was rewritten, or is damaged.
         """
         if len(self.opened) == 1:
-            rows, known = np.ascontiguousarray(rows), len(self.arrivals)
+            rows, known = np.ascontiguousarray(rows), len(self.index_map)
             return self._gather.read(rows, fields, known=known, generations=self.generations)
-        if len(rows) and rows.view(np.uint64).max() >= len(self.arrivals):
-            raise IndexError(f"samples {rows.min()} to {rows.max()} of {len(self.arrivals)}")
+        if len(rows) and rows.view(np.uint64).max() >= len(self.index_map):
+            raise IndexError(f"samples {rows.min()} to {rows.max()} of {len(self.index_map)}")
         parts = self.parts(rows) or [Part(0, rows, rows)]
         return self._gather.read(parts, fields, generations=self.generations)
 
@@ -108,7 +198,7 @@ class Stores:
         """Samples at positions [K] by store, and where they stand among these."""
         if len(self.opened) == 1:
             return [Part(0, np.ascontiguousarray(rows))]
-        store, row = self.arrivals.locate(rows)
+        store, row = self.index_map.locate(rows)
         places = [np.flatnonzero(store == one) for one in range(len(self.opened))]
         return [Part(one, row[here], here) for one, here in enumerate(places) if len(here)]
 
@@ -125,18 +215,32 @@ class Stores:
         for place, view in enumerate(self.opened):
             view.refresh()
             self._check(place, view)
-        known = self.arrivals
+        known = self.index_map
         new = [(i, view.num_samples - known.held(i)) for i, view in enumerate(self.opened)]
         return self._of(self.generations, SampleIndexMap([*known.runs, *new]))
+
+    def stored_statistics(self) -> tuple[list[LabelSums], Int64Array]:
+        """Sums that the stores keep, by bucket, and the positions [K] that are in none of them."""
+        found: dict[int, LabelSums] = {}
+        for store, view in enumerate(self.views):
+            stored = valid_sums(view.snapshot)
+            if stored is not None and stored.samples <= self.index_map.held(store):
+                found[store] = stored.sums
+        rest, end = [np.zeros(0, dtype=np.int64)], 0
+        for store, count, first in self.index_map.placed():
+            known = int(found[store].total("samples")) if store in found else 0
+            rest.append(np.arange(end + min(count, max(0, known - first)), end + count))
+            end += count
+        return list(found.values()), np.concatenate(rest)
 
     def state_dict(self) -> dict[str, Any]:
         """What positions mean, as plain types."""
         return {
-            "arrivals": [list(run) for run in self.arrivals.runs],
+            "arrivals": [list(run) for run in self.index_map.runs],
             "generations": list(self.generations),
         }
 
-    def returned(self, state: Mapping[str, Any]) -> Self:
+    def restored(self, state: Mapping[str, Any]) -> Self:
         """What was known when a state was saved, here or elsewhere.
 
         Raises
@@ -144,7 +248,7 @@ class Stores:
         StoreFormatError
             If the stores are not those of the state.
         """
-        arrivals = SampleIndexMap((store, count) for store, count in state["arrivals"])
+        index_map = SampleIndexMap((store, count) for store, count in state["arrivals"])
         generations = state["generations"]
         if len(generations) != len(self.opened):
             raise StoreFormatError(
@@ -152,7 +256,7 @@ class Stores:
                 "those that it was saved with, in the same order"
             )
         for place, (view, generation) in enumerate(zip(self.opened, generations, strict=True)):
-            count = arrivals.held(place)
+            count = index_map.held(place)
             if view.num_samples < count:
                 view.refresh()
             if view.num_samples < count or view.generation != generation:
@@ -161,11 +265,34 @@ class Stores:
                     f"{generation!r}, the store is {view.generation!r}): give the stores that it "
                     "was saved with, in the same order and as they were"
                 )
-        return self._of(tuple(generations), arrivals)
+        return self._of(tuple(generations), index_map)
 
-    def _of(self, generations: tuple[str, ...], arrivals: SampleIndexMap) -> Self:
+    def _of(self, generations: tuple[str, ...], index_map: SampleIndexMap) -> Self:
         schema = common_schema(view.schema for view in self.opened)
-        return replace(self, generations=generations, arrivals=arrivals, schema=schema)
+        return replace(self, generations=generations, index_map=index_map, schema=schema)
+
+
+def common_schema(schemas: Iterable[Mapping[str, Field]]) -> Mapping[str, Field]:
+    """Fields of all stores.
+
+    Raises
+    ------
+    SchemaError
+        If two stores have a field that differs.
+    """
+    common: dict[str, Field] = {}
+    for place, schema in enumerate(schemas):
+        for name, item in schema.items():
+            first = common.setdefault(name, item)
+            given = (item.level, item.dtype, item.shape, item.unit)
+            if given != (first.level, first.dtype, first.shape, first.unit):
+                raise SchemaError(
+                    f"store {place} has field {name!r} at level {item.level.value!r} with dtype "
+                    f"{item.dtype}, rows of shape {item.shape} and unit {item.unit or None!r}, "
+                    f"a store before it at {first.level.value!r} with {first.dtype}, "
+                    f"{first.shape} and {first.unit or None!r}: convert one"
+                )
+    return common
 
 
 def _gather_of(opened: Sequence[StoreView]) -> Gather:
@@ -176,10 +303,10 @@ def _gather_of(opened: Sequence[StoreView]) -> Gather:
 def _unpickled(
     opened: tuple[StoreView, ...],
     generations: tuple[str, ...],
-    arrivals: SampleIndexMap,
+    index_map: SampleIndexMap,
     schema: Mapping[str, Field],
 ) -> Stores:
-    return Stores(opened, generations, arrivals, schema, _gather_of(opened))
+    return Stores(opened, generations, index_map, schema, _gather_of(opened))
 
 
 def _listed(stores: StoreLike | Sequence[StoreLike]) -> Sequence[StoreLike]:

@@ -1,6 +1,6 @@
 """What is known of the samples of several stores, one row each, without a batch of them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -11,9 +11,8 @@ from zarrpipe.data.csr import AnyArray, Int64Array, positions_of
 from zarrpipe.data.fields import CORE_FIELDS, Level
 from zarrpipe.data.schema import Field
 from zarrpipe.dataset.conditions import Condition
-from zarrpipe.dataset.field_values import StoreColumns, holds
+from zarrpipe.dataset.field_values import StoreFieldValues, meets
 from zarrpipe.dataset.field_values import check as check_condition
-from zarrpipe.dataset.schemas import check_fields
 from zarrpipe.dataset.stores import Stores
 from zarrpipe.errors import SchemaError
 from zarrpipe.store.read.view import StoreView
@@ -22,6 +21,13 @@ Index = npt.ArrayLike | torch.Tensor | slice
 Scalar = TypeVar("Scalar", bound=np.generic)
 
 _BLOCK = 1 << 18
+
+
+def check_fields(fields: Sequence[str] | None, schema: Mapping[str, Field]) -> None:
+    """Refuse names of fields that no store has."""
+    for name in fields or ():
+        if name not in schema:
+            raise SchemaError(f"no store has a field {name!r}, they have {sorted(schema)}")
 
 
 class SampleTable:
@@ -38,7 +44,7 @@ class SampleTable:
         self._chosen: Int64Array | None = None
 
     def __len__(self) -> int:
-        return len(self._stores.arrivals) if self._chosen is None else len(self._chosen)
+        return len(self._stores.index_map) if self._chosen is None else len(self._chosen)
 
     @property
     def schema(self) -> Mapping[str, Field]:
@@ -67,7 +73,7 @@ class SampleTable:
 
     def store_of(self, index: Index | None = None) -> Int64Array:
         """Place of the store of every sample, [N] int64, or of those at integers [K]."""
-        return self._stores.arrivals.locate(self._rows_or_all(index))[0]
+        return self._stores.index_map.locate(self._rows_or_all(index))[0]
 
     @property
     def ids(self) -> npt.NDArray[np.uint64]:
@@ -180,7 +186,7 @@ class SampleTable:
     def _num_rows(self, level: Level) -> Int64Array:
         """Number of rows of each sample at a level that has pointers, [N] int64."""
         by_store = [view.num_rows(level) for view in self._stores.views]
-        values: Int64Array = self._stores.arrivals.collect(by_store)
+        values: Int64Array = self._stores.index_map.collect(by_store)
         return values if self._chosen is None else values[self._chosen]
 
     def _meet(
@@ -189,9 +195,9 @@ class SampleTable:
         """Which samples, from whichever stores they are in, meet a condition."""
         mask, views = np.zeros(len(rows), dtype=bool), self._stores.views
         for part in self._stores.parts(rows):
-            columns = StoreColumns(views[part.store], part.samples, schema)
+            values = StoreFieldValues(views[part.store], part.samples, schema)
             here = slice(None) if part.places is None else part.places
-            mask[here] = holds(condition, columns, len(part.samples))
+            mask[here] = meets(condition, values, len(part.samples))
         return mask
 
     def _collected(

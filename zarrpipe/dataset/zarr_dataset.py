@@ -1,7 +1,7 @@
 """The stores as one map-style torch Dataset, read a batch at a time."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,16 +12,14 @@ from torch.utils.data._utils.collate import default_collate_fn_map
 
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.csr import Int64Array, position_of
-from zarrpipe.data.fields import SEGMENTED, Level
+from zarrpipe.data.fields import REQUIRED_FIELDS, SEGMENTED, Level
+from zarrpipe.data.schema import Field
 from zarrpipe.data.system import AtomicData
-from zarrpipe.dataset.blocks import Blocks
-from zarrpipe.dataset.locality import exceed_caches, shuffled_blocks
+from zarrpipe.dataset.blocks import Blocks, exceed_caches, shuffled_blocks
 from zarrpipe.dataset.resident import Resident, device_named
-from zarrpipe.dataset.schemas import check_fields, check_reads, field_names
-from zarrpipe.dataset.stored_statistics import stored_statistics
 from zarrpipe.dataset.stores import Stores
-from zarrpipe.dataset.table import Index, SampleTable
-from zarrpipe.errors import SampleIndexTypeError
+from zarrpipe.dataset.table import Index, SampleTable, check_fields
+from zarrpipe.errors import ArgumentError, ArgumentTypeError, SampleIndexTypeError
 from zarrpipe.store.backend.location import StoreLike
 from zarrpipe.store.cache.config import CacheConfig
 from zarrpipe.store.check.report import Report
@@ -31,6 +29,7 @@ from zarrpipe.transforms.compose import (
     Transform,
     apply,
     as_transform,
+    fields_read,
     is_random,
     joined,
 )
@@ -93,11 +92,15 @@ class ZarrDataset(SampleTable, Dataset[AtomicData]):
     ) -> None:
         self._transform, self._draw = as_transform(transform), (0, 0)
         super().__init__(Stores.open(store_or_stores, CacheConfig.of(cache_dir, cache_bytes)))
-        self._fields = field_names(fields)
+        self._fields = _field_names(fields)
         self._resident = None if resident is None else Resident(device_named(resident))
         self._agreed: Stores | None = None
         check_fields(self._fields, self.schema)
-        check_reads(self._transform, self._fields, self.schema)
+        _check_reads(self._transform, self._fields, self.schema)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._stores.check_current()
 
     def __repr__(self) -> str:
         count = "1 sample" if len(self) == 1 else f"{len(self)} samples"
@@ -169,7 +172,7 @@ class ZarrDataset(SampleTable, Dataset[AtomicData]):
 
     def preceded_by(self, transform: Transform | None) -> Self:
         """Dataset of the samples that are known now, with a transform before its own."""
-        check_reads(transform, self._fields, self.schema)
+        _check_reads(transform, self._fields, self.schema)
         other = copy.copy(self)
         other._transform = joined(transform, self._transform)
         return other
@@ -247,7 +250,7 @@ class ZarrDataset(SampleTable, Dataset[AtomicData]):
         """Sums that the stores keep, by bucket, and the positions [K] that are in none of them."""
         if self._chosen is not None:
             return [], np.arange(len(self))
-        return stored_statistics(self._stores)
+        return self._stores.stored_statistics()
 
     def check(self) -> tuple[Report, ...]:
         """Look each store through for damage; see `zarrpipe.check`."""
@@ -270,10 +273,32 @@ class ZarrDataset(SampleTable, Dataset[AtomicData]):
             If the stores are not those of the state: there are more or fewer, one was rewritten
             since, or has fewer samples than the state counts.
         """
-        before, self._stores, self._agreed = self._stores, self._stores.returned(state), None
+        before, self._stores, self._agreed = self._stores, self._stores.restored(state), None
         resident = self._resident
         if resident is not None and not self._stores.begin_as(before, len(resident)):
             self._resident = Resident(resident.device)  # selections keep theirs
+
+
+def _field_names(fields: Sequence[str] | None) -> tuple[str, ...] | None:
+    """Names of fields that are asked for, the needed ones included; None for all."""
+    if fields is None:
+        return None
+    if isinstance(fields, str) or not isinstance(fields, Iterable):
+        raise ArgumentTypeError(
+            f"fields is {fields!r}, expected a list of names such as ['energy', 'forces']"
+        )
+    return tuple(dict.fromkeys((*REQUIRED_FIELDS, *fields)))
+
+
+def _check_reads(
+    transform: Transform | None, fields: Sequence[str] | None, schema: Mapping[str, Field]
+) -> None:
+    """Refuse to leave out a field without which a transform would do another thing."""
+    for name in fields_read(transform):
+        if name in schema and fields is not None and name not in fields:
+            raise ArgumentError(
+                f"fields leaves out {name!r}, which {transform!r} has to see: add it to fields"
+            )
 
 
 def collate(samples: Sequence[AtomicData | Batch] | Batch, **_: Any) -> Batch:

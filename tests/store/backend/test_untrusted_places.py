@@ -13,7 +13,7 @@ from zarrpipe.store.backend import location
 from zarrpipe.store.backend.location import is_far
 from zarrpipe.store.backend.mapping import libc
 from zarrpipe.store.cache.array import CachedArray
-from zarrpipe.store.read import store_arrays as flats
+from zarrpipe.store.read import store_arrays
 from zarrpipe.store.read.loaded import LoadedArray
 from zarrpipe.store.read.mapped import MappedArray
 from zarrpipe.store.read.view import StoreView
@@ -62,13 +62,13 @@ class TestFileSystems:
 class TestNetwork:
     @pytest.fixture(autouse=True)
     def _far(self, monkeypatch):
-        monkeypatch.setattr(flats, "is_far", lambda _: True)
+        monkeypatch.setattr(store_arrays, "is_far", lambda _: True)
 
     def test_nothing_is_mapped(self, tmp_path):
         fill(tmp_path / "store", 0, 9)
         view = StoreView(tmp_path / "store")
         assert_batches_equal(rows(view), numbered_batch(range(9)))
-        kinds = {type(flat) for flat in view.snapshot._flats._flat.values()}
+        kinds = {type(flat) for flat in view.snapshot._arrays._readers.values()}
         assert kinds == {LoadedArray, CachedArray}
 
     def test_a_live_store(self, tmp_path, monkeypatch):
@@ -234,7 +234,7 @@ class TestForeign:
     def test_that_has_grown(self, tmp_path):
         group = self.make(tmp_path / "store", 40)
         view = StoreView(tmp_path / "store")
-        assert isinstance(view.snapshot._flats.find("meta/atoms_ptr"), MappedArray)
+        assert isinstance(view.snapshot._arrays.find("meta/atoms_ptr"), MappedArray)
         assert_batches_equal(rows(view), numbered_batch(range(40)))
         for start in (40, 60, 300):
             self.append(group, view.num_samples, start)

@@ -139,7 +139,7 @@ def test_pointers_are_looked_at_in_their_files(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "open", opened)
     monkeypatch.setattr(os, "close", closed)
-    with mapped.entries().opened() as entries:
+    with mapped.in_file().opened() as entries:
         for start, stop in ((0, 9 * 512), (10 * 512, CHUNKS * 512), (511, 513), (700, 701), (5, 5)):
             np.testing.assert_array_equal(entries[start:stop], values[start:stop])
         assert entries[8 * 512] == values[8 * 512]
@@ -159,7 +159,7 @@ def test_a_map_that_does_not_follow_its_file_is_said(tmp_path, monkeypatch):
         sink.write(numbered_batch(range(20, 30)))
     other = StoreView(tmp_path / "b")
     changed = other.snapshot.array("meta/atoms_ptr", 31)
-    monkeypatch.setattr(MappedArray, "entries", lambda _, real=MappedArray.entries: real(changed))
+    monkeypatch.setattr(MappedArray, "in_file", lambda _, real=MappedArray.in_file: real(changed))
     zarr.open_array(tmp_path / "a/meta/atoms_ptr").resize(31)
     with pytest.raises(StoreFormatError, match=r"mapped of it stays as it was.*the store again"):
         view.refresh()
@@ -198,3 +198,49 @@ def test_maps_are_counted_for_all_arrays_of_the_process(tmp_path, mapped, monkey
     del other
     gc.collect()
     assert addresses.maps_left() > before
+
+
+class TestCopyWrittenOverTheFiles:
+    """A backup that is restored in place keeps inodes and the generation."""
+
+    @staticmethod
+    def restored(store, backup):
+        for path in (path for path in backup.rglob("*") if path.is_file()):
+            with (store / path.relative_to(backup)).open("r+b") as file:
+                file.write(path.read_bytes())
+                file.truncate()
+
+    def opened(self, tmp_path):
+        store, backup = tmp_path / "store", tmp_path / "backup"
+        with ZarrData(store) as sink:
+            sink.write(numbered_batch(range(5)))
+        shutil.copytree(store, backup)
+        with ZarrData(store) as sink:
+            sink.write(numbered_batch(range(5, 10)))
+        view = StoreView(store)
+        assert view.num_samples == 10
+        self.restored(store, backup)
+        return store, view
+
+    def test_fewer_samples(self, tmp_path):
+        _, view = self.opened(tmp_path)
+        for _ in range(2):
+            with pytest.raises(
+                StoreFormatError, match=r"had 10 samples and now has 5: .* older copy"
+            ):
+                view.refresh()
+
+    @pytest.mark.parametrize("count", [5, 8])
+    @pytest.mark.parametrize("other", ["atoms", "values"])
+    def test_others_in_their_place(self, tmp_path, count, other):
+        store, view = self.opened(tmp_path)
+        batch = numbered_batch(range(5, 5 + count))
+        batch.positions += 1.0
+        if other == "atoms":
+            batch = batch.index_select([*range(count)][::-1])
+        with ZarrData(store) as sink:
+            sink.write(batch)
+        for _ in range(2):
+            with pytest.raises(StoreFormatError, match="sample 9 is another than it was: a copy"):
+                view.refresh()
+        assert StoreView(store).num_samples == 5 + count

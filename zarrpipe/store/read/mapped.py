@@ -1,9 +1,4 @@
-"""Reading: every array of a store as one flat NumPy array that grows in place.
-
-A plain local array is mapped: its chunk files stand back to back in one reserved address range,
-so that the page cache is the array. Pointers, masks and ids of other stores are loaded through
-zarr-python (see `loaded`); their fields are cached. What a reader does with any of them is the
-same gather.
+"""A plain local array as one NumPy array: its chunk files, mapped back to back.
 
 A chunk file is looked at before it is mapped, and again at a refresh: the last of an array at each,
 the others a few at a time. One that is truncated in between makes the system stop the process with
@@ -15,7 +10,9 @@ import math
 import mmap
 import os
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +25,8 @@ from zarrpipe.store.backend.array_reader import AbsentChunks, OpenArray, check_r
 from zarrpipe.store.backend.local_store import open_regular
 from zarrpipe.store.backend.mapping import AddressRange, maps_left
 from zarrpipe.store.format.layout import is_plain
-from zarrpipe.store.read.pointer_file import PointerFile
 
+_MOST_OPEN = 8
 _LOOKED_AT = 3  # other chunks than the last, at each refresh
 _MOST_FILES = 1 << 14  # a process may have 65,530 maps
 _LARGEST_FILLED = 1 << 30
@@ -106,7 +103,7 @@ class MappedArray:
         """Take pages out of this process that it has touched; the page cache keeps them."""
         self._range.drop_pages(len(self._inodes) * self._chunk_bytes)
 
-    def entries(self) -> PointerFile:
+    def in_file(self) -> "PointerFile":
         """The rows of a one-dimensional array, to look at those that may not be committed."""
         return PointerFile(self._data, self._inodes, self._path, self._fill)
 
@@ -179,8 +176,8 @@ class MappedArray:
         return max(_RESERVE_FACTOR * chunks * self._chunk_bytes, _LEAST_RESERVE)
 
     def _view(self) -> AnyArray:
-        flat = np.asarray(self._range)[: len(self._inodes) * self._chunk_bytes]
-        return flat.view(self._dtype).reshape(-1, *self._row_shape)
+        mapped = np.asarray(self._range)[: len(self._inodes) * self._chunk_bytes]
+        return mapped.view(self._dtype).reshape(-1, *self._row_shape)
 
     def _room_for(self, chunks: int) -> None:
         """Move to a larger range when the one that is reserved would be outgrown."""
@@ -271,6 +268,94 @@ class MappedArray:
             self._inodes[index] = inode = self._map(index)
             if inode is not None:
                 self._holes.discard(index)
+
+
+class PointerFile:
+    """A mapped one-dimensional array, read from its files instead of through the map.
+
+    A page of a hole that is touched through a map is allocated by tmpfs, and where that is full
+    the process is stopped with SIGBUS. Read as a file, a hole costs nothing.
+
+    Parameters
+    ----------
+    data
+        The rows of all chunks, as they are mapped.
+    inodes
+        Of the chunk files; None for one that is not there.
+    path
+        Gives the path of a chunk file.
+    fill
+        What rows hold that have no chunk file.
+    """
+
+    def __init__(
+        self,
+        data: AnyArray,
+        inodes: Sequence[int | None],
+        path: Callable[[int], str],
+        fill: Any,
+    ) -> None:
+        self._data, self._inodes, self._path, self._fill = data, inodes, path, fill
+        self._opened: dict[int, int | None] = {}
+
+    @contextmanager
+    def opened(self) -> Iterator["PointerFile"]:
+        """Files, the last few at a time, are open until the end of the block."""
+        try:
+            yield self
+        finally:
+            self._close_all_but(0)
+
+    def _close_all_but(self, last: int) -> None:
+        while len(self._opened) > last:
+            descriptor = self._opened.pop(next(iter(self._opened)))
+            if descriptor is not None:
+                os.close(descriptor)
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __getitem__(self, key: int | slice) -> Any:
+        if not isinstance(key, slice):
+            return self._rows(key, key + 1)[0]
+        start, stop, _ = key.indices(len(self._data))
+        if start >= stop:
+            return self._data[:0]
+        rows = len(self._data) // len(self._inodes)
+        cuts = [start, *range((start // rows + 1) * rows, stop, rows), stop]
+        pieces = [self._rows(*piece) for piece in pairwise(cuts)]
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+    def _rows(self, start: int, stop: int) -> AnyArray:
+        """Rows of one chunk."""
+        index, place = divmod(start, len(self._data) // len(self._inodes))
+        if self._inodes[index] is None:
+            return np.full(stop - start, self._fill, self._data.dtype)
+        descriptor = self._open(index)
+        if descriptor is None:
+            return self._data[start:stop]
+        size, content = self._data.itemsize, b""
+        while left := (stop - start) * size - len(content):  # a file system may give less at once
+            more = os.pread(descriptor, left, place * size + len(content))
+            if not more:
+                raise StoreFormatError(f"{self._path(index)} was truncated")
+            content += more
+        return np.frombuffer(content, self._data.dtype)
+
+    def _open(self, index: int) -> int | None:
+        """Open a chunk file; None if it is not the one any more that is mapped."""
+        if index not in self._opened:
+            self._close_all_but(_MOST_OPEN - 1)
+            self._opened[index] = None
+            try:
+                descriptor = open_regular(self._path(index))
+            except FileNotFoundError:
+                return None
+            if os.fstat(descriptor).st_ino == self._inodes[index]:
+                self._opened[index] = descriptor
+            else:
+                os.close(descriptor)
+        return self._opened[index]
 
 
 def _unnamed() -> int:

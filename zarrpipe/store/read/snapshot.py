@@ -1,9 +1,10 @@
-"""What of a store a reader knows: its attributes, its committed samples, its flat arrays."""
+"""What a reader knows of a store: its attributes, its committed samples, its open arrays."""
 
+import os
 import threading
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,7 @@ from zarrpipe.data.csr import AnyArray, Int64Array
 from zarrpipe.data.schema import Schema
 from zarrpipe.errors import StoreFormatError, StoreNotFoundError
 from zarrpipe.store.backend.array_reader import ArrayReader
+from zarrpipe.store.backend.local_store import open_regular
 from zarrpipe.store.backend.location import Root
 from zarrpipe.store.cache.array import CachedArray
 from zarrpipe.store.cache.config import CacheConfig
@@ -20,8 +22,6 @@ from zarrpipe.store.cache.row_cache import RowCache
 from zarrpipe.store.format.commit_log import RowCounts
 from zarrpipe.store.format.layout import ATOMS_PTR, find_array, is_empty, read_schema
 from zarrpipe.store.format.metadata import Attributes
-from zarrpipe.store.read.committed import check_required, find_active, find_extent, find_samples
-from zarrpipe.store.read.fingerprint import root_fingerprint, was_replaced
 from zarrpipe.store.read.mapped import MappedArray
 from zarrpipe.store.read.store_arrays import StoreArrays
 
@@ -73,13 +73,14 @@ class Snapshot:
     def __init__(self, root: Root, cache_config: CacheConfig | None = None) -> None:
         self.root, self._cache_config = root, cache_config or CacheConfig()
         this = weakref.ref(self)
-        self._flats = StoreArrays(root, self._cache_config, lambda: _still_current(this))
+        self._arrays = StoreArrays(root, self._cache_config, lambda: _still_current(this))
         self.extent = RowCounts()
         self.active: Int64Array | None = None
         self._deleted: int | None = None  # how many were when `active` was found
         self.version = 0
         self.lock = threading.RLock()
         self._seen: object = None
+        self._last_sample: dict[str, int] = {}
         self._load(None)
 
     @property
@@ -128,10 +129,10 @@ class Snapshot:
             at hand before.
         """
         with detect_changes(self):
-            flat = self.array(path, rows)
-            if isinstance(flat, CachedArray):
-                flat.ensure(rows)
-        return flat.data
+            reader = self.array(path, rows)
+            if isinstance(reader, CachedArray):
+                reader.ensure(rows)
+        return reader.data
 
     def array(self, path: str, rows: int) -> ArrayReader:
         """Array of which the first `rows` are committed; those of a cached one are yet to bring.
@@ -141,19 +142,19 @@ class Snapshot:
         StoreFormatError
             As `rows`.
         """
-        flat = self._flats.open(path)
-        if isinstance(flat, CachedArray):
-            flat.commit(rows)
-        elif len(flat.data) < rows:
+        reader = self._arrays.open(path)
+        if isinstance(reader, CachedArray):
+            reader.commit(rows)
+        elif len(reader.data) < rows:
             try:
                 with detect_changes(self):
-                    flat.ensure(rows)
+                    reader.ensure(rows)
                 self.version += 1
                 self.check_current()
             except StoreFormatError:
-                self._flats.drop(path)
+                self._arrays.drop(path)
                 raise
-        return flat
+        return reader
 
     def pointers(self, path: str) -> Int64Array:
         """Pointer array [samples + 1] int64, which may be longer; none of it without samples."""
@@ -163,13 +164,13 @@ class Snapshot:
 
     def drop_pages(self, path: str) -> None:
         """Let memory go that rows of a mapped array took in this process; they stay cached."""
-        flat = self._flats.find(path)
-        if isinstance(flat, MappedArray):
-            flat.drop_pages()
+        reader = self._arrays.find(path)
+        if isinstance(reader, MappedArray):
+            reader.drop_pages()
 
     def unit_rows(self, path: str) -> int:
         """Rows of a shard of an array, or of a chunk where there are no shards."""
-        array = self._flats.zarr_array(path)
+        array = self._arrays.zarr_array(path)
         return int((array.shards or array.chunks)[0])
 
     @property
@@ -185,7 +186,7 @@ class Snapshot:
         """Let go of the arrays."""
         with self.lock:
             self.version += 1
-            self._flats.release()
+            self._arrays.release()
 
     def moment(self) -> "SnapshotState":
         """What is known now, for a snapshot in another process to know the same."""
@@ -207,7 +208,8 @@ class Snapshot:
             self.attributes, self.active = moment.attributes, moment.active
             self._deleted = moment.attributes.deleted
             self.schema = read_schema(self._group, moment.attributes)
-            self.extent = find_extent(self._flats, moment.samples, moment.samples)
+            self.extent = self._arrays.row_counts(moment.samples, moment.samples)
+            self._last_sample = self._arrays.last_sample(moment.samples)
             self._seen = None
 
     def physical(self, index: Int64Array | None = None) -> Int64Array:
@@ -224,7 +226,7 @@ class Snapshot:
     @property
     def row_cache(self) -> RowCache:
         """What fetches the rows of fields that cannot be mapped."""
-        return self._flats.row_cache
+        return self._arrays.row_cache
 
     def check_current(self) -> None:
         """Refuse rows that were brought to hand after the store was rewritten.
@@ -251,11 +253,25 @@ class Snapshot:
 
     def _check_place(self) -> None:
         """Refuse to go on with a store that was put in the place of the one that is open."""
-        if self.attributes.ours and was_replaced(self.root, self._flats.find(ATOMS_PTR)):
+        if self.attributes.ours and self._first_chunk_replaced():
             raise StoreFormatError(
                 f"{self.root} was replaced by another copy of the store, a backup for example, and "
                 "what is at hand is of the one before: open it again"
             )
+
+    def _first_chunk_replaced(self) -> bool:
+        """Whether the first chunk of pointers is another file than the one that is mapped.
+
+        zarrpipe never replaces it, and the inode of a mapped file is not given to another.
+        """
+        pointers, directory = self._arrays.find(ATOMS_PTR), self.root.directory
+        if directory is None or not isinstance(pointers, MappedArray) or not pointers.first_file:
+            return False
+        try:
+            found = os.stat(f"{directory}{os.sep}{ATOMS_PTR}{os.sep}c{os.sep}0")  # noqa: PTH116  in less time
+        except OSError:
+            return False  # it was emptied, or is being: known samples are still mapped
+        return found.st_ino != pointers.first_file
 
     def _load(self, known: Attributes | None) -> None:
         """Read attributes and pointers until both are of one moment."""
@@ -287,19 +303,24 @@ class Snapshot:
                 "zarrpipe or nvalchemi wrote"
             )
         if known is None or attributes.generation != known.generation:
-            self._flats.release()
+            self._arrays.release()
             self.extent, self.active, self._deleted = RowCounts(), None, None
+            self._last_sample = {}
         self._group, self.attributes, self.schema = group, attributes, schema
-        self._flats.follow(group, attributes)
+        self._arrays.follow(group, attributes)
         self._look()
         if self._deleted != attributes.deleted:
-            self.active = find_active(self._flats, attributes, self.extent.samples)
+            self.active = self._arrays.active_samples(self.extent.samples)
             self._deleted = attributes.deleted
         return attributes
 
     def _look(self) -> None:
         """Find the samples that are committed now."""
-        if self._flats.find(ATOMS_PTR) is None and self.attributes.ours and not self.has(ATOMS_PTR):
+        if (
+            self._arrays.find(ATOMS_PTR) is None
+            and self.attributes.ours
+            and not self.has(ATOMS_PTR)
+        ):
             if self.attributes.num_samples:
                 raise StoreFormatError(
                     f"{self.root} lacks the array {ATOMS_PTR}, which says where its "
@@ -307,16 +328,24 @@ class Snapshot:
                 )
             return  # it was only just made; a foreign store was asked for it before
         self._check_place()
-        self._flats.verify()
+        self._arrays.verify()
         before = self.extent.samples
-        samples = find_samples(self._flats, self.attributes, before)
+        samples = self._arrays.committed_samples(before)
         if samples < before:
             raise StoreFormatError(
-                f"{self.root} had {before} samples and now has {samples}: it is being emptied"
+                f"{self.root} had {before} samples and now has {samples}: it is being emptied, or "
+                "an older copy was put in its place; open it again"
             )
-        self.extent = find_extent(self._flats, samples, before)
+        known, now = self._last_sample, self._arrays.last_sample(before)
+        if any(known.get(path, value) != value for path, value in now.items()):
+            raise StoreFormatError(
+                f"{self.root}: sample {before - 1} is another than it was: a copy of the store, a "
+                "backup for example, was written over its files; open it again"
+            )
+        extent = self._arrays.row_counts(samples, before)
+        self._last_sample, self.extent = self._arrays.last_sample(samples), extent
         if before == 0:
-            check_required(self._flats, self.schema, self.extent)
+            self._arrays.check_required(self.schema, self.extent)
         if self.active is not None:
             self.active = np.concatenate([self.active, np.arange(before, samples)])
 
@@ -330,6 +359,39 @@ def detect_changes(*snapshots: Snapshot) -> Iterator[None]:
         for snapshot in snapshots:
             snapshot.check_current()
         raise
+
+
+def root_fingerprint(root: Root) -> object:
+    """Value that changes with the attributes of the root.
+
+    Raises
+    ------
+    StoreNotFoundError
+        If there is no store.
+    """
+    if root.directory is not None:
+        with suppress(FileNotFoundError):
+            return _document(f"{root.directory}{os.sep}zarr.json")
+    group = root.open_group()  # which tells an array or something else from a missing store
+    if group is None:
+        raise StoreNotFoundError(f"there is no Zarr store at {root}")
+    return group.attrs.asdict()
+
+
+def _document(path: str) -> object:
+    """State of a metadata document; inodes and times are used again, its content is not."""
+    descriptor = open_regular(path)
+    try:
+        found = os.fstat(descriptor)
+        content = os.read(descriptor, found.st_size + 1)
+        while len(content) < found.st_size:
+            rest = os.read(descriptor, found.st_size)
+            if not rest:
+                break
+            content += rest
+    finally:
+        os.close(descriptor)
+    return found.st_ino, found.st_mtime_ns, content
 
 
 def _still_current(this: "weakref.ref[Snapshot]") -> None:

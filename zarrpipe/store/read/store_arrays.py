@@ -1,128 +1,230 @@
-"""The arrays of one store that a reader has opened, each flat in the way that suits it."""
+"""The arrays of one store that a reader has opened, and what their pointers say is committed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 import zarr
 
+from zarrpipe.data.csr import AnyArray, Int64Array
+from zarrpipe.data.fields import REQUIRED_FIELDS, SEGMENTED, Level
+from zarrpipe.data.schema import Schema
 from zarrpipe.errors import StoreFormatError
-from zarrpipe.store.backend.array_reader import ArrayReader
+from zarrpipe.store.backend.array_reader import ArrayReader, check_rows
 from zarrpipe.store.backend.location import Root, is_far
 from zarrpipe.store.backend.missing import allowed_absent_chunks
 from zarrpipe.store.cache.config import CacheConfig
 from zarrpipe.store.cache.directory import cache_identity
 from zarrpipe.store.cache.row_cache import RowCache
-from zarrpipe.store.format.layout import find_array, is_dense
+from zarrpipe.store.format.commit_log import (
+    Indexable,
+    RowCounts,
+    check_pointers,
+    new_samples,
+    rising_samples,
+)
+from zarrpipe.store.format.layout import (
+    ATOMS_PTR,
+    IDS,
+    SAMPLES_MASK,
+    field_path,
+    find_array,
+    is_dense,
+)
 from zarrpipe.store.format.metadata import Attributes
 from zarrpipe.store.read.loaded import LoadedArray
 from zarrpipe.store.read.mapped import MappedArray, can_be_mapped
 
 
 class StoreArrays:
-    """Arrays by path: mapped, loaded or cached.
+    """Readers of arrays by path: mapped, loaded or cached.
 
-    Local chunk files are not mapped where the file system is one of a network: a page there may
-    stay as it was, or be taken away.
+    Chunk files on a network file system are not mapped: a page there may stay as it was, or be
+    taken away.
 
     Parameters
     ----------
     root
         Place of the store.
     cache_config
-        Where rows go that cannot be mapped where they are.
+        Where rows go that cannot be mapped.
     check
         See `RowCache`.
     """
 
     def __init__(self, root: Root, cache_config: CacheConfig, check: Callable[[], object]) -> None:
         self.root, self._cache_config, self._check = root, cache_config, check
-        self._flat: dict[str, ArrayReader] = {}
+        self._readers: dict[str, ArrayReader] = {}
         self._row_cache: RowCache | None = None
         self._group: zarr.Group
         self._attributes: Attributes
+        self._has_ids = False
 
     def follow(self, group: zarr.Group, attributes: Attributes) -> None:
         """Open arrays out of this group from now on."""
         self._group, self._attributes = group, attributes
+        self._has_ids = self._has_ids or find_array(group, IDS) is not None
 
     def find(self, path: str) -> ArrayReader | None:
-        """Array that was opened, or None."""
-        return self._flat.get(path)
+        """Reader of an array that was opened, or None."""
+        return self._readers.get(path)
 
     def open(self, path: str) -> ArrayReader:
-        """Array at a path.
-
-        Raises
-        ------
-        StoreFormatError
-            If there is none, or none that can be read.
-        """
-        found = self._flat.get(path)
+        """Reader of the array at a path, which must exist."""
+        found = self._readers.get(path)
         if found is None:
-            found = self._flat[path] = self._opened(path)
+            found = self._readers[path] = self._opened(path)
         return found
 
     def zarr_array(self, path: str) -> zarr.Array[Any]:
-        """Array at a path as Zarr has it, with its present shape.
-
-        Raises
-        ------
-        StoreFormatError
-            If there is none.
-        """
+        """Zarr array at a path, which must exist, with its present shape."""
         return _required(self._group, path)
 
     def drop(self, path: str) -> None:
-        """Let go of an array; it is opened anew when it is asked for."""
-        self._flat.pop(path, None)
+        """Drop a reader, so that the array is opened anew."""
+        self._readers.pop(path, None)
 
     def verify(self) -> None:
         """Look at mapped files again; see `MappedArray.verify`."""
-        for path, flat in list(self._flat.items()):
-            if isinstance(flat, MappedArray):
+        for path, reader in list(self._readers.items()):
+            if isinstance(reader, MappedArray):
                 try:
-                    flat.verify()
+                    reader.verify()
                 except StoreFormatError:
                     self.drop(path)
                     raise
 
     def release(self) -> None:
-        """Let go of all arrays."""
-        self._flat = {}
+        """Drop all readers."""
+        self._readers, self._has_ids = {}, False
         if self._row_cache is not None:
             self._row_cache.close()
             self._row_cache = None
 
     @property
     def row_cache(self) -> RowCache:
-        """What fetches the rows of fields that cannot be mapped."""
+        """The cache of rows that cannot be mapped."""
         if self._row_cache is None:
             identity = cache_identity(self.root.path, self._group, self._attributes)
             directory, limit = self._cache_config.directory, self._cache_config.limit
             self._row_cache = RowCache(identity, directory, limit, check=self._check)
         return self._row_cache
 
+    def committed_samples(self, before: int) -> int:
+        """Number of samples that the pointers to atoms commit; `before` of them were checked.
+
+        Raises
+        ------
+        StoreFormatError
+            If pointers do not rise, were lost since the store was closed, or differ from their map.
+        """
+        pointers = self.open(ATOMS_PTR)
+        pointers.grow()
+        with _in_files(pointers) as values:
+            first, last = new_samples(values, before)
+            if last and isinstance(pointers, MappedArray):  # chunks are larger than shapes
+                last = pointers.within(last + 1) - 1
+            samples = rising_samples(f"{self.root}: {ATOMS_PTR}", values, first, last)
+        if samples > before and not pointers.data[samples]:
+            raise StoreFormatError(
+                f"{self.root}: {ATOMS_PTR} was written to, and what this process has mapped of it "
+                "stays as it was, as where an overlay file system (the image of a container) has "
+                "copied the file: open the store again"
+            )
+        if self._attributes.ours and samples < self._attributes.num_samples:
+            raise StoreFormatError(
+                f"{self.root} had {self._attributes.num_samples} samples when it was closed, and "
+                f"{ATOMS_PTR} has {samples} of them: pointers were lost; `zarrpipe check` says more"
+            )
+        return samples
+
+    def row_counts(self, samples: int, before: int) -> RowCounts:
+        """Rows of the first `samples`; the pointers of `before` of them were checked.
+
+        Raises
+        ------
+        StoreFormatError
+            If pointers do not begin with zero, or those to a level other than atoms fall.
+        """
+        if samples == 0:
+            return RowCounts()
+        counts = [samples]
+        for level, path in SEGMENTED.items():
+            pointers = self.open(path)
+            pointers.ensure(samples + 1)
+            if pointers.data[0]:
+                raise StoreFormatError(
+                    f"{self.root}: {path} begins with {pointers.data[0]}, expected 0: it is damaged"
+                )
+            if level is not Level.ATOM:
+                with _in_files(pointers) as values:
+                    check_pointers(f"{self.root}: {path}", values, samples, before)
+            counts.append(int(pointers.data[samples]))
+        return RowCounts(tuple(counts))
+
+    def active_samples(self, samples: int) -> Int64Array | None:
+        """Those of the first `samples` that were not deleted; None if none was deleted.
+
+        Raises
+        ------
+        StoreFormatError
+            If the mask and the attributes disagree.
+        """
+        deleted = self._attributes.deleted
+        if samples == 0 or (self._attributes.ours and deleted == 0):
+            return None
+        self.drop(SAMPLES_MASK)
+        mask = self.open(SAMPLES_MASK)
+        mask.ensure(samples)
+        active = np.flatnonzero(mask.data[:samples])
+        if self._attributes.ours and samples - len(active) < deleted:
+            raise StoreFormatError(
+                f"{self.root}: {deleted} samples are said to be deleted, and "
+                f"{SAMPLES_MASK} has {samples - len(active)} of them: it is damaged"
+            )
+        return None if len(active) == samples else active
+
+    def check_required(self, schema: Schema, counts: RowCounts) -> None:
+        """Refuse samples without a required field, or with one that has too few rows."""
+        for name in REQUIRED_FIELDS if counts.samples else ():
+            item = schema.get(name)
+            if item is None:
+                raise StoreFormatError(f"{self.root} has samples and no field {name!r}")
+            array = self.zarr_array(field_path(item))
+            check_rows(array.store_path, array.shape[0], counts.atoms)
+
+    def last_sample(self, samples: int) -> dict[str, int]:
+        """End pointers and id of the last of `samples`, by path, as mapped files have them.
+
+        They tell whether other samples were put in their place.
+        """
+        rows = dict.fromkeys(SEGMENTED.values(), samples)
+        if self._has_ids:
+            rows[IDS] = samples - 1
+        found = {}
+        for path, row in rows.items() if samples else ():
+            reader = self.open(path)
+            if isinstance(reader, MappedArray) and reader.within(row + 1) > row:
+                reader.ensure(row + 1)
+                found[path] = int(reader.data[row])
+        return found
+
     def _opened(self, path: str) -> ArrayReader:
         # What opens an array again keeps no reference to self, which would be a cycle.
-        directory, reopen = self._mappable, partial(_required, self._group, path)
-        if directory is None and not path.startswith("meta/"):
-            return self.row_cache.array(path, reopen, allowed_absent_chunks(self._attributes, path))
-        array, absent_chunks = reopen(), allowed_absent_chunks(self._attributes, path)
-        own = None if directory is None else directory / path
-        if own is not None and can_be_mapped(array, own):
-            return MappedArray(
-                array, own, reopen, absent_chunks=absent_chunks if is_dense(array) else "any"
-            )
+        directory, reopen = self.root.directory, partial(_required, self._group, path)
+        absent_chunks = allowed_absent_chunks(self._attributes, path)
+        mappable = directory is not None and not is_far(directory)
+        if not mappable and not path.startswith("meta/"):
+            return self.row_cache.array(path, reopen, absent_chunks)
+        array = reopen()
+        if directory is not None and mappable and can_be_mapped(array, directory / path):
+            allowed = absent_chunks if is_dense(array) else "any"
+            return MappedArray(array, directory / path, reopen, absent_chunks=allowed)
         if path.startswith("meta/"):
             return LoadedArray(reopen, array, absent_chunks)
         return self.row_cache.array(path, reopen, absent_chunks)
-
-    @property
-    def _mappable(self) -> Path | None:
-        directory = self.root.directory
-        return None if directory is None or is_far(directory) else directory
 
 
 def _required(group: zarr.Group, path: str) -> zarr.Array[Any]:
@@ -130,3 +232,13 @@ def _required(group: zarr.Group, path: str) -> zarr.Array[Any]:
     if array is None:
         raise StoreFormatError(f"{group.store_path} lacks the array {path}")
     return array
+
+
+@contextmanager
+def _in_files(pointers: ArrayReader) -> Iterator[AnyArray | Indexable]:
+    """Pointers, read from their files if they are mapped, as touched pages take up memory."""
+    if isinstance(pointers, MappedArray):
+        with pointers.in_file().opened() as values:
+            yield values
+    else:
+        yield pointers.data

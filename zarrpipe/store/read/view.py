@@ -1,4 +1,4 @@
-"""A store as a reader sees it: a committed prefix of samples, and one gather out of flat arrays."""
+"""A store as a reader sees it: the committed samples of one moment, and batches of them."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -13,7 +13,7 @@ from zarrpipe.data.csr import AnyArray, Int64Array
 from zarrpipe.data.fields import Level
 from zarrpipe.data.ids import UInt64Array, mix, unit_places
 from zarrpipe.data.schema import Field
-from zarrpipe.dataset.index_map import SampleIndexMap
+from zarrpipe.dataset.stores import SampleIndexMap
 from zarrpipe.dataset.zarr_dataset import ZarrDataset
 from zarrpipe.errors import ArgumentError, ArgumentTypeError, SchemaError
 from zarrpipe.training.epoch.plans import IndexArray, index_dtype
