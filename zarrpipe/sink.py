@@ -13,7 +13,6 @@ import torch
 from zarrpipe.adapters import as_batch
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.fields import check_new_names
-from zarrpipe.data.validate import plain_array
 from zarrpipe.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -31,6 +30,7 @@ from zarrpipe.store.check.run import check
 from zarrpipe.store.format.config import ZarrWriteConfig
 from zarrpipe.store.read.view import StoreView
 from zarrpipe.store.write.calls import WriterOwner, synchronized
+from zarrpipe.store.write.plan import masked
 
 _MOST_SAMPLES = 1 << 40
 
@@ -165,7 +165,8 @@ class ZarrData(WriterOwner):
             If the batch is of no known kind (ArgumentTypeError).
         """
         self._check_open()
-        self._write(_chosen(batch, mask))
+        chosen = as_batch(batch)
+        self._write(chosen if mask is None else masked(chosen, mask))
 
     @synchronized
     def _write(self, batch: Batch) -> None:
@@ -195,7 +196,7 @@ class ZarrData(WriterOwner):
             write it raises `DeferredWriteError`.
         """
         self._check_open()
-        chosen = _chosen(batch, mask)
+        chosen = as_batch(batch) if mask is None else masked(as_batch(batch), mask)
         if chosen.num_graphs:
             self._deferred.append(chosen.detach().clone().cpu())
 
@@ -406,30 +407,3 @@ class ZarrData(WriterOwner):
             except StoreNotFoundError:
                 return None
         return self._view
-
-
-def _chosen(given: Any, mask: Any) -> Batch:
-    """Systems of a batch for which the mask is True; all without a mask."""
-    batch = as_batch(given)
-    if mask is None:
-        return batch
-    expected = f"expected bool and ({batch.num_graphs},): one entry for each system of the batch"
-    if isinstance(mask, np.ndarray):
-        mask = plain_array("mask", mask)
-    try:
-        chosen = torch.as_tensor(mask).detach().cpu()
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise FieldError(
-            f"mask of type {type(mask).__name__} holds no bools, {expected}"
-        ) from error
-    if chosen.dtype is not torch.bool or chosen.shape != (batch.num_graphs,):
-        whole = not (
-            chosen.is_floating_point() or chosen.is_complex() or chosen.dtype is torch.bool
-        )
-        hint = " (numbers of systems are for batch.index_select)" if whole else ""
-        raise FieldError(
-            f"mask has dtype {chosen.dtype} and shape {tuple(chosen.shape)}, {expected}{hint}"
-        )
-    if chosen.layout is not torch.strided:
-        raise FieldError(f"mask is a tensor of layout {chosen.layout}: give mask.to_dense()")
-    return batch if bool(chosen.all()) else batch.index_select(chosen)

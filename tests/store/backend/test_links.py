@@ -11,7 +11,7 @@ from zarrpipe import AtomicDataZarrWriter, ZarrData, compact
 from zarrpipe.errors import SchemaError, StoreFormatError
 from zarrpipe.store.format.layout import ATOMS_MASK
 from zarrpipe.store.read.view import StoreView
-from zarrpipe.store.write.foreign_files import unfinished_files
+from zarrpipe.store.write.open_for_writing import unfinished_files
 from zarrpipe.testing import assert_batches_equal, assert_plain_zarr, numbered_batch
 
 PLACES = (

@@ -27,7 +27,7 @@ from zarrpipe.store.format.config import ZarrWriteConfig
 from zarrpipe.store.format.layout import IDS, SAMPLES_MASK
 from zarrpipe.store.rewrite.delete_defragment import delete_samples
 from zarrpipe.store.statistics.stored_sums import remove_sums
-from zarrpipe.store.write.foreign_files import unfinished_files
+from zarrpipe.store.write.open_for_writing import unfinished_files
 from zarrpipe.store.write.store_writer import StoreWriter
 
 Log = Callable[[str], object]

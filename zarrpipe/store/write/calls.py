@@ -23,7 +23,7 @@ _Owner = TypeVar("_Owner", bound="WriterOwner")
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
 
-_APPENDS = frozenset({"_write", "_append"})
+_QUICK = frozenset({"_write", "_append", "_length"})
 
 
 class Closing:
@@ -103,11 +103,11 @@ def synchronized(
                 "afterwards, or hand a batch to ZarrData.defer"
             )
         with self._mutex.here():
-            if appends and self._writer is not None and self._writer.appends_in_place:
+            if quick and self._writer is not None and self._writer.appends_in_place:
                 return self._carry_out(method, *args, **kwargs)
             return self._mutex.run_uninterrupted(partial(self._carry_out, method, *args, **kwargs))
 
-    appends = method.__name__ in _APPENDS
+    quick = method.__name__ in _QUICK
     return call
 
 

@@ -3,15 +3,17 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.csr import AnyArray
 from zarrpipe.data.fields import COMMIT_ORDER, SEGMENTED
 from zarrpipe.data.ids import batch_ids
 from zarrpipe.data.schema import Field, Schema
+from zarrpipe.data.validate import plain_array
 from zarrpipe.errors import FieldError
 from zarrpipe.store.format.commit_log import RowCounts
 from zarrpipe.store.format.layout import (
@@ -110,6 +112,36 @@ def on_host(batch: Batch) -> Batch:
     if all(tensor.is_cpu and not tensor.requires_grad for tensor in tensors):
         return batch
     return batch.detach().cpu()
+
+
+def masked(batch: Batch, mask: Any) -> Batch:
+    """Systems of a batch for which the mask is True.
+
+    Raises
+    ------
+    FieldError
+        If it is no mask of bools, one for each system.
+    """
+    expected = f"expected bool and ({batch.num_graphs},): one entry for each system of the batch"
+    if isinstance(mask, np.ndarray):
+        mask = plain_array("mask", mask)
+    try:
+        chosen = torch.as_tensor(mask).detach().cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise FieldError(
+            f"mask of type {type(mask).__name__} holds no bools, {expected}"
+        ) from error
+    if chosen.dtype is not torch.bool or chosen.shape != (batch.num_graphs,):
+        whole = not (
+            chosen.is_floating_point() or chosen.is_complex() or chosen.dtype is torch.bool
+        )
+        hint = " (numbers of systems are for batch.index_select)" if whole else ""
+        raise FieldError(
+            f"mask has dtype {chosen.dtype} and shape {tuple(chosen.shape)}, {expected}{hint}"
+        )
+    if chosen.layout is not torch.strided:
+        raise FieldError(f"mask is a tensor of layout {chosen.layout}: give mask.to_dense()")
+    return batch if bool(chosen.all()) else batch.index_select(chosen)
 
 
 def _arrays(batch: Batch) -> dict[str, AnyArray]:

@@ -25,9 +25,13 @@ from zarrpipe.store.statistics.label_rows import SUMMED_LABELS
 from zarrpipe.store.statistics.stored_sums import remove_sums
 from zarrpipe.store.statistics.updater import StatisticsUpdater
 from zarrpipe.store.write.array_writer import ArrayWriter
-from zarrpipe.store.write.foreign_files import check_free
 from zarrpipe.store.write.open_arrays import OpenArrays, wait_for_zarr
-from zarrpipe.store.write.open_for_writing import RootMetadata, check_durable, check_writable
+from zarrpipe.store.write.open_for_writing import (
+    RootMetadata,
+    check_durable,
+    check_free,
+    check_writable,
+)
 from zarrpipe.store.write.plan import (
     NewArray,
     RowWrite,
