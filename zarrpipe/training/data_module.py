@@ -35,11 +35,10 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
     epoch has and how far it came, so a resumed run, on any number of devices, goes through exactly
     the rest. No Trainer flag is needed for several devices.
 
-    Each argument is an attribute. Those that say how samples are put into batches, ordered, drawn,
-    augmented and read (``batch_size`` to ``samples_per_epoch``, ``train_transform``, ``seed``,
-    ``shuffle``, ``num_workers``, ``prefetch``) may be assigned: an epoch that is under way ends as
-    it began, and the next loader obeys. So Lightning's batch size finder works, for a budget with
-    ``batch_arg_name="max_atoms"``. The others cannot be assigned.
+    Each argument is an attribute. Those of batches, order, draws, augmentation and reading
+    (``batch_size`` to ``samples_per_epoch``, ``train_transform``, ``seed``, ``shuffle``,
+    ``num_workers``, ``prefetch``) may be assigned, for the next epoch. So Lightning's batch size
+    finder works, for a budget with ``batch_arg_name="max_atoms"``. The others cannot be assigned.
 
     Parameters
     ----------
@@ -68,8 +67,8 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
         Condition that a sample has to meet to be in any split, such as ``"round >= 3 and
         has(forces)"``; see `ZarrDataset.where`. What arrives later has to meet it too.
     val_store, test_store : StoreLike or sequence of StoreLike, optional
-        Stores used whole for validation and test. Before a fit it is said if they have structures
-        that are trained on.
+        Stores used whole for validation and test. A warning before a fit says how many of their
+        structures are trained on.
     fields : sequence of str, optional
         Fields of the batches; by default all.
     transform : callable or sequence of callable, optional
@@ -168,7 +167,7 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
         )
         self._statistics = SplitStatistics()
         self._resume_fix = ResumeFix()
-        self._loaders = Loaders(settings)  # from here on what is assigned is checked
+        self._loaders = Loaders(settings)  # assignments are checked from here on
 
     def __str__(self) -> str:
         """The stores; Lightning's own text would read a batch of each loader."""
@@ -200,8 +199,8 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
     def statistics(self) -> Statistics:
         """Statistics of `train_dataset`; only samples that are new since the last call are read.
 
-        At the first call it is those that the sums of their stores do not tell of; these are all
-        of them where the share of training is no whole per cent of the ids.
+        The first call uses the sums that stores keep, if the share of training is a whole per cent
+        of the ids, and else reads all samples.
         """
         (_, rows), split = self._splits.of("train"), self._splits.split
         assert rows is not None  # the split decides them

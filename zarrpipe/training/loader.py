@@ -52,7 +52,7 @@ class GraphLoader(Loader):  # type: ignore[misc]  # torchdata is not followed
     Raises
     ------
     ValueError
-        If `num_workers` or `prefetch` is negative, or workers are asked for to read what is
+        If `num_workers` or `prefetch` is negative, or there are workers and the dataset is
         resident in this process.
     """
 
@@ -82,9 +82,9 @@ class GraphLoader(Loader):  # type: ignore[misc]  # torchdata is not followed
         self._dataset, self._transform, self.sampler = dataset, transform, sampler
         self._workers = Workers(num_workers) if num_workers else None
         self.waited = 0.0
-        """Seconds in which whoever iterates has waited for batches, over all epochs."""
+        """Seconds that iterations have waited for batches, over all epochs."""
         self.unfinished: Callable[[], int] = int
-        """Gives how many of the batches that were handed out a state does not count."""
+        """Gives the number of handed-out batches that a state does not count."""
 
     def __len__(self) -> int:
         """Number of batches of this rank in the epoch, those before a resume included."""

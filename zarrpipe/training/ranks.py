@@ -64,25 +64,25 @@ def all_ranks(look: Callable[[], T]) -> list[T]:
         found = look()
     except Exception as error:  # noqa: BLE001  raised below, after the exchange
         failed, text = error, f"{type(error).__name__}: {error}"
-    told: list[Any] = [None] * world_size()
-    dist.all_gather_object(told, (text, found))
+    results: list[Any] = [None] * world_size()
+    dist.all_gather_object(results, (text, found))
     if failed is not None:
         raise failed
-    for other, (why, _) in enumerate(told):
+    for other, (why, _) in enumerate(results):
         if why is not None:
             raise StoreFormatError(f"rank {other} cannot go on with its stores: {why}")
-    return [found for _, found in told]
+    return [found for _, found in results]
 
 
 def check_alike(look: Callable[[], Mapping[str, Any]]) -> None:
     """Refuse to begin an epoch with a state that differs between ranks."""
-    told = all_ranks(look)
-    for other, own in enumerate(told):
-        names = [name for name in {**told[0], **own} if told[0].get(name) != own.get(name)]
+    first, *others = all_ranks(look)
+    for number, own in enumerate(others, 1):
+        names = [name for name in {**first, **own} if first.get(name) != own.get(name)]
         if names:
             raise StoreFormatError(
-                f"ranks 0 and {other} begin an epoch of other {names}: "
-                f"{[told[0].get(name) for name in names]} and {[own.get(name) for name in names]}; "
+                f"ranks 0 and {number} begin an epoch of other {names}: "
+                f"{[first.get(name) for name in names]} and {[own.get(name) for name in names]}; "
                 "give all of them the same stores, index files and settings"
             )
 

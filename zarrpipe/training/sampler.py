@@ -26,13 +26,12 @@ class GraphBatchSampler:
     """Batches of sample indices: each sample once an epoch, the same number for every rank.
 
     It works as ``batch_sampler`` of torch's DataLoader and as the sampler of our own loader.
-    An epoch keeps the samples that it began with. Those that `data` or `resample` bring appear
-    in the next one.
+    An epoch keeps the samples that it began with; new ones of `data` or `resample` wait for the
+    next epoch.
 
-    With `weights` or `samples_per_epoch` an epoch is drawn of its samples instead: one that is
-    expected c times comes floor(c) or ceil(c) times, and the epoch has exactly as many samples as
-    it is to have. What is drawn depends on the seed, the epoch, the samples that it began with and
-    their weights alone, and is put together, shuffled, shared and resumed as any other epoch is.
+    With `weights` or `samples_per_epoch` an epoch is drawn instead: a sample that is expected c
+    times comes floor(c) or ceil(c) times, and the number of samples is exact. The draw depends on
+    the seed, the epoch, its samples and their weights alone.
 
     Parameters
     ----------
@@ -42,13 +41,11 @@ class GraphBatchSampler:
     batch_size : int, optional
         Samples in a batch; beside the budgets, the most that it may have.
     max_atoms, max_edges : int, optional
-        Most atoms and edges of a batch. With either, samples are put together anew in each epoch
-        so that batches fill the budgets, and follow each other by their cost within some hundred
-        batches, so that all ranks have as much to do at each step. Without `shuffle` a batch is
-        the next samples that fit.
+        Most atoms and edges of a batch. With either, each epoch packs its samples anew so that
+        batches fill the budgets; neighbouring batches have similar cost, so that all ranks have
+        equal work in each step. Without `shuffle` a batch is the next samples that fit.
     balance : bool
-        Whether samples are put together so without budgets too: batches of `batch_size` with
-        nearly the same number of atoms.
+        Whether to pack batches of `batch_size` with nearly equal numbers of atoms.
     shuffle : bool
         Whether each epoch has an order of its own; otherwise it is that of the indices.
     seed : int
@@ -56,16 +53,16 @@ class GraphBatchSampler:
     index : array [n] of int, optional
         Indices to sample from, for example a split; by default all of `data`.
     blocks : callable, optional
-        Gives how the first n samples are shuffled near each other, for data that are read through
-        a cache, as `ZarrDataset.blocks` does; `index` is ascending then. By default every order of
-        all samples is as likely.
+        Gives the blocks in which the first n samples are shuffled, for data that are read through
+        a cache, as `ZarrDataset.blocks` does; `index` is ascending then. By default all orders are
+        equally likely.
     weights : sequence of float, mapping or str, optional
         A sequence has the share of the epoch of each store of a `ZarrDataset`. A mapping such as
         ``{"round": {0: 0.2, 1: 0.8}}`` has the shares by the value of a field at system level;
         the key ``"other"`` is for all values without a share of their own, and for samples that
         lack the field. A name is that of a field at system level whose value is the weight
-        of its sample. All are relative to their sum, and a share of which there is no sample
-        (yet) goes to the others.
+        of its sample. All are relative to their sum. The share of values without a sample goes to
+        the others.
     samples_per_epoch : int, optional
         Samples of an epoch that is drawn, over all ranks; by default as many as there are.
     rank, world_size : int, optional
