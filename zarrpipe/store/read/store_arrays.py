@@ -8,9 +8,8 @@ from typing import Any
 import zarr
 
 from zarrpipe.errors import StoreFormatError
-from zarrpipe.store.backend.array_reader import ArrayReader
+from zarrpipe.store.backend.array_reader import ArrayReader, allowed_absent_chunks
 from zarrpipe.store.backend.location import Root, is_far
-from zarrpipe.store.backend.missing import allowed_absent_chunks
 from zarrpipe.store.cache.config import CacheConfig
 from zarrpipe.store.cache.directory import cache_identity
 from zarrpipe.store.cache.row_cache import RowCache
