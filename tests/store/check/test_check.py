@@ -154,7 +154,7 @@ def test_a_store_whose_writer_was_killed(tmp_path):
     report = check(tmp_path / "store")
     assert report.ok
     assert report.samples == 30
-    assert "has it no more" in only(report, "lock").message
+    assert "without closing the store" in only(report, "lock").message
     assert only(report, "num-samples").repairable
     repaired = check(tmp_path / "store", repair=True)
     assert repaired.findings == ()

@@ -16,7 +16,7 @@ from zarrpipe.errors import FieldError
 from zarrpipe.store.backend import files
 from zarrpipe.store.check.run import check
 from zarrpipe.store.read.view import StoreView
-from zarrpipe.store.statistics import stored_sums, updater
+from zarrpipe.store.statistics import stored_sums
 from zarrpipe.store.statistics.stored_sums import read_sums, valid_sums
 from zarrpipe.store.write.store_writer import StoreWriter
 from zarrpipe.training.splits.assignment import hash_split
@@ -104,7 +104,7 @@ def store(request, tmp_path):
 
 class TestOneWriter:
     def test_all_is_counted_when_it_closes(self, store):
-        assert kept_of(store).extent.samples == 60
+        assert kept_of(store).counts.samples == 60
         assert_true(store)
 
     def test_the_next_one_goes_on(self, store):
@@ -112,7 +112,7 @@ class TestOneWriter:
             sink.write(labelled(20, 99, elements=(1, 26)))
             sink.flush()
             sink.write(labelled(5, 98))
-        assert kept_of(store).extent.samples == 85
+        assert kept_of(store).counts.samples == 85
         assert_true(store)
 
     def test_a_flush_leaves_few_samples_to_readers(self, store):
@@ -120,18 +120,18 @@ class TestOneWriter:
             for seed, counted in ((99, 60), (98, 68), (97, 68), (96, 76)):
                 sink.write(labelled(4, seed))
                 sink.flush()
-                assert kept_of(store).extent.samples == counted
+                assert kept_of(store).counts.samples == counted
                 assert_true(store)
-        assert kept_of(store).extent.samples == 76
+        assert kept_of(store).counts.samples == 76
 
     def test_what_is_newer_is_read(self, store):
         with ZarrData(store) as sink:
             sink.write(labelled(20, 99))
-            assert kept_of(store).extent.samples == 60
+            assert kept_of(store).counts.samples == 60
             assert_true(store)
 
     def test_after_deletions_all_is_counted_at_the_next_close(self, store, monkeypatch):
-        monkeypatch.setattr(updater, "_FREE_ATOMS", 10)
+        monkeypatch.setattr(stored_sums, "_FREE_ATOMS", 10)
         with AtomicDataZarrWriter(store) as writer:
             writer.delete([0, 7, 33, -1])
             assert_true(store, kept=False)
@@ -142,7 +142,7 @@ class TestOneWriter:
         assert_true(store)
 
     def test_a_kill_after_a_deletion_leaves_the_count_to_the_next_close(self, store, monkeypatch):
-        monkeypatch.setattr(updater, "_FREE_ATOMS", 10)
+        monkeypatch.setattr(stored_sums, "_FREE_ATOMS", 10)
         writer = AtomicDataZarrWriter(store)
         writer.delete([0, 7])
         writer._writer.abandon()
@@ -153,16 +153,16 @@ class TestOneWriter:
         assert_true(store)
 
     def test_one_that_is_killed_leaves_those_of_before(self, store, monkeypatch):
-        monkeypatch.setattr(updater, "_DUE_SAMPLES", 15)
+        monkeypatch.setattr(stored_sums, "_DUE_SAMPLES", 15)
         sink = ZarrData(store)
         for seed in range(6):
             sink.write(labelled(6, 100 + seed))
         sink._writer.abandon()
-        assert kept_of(store).extent.samples in (78, 84, 90)
+        assert kept_of(store).counts.samples in (78, 84, 90)
         assert_true(store)
         with ZarrData(store) as sink:
             sink.write(labelled(2, 200))
-        assert kept_of(store).extent.samples == 98
+        assert kept_of(store).counts.samples == 98
         assert_true(store)
 
     def test_a_field_that_comes_later(self, store):
@@ -205,7 +205,7 @@ class TestOneWriter:
 
     def test_a_large_store_without_sums_is_left_without(self, store, monkeypatch):
         del zarr.open_group(store, mode="r+")["meta/sums"]
-        monkeypatch.setattr(updater, "_FREE_ATOMS", 10)
+        monkeypatch.setattr(stored_sums, "_FREE_ATOMS", 10)
         with ZarrData(store) as sink:
             sink.write(labelled(3, 99))
         assert_true(store, kept=False)
@@ -251,7 +251,7 @@ class TestLabelsThatCannotBeSummed:
             writer.append(bad)
             writer._open_writer().flush(every=True)
             with pytest.MonkeyPatch.context() as patch:  # it is not tried again and again
-                patch.setattr(updater, "count_rows", None)
+                patch.setattr(stored_sums, "active_rows", None)
                 writer.append(labelled(40, 98))
                 writer._open_writer().flush(every=True)
             assert kept_of(store) is None
@@ -295,7 +295,7 @@ class TestRewrites:
                 writer.append(labelled(3, 99))
                 writer.delete([4])
             compact(place, shuffle=3)
-            assert kept_of(place).extent.samples == 59
+            assert kept_of(place).counts.samples == 59
             assert_true(place)
 
     @pytest.mark.parametrize("without", [None, 0, 1])
@@ -443,7 +443,7 @@ def test_the_next_count_is_before_an_append_and_an_error_of_it_leaves_nothing_wr
     tmp_path, monkeypatch
 ):
     place = filled(tmp_path / "store", 20)
-    monkeypatch.setattr(updater, "_DUE_SAMPLES", 5)
+    monkeypatch.setattr(stored_sums, "_DUE_SAMPLES", 5)
 
     def full(*_, **__):
         raise OSError(28, "No space left on device")
@@ -494,7 +494,7 @@ class TestSize:
         place = filled(tmp_path / "store")
         whole = self.sums_bytes(place)
         monkeypatch.setattr(stored_sums, "_SMALL_BYTES", 1)
-        monkeypatch.setattr(updater, "_FREE_ATOMS", 1)
+        monkeypatch.setattr(stored_sums, "_FREE_ATOMS", 1)
         with ZarrData(place) as sink:
             sink.write(labelled(20, 99))
         assert self.sums_bytes(place) < whole
@@ -520,14 +520,14 @@ class TestDenseSums:
         place = filled(tmp_path / "store")
         group = zarr.open_group(place, mode="r+")
         stored = read_sums(group)
-        sums, extent = stored.sums, stored.extent
+        sums, counts = stored.sums, stored.counts
         parts = [sums.elements, sums.origin, np.hstack([sums.table, np.ones((100, 3))]).ravel()]
         parts += [one.ravel() for one in (sums.counts, sums.fraction, sums.moment, sums.gram)]
         parts += [sums.sizes, sums.size_counts]
         length = 18 + sum(map(len, parts))
         content = np.zeros(1 << 13)
         head = (stored_sums._MAGIC, 1.0, length, 0.0, *stored.generation)
-        head += (extent.samples, extent.atoms, extent.edges, 0)
+        head += (counts.samples, counts.atoms, counts.edges, 0)
         head += (100, 15, len(sums.elements), len(sums.sizes), sums.fitted, 0.0)
         content[:length] = np.concatenate([head, *parts])
         content[3] = stored_sums._checksum(content)

@@ -1,6 +1,6 @@
 """A store as a check opens it, and its samples in blocks whose pointers are sound.
 
-What cannot be opened is a finding, and does not end the check.
+An array that cannot be opened is a finding and does not end the check.
 """
 
 from collections.abc import Iterator, Mapping
@@ -37,33 +37,20 @@ from zarrpipe.store.format.layout import (
 from zarrpipe.store.format.metadata import Attributes
 
 POINTERS = {path: level for level, path in SEGMENTED.items()}
-"""Arrays of pointers, and the level whose rows they point to."""
+"""Level whose rows an array of pointers points to, by path."""
 
 MASKS = {LEVELS[level].mask: level for level in SEGMENTED}
-"""Masks of the rows of these levels."""
+"""Level whose rows a mask is for, by path."""
 
 _BYTES = 1 << 23
 
 
 @dataclass
 class CheckedStore:
-    """Arrays of a store that can be opened.
+    """A store and those of its arrays that can be read, by path.
 
-    Parameters
-    ----------
-    root, group, attributes
-        The store, its root group and the attributes of that.
-    arrays
-        Arrays that are sound enough to be read, by path.
-    paths
-        Path of each field among these, by name.
-    levels
-        Level of the rows of an array, by path.
-    known
-        Paths that were asked for, with a sound array or without.
-    samples, behind
-        Samples that the pointers committed before any other array was opened, and entries behind
-        them that are not zero.
+    `paths` has the path of each field by name, `known` every path that was requested. `samples`
+    were committed before any other array was opened; `behind` counts non-zero pointers after them.
     """
 
     root: Root
@@ -85,20 +72,20 @@ class CheckedStore:
 
     @property
     def appended_by_another(self) -> bool:
-        """Whether there are fewer ids, which no other library writes, than pointers."""
+        """Whether the store has fewer ids, which only zarrpipe writes, than pointers."""
         if not self.ours or IDS not in self.arrays or ATOMS_PTR not in self.arrays:
             return True
         return len(self.arrays[IDS]) < len(self.arrays[ATOMS_PTR]) - 1
 
     @property
     def units(self) -> Mapping[str, Any]:
-        """Units as the attributes have them, which may not be strings."""
+        """Units in the attributes by field name, which may not be strings."""
         own = self.group.attrs.asdict().get("zarrpipe", {})
         units = own.get("units", {}) if isinstance(own, dict) else {}
         return units if isinstance(units, dict) else {}
 
     def open(self, *paths: str, add: AddFinding, required: bool = True) -> CheckedRows | None:
-        """Open the first array that is there; None and a finding if none can be opened."""
+        """Open the first array that exists; report a finding if none can be opened."""
         for path in paths:
             try:
                 array = find_array(self.group, path)
@@ -113,13 +100,13 @@ class CheckedStore:
                 rows = self.arrays[path] = CheckedRows(path, array, directory)
                 return rows
         if required:
-            message = "there is no such array, and the store needs it: put it back from a copy"
+            message = "there is no such array, and every store needs it: put it back from a copy"
             add(Finding("missing", Severity.ERROR, paths[0], message))
         return None
 
 
 def open_fields(store: CheckedStore, add: AddFinding) -> None:
-    """Open every array but the pointers to atoms, which a check reads first."""
+    """Open every array except the pointers to atoms, which a check reads first."""
     for spec in meta_specs():
         if spec.path != ATOMS_PTR:
             required = store.ours or spec.path in (*POINTERS, SAMPLES_MASK)
@@ -157,7 +144,7 @@ def _open_field(store: CheckedStore, name: str, level: Any, add: AddFinding) -> 
 
 
 def _unlike(spec: FieldSpec | None, rows: CheckedRows) -> str:
-    """How an array differs from the registry; "" if it does not."""
+    """Difference of an array from its entry in the registry, or an empty string."""
     dtype, shape = np.dtype(rows.array.dtype), rows.array.shape[1:]
     if spec is None:
         return ""
@@ -171,7 +158,7 @@ def _unlike(spec: FieldSpec | None, rows: CheckedRows) -> str:
 def _open_presence(store: CheckedStore, name: str, add: AddFinding) -> None:
     path = present_path(name)
     if name not in store.attributes.levels:
-        message = f"says which samples have {name!r}, which is no field of the store"
+        message = f"records which samples have {name!r}, which is not a field of the store"
         add(Finding("presence", Severity.WARNING, path, message))
         return
     store.levels[path] = Level.SYSTEM
@@ -179,7 +166,7 @@ def _open_presence(store: CheckedStore, name: str, add: AddFinding) -> None:
 
 
 def _check_units(store: CheckedStore, add: AddFinding) -> None:
-    """Compare units with those of the registry; custom fields may have any."""
+    """Compare units with those of the registry; custom fields may have any unit."""
     units = store.units
     for name in store.attributes.levels:
         spec, unit = CORE_FIELDS.get(name), units.get(name)
@@ -188,31 +175,21 @@ def _check_units(store: CheckedStore, add: AddFinding) -> None:
             add(Finding("unit", Severity.ERROR, "zarr.json", message))
         elif spec is not None and unit is not None and unit != spec.unit:
             message = (
-                f"{name!r} is in {unit!r}, the registry has {spec.unit!r}: convert the values and "
-                "write the store anew, since readers take them to be in the registry's unit"
+                f"{name!r} is in {unit!r}, the registry has {spec.unit!r}, which readers assume: "
+                "convert the values and write the store anew"
             )
             add(Finding("unit", Severity.ERROR, "zarr.json", message))
         elif spec is not None and spec.unit and unit is None and store.ours:
             message = f"no unit is stored for {name!r}, which is read as {spec.unit!r}"
             add(Finding("unit", Severity.WARNING, "zarr.json", message))
     for name in units.keys() - store.attributes.levels.keys():
-        message = f"a unit is stored for {name!r}, which is no field of the store"
+        message = f"a unit is stored for {name!r}, which is not a field of the store"
         add(Finding("unit", Severity.NOTE, "zarr.json", message))
 
 
 @dataclass
 class SampleBlock:
-    """Consecutive samples whose pointers are sound.
-
-    Parameters
-    ----------
-    store
-        Their store.
-    first
-        Number of the first of them.
-    pointers
-        Pointers [n+1] int64 to their atoms and edges, as stored.
-    """
+    """Consecutive samples from number `first` on, whose `pointers` [n+1] are sound."""
 
     store: CheckedStore
     first: int
@@ -223,22 +200,22 @@ class SampleBlock:
         return len(self.pointers[Level.ATOM]) - 1
 
     @property
-    def numbers(self) -> slice:
-        """Numbers of the samples."""
-        return slice(self.first, self.first + len(self))
+    def numbers(self) -> Int64Array:
+        """Numbers [n] of the samples."""
+        return np.arange(self.first, self.first + len(self))
 
     def ptr(self, level: Level) -> Int64Array:
-        """First row [n+1] of each sample, and the end of the last."""
+        """Pointers [n+1] to the rows of a level."""
         if level is Level.SYSTEM:
             return np.arange(self.first, self.first + len(self) + 1)
         return self.pointers[level]
 
     def none(self) -> BoolArray:
-        """A flag [n] for each sample, False."""
+        """False [n] for each sample."""
         return np.zeros(len(self), dtype=bool)
 
     def rows(self, path: str) -> tuple[AnyArray, BoolArray]:
-        """Rows of an array, and which samples [n] could be read completely."""
+        """Rows of an array, and whether those of each sample [n] could all be read."""
         if path not in self._read:
             ptr = self.ptr(self.store.levels[path])
             values, good = self.store.arrays[path].read(int(ptr[0]), int(ptr[-1]))
@@ -246,13 +223,13 @@ class SampleBlock:
         return self._read[path]
 
     def missing(self, path: str) -> BoolArray:
-        """Which samples [n] have rows in a chunk file that is not there."""
+        """Which samples [n] have rows in a missing chunk."""
         ptr = self.ptr(self.store.levels[path])
         return any_of(self.store.arrays[path].missing(int(ptr[0]), int(ptr[-1])), ptr)
 
     @property
     def active(self) -> BoolArray:
-        """Which samples [n] were not deleted."""
+        """Which samples [n] are not deleted."""
         return self._flags(SAMPLES_MASK)
 
     def present(self, name: str) -> BoolArray:
@@ -260,7 +237,7 @@ class SampleBlock:
         return self._flags(present_path(name))
 
     def _flags(self, path: str) -> BoolArray:
-        """An array of flags; True where there is none, or it cannot be read."""
+        """Flags [n] of samples; True where the array is missing or cannot be read."""
         if path not in self.store.arrays:
             return ~self.none()
         values, good = self.rows(path)
@@ -270,7 +247,7 @@ class SampleBlock:
 def sample_blocks(
     store: CheckedStore, broken: dict[str, Int64Array], limits: dict[str, int]
 ) -> Iterator[SampleBlock]:
-    """All samples but those beside a broken pointer, some megabytes of each field at a time."""
+    """Samples without a broken pointer, in blocks of up to 8 MiB of each field."""
     most = {level: _most_rows(store, level) for level in LEVELS}
     for start in range(0, store.samples, BLOCK_SAMPLES):
         stop = min(start + BLOCK_SAMPLES, store.samples)
@@ -310,6 +287,6 @@ def any_of(flags: BoolArray, ptr: Int64Array) -> BoolArray:
 
 
 def _most_rows(store: CheckedStore, level: Level) -> int:
-    """Rows of the widest field of a level that fit in a block."""
+    """Number of rows of the widest array of a level that fit in a block."""
     sizes = [rows.row_bytes for path, rows in store.arrays.items() if store.levels[path] is level]
     return max(1, _BYTES // max([8, *sizes]))

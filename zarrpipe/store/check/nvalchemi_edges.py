@@ -1,9 +1,9 @@
-"""Neighbour lists that count from their batch, as nvalchemi 0.2 writes them.
+"""Neighbour lists whose indices count from their batch, as nvalchemi 0.2 writes them.
 
-A sample s of a batch that began with sample b has ``raw = local + A[s] - A[b]``, where A are the
-pointers to atoms, and its local indices are at least 0 and below its number of atoms. So ``A[b]``
-lies in ``[A[s] - min(raw), A[s + 1] - 1 - max(raw)]``. Batches follow each other and b is the first
-sample of its batch. Both together often leave one batch for each sample, found in linear time.
+Sample s of a batch that begins with sample b has ``raw = local + A[s] - A[b]``, where A are the
+pointers to atoms and ``0 <= local < A[s + 1] - A[s]``. So ``A[b]`` lies in
+``[A[s] - min(raw), A[s + 1] - 1 - max(raw)]``. Since batches are consecutive and b is the first
+sample of its batch, these intervals often leave one batch for each sample, found in linear time.
 """
 
 import uuid
@@ -27,23 +27,16 @@ from zarrpipe.store.check.checked_store import CheckedStore, SampleBlock
 from zarrpipe.store.check.report import Finding, Severity, some
 from zarrpipe.store.check.rows import BoolArray
 
-RELATIVE = "add to the indices of each sample what makes them count from the store"
+RELATIVE = "shift the indices of each sample so that they count from the store"
 _NONE = np.iinfo(np.int64).max
 _BYTES = 1 << 24
 
 
 @dataclass(frozen=True)
 class EdgeShifts:
-    """What to add to the indices of samples, so that they count from the store.
+    """Shifts `by` [N] that make the indices of each sample count from the store.
 
-    Parameters
-    ----------
-    by : array [N] int64
-        For each sample.
-    unknown : array [K] int64
-        Samples for which it is not known.
-    edges : array [N+1] int64
-        Pointers to the edges.
+    `unknown` [K] are the samples whose shift is unknown, `edges` [N+1] the pointers to edges.
     """
 
     by: Int64Array
@@ -52,7 +45,7 @@ class EdgeShifts:
 
 
 def find_edge_shifts(blocks: Iterable[SampleBlock], samples: int) -> EdgeShifts | None:
-    """Shifts of all samples, in 40 bytes of memory a sample; None without all pointers."""
+    """Find the shifts of all samples, in 40 bytes of memory each; None without all pointers."""
     atoms, edges = np.zeros((2, samples + 1), dtype=np.int64)
     least, greatest = np.full(samples, _NONE), np.full(samples, -1, dtype=np.int64)
     counted = 0
@@ -63,7 +56,7 @@ def find_edge_shifts(blocks: Iterable[SampleBlock], samples: int) -> EdgeShifts 
         counted += len(block)
     if counted < samples:
         return None
-    least[greatest < 0] = _NONE // 2  # no edges; differences of it do not overflow
+    least[greatest < 0] = _NONE // 2  # no edges; differences do not overflow
     by, known = edge_shifts(atoms, least, greatest)
     return EdgeShifts(np.where(known, by, 0), np.flatnonzero(~known), edges)
 
@@ -84,18 +77,17 @@ def _ranges(block: SampleBlock) -> tuple[Int64Array, Int64Array]:
 
 
 def describe_relative_edges(finding: Finding, shifts: EdgeShifts) -> Finding:
-    """The finding to report instead of one about edges outside their samples."""
+    """Replace a finding about edges outside their samples by one about relative edges."""
     if len(shifts.unknown):
         text = (
-            "indices count from the batch in which they were written instead of from the store, "
-            "as nvalchemi writes them, and which batch that was cannot be derived for "
-            f"{some(shifts.unknown, 'sample')}: find the neighbours anew"
+            "indices count from their batch instead of from the store, as nvalchemi writes them, "
+            f"and the batch cannot be derived for {some(shifts.unknown, 'sample')}: find the "
+            "neighbours anew"
         )
         return Finding("relative-edges", Severity.ERROR, finding.place, text)
     text = (
-        f"{some(np.flatnonzero(shifts.by), 'sample')} with indices that count from the batch in "
-        "which they were written instead of from the store, as nvalchemi writes them: readers take "
-        "their neighbours for other atoms"
+        f"{some(np.flatnonzero(shifts.by), 'sample')} with indices that count from their batch "
+        "instead of from the store, as nvalchemi writes them: readers return wrong neighbours"
     )
     return Finding("relative-edges", Severity.ERROR, finding.place, text, RELATIVE)
 
@@ -103,27 +95,12 @@ def describe_relative_edges(finding: Finding, shifts: EdgeShifts) -> Finding:
 def edge_shifts(
     ptr: Int64Array, least: Int64Array, greatest: Int64Array
 ) -> tuple[Int64Array, BoolArray]:
-    """What to add to the indices of each sample to count from the store, and whether it is known.
+    """Shift [N] of each sample for its indices to count from the store, and whether it is known.
 
-    A sample whose edges reach from its first to its last atom needs no batch: its lowest index is
-    that of its first atom. That is so for stores that nvalchemi defragmented, too.
+    A shift is unknown where none or several are possible. It follows directly for a sample whose
+    edges reach its first and its last atom, also in a store that nvalchemi defragmented. A sample
+    without edges, for which `least` [N] exceeds `greatest` [N], needs no shift.
 
-    Parameters
-    ----------
-    ptr : array [N+1] int64
-        Pointers to the atoms.
-    least, greatest : array [N] int64
-        Smallest and greatest index among the edges of each sample; for one without edges, `least`
-        is greater than `greatest`.
-
-    Returns
-    -------
-    shifts : array [N] int64
-    known : array [N] bool
-        False where several are possible, or none. A sample without edges needs none.
-
-    Examples
-    --------
     Samples of 2 atoms, in batches of 2 and 1, each with an edge between its atoms:
 
     >>> ptr = np.array([0, 2, 4, 6])
@@ -145,7 +122,7 @@ def edge_shifts(
 def _unique_begins(
     ptr: Int64Array, low: Int64Array, high: Int64Array, has: BoolArray
 ) -> Int64Array:
-    """First sample of the batch of each sample [N]; -1 where there is not exactly one."""
+    """First sample [N] of the batch of each sample; -1 where it is not unique."""
     count = len(low)
     first = np.where(has, np.searchsorted(ptr[:-1], low, "left"), 0)
     last = np.where(has, np.searchsorted(ptr[:-1], high, "right") - 1, count)
@@ -161,9 +138,9 @@ def _unique_begins(
 
 
 def _survival(first: Int64Array, last: Int64Array) -> Int64Array:
-    """For each sample as the first of a batch, the first sample [N] that cannot belong to it.
+    """First sample [N] that cannot belong to a batch that begins with each sample.
 
-    That is the sample itself where no batch can begin. Sample s can belong to batches that began
+    This is the sample itself where no batch can begin. Sample s can belong to batches that begin
     with a sample from ``first[s]`` to ``last[s]``.
     """
     count = len(first)
@@ -181,7 +158,7 @@ def _survival(first: Int64Array, last: Int64Array) -> Int64Array:
 
 
 def _divisible(ends: Int64Array) -> Int64Array:
-    """The same, where all samples behind the batch can be divided into batches as well."""
+    """The same [N], if all samples after the batch can be divided into batches, too."""
     count = len(ends)
     until = np.arange(count)
     borders = [-count]  # where a batch can end, negative so that they ascend
@@ -196,13 +173,9 @@ def _divisible(ends: Int64Array) -> Int64Array:
 def fix_relative_edges(store: CheckedStore, shifts: EdgeShifts) -> None:
     """Rewrite the neighbour list so that its indices count from the store.
 
-    A local array is written beside its place and swapped with the old one, so that a kill leaves
-    one of the two whole.
-
-    Raises
-    ------
-    StoreFormatError
-        If the store is neither local nor in memory, where a kill would leave both kinds mixed.
+    A local array is written to a sibling directory and swapped with the old one, so that a kill
+    leaves one of the two complete. Raises StoreFormatError if the store is neither local nor in
+    memory, since a kill would leave both kinds of indices mixed.
     """
     path = store.paths["neighbor_list"]
     if store.root.directory is not None:
@@ -210,8 +183,8 @@ def fix_relative_edges(store: CheckedStore, shifts: EdgeShifts) -> None:
         return
     if not isinstance(store.root.path.store, MemoryStore):
         raise StoreFormatError(
-            f"{store.root} is not local, and a kill while its edges are rewritten would mix two "
-            "ways to count: copy the store to a local disk and repair it there"
+            f"{store.root} is not local, and a kill while its edges are rewritten would leave both "
+            "kinds of indices mixed: copy the store to a local disk and repair it there"
         )
     array = store.group[path]
     if isinstance(array, zarr.Array):
@@ -219,15 +192,15 @@ def fix_relative_edges(store: CheckedStore, shifts: EdgeShifts) -> None:
 
 
 def _swap(store: CheckedStore, place: Path, path: str, shifts: EdgeShifts) -> None:
-    room = place.with_name(f".{place.name}.repair-{uuid.uuid4().hex[:8]}")
-    files.make_folder(room)
+    sibling = place.with_name(f".{place.name}.repair-{uuid.uuid4().hex[:8]}")
+    files.make_folder(sibling)
     try:
-        files.replace(room / "zarr.json", (place / "zarr.json").read_bytes())
-        _write(store, path, zarr.open_array(LocalStore(room), mode="r+"), shifts)
-        files.sync_tree(room)
-        swap_directories(place, room)
+        files.replace(sibling / "zarr.json", (place / "zarr.json").read_bytes())
+        _write(store, path, zarr.open_array(LocalStore(sibling), mode="r+"), shifts)
+        files.sync_tree(sibling)
+        swap_directories(place, sibling)
     finally:
-        files.remove_tree(room)
+        files.remove_tree(sibling)
 
 
 def _write(store: CheckedStore, path: str, target: zarr.Array[Any], shifts: EdgeShifts) -> None:
@@ -237,12 +210,14 @@ def _write(store: CheckedStore, path: str, target: zarr.Array[Any], shifts: Edge
     for start in range(0, len(rows), step):
         values, good = rows.read(start, min(start + step, len(rows)))
         if not good.all():
-            raise StoreFormatError(f"{store.root}: {path} cannot be read whole: repair it first")
+            raise StoreFormatError(
+                f"{store.root}: {path} has chunks that cannot be read: put them back from a copy"
+            )
         written[start : start + len(values)] = values + _added(shifts, start, values)
 
 
 def _added(shifts: EdgeShifts, start: int, values: AnyArray) -> AnyArray:
-    """Shifts of rows [n, 1]; 0 for rows of no sample."""
+    """Shift [n, 1] of each row, 0 for rows of no sample."""
     owner = np.searchsorted(shifts.edges, np.arange(start, start + len(values)), "right") - 1
     inside = owner < len(shifts.by)
     added = np.where(inside, shifts.by[np.minimum(owner, len(shifts.by) - 1)], 0)

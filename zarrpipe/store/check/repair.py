@@ -1,37 +1,47 @@
-"""Putting a store right: what is not committed is cleared, metadata are written anew.
+"""Repair a store: clear uncommitted rows, restore broken pointers, write metadata anew.
 
-Each step is a change that a kill leaves done or undone, and the next repair does the rest. Samples
-that were committed are given up only with `drop`.
+A kill leaves each step done or undone, and the next repair does the rest. Only with `drop` are
+committed samples deleted.
+
+Broken pointers are restored where other arrays prove them. An entry of the pointers to atoms is
+where a structure with the stored 64-bit id ends. An entry of the pointers to edges is where the
+atoms of the next sample begin in the neighbour list.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from zarrpipe.data.csr import Int64Array
-from zarrpipe.data.fields import SEGMENTED
+from zarrpipe.data.csr import AnyArray, Int64Array
+from zarrpipe.data.fields import COMMIT_ORDER, LEVELS, SEGMENTED
+from zarrpipe.data.ids import structure_ids, zero_missing
 from zarrpipe.store.backend import files
 from zarrpipe.store.backend.lock import WriterLock
 from zarrpipe.store.backend.swap import remove_leftovers
-from zarrpipe.store.check.check_statistics import DISCARD
-from zarrpipe.store.check.checked_store import CheckedStore, sample_blocks
+from zarrpipe.store.check.checked_store import POINTERS, CheckedStore, sample_blocks
 from zarrpipe.store.check.nvalchemi_edges import RELATIVE, EdgeShifts, fix_relative_edges
 from zarrpipe.store.check.pointers import UNMASK, CheckedCounts
 from zarrpipe.store.check.report import Report, Severity, some
-from zarrpipe.store.check.restore_pointers import mend_pointers
 from zarrpipe.store.check.rows import CheckedRows, runs
-from zarrpipe.store.check.samples import SampleFindings, ids_of
+from zarrpipe.store.check.samples import DISCARD, SampleFindings, compute_ids
 from zarrpipe.store.check.surroundings import SWEEP, leftovers
 from zarrpipe.store.format.config import ZarrWriteConfig
-from zarrpipe.store.format.layout import IDS, SAMPLES_MASK
+from zarrpipe.store.format.layout import ATOMS_PTR, EDGES_PTR, IDS, SAMPLES_MASK, present_path
 from zarrpipe.store.rewrite.delete_defragment import delete_samples
 from zarrpipe.store.statistics.stored_sums import remove_sums
 from zarrpipe.store.write.open_for_writing import unfinished_files
 from zarrpipe.store.write.store_writer import StoreWriter
 
 Log = Callable[[str], object]
+"""Called with a description of each step when it is done."""
+
+Entries = dict[int, int]
+"""Values of pointers by position."""
+
 _CAPACITY = 1_000_000
+_MOST_ATOMS, _MOST_EDGES = 1 << 20, 1 << 22
+_MOST_TRIALS = 4_096
 _LOST = ("unreadable", "missing-chunk", "ids", "edges")
 _REPORTED = (*SEGMENTED.values(), IDS)
 _NO_REPAIR = {
@@ -42,17 +52,10 @@ _NO_REPAIR = {
 
 @dataclass(frozen=True)
 class Examination:
-    """The result of looking a store through, for a repair to go by.
+    """The report of a check, and its results for a repair.
 
-    Parameters
-    ----------
-    report
-        The report for people.
-    store, counts, samples, shifts
-        The same for programs; `counts` and `samples` are None where pointers are missing, `shifts`
-        where neighbour lists need none.
-    live
-        Whether the store seems to be written meanwhile.
+    `counts` and `samples` are None if pointers are missing, `shifts` if edges need none. A `live`
+    store seems to be written meanwhile.
     """
 
     report: Report
@@ -64,23 +67,9 @@ class Examination:
 
 
 def repair_store(found: Examination, lock: WriterLock | None, log: Log, *, drop: bool) -> None:
-    """Carry out the plan of an examination that was made while `lock` was held.
+    """Carry out the plan of an examination, and release the lock under which it was made.
 
-    Parameters
-    ----------
-    found
-        The examination.
-    lock
-        Lock of a local store, which is released.
-    log
-        Called with what was done, after each step.
-    drop
-        Whether samples may be given up.
-
-    Raises
-    ------
-    StoreFormatError
-        If there is a link inside the store; nothing was changed.
+    Raises StoreFormatError before any change if there is a link inside the store.
     """
     store, plan = found.store, found.report.plan(drop=drop)
     try:
@@ -92,10 +81,10 @@ def repair_store(found: Examination, lock: WriterLock | None, log: Log, *, drop:
             _sweep(store, log)
         blocking = sorted(found.report.kinds(Severity.ERROR) & _NO_REPAIR) + _masks_lost(store)
         if blocking == ["mask-lost"] and UNMASK in plan:
-            write_full_mask(store, found.counts.samples, log)
+            _write_full_mask(store, found.counts.samples, log)
             blocking = []
         if blocking:
-            log(f"left all else as it is, since no repair knows the way: {', '.join(blocking)}")
+            log(f"left all else as it is, since these cannot be repaired: {', '.join(blocking)}")
             return
         if RELATIVE in plan and found.shifts is not None:
             fix_relative_edges(store, found.shifts)
@@ -121,7 +110,7 @@ def _masks_lost(store: CheckedStore) -> list[str]:
 
 
 def _sweep(store: CheckedStore, log: Log) -> None:
-    """Remove what killed writers and repairs left."""
+    """Remove leftovers of killed writers and repairs."""
     if store.root.directory is None:
         return
     place = store.root.directory.resolve()
@@ -141,26 +130,26 @@ def _write_anew(
     *,
     drop: bool,
 ) -> None:
-    """Mend pointers, masks, shapes and numbers of a store of ours."""
-    remove_sums(store.group)  # they may be of rows that change
-    samples, lost = mend_pointers(store, counts, log, drop=drop)
+    """Repair pointers, masks, shapes and numbers of a store that zarrpipe wrote."""
+    remove_sums(store.group)  # the rows that they sum may change
+    samples, lost = _restore_pointers(store, counts, log, drop=drop)
     if samples is None or (store.attributes.num_samples > samples and not drop):
-        log("left all else as it is, since it is not known how many samples there are")
+        log("left all else as it is, since the number of samples is unknown")
         return
     if len(without := found.of("ids-lacking")):
-        compute_ids(store, counts, without, log)
+        _write_ids(store, counts, without, log)
     if drop:
         lost = np.union1d(lost, found.of(*_LOST))
         for path in store.paths.values():
-            fill_broken(store.arrays[path], log)
+            _fill_broken(store.arrays[path], log)
         if store.attributes.num_samples > samples:
             store.group.update_attributes({**store.group.attrs.asdict(), "num_samples": samples})
             log(f"wrote num_samples, {samples:,}")
     writer = StoreWriter(store.root, ZarrWriteConfig(), _CAPACITY, lock, damaged=True)
     try:
         lost = lost[lost < writer.counts.samples]
-        kept = writer.array(SAMPLES_MASK).read(0, writer.counts.samples)
-        if len(lost := lost[kept[lost]]):
+        active = writer.array(SAMPLES_MASK).read(0, writer.counts.samples)
+        if len(lost := lost[active[lost]]):
             delete_samples(writer, lost)
             log(f"deleted {some(lost, 'sample')}")
         unlike = np.union1d(found.of("row-masks"), lost)
@@ -168,13 +157,13 @@ def _write_anew(
             writer.mask_rows()
             log("wrote atoms_mask and edges_mask from samples_mask")
         writer.close()
-        log(f"made shapes, num_samples and deleted those of {writer.counts.samples:,} samples")
+        log(f"set shapes, num_samples and deleted to those of {writer.counts.samples:,} samples")
     finally:
         writer.abandon()
 
 
-def fill_broken(rows: CheckedRows, log: Log) -> None:
-    """Fill lost and broken chunks of an array, so that the rest of it can be read."""
+def _fill_broken(rows: CheckedRows, log: Log) -> None:
+    """Fill lost and broken chunks of an array, so that its other rows can be read."""
     unit, writer = rows.chunk_rows, rows.open_writer()
     lost = [index for index in rows.lost if index not in rows.broken]
     for index in lost:
@@ -188,28 +177,192 @@ def fill_broken(rows: CheckedRows, log: Log) -> None:
         return
     rows.discard_broken()
     if not rows.plain:
-        array = rows.array.with_config({"write_empty_chunks": True})  # or readers miss the chunk
+        array = rows.array.with_config({"write_empty_chunks": True})  # readers miss absent chunks
         for index in rows.broken:
             array[index * unit : min((index + 1) * unit, len(rows))] = array.fill_value
     log(f"filled {some(rows.broken, 'chunk')} of {rows.path}")
 
 
-def compute_ids(store: CheckedStore, counts: CheckedCounts, samples: Int64Array, log: Log) -> None:
-    """Compute the ids of samples that have none."""
+def _write_ids(store: CheckedStore, counts: CheckedCounts, samples: Int64Array, log: Log) -> None:
+    """Compute and write the missing ids of samples."""
     store.arrays[IDS].discard_broken()
     writer = store.arrays[IDS].open_writer()
     for block in sample_blocks(store, counts.broken, counts.limits):
-        here = np.isin(np.arange(block.first, block.first + len(block)), samples)
-        ids = ids_of(block) if here.any() else np.zeros(0)
+        here = np.isin(block.numbers, samples)
+        ids = compute_ids(block) if here.any() else np.zeros(0)
         for begin, end in runs(here):
             writer.write(block.first + begin, ids[begin:end])
     writer.close()
     log(f"computed the ids of {some(samples, 'sample')}")
 
 
-def write_full_mask(store: CheckedStore, samples: int, log: Log) -> None:
-    """Write a mask of samples of which none was deleted."""
+def _write_full_mask(store: CheckedStore, samples: int, log: Log) -> None:
+    """Write a mask without deleted samples."""
     writer = store.arrays[SAMPLES_MASK].open_writer()
     writer.write(0, np.ones(samples, dtype=bool))
     writer.close()
     log(UNMASK.replace("write", "wrote"))
+
+
+def _restored_atoms(store: CheckedStore, counts: CheckedCounts) -> Entries:
+    """Broken pointers to atoms that the ids prove."""
+    found: Entries = {}
+    if not {"positions", "atomic_numbers"} <= store.paths.keys() or IDS not in store.arrays:
+        return found
+    for first, last, start, stop in _gaps(store, counts, ATOMS_PTR):
+        if stop - start > _MOST_ATOMS:
+            continue
+        final = min(last, counts.samples - 1)
+        ends = _ends(store, first - 1, final, start, stop)
+        if ends is not None and (last == counts.samples or ends[-1] == stop):
+            found |= dict(zip(range(first, last + 1), ends, strict=False))
+    if len(counts.broken[ATOMS_PTR]) and counts.broken[ATOMS_PTR][0] == 0:
+        found[0] = 0
+    return found
+
+
+def _restored_edges(store: CheckedStore, counts: CheckedCounts, atoms: Entries) -> Entries:
+    """Broken pointers to edges that the neighbour list proves, given restored pointers to atoms."""
+    found: Entries = {}
+    if "neighbor_list" not in store.paths:
+        return found
+    for first, last, start, stop in _gaps(store, counts, EDGES_PTR):
+        if stop - start > _MOST_EDGES:
+            continue
+        bounds = store.arrays[ATOMS_PTR].read(first - 1, min(last + 2, counts.samples + 1))[0]
+        for position, value in atoms.items():
+            if first - 1 <= position < first - 1 + len(bounds):
+                bounds[position - first + 1] = value
+        values, good = store.arrays[store.paths["neighbor_list"]].read(start, stop)
+        owners = np.searchsorted(bounds, values, "right") - 1
+        owner = owners[:, 0]
+        ascending = (np.diff(owner) >= 0).all() and (owners == owner[:, None]).all()
+        inside = not len(owner) or (owner[0] >= 0 and values.max() < bounds[-1])
+        if good.all() and ascending and inside and (np.diff(bounds) > 0).all():
+            ends = start + np.searchsorted(owner, np.arange(last - first + 1), "right")
+            found |= dict(zip(range(first, last + 1), ends.tolist(), strict=True))
+    if len(counts.broken[EDGES_PTR]) and counts.broken[EDGES_PTR][0] == 0:
+        found[0] = 0
+    return found
+
+
+def _gaps(
+    store: CheckedStore, counts: CheckedCounts, path: str
+) -> Iterator[tuple[int, int, int, int]]:
+    """Runs of broken entries: first, last, and the sound values before and after them.
+
+    After the last entry of the array, the value is the number of rows.
+    """
+    broken = np.zeros(counts.samples + 1, dtype=bool)
+    broken[counts.broken[path]] = True
+    pointers = store.arrays[path]
+    broken[0] = False  # it is zero in any case
+    for first, stop in runs(broken):
+        if stop > len(pointers):
+            continue
+        before = 0 if first == 1 else pointers.value(first - 1)
+        behind = pointers.value(stop) if stop <= counts.samples else counts.limits[path]
+        yield first, stop - 1, before, behind
+
+
+def _ends(store: CheckedStore, first: int, last: int, start: int, stop: int) -> list[int] | None:
+    """End of each sample that has atoms in rows `start` to `stop`; None if not proven."""
+    arrays, paths = store.arrays, store.paths
+    positions, has_positions = arrays[paths["positions"]].read(start, stop)
+    numbers, has_numbers = arrays[paths["atomic_numbers"]].read(start, stop)
+    stored, has_ids = arrays[IDS].read(first, last + 1)
+    if not (has_positions.all() and has_numbers.all() and has_ids.all()):
+        return None
+    ends, at = [], 0
+    for index, wanted in enumerate(stored):
+        box = [_box(store, name, first + index) for name in ("cell", "pbc")]
+        end = _end(positions, numbers, at, wanted, box)
+        if end is None:
+            return None
+        ends.append(start + end)
+        at = end
+    return ends
+
+
+def _end(
+    positions: AnyArray, numbers: AnyArray, at: int, wanted: int, box: list[AnyArray | None]
+) -> int | None:
+    """End of the structure that begins at row `at` and has the id `wanted`."""
+    for end in range(at + 1, min(at + _MOST_TRIALS, len(positions)) + 1):
+        ptr: Int64Array = np.array([0, end - at])
+        if structure_ids(positions[at:end], numbers[at:end], ptr, *box)[0] == wanted:
+            return end
+    return None
+
+
+def _box(store: CheckedStore, name: str, sample: int) -> AnyArray | None:
+    """Cell or pbc [1, ...] of a sample, zero if the sample has none."""
+    if name not in store.paths:
+        return None
+    values = store.arrays[store.paths[name]].read(sample, sample + 1)[0]
+    presence = store.arrays.get(present_path(name))
+    has = None if presence is None else presence.read(sample, sample + 1)[0]
+    return values if has is None else zero_missing(values, has)
+
+
+def _restore_pointers(
+    store: CheckedStore, counts: CheckedCounts, log: Log, *, drop: bool
+) -> tuple[int | None, Int64Array]:
+    """Write the broken pointers that are proven, and with `drop` all of them.
+
+    Returns the number of samples, None if entries are still broken, and the samples [K] to be
+    deleted, since their borders are unknown.
+    """
+    atoms = _restored_atoms(store, counts)
+    proven = {ATOMS_PTR: atoms, EDGES_PTR: _restored_edges(store, counts, atoms)}
+    samples, lost = counts.samples, np.zeros(0, dtype=np.int64)
+    whole = True
+    for path in (SEGMENTED[level] for level in COMMIT_ORDER):
+        entries: Entries = proven.get(path, {})
+        unproven = np.setdiff1d(counts.broken[path], [*entries])
+        if drop and len(unproven):
+            invented, first = _invented(store, counts, path, unproven)
+            samples = min(samples, first - 1)
+            touched = [s for entry in invented for s in (entry - 1, entry)]
+            lost = np.union1d(lost, np.array(touched, dtype=np.int64))
+            entries = invented | entries
+        whole &= drop or not len(unproven)
+        if entries:
+            _write_entries(store, path, entries)
+            log(f"wrote {some(sorted(entries), 'entry', 'entries')} of {path}")
+    if samples < counts.samples:
+        writer = store.arrays[ATOMS_PTR].open_writer()
+        writer.clear_from(samples + 1)
+        writer.close()
+        log(f"ended the store after {samples:,} of {counts.samples:,} samples")
+    return samples if whole else None, lost[lost < samples]
+
+
+def _invented(
+    store: CheckedStore, counts: CheckedCounts, path: str, unproven: Int64Array
+) -> tuple[Entries, int]:
+    """Entries that leave all sound samples in place, and the first position without such an entry.
+
+    Each sample gets at least one atom. The samples next to such an entry have to be deleted.
+    """
+    found: Entries = {}
+    step = LEVELS[POINTERS[path]].least
+    for first, last, before, behind in _gaps(store, counts, path):
+        if not np.isin(np.arange(first, last + 1), unproven).any():
+            continue
+        if last == counts.samples or before + step * (last - first + 2) > behind:
+            return found, first
+        found |= {entry: before + step * (entry - first + 1) for entry in range(first, last + 1)}
+    missing = unproven[unproven >= len(store.arrays[path])]
+    return found, int(missing[0]) if len(missing) else counts.samples + 1
+
+
+def _write_entries(store: CheckedStore, path: str, entries: Entries) -> None:
+    store.arrays[path].discard_broken()
+    writer = store.arrays[path].open_writer()
+    values = np.zeros(max(entries) + 1, dtype=np.int64)
+    known = np.zeros(len(values), dtype=bool)
+    values[[*entries]], known[[*entries]] = [*entries.values()], True
+    for begin, end in runs(known):
+        writer.write(begin, values[begin:end])
+    writer.close()

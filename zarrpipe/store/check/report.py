@@ -1,4 +1,4 @@
-"""Findings of a check, and the report of them."""
+"""The findings of a check, and its report."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -30,16 +30,14 @@ class Finding:
     kind
         One word for programs.
     severity
-        An error is damage, or a disagreement that makes samples unreadable or wrong. A warning may
-        be damage. A note is a fact.
+        An error makes samples unreadable or wrong, a warning may do so, a note is a fact.
     place
-        Array, attribute or file, as a place in the store.
+        Path of the array or file in the store.
     message
         The finding, the expectation and the way out.
-    repair
-        What ``repair=True`` does, which loses nothing; "" if nothing.
-    drop
-        What ``repair=True, drop=True`` does, which gives samples up; "" if nothing.
+    repair, drop
+        Actions of ``repair=True``, which loses nothing, and of ``repair=True, drop=True``, which
+        deletes samples; "" for none.
     """
 
     kind: str
@@ -51,7 +49,7 @@ class Finding:
 
     @property
     def repairable(self) -> bool:
-        """Whether ``repair=True`` does something about it."""
+        """Whether ``repair=True`` repairs it."""
         return bool(self.repair)
 
     def __str__(self) -> str:
@@ -63,19 +61,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class FieldFacts:
-    """A field as the store has it.
-
-    Parameters
-    ----------
-    name, dtype, unit
-        As in the store; the unit is "" where none stands there.
-    level
-        What a row belongs to.
-    shape
-        Shape of one row.
-    present
-        Samples, the deleted left out, that have the field.
-    """
+    """A stored field: `shape` is that of a row, `present` counts samples that are not deleted."""
 
     name: str
     level: Level
@@ -87,22 +73,20 @@ class FieldFacts:
 
 @dataclass(frozen=True)
 class Report:
-    """What `zarrpipe.check` found; `print` it to read it.
+    """The result of `zarrpipe.check`; `print` it to read it.
 
     Parameters
     ----------
     store
         Place of the store.
     samples, atoms, edges
-        What is committed, the deleted included.
+        Committed numbers, including those of deleted samples.
     deleted
-        Samples whose mask is False.
-    fields
-        Each field as it is stored.
-    findings
-        The worst first.
+        Number of deleted samples.
+    fields, findings
+        Stored fields, and findings, the worst first.
     repairs
-        What was done, in order; empty without ``repair=True``.
+        Actions of ``repair=True``, in order.
 
     Examples
     --------
@@ -135,17 +119,17 @@ class Report:
         return tuple(item for item in self.findings if item.severity is severity)
 
     def kinds(self, severity: Severity | None = None) -> set[str]:
-        """Kinds of the findings, or of those of one severity."""
+        """Kinds of the findings, of one severity if given."""
         return {item.kind for item in self.findings if severity in (None, item.severity)}
 
     def plan(self, *, drop: bool = False) -> tuple[str, ...]:
-        """What a repair would do, each thing once."""
+        """Actions of a repair, each listed once."""
         steps = [item.repair for item in self.findings]
         steps += [f"{item.place}: {item.drop}" for item in self.findings if item.drop and drop]
         return tuple(dict.fromkeys(step for step in steps if step))
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as plain types, for JSON."""
+        """Convert the report to plain types, for JSON."""
         return {
             "store": self.store,
             "ok": self.ok,
@@ -176,17 +160,17 @@ class Report:
     @property
     def _verdict(self) -> str:
         count = {severity: len(self.of(severity)) for severity in Severity}
-        what = ", ".join(f"{n} {s.value}{'' if n == 1 else 's'}" for s, n in count.items() if n)
-        return f"{'good' if self.ok else 'DAMAGED'}{': ' if what else ''}{what}"
+        shown = ", ".join(f"{n} {s.value}{'' if n == 1 else 's'}" for s, n in count.items() if n)
+        return f"{'good' if self.ok else 'DAMAGED'}{': ' if shown else ''}{shown}"
 
 
 def worst_first(findings: list[Finding]) -> tuple[Finding, ...]:
-    """Findings by severity, else in the order in which they were made."""
+    """Sort findings by severity, and else leave their order."""
     return tuple(sorted(findings, key=lambda item: _ORDER[item.severity]))
 
 
 def some(numbers: Any, one: str, many: str = "") -> str:
-    """How many there are, and the first of them; `many` is the plural of `one`.
+    """The count of numbers and the first of them; `many` is the plural of `one`.
 
     Examples
     --------

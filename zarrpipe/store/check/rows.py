@@ -1,4 +1,4 @@
-"""Rows of one array in any state: broken chunks are noted once, and their rows passed over."""
+"""Read the rows of an array that may be damaged: record broken chunks and skip their rows."""
 
 import errno
 import os
@@ -14,8 +14,8 @@ from zarrpipe.compat import sync
 from zarrpipe.data.csr import AnyArray, Int64Array
 from zarrpipe.errors import StoreFormatError
 from zarrpipe.store.backend import files
+from zarrpipe.store.backend.array_reader import chunk_place, find_absent_chunks
 from zarrpipe.store.backend.local_store import open_regular
-from zarrpipe.store.backend.missing import chunk_place, find_absent_chunks
 from zarrpipe.store.check.report import Finding, Severity, some
 from zarrpipe.store.format.layout import chunk_file, is_dense, is_plain
 from zarrpipe.store.format.validate import translate_zarr_errors
@@ -27,21 +27,11 @@ AddFinding = Callable[[Finding], object]
 BLOCK_SAMPLES = 1 << 16
 _WINDOW = 1 << 23
 _NO_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)
-"""Errors of the process or machine, which say nothing about the store."""
+"""Errors for lack of resources, which are no damage of the store."""
 
 
 class CheckedRows:
-    """Rows of an array, read in any order, but fast from front to back.
-
-    Parameters
-    ----------
-    path
-        Place of the array in its store.
-    array
-        The array.
-    directory
-        Directory of a local array.
-    """
+    """Rows of the array at `path` of a store, read in any order, but fast from front to back."""
 
     def __init__(self, path: str, array: zarr.Array[Any], directory: Path | None) -> None:
         self.path, self.array = path, array
@@ -60,7 +50,7 @@ class CheckedRows:
         return int(self.array.shape[0])
 
     def read(self, start: int, stop: int) -> tuple[AnyArray, BoolArray]:
-        """Rows, and which of them could be read; the others are zero."""
+        """Rows [n, ...], zero where they cannot be read, and which [n] can be read."""
         values, good = self._empty(stop - start), np.zeros(stop - start, dtype=bool)
         at = start
         while at < min(stop, len(self)):
@@ -74,39 +64,39 @@ class CheckedRows:
         return values, good
 
     def value(self, row: int) -> int:
-        """One entry of an array of integers."""
+        """Entry of an array of integers."""
         return int(self.read(row, row + 1)[0][0])
 
     def missing(self, start: int, stop: int) -> BoolArray:
-        """Which rows that were read stand in chunks, or shards, that are not there."""
+        """Which rows [n], all of which were read before, are in missing chunks."""
         units = np.arange(start, stop) // self.chunk_rows
         return np.isin(units, list(self._missing)) if self._missing else np.zeros(len(units), bool)
 
     def absent(self, rows: int) -> list[int]:
-        """Stored objects (chunks or shards) of the first rows that are not there."""
+        """Numbers of the missing stored objects (chunks or shards) of the first rows."""
         objects = range(-(-rows // self.object_rows))
         return [index for index in objects if not sync(chunk_place(self.array, index).exists())]
 
     @property
     def lost(self) -> list[int]:
-        """Chunks that are not there, of an array that leaves none out."""
+        """Missing chunks of an array that stores every chunk."""
         return sorted(self._missing) if self.dense else []
 
     @property
     def broken(self) -> list[int]:
-        """Chunks that could not be read to their end."""
+        """Chunks that could not be read completely."""
         return sorted(self._broken)
 
     def report_broken(self, add: AddFinding, samples: Int64Array, drop: str) -> None:
-        """Report the chunks that could not be read, and the samples with rows in them."""
+        """Report broken chunks and the samples with rows in them."""
         if not self._broken:
             return
         message = (
             f"{some(self.broken, 'chunk')} of {self.chunk_rows:,} rows cannot be read: "
-            f"{self._broken[self.broken[0]]}; put what is stored back from a copy of the store"
+            f"{self._broken[self.broken[0]]}; put them back from a copy of the store"
         )
         if len(samples):
-            message += f", or give up {some(samples, 'sample')} with rows in what is lost"
+            message += f", or delete {some(samples, 'sample')} with rows in them"
         add(Finding("chunk", Severity.ERROR, self.path, message, drop=drop))
 
     def open_writer(self) -> ArrayWriter:
@@ -114,10 +104,10 @@ class CheckedRows:
         return open_array_writer(self.array, self._directory)
 
     def discard_broken(self) -> None:
-        """Let chunks that could not be read be written again.
+        """Prepare broken chunks for being written again.
 
-        A plain chunk file gets its size. A stored object of which nothing could be read is removed
-        where rows are encoded, and then reads as the fill value.
+        A plain chunk file is resized. An encoded object is removed if none of its chunks can be
+        read, and then reads as the fill value.
         """
         if self.plain and self._directory is not None:
             for index in self.broken:
@@ -137,7 +127,7 @@ class CheckedRows:
         return np.zeros((rows, *self.array.shape[1:]), dtype=self.array.dtype)
 
     def _move_to(self, at: int, stop: int) -> None:
-        """Read the chunks from that of a row on, as many as fit the window."""
+        """Read chunks into the window, from that of row `at` on."""
         unit = self.chunk_rows
         first = at // unit
         fit = max(1, _WINDOW // max(1, unit * self.row_bytes))
@@ -155,25 +145,25 @@ class CheckedRows:
         self.read_bytes += values.nbytes
 
     def _load_chunk(self, start: int, stop: int) -> tuple[AnyArray, BoolArray]:
-        """Rows of one chunk, which is noted if it cannot be read."""
+        """Rows of one chunk, which is recorded if it cannot be read."""
         values, good, error = self._try_load(start, stop)
         if error:
             self._broken[start // self.chunk_rows] = error
         return values, good
 
     def _try_load(self, start: int, stop: int) -> tuple[AnyArray, BoolArray, str]:
-        """Rows, which of them are there, and the error if they cannot be read."""
+        """Rows, which of them exist, and the error if they cannot be read."""
         try:
             with translate_zarr_errors(self.array.store_path):
                 return *self._load(start, stop), ""
-        except (StoreFormatError, OSError) as error:  # what a codec or a disk raises is a finding
+        except (StoreFormatError, OSError) as error:  # reported as a finding
             if isinstance(error, OSError) and error.errno in _NO_RESOURCES:
                 raise
             text = _first_line(error.__cause__ or error)
             return self._empty(stop - start), np.zeros(stop - start, dtype=bool), text
 
     def _load(self, start: int, stop: int) -> tuple[AnyArray, BoolArray]:
-        """Rows, and which of them are there."""
+        """Rows, and which of them exist."""
         unit, good = self.chunk_rows, np.ones(stop - start, dtype=bool)
         if not self.plain:
             values = np.asarray(self.array[start:stop])
@@ -197,7 +187,7 @@ class CheckedRows:
         return values, good
 
     def _bytes(self, index: int, offset: int, rows: int) -> bytes | None:
-        """Bytes of rows of a chunk file, fewer if it ends before; None if it is not there."""
+        """Bytes of rows of a chunk file, fewer if it is too short; None if it is missing."""
         path = chunk_file(self._directory or Path(), index, self.array.ndim)
         try:
             descriptor = open_regular(path)

@@ -1,4 +1,4 @@
-"""`check`: look a store through, from its attributes to its last sample, and put it right."""
+"""`check`: examine a store from its attributes to its last sample, and repair it."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -9,7 +9,6 @@ from zarrpipe.data.fields import Level
 from zarrpipe.errors import StoreFormatError, StoreNotFoundError, StoreReadOnlyError
 from zarrpipe.store.backend.location import Root, StoreLike
 from zarrpipe.store.backend.lock import WriterLock, holder_of
-from zarrpipe.store.check.check_statistics import StatisticsCheck
 from zarrpipe.store.check.checked_store import (
     CheckedStore,
     SampleBlock,
@@ -29,7 +28,7 @@ from zarrpipe.store.check.pointers import (
 )
 from zarrpipe.store.check.repair import Examination, repair_store
 from zarrpipe.store.check.report import FieldFacts, Finding, Report, Severity, worst_first
-from zarrpipe.store.check.samples import SampleFindings
+from zarrpipe.store.check.samples import SampleFindings, StatisticsCheck
 from zarrpipe.store.check.surroundings import (
     holder_lives,
     report_chunk_files,
@@ -40,9 +39,9 @@ from zarrpipe.store.check.surroundings import (
 from zarrpipe.store.format.layout import ATOMS_PTR
 from zarrpipe.store.format.metadata import Attributes
 from zarrpipe.store.format.validate import translate_zarr_errors
-from zarrpipe.store.rewrite.progress import progress_bar
+from zarrpipe.store.rewrite.merge import progress_bar
 
-FILL = "fill what is lost and delete the samples with rows in it"
+FILL = "fill these chunks and delete the samples with rows in them"
 _ATTEMPTS, _REPAIRS = 3, 2
 _EXPLAINED_BY_A_WRITER = {
     *("uncommitted", "not-closed", "num-samples", "deleted", "row-masks"),
@@ -53,26 +52,26 @@ _EXPLAINED_BY_A_WRITER = {
 def check(
     store: StoreLike, *, repair: bool = False, drop: bool = False, progress: bool | None = None
 ) -> Report:
-    """Look a store through for damage, and put right what can be.
+    """Check a store for damage, and repair it on request.
 
     Every array is read from its first to its last committed row, a few megabytes at a time, and
-    every chunk that is encoded is decoded. Lengths, pointers, masks and attributes have to agree
-    with each other, edges with their samples, and structures with the ids that were stored with
-    them. A damaged array is a finding and does not end the check. A store may be written meanwhile;
-    what it holds when the check begins is looked at.
+    every encoded chunk is decoded. Lengths, pointers, masks and attributes must agree with each
+    other, edges with their samples, and structures with their stored ids. A damaged array is a
+    finding and does not end the check. A writer may go on writing the store: the check covers the
+    samples that are committed when it begins.
 
-    Without `repair` nothing is written and nothing is locked.
+    Without `repair`, nothing is written and nothing is locked.
 
     Parameters
     ----------
     store : StoreLike
         A store that zarrpipe or nvalchemi wrote.
     repair : bool
-        Whether to clear what a killed writer left, write metadata anew, and make neighbour lists
-        that count from their batch count from the store. No sample that was committed is lost.
+        Whether to remove leftovers of killed writers, write metadata anew, and shift the indices
+        of neighbour lists that count from their batch. No committed sample is lost.
     drop : bool
-        With `repair`, whether to give up as well what cannot be put right: samples with lost or
-        changed rows are deleted (masked, as by `AtomicDataZarrWriter.delete`).
+        With `repair`, whether to delete samples with lost or changed rows, which cannot be
+        repaired. They are masked, as by `AtomicDataZarrWriter.delete`.
     progress : bool, optional
         Whether to show a progress bar (which needs tqdm). By default one appears on a terminal
         when the check lasts longer than two seconds and tqdm is installed.
@@ -80,19 +79,19 @@ def check(
     Returns
     -------
     Report
-        What was found, after the repair where one was asked for, and what was done.
+        The findings, after the repair if one was requested, and the repairs.
 
     Raises
     ------
     StoreNotFoundError
         If there is no Zarr group.
     StoreFormatError
-        If its root cannot be read, or it is no store of atomic systems; in a repair, if it met
-        what it cannot write over.
+        If its root cannot be read, or it is not a store of atomic systems; during a repair, if a
+        link or another foreign file is in the way.
     StoreLockedError
-        If it is to be repaired and a writer has it open.
+        If a repair is requested and a writer has the store open.
     StoreReadOnlyError
-        If it is to be repaired and was opened for reading alone.
+        If a repair is requested and the store was opened read-only.
 
     Examples
     --------
@@ -115,14 +114,14 @@ def check(
         found = _repair(root, done.append, drop=drop, progress=progress)
         report = _examine(root, progress=progress).report
         if "deleted" not in found.report.kinds() or not report.plan(drop=drop):
-            break  # else a deletion was taken back, and its samples may be damaged
+            break  # otherwise a deletion was undone, and its samples may be damaged
     return replace(report, repairs=tuple(dict.fromkeys(done)))
 
 
 def _repair(
     root: Root, log: Callable[[str], object], *, drop: bool, progress: bool | None
 ) -> Examination:
-    """Examine a store while it is locked, and repair it."""
+    """Lock a store, examine it and repair it."""
     lock = None if root.directory is None else WriterLock.of_place(root.directory)
     try:
         found = _examine(root, locked=True, progress=progress)
@@ -135,7 +134,7 @@ def _repair(
 
 
 def _examine_settled(root: Root, progress: bool | None) -> Examination:
-    """An examination during which the store was not emptied, rewritten or given new fields."""
+    """Examine a store again if it was emptied, rewritten or given new fields meanwhile."""
     for _ in range(_ATTEMPTS - 1):
         before = _attributes(root)
         found = _examine(root, progress=progress)
@@ -147,7 +146,7 @@ def _examine_settled(root: Root, progress: bool | None) -> Examination:
 def _attributes(root: Root) -> Attributes | None:
     try:
         return Attributes.read(_root_group(root))
-    except StoreFormatError:  # is a finding
+    except StoreFormatError:  # reported as a finding
         return None
 
 
@@ -159,7 +158,7 @@ def _root_group(root: Root) -> zarr.Group:
 
 
 def _examine(root: Root, *, locked: bool = False, progress: bool | None = None) -> Examination:
-    """Look a store through; `locked` if the caller holds its lock."""
+    """Examine a store; `locked` if the caller holds its lock."""
     group = _root_group(root)
     findings: list[Finding] = []
     holder = None if locked or root.directory is None else holder_of(root.directory)
@@ -198,7 +197,7 @@ def _examine(root: Root, *, locked: bool = False, progress: bool | None = None) 
 def _check_arrays(
     store: CheckedStore, findings: list[Finding], progress: bool | None
 ) -> Examination:
-    """Check pointers, samples and masks, and append what is found to `findings`."""
+    """Check pointers, samples and masks, and append to `findings`."""
     add, counts = findings.append, count_committed(store)
     if counts is None:
         return Examination(Report(str(store.root)), store)
@@ -230,7 +229,7 @@ def _check_samples(
     add: Callable[[Finding], object],
     progress: bool | None,
 ) -> SampleFindings:
-    """Check every sample, and the sums of statistics against all of them."""
+    """Check every sample, and the stored sums against all samples."""
     total = sum(needed[path] * rows.row_bytes for path, rows in store.arrays.items())
     samples, statistics, before = SampleFindings(), StatisticsCheck(store), 0
     with progress_bar(progress, f"check {store.root}", total) as done:

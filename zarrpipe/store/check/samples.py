@@ -1,4 +1,4 @@
-"""What can be wrong with samples whose pointers are sound: values, edges, ids and masks."""
+"""Check samples whose pointers are sound: values, edges, ids, masks, and sums over all of them."""
 
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -8,18 +8,36 @@ import numpy as np
 from zarrpipe.data.csr import AnyArray, Int64Array
 from zarrpipe.data.fields import Level
 from zarrpipe.data.ids import structure_ids, zero_missing
-from zarrpipe.store.check.checked_store import MASKS, POINTERS, SampleBlock, any_of
+from zarrpipe.errors import StoreFormatError
+from zarrpipe.store.check.checked_store import (
+    MASKS,
+    POINTERS,
+    CheckedStore,
+    SampleBlock,
+    any_of,
+)
 from zarrpipe.store.check.report import Finding, Severity, some
 from zarrpipe.store.check.rows import AddFinding, BoolArray
-from zarrpipe.store.format.layout import ATOMS_PTR, IDS
+from zarrpipe.store.format.commit_log import RowCounts
+from zarrpipe.store.format.layout import ATOMS_PTR, EDGES_PTR, IDS, SUMS, find_array
+from zarrpipe.store.statistics.label_rows import (
+    BUCKETS,
+    SUMMED_LABELS,
+    Label,
+    LabelRows,
+    buckets_of,
+)
+from zarrpipe.store.statistics.stored_sums import StoredSums, read_sums
+from zarrpipe.store.statistics.sums import LabelSums
 
 _GREATEST_NUMBER = 118
 _MOST_IDS = 1 << 24
 _STRUCTURE = ("positions", "atomic_numbers", "cell", "pbc")
 WRITE_MASKS = "write atoms_mask and edges_mask anew from samples_mask"
 DELETE = "delete these samples"
-COMPUTE_IDS = "compute the ids that are lacking"
-_PUT_BACK = "put the chunk back from a copy of the store, or give them up"
+COMPUTE_IDS = "compute the missing ids"
+DISCARD = "remove the sums of statistics, which are counted anew"
+_PUT_BACK = "put the chunk back from a copy of the store, or delete the samples"
 
 
 @dataclass(frozen=True)
@@ -35,26 +53,26 @@ class FindingText:
 _TEXTS = {
     "missing-chunk": FindingText(
         Severity.ERROR,
-        "rows of {} stand in chunks that are not there, though the array leaves none out; put them "
-        "back from a copy of the store (one made with Zarr needs write_empty_chunks=True), or give "
-        "the samples up",
+        "rows of {} are in missing chunks, though the array stores every chunk; put them back from "
+        "a copy of the store (one made with Zarr needs write_empty_chunks=True), or delete the "
+        "samples",
         drop=DELETE,
     ),
     "empty-chunk": FindingText(
         Severity.WARNING,
-        "rows of {} read as the fill value, since their chunks are not there: whoever wrote or "
-        "copied the array left out what is all fill, or they were lost, which cannot be known",
+        "rows of {} read as the fill value, since their chunks are missing: the writer or a copy "
+        "left out chunks of fill values, or the chunks were lost, which cannot be known",
     ),
     "ids": FindingText(
         Severity.ERROR,
         "{} with another structure than when the id was stored: bytes of atomic_numbers, "
-        f"positions, cell, pbc or of the id have changed; {_PUT_BACK}",
+        f"positions, cell, pbc or the id have changed; {_PUT_BACK}",
         drop=DELETE,
     ),
     "ids-lacking": FindingText(
         Severity.ERROR,
-        "{} without an id, which splits go by: another library appended them, or a chunk of ids "
-        "is lost",
+        "{} without an id, by which splits assign samples: another library appended them, or a "
+        "chunk of ids is lost",
         COMPUTE_IDS,
     ),
     "edges": FindingText(
@@ -64,8 +82,8 @@ _TEXTS = {
     ),
     "not-finite": FindingText(
         Severity.WARNING,
-        "{} with NaN or infinity, not counting those that lack the field; leave them out of "
-        "training, or delete them, if that is not meant",
+        "{} with NaN or infinity among those that have the field; if that is not intended, leave "
+        "them out of training or delete them",
     ),
     "atomic-numbers": FindingText(
         Severity.WARNING,
@@ -73,8 +91,8 @@ _TEXTS = {
     ),
     "row-masks": FindingText(
         Severity.WARNING,
-        "{} with rows that are not masked as meta/samples_mask has it, which is of interest to "
-        "nvalchemi alone; a writer was killed while it deleted",
+        "{} with rows whose masks differ from meta/samples_mask, which only nvalchemi reads; a "
+        "writer was killed while it deleted samples",
         WRITE_MASKS,
     ),
 }
@@ -82,18 +100,10 @@ _TEXTS = {
 
 @dataclass
 class SampleFindings:
-    """Samples with something wrong, in the blocks so far.
+    """Samples with findings, in the blocks checked so far, by kind and path.
 
-    Parameters
-    ----------
-    samples
-        Numbers of the samples, by kind of finding and path.
-    present
-        Samples that have each field, the deleted left out.
-    deleted
-        Samples whose mask is False.
-    ids
-        Ids of the first samples, to find duplicates.
+    `present` counts the samples that have each field and are not deleted; `ids` of the first
+    samples serve to find duplicates.
     """
 
     samples: dict[tuple[str, str], list[Int64Array]] = field(
@@ -137,17 +147,17 @@ class SampleFindings:
             self.samples[kind, path].append(block.first + np.flatnonzero(which))
 
     def at(self, kind: str, path: str) -> Int64Array:
-        """Numbers of the samples in a finding, ascending."""
+        """Numbers of the samples with a finding, ascending."""
         found = self.samples.get((kind, path))
         return np.concatenate(found) if found else np.zeros(0, dtype=np.int64)
 
     def of(self, *kinds: str) -> Int64Array:
-        """Numbers of all samples in findings of some kinds, ascending."""
+        """Numbers of the samples with findings of some kinds, ascending."""
         found = [part for (one, _), parts in self.samples.items() if one in kinds for part in parts]
         return np.unique(np.concatenate(found)) if found else np.zeros(0, dtype=np.int64)
 
     def report(self, add: AddFinding, *, ours: bool) -> None:
-        """Report what was found; only samples of stores that zarrpipe wrote can be deleted."""
+        """Report the findings; a repair deletes only samples of stores that zarrpipe wrote."""
         for (kind, path), parts in self.samples.items():
             if kind in _TEXTS:
                 text = _TEXTS[kind]
@@ -158,7 +168,7 @@ class SampleFindings:
         more = len(ids) - len(np.unique(ids))
         if more:
             among = "" if len(ids) < _MOST_IDS else f" among the first {len(ids):,}"
-            message = f"{more:,} samples{among} have a structure that an earlier one has too"
+            message = f"{more:,} samples{among} have the same structure as an earlier sample"
             add(Finding("duplicates", Severity.NOTE, IDS, message))
 
 
@@ -180,7 +190,7 @@ def stray_edges(block: SampleBlock) -> BoolArray:
 
 
 def unknown_elements(block: SampleBlock) -> BoolArray:
-    """Which samples [n] have an atom of no element."""
+    """Which samples [n] have an atomic number of no element."""
     path = block.store.paths.get("atomic_numbers")
     if path is None:
         return block.none()
@@ -190,7 +200,7 @@ def unknown_elements(block: SampleBlock) -> BoolArray:
 
 
 def unlike_mask(block: SampleBlock, path: str) -> BoolArray:
-    """Which samples [n] have atoms or edges that are not masked as the sample is."""
+    """Which samples [n] have atoms or edges whose mask differs from that of the sample."""
     if path not in block.store.arrays:
         return block.none()
     values, good = block.rows(path)
@@ -200,19 +210,18 @@ def unlike_mask(block: SampleBlock, path: str) -> BoolArray:
 
 
 def without_id(block: SampleBlock) -> BoolArray:
-    """Which samples [n] have no id: no id is zero, and what cannot be read is zero."""
+    """Which samples [n] have no id: the id is zero, as are ids that cannot be read."""
     if not block.store.ours or IDS not in block.store.arrays:
         return block.none()
     values, _ = block.rows(IDS)
-    rows = np.arange(block.first, block.first + len(block))
-    none: BoolArray = (rows >= len(block.store.arrays[IDS])) | (values == 0)
+    none: BoolArray = (block.numbers >= len(block.store.arrays[IDS])) | (values == 0)
     return none
 
 
 def changed_structures(block: SampleBlock) -> BoolArray:
-    """Which samples [n] have another structure than the one whose id was stored.
+    """Which samples [n] have a structure that differs from their stored id.
 
-    A cell or pbc may have been added after the id was computed.
+    The id may have been computed before the sample got a cell or pbc.
     """
     store = block.store
     known = {"positions", "atomic_numbers"} <= store.paths.keys() and IDS in store.arrays
@@ -226,12 +235,12 @@ def changed_structures(block: SampleBlock) -> BoolArray:
     differs: BoolArray = good & (stored != 0)
     for box in (("cell", "pbc"), ("pbc",), ("cell",), ()):
         if differs.any():
-            differs &= ids_of(block, box) != stored
+            differs &= compute_ids(block, box) != stored
     return differs
 
 
-def ids_of(block: SampleBlock, box: tuple[str, ...] = ("cell", "pbc")) -> AnyArray:
-    """Ids [n] uint64 of the structures of samples, with the given fields of their box."""
+def compute_ids(block: SampleBlock, box: tuple[str, ...] = ("cell", "pbc")) -> AnyArray:
+    """Compute the id [n] uint64 of each structure, with the given fields of its box."""
     paths, atoms = block.store.paths, block.pointers[Level.ATOM]
     positions, numbers = (block.rows(paths[name])[0] for name in ("positions", "atomic_numbers"))
     rows = {
@@ -240,3 +249,66 @@ def ids_of(block: SampleBlock, box: tuple[str, ...] = ("cell", "pbc")) -> AnyArr
         if name in paths
     }
     return structure_ids(positions, numbers, atoms - atoms[0], **rows)
+
+
+class StatisticsCheck:
+    """Counts the samples of a store again, to compare them with the stored sums."""
+
+    def __init__(self, store: CheckedStore) -> None:
+        self._store, self._sums = store, LabelSums.empty(BUCKETS)
+        stored = read_sums(store.group) if store.ours else None
+        sound = "atomic_numbers" in store.paths and IDS in store.arrays
+        self._stored: StoredSums | None = stored if sound else None
+        self._torn = store.ours and stored is None and _has_sums(store)
+
+    def count(self, block: SampleBlock) -> None:
+        """Count the samples of a block."""
+        if self._stored is None:
+            return
+        paths = self._store.paths
+        numbers, good = block.rows(paths["atomic_numbers"])
+        ids, readable = block.rows(IDS)
+        good, labels = good & readable, {}
+        for name in SUMMED_LABELS:
+            if name in paths:
+                values, readable = block.rows(paths[name])
+                good, labels[name] = good & readable, Label(values, block.present(name))
+        if not good.all():
+            self._stored = None  # other findings report these rows
+            return
+        rows = LabelRows(
+            numbers.astype(np.int64, copy=False),
+            block.pointers[Level.ATOM] - block.pointers[Level.ATOM][0],
+            buckets_of(ids),
+            np.diff(block.pointers[Level.EDGE]),
+            labels,
+        )
+        counted = block.numbers < self._stored.counts.samples
+        self._sums.add(rows.take(np.flatnonzero(counted & block.active)))
+
+    def report(self, samples: int, found: SampleFindings, add: AddFinding) -> None:
+        """Report sums that are damaged or differ from those of the samples."""
+        if self._torn:
+            message = "is damaged or incomplete, and is ignored"
+            add(Finding("sums", Severity.WARNING, SUMS, message, DISCARD))
+        stored, store = self._stored, self._store
+        damaged = len(found.of("unreadable", "missing-chunk", "ids", "ids-lacking", "edges"))
+        if stored is None or damaged or stored.counts.samples > samples:
+            return
+        rows = stored.counts.samples
+        ends = (store.arrays[path].value(rows) for path in (ATOMS_PTR, EDGES_PTR))
+        active = int(self._sums.total("samples"))
+        valid = stored.belongs(store.attributes, RowCounts((rows, *ends)), active=active)
+        if valid and not stored.sums.agrees(self._sums):
+            message = (
+                "the sums of statistics differ from those of the samples: another tool or damage "
+                "changed values in place"
+            )
+            add(Finding("sums", Severity.WARNING, SUMS, message, DISCARD))
+
+
+def _has_sums(store: CheckedStore) -> bool:
+    try:
+        return find_array(store.group, SUMS) is not None
+    except StoreFormatError:
+        return True

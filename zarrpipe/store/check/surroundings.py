@@ -1,4 +1,4 @@
-"""Files in and beside a store that belong to no array: of killed writers, or of others."""
+"""Files in and beside a store that belong to no array: leftovers, locks and foreign files."""
 
 import os
 import re
@@ -17,18 +17,18 @@ from zarrpipe.store.format.layout import GROUPS
 from zarrpipe.store.format.validate import translate_zarr_errors
 
 REPAIRED = re.compile(r"\.(?P<name>\w+)\.repair-[0-9a-f]{8}")
-SWEEP = "remove what killed writers left"
+SWEEP = "remove leftovers of killed writers"
 
 
 def holder_lives(holder: Holder) -> bool:
-    """Whether the holder named by a lock may still have it; on another machine, it may."""
+    """Whether the holder that a lock names may be alive; one on another machine may."""
     if holder.host != socket.gethostname():
         return True
     try:
-        held = Path("/proc/locks").read_text()
+        locks = Path("/proc/locks").read_text()
     except OSError:
         return _runs(holder.pid)
-    return re.search(rf"FLOCK +ADVISORY +WRITE +{holder.pid} ", held) is not None
+    return re.search(rf"FLOCK +ADVISORY +WRITE +{holder.pid} ", locks) is not None
 
 
 def _runs(pid: int) -> bool:
@@ -42,13 +42,13 @@ def _runs(pid: int) -> bool:
 
 
 def report_lock(holder: Holder | None, add: AddFinding) -> None:
-    """Report the writer that has the store open, or that died."""
+    """Report the writer that has the store open, or that was killed."""
     if holder is None:
         return
     message = (
-        f"{holder} is writing the store: what it has not finished is noted, not judged"
+        f"{holder} is writing the store: unfinished changes are notes, not errors"
         if holder_lives(holder)
-        else f"{holder} held the lock and has it no more: the next writer takes it over"
+        else f"{holder} left the lock without closing the store: the next writer takes it over"
     )
     add(Finding("lock", Severity.NOTE, LOCK_FILE, message))
 
@@ -61,19 +61,19 @@ def report_strays(store: CheckedStore, add: AddFinding) -> None:
                 zarr.open_group(store.group.store_path / part, mode="r", use_consolidated=False)
             names = _members(store, part)
         except FileNotFoundError:
-            continue  # a writer makes it
+            continue  # a writer creates it
         except (StoreFormatError, OSError) as error:
             message = f"{error}; put its zarr.json back from a copy of the store"
             add(Finding("metadata", Severity.ERROR, part, message))
             continue
         for path in (f"{part}/{name}" for name in sorted(names)):
             if path not in store.known and not REPAIRED.fullmatch(path.partition("/")[2]):
-                message = "the attributes do not name it: zarrpipe leaves it as it is"
+                message = "the attributes do not name it: zarrpipe does not change it"
                 add(Finding("stray", Severity.NOTE, path, message))
 
 
 def _members(store: CheckedStore, part: str) -> list[str]:
-    """Names of what is in a group."""
+    """Names of the members of a group."""
     directory = store.root.directory
     if directory is not None:  # without reading their metadata, which may be damaged
         folder = directory / part
@@ -86,37 +86,37 @@ def _members(store: CheckedStore, part: str) -> list[str]:
 
 
 def leftovers(place: Path) -> list[Path]:
-    """Files and directories that killed writers and repairs left in and beside a local store."""
+    """Leftovers of killed writers and repairs in and beside a local store."""
     place = place.resolve()
     found = find_leftovers(place)
     for folder, folders, files in os.walk(place):
         found += [Path(folder, name) for name in files if name.endswith(".partial")]
-        left = [name for name in folders if REPAIRED.fullmatch(name)]
-        found += [Path(folder, name) for name in left]
-        folders[:] = [name for name in folders if name not in left]
+        repaired = [name for name in folders if REPAIRED.fullmatch(name)]
+        found += [Path(folder, name) for name in repaired]
+        folders[:] = [name for name in folders if name not in repaired]
     return sorted(found)
 
 
 def report_leftovers(store: CheckedStore, add: AddFinding) -> None:
-    """Report files and directories that killed writers left."""
+    """Report leftovers of killed writers and repairs."""
     if store.root.directory is None:
         return
     place = store.root.directory.resolve()
     for path in leftovers(place):
         shown = path.relative_to(place) if path.is_relative_to(place) else Path("..", path.name)
-        message = "was left by a writer that was killed while it made it"
+        message = "is incomplete: a writer was killed while it created this"
         add(Finding("leftover", Severity.WARNING, shown.as_posix(), message, SWEEP))
 
 
 def report_chunk_files(store: CheckedStore, needed: dict[str, int], add: AddFinding) -> None:
-    """Report chunk files of a wrong size behind the committed rows."""
+    """Report chunk files of a wrong size after the committed rows."""
     directory = store.root.directory
     for path, rows in store.arrays.items():
         if directory is None or not rows.plain:
             continue
         for file, size, whole in _odd_files(directory / path, rows, needed[path]):
             shown = file.relative_to(directory).as_posix()
-            message = f"has {size:,} bytes, expected {whole:,}, and no committed row: remove it"
+            message = f"has {size:,} bytes, expected {whole:,}, and no committed rows: remove it"
             add(Finding("chunk", Severity.WARNING, shown, message))
 
 

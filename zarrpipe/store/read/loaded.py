@@ -7,8 +7,7 @@ import zarr
 
 from zarrpipe.data.csr import AnyArray
 from zarrpipe.errors import StoreFormatError
-from zarrpipe.store.backend.array_reader import AbsentChunks, OpenArray, check_rows
-from zarrpipe.store.backend.missing import MissingChunks
+from zarrpipe.store.backend.array_reader import AbsentChunks, MissingChunks, OpenArray, check_rows
 from zarrpipe.store.format.validate import native, translate_zarr_errors
 
 _LOADED_AT_ONCE = 1 << 20

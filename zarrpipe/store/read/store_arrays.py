@@ -12,9 +12,8 @@ from zarrpipe.data.csr import AnyArray, Int64Array
 from zarrpipe.data.fields import REQUIRED_FIELDS, SEGMENTED, Level
 from zarrpipe.data.schema import Schema
 from zarrpipe.errors import StoreFormatError
-from zarrpipe.store.backend.array_reader import ArrayReader, check_rows
+from zarrpipe.store.backend.array_reader import ArrayReader, allowed_absent_chunks, check_rows
 from zarrpipe.store.backend.location import Root, is_far
-from zarrpipe.store.backend.missing import allowed_absent_chunks
 from zarrpipe.store.cache.config import CacheConfig
 from zarrpipe.store.cache.directory import cache_identity
 from zarrpipe.store.cache.row_cache import RowCache

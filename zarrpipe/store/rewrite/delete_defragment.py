@@ -1,4 +1,4 @@
-"""Delete samples by their masks, and write a store anew in its place without them."""
+"""Delete samples by their masks, and rewrite a store in place without them."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -30,10 +30,10 @@ from zarrpipe.store.write.store_writer import StoreWriter
 
 
 def delete_samples(writer: StoreWriter, samples: Int64Array) -> None:
-    """Set the masks of samples [K] to False; their rows stay where they are.
+    """Set the masks of samples [K] to False, without changing their rows.
 
-    Publishing the number of deleted samples commits the deletion, all at once. The next writer
-    takes back a deletion that failed before that, and completes one that failed later.
+    The published number of deleted samples commits the whole deletion. The next writer undoes a
+    deletion that failed before, and completes one that failed after.
     """
     if len(samples) == 0:
         return
@@ -49,7 +49,7 @@ def delete_samples(writer: StoreWriter, samples: Int64Array) -> None:
 
 
 def _unmask(writer: StoreWriter, path: str, rows: Int64Array) -> None:
-    """Set rows of a mask to False, in whole chunks: unwritten rows of a new chunk read False."""
+    """Set rows of a mask to False, in whole chunks, since unwritten rows of a chunk read False."""
     array = writer.array(path)
     for chunk in np.unique(rows // array.chunk_rows):
         start = int(chunk) * array.chunk_rows
@@ -61,14 +61,10 @@ def _unmask(writer: StoreWriter, path: str, rows: Int64Array) -> None:
 
 
 def defragment(writer: StoreWriter, config: ZarrWriteConfig | None) -> StoreWriter:
-    """Write the store anew without its deleted samples, and return a writer of the new one.
+    """Rewrite the store without its deleted samples, close the writer and return a new one.
 
-    The given writer is closed. Chunks and codecs stay as they are without a config.
-
-    Raises
-    ------
-    StoreFormatError
-        If the store is neither local nor in memory, where no swap is safe.
+    Without a config, chunks and codecs do not change. Raises StoreFormatError if the store is
+    neither local nor in memory.
     """
     writer.check_usable()
     check_rewritable(writer.root)
@@ -116,8 +112,8 @@ def check_rewritable(root: Root) -> None:
     """Refuse a store that cannot be replaced in one step: neither local nor in memory."""
     if root.directory is None and not isinstance(root.path.store, MemoryStore):
         raise StoreFormatError(
-            f"{root} is not local, and a kill while it is rewritten would lose samples: copy it "
-            "with zarrpipe.merge to another place instead"
+            f"{root} is not local, and a kill during the rewrite would lose samples: write it to "
+            "another place with zarrpipe.merge instead"
         )
 
 
@@ -136,28 +132,23 @@ def rewrite_in_place(
     capacity: int | None = None,
     done: Callable[[int], object] = int,
 ) -> WriterLock | None:
-    """Replace the store of a writer, which is closed, by a new one once that is complete.
+    """Replace the store of a writer by a complete new one, and close the writer.
 
-    See `write_store` for the arguments. Returns the lock of the new store, for the caller to hand
-    on or release; None where there are no locks.
-
-    Raises
-    ------
-    StoreRenameError
-        If the directory of the store cannot be renamed: it is a mount point, or in a layer of a
-        container's image. The store is unchanged.
+    See `write_store` for the arguments. Returns the lock of the new store, which the caller owns;
+    None where there are no locks. Raises StoreRenameError if the directory cannot be renamed; the
+    store is unchanged then.
     """
     others = other_attributes(writer.group) | plan.others
     if writer.root.directory is None:
         _rewrite_in_memory(writer, plan, config, capacity, done)
         return None
     place = writer.root.directory.resolve()
-    with writer.changing(), temp_sibling(place) as (room, lock):
-        fresh = Root.of(room)
-        write_store(plan, fresh, config, capacity=capacity, others=others, done=done)
-        swap_into_place(room, place, writer.paths | {SUMS})
+    with writer.changing(), temp_sibling(place) as (sibling, lock):
+        target = Root.of(sibling)
+        write_store(plan, target, config, capacity=capacity, others=others, done=done)
+        swap_into_place(sibling, place, writer.paths | {SUMS})
         writer.abandon()
-        discard(room)
+        discard(sibling)
         return lock
 
 
@@ -168,16 +159,16 @@ def _rewrite_in_memory(
     capacity: int | None,
     done: Callable[[int], object],
 ) -> None:
-    """Write the new store elsewhere in memory, and copy it over the old one, or restore that."""
-    aside, root = Root.of(MemoryStore()), writer.root
-    write_store(plan, aside, config, capacity=capacity, done=done)
+    """Write the new store elsewhere in memory and copy it over the old one; undo on an error."""
+    copy, root = Root.of(MemoryStore()), writer.root
+    write_store(plan, copy, config, capacity=capacity, done=done)
     before = _objects(root)
     try:
         writer.zero()
         writer.close()
-        write_store(MergePlan([MergeSource(aside)]), root, config, capacity=capacity)
+        write_store(MergePlan([MergeSource(copy)]), root, config, capacity=capacity)
     except BaseException:
-        _put_back(root, before)
+        _restore(root, before)
         raise
 
 
@@ -187,7 +178,7 @@ def _objects(root: Root) -> dict[str, Any]:
     return {key: content[key] for key in [*content] if not prefix or key.startswith(f"{prefix}/")}
 
 
-def _put_back(root: Root, before: dict[str, Any]) -> None:
+def _restore(root: Root, before: dict[str, Any]) -> None:
     """Restore the objects of a store in memory."""
     content, extra = memory_content(root.path.store), _objects(root).keys() - before.keys()
     content.update(before)

@@ -1,6 +1,7 @@
-"""One or many stores written anew for reading: `merge` to another place, `compact` in theirs."""
+"""Write stores anew for fast reading: `merge` to another place, `compact` in place."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from zarrpipe.data.validate import check_count
@@ -20,12 +21,12 @@ from zarrpipe.store.read.snapshot import Snapshot
 from zarrpipe.store.rewrite.delete_defragment import check_rewritable, rewrite_in_place, scratch_of
 from zarrpipe.store.rewrite.merge_plan import MergePlan
 from zarrpipe.store.rewrite.merge_source import MergeSource
-from zarrpipe.store.rewrite.progress import progress_bar
 from zarrpipe.store.rewrite.write_store import field_bytes, write_store
 from zarrpipe.store.write.store_writer import StoreWriter
 
 Config = ZarrWriteConfig | Mapping[str, Any] | None
 _CAPACITY = 1_000_000
+_PATIENCE = 2.0  # seconds without a progress bar
 
 
 def merge(
@@ -36,17 +37,17 @@ def merge(
     shuffle: int | None = None,
     progress: bool | None = None,
 ) -> int:
-    """Write the samples of one or many stores into one new store that is made for reading.
+    """Write the samples of one or many stores into one new store, arranged for fast reading.
 
-    The stores stay as they are. Each is copied as it is when the call begins; writers may go on
-    appending. Deleted samples are left out, and every structure keeps its id. A field that only
-    some stores have is absent in the samples of the others. Attributes of the root groups that
-    are the same in all stores are kept.
+    The stores do not change. The call copies the samples that each has when it begins; writers may
+    go on appending. Deleted samples are left out, and every structure keeps its id. A field that
+    only some stores have is absent in the samples of the others. Attributes of the root groups
+    that are the same in all stores are copied.
 
-    A local target appears complete, by one rename; any other has no samples until its pointers
-    are written, which is the last step. So a call that was killed leaves no shorter store, and can
-    be repeated. Memory is bounded: about 100 bytes a sample, and one block of one field (8 MiB, or
-    what is stored as one chunk or shard). What cannot be mapped is decoded once, a field at a
+    A local target appears complete, by one rename. Any other target has no samples until its
+    pointers are written, which is the last step. So a killed call leaves no incomplete store, and
+    can be repeated. The call needs about 100 bytes of memory a sample, and one block of one field
+    (8 MiB, or one stored chunk or shard). Arrays that cannot be mapped are decoded once, one at a
     time, into an unnamed file on the disk of the target.
 
     Parameters
@@ -54,13 +55,13 @@ def merge(
     stores : StoreLike or sequence of StoreLike
         At least one store that exists.
     target : StoreLike
-        Where no sample is.
+        Place without samples.
     config : ZarrWriteConfig or mapping, optional
-        Chunks and codecs; sizes that it leaves open are chosen by what there is. By default arrays
-        are uncompressed, in few chunk files of up to 64 MiB, which is read fastest.
-        ``ZarrWriteConfig.published()`` is for data sets to be kept or sent.
+        Chunks and codecs; sizes that it leaves open follow from the number of rows. By default
+        arrays are uncompressed, in few chunk files of up to 64 MiB, which are the fastest to read.
+        ``ZarrWriteConfig.published()`` is for data sets to archive or to send.
     shuffle : int, optional
-        Seed of a permutation in which samples are written; by default store after store.
+        Seed of a random order of the samples; by default store after store.
     progress : bool, optional
         Whether to show a progress bar (which needs tqdm). By default one appears on a terminal
         when the call lasts longer than two seconds and tqdm is installed.
@@ -75,7 +76,7 @@ def merge(
     StoreNotFoundError
         If there is no store at one of the places.
     StoreExistsError
-        If there are samples at the target, or something that is no store.
+        If there are samples at the target, or something other than a store.
     SchemaError
         If two stores have a field at different levels, dtypes or row shapes.
     StoreFormatError
@@ -101,7 +102,7 @@ def merge(
     plan = MergePlan([MergeSource(one, scratch) for one in _listed(stores)], shuffle)
     with progress_bar(progress, f"merge into {root}", field_bytes(plan)) as done:
         _write(plan, root, chosen, done)
-    return plan.extent.samples
+    return plan.counts.samples
 
 
 def compact(
@@ -111,20 +112,20 @@ def compact(
     shuffle: int | None = None,
     progress: bool | None = None,
 ) -> int:
-    """Write a store anew for reading, in its place and without its deleted samples.
+    """Write a store anew in its place, for fast reading and without its deleted samples.
 
-    The new store is written beside the old one and exchanged with it when it is complete, so that
-    a kill at any moment leaves one of the two; what a killed call left is removed by the next. A
-    reader that is open goes on with what it has at hand, and raises `StoreFormatError` where it has
-    to bring further rows to hand, until it is refreshed. What is not zarrpipe's in the store stays.
+    The new store is written beside the old one and swapped with it when it is complete, so that a
+    kill at any moment leaves one of the two; the next call removes the leftovers. An open reader
+    still returns the rows that it has opened, and raises `StoreFormatError` for others until it is
+    refreshed. Foreign files and arrays in the store are preserved.
 
-    A store in memory is written anew there, for which there has to be memory. For every other
-    kind use `merge` to another place.
+    A store in memory needs memory for both. For every other kind of place, use `merge` to another
+    one.
 
     Parameters
     ----------
     store : StoreLike
-        A store that zarrpipe wrote, which nobody is writing.
+        A store that zarrpipe wrote and that no writer has open.
     config, shuffle, progress
         See `merge`.
 
@@ -142,8 +143,8 @@ def compact(
     StoreFormatError
         If it is neither local nor in memory, or zarrpipe did not write it.
     StoreRenameError
-        If its directory cannot be renamed: it is a mount point, or in a layer of a container's
-        image. Use `merge` to another place.
+        If its directory cannot be renamed, because it is a mount point or in a layer of a
+        container image. Use `merge` to another place.
     """
     chosen, root = ZarrWriteConfig.of(config), Root.of(store)
     _check_seed(shuffle)
@@ -160,7 +161,7 @@ def compact(
         writer.abandon()
     if lock is not None:
         lock.release()
-    return plan.extent.samples
+    return plan.counts.samples
 
 
 def _listed(stores: StoreLike | Sequence[StoreLike]) -> list[Root]:
@@ -178,9 +179,9 @@ def _write(
     config: ZarrWriteConfig,
     done: Callable[[int], object],
 ) -> None:
-    """Write a plan to a place where nothing, or a store without samples, is."""
+    """Write a plan to an empty place or over a store without samples."""
     lock: WriterLock | None = None
-    if _check_vacant(root):  # again: to look at the sources took its time
+    if _check_vacant(root):  # again, since opening the sources takes time
         writer = StoreWriter(root, config, _CAPACITY)
         try:
             if writer.num_samples:
@@ -197,46 +198,72 @@ def _write(
         write_store(plan, root, config, others=plan.others, done=done)
     else:
         place = root.directory.resolve()
-        with temp_sibling(place) as (room, lock):
-            write_store(plan, Root.of(room), config, others=plan.others, done=done)
-            move_into_place(room, place)
+        with temp_sibling(place) as (sibling, lock):
+            write_store(plan, Root.of(sibling), config, others=plan.others, done=done)
+            move_into_place(sibling, place)
     if lock is not None:
         lock.release()
 
 
 def _tidied(root: Root) -> Root:
-    """The same place, without leftovers of killed writers beside it."""
+    """Remove leftovers of killed writers beside a place, and return it."""
     if root.directory is not None:
         remove_leftovers(root.directory.resolve())
     return root
 
 
 def _check_vacant(root: Root) -> bool:
-    """Refuse a target that is not empty; whether a store without samples is there."""
+    """Refuse a target that is not empty, and return whether it is a store without samples."""
     if root.read_only:
         raise StoreReadOnlyError(f"{root} was opened read-only: open it for writing")
     group = root.open_group()
     if group is None:
         if root.directory is not None and root.directory.is_dir() and any(root.directory.iterdir()):
             raise StoreExistsError(
-                f"{root} is a directory with other things in it: give a place where nothing is"
+                f"{root} is a directory that is not empty: give a path that does not exist"
             )
         return False
     if not is_empty(group):
         samples = Snapshot(root).count if Attributes.read(group).ours else None
         if samples != 0:
-            what = "what zarrpipe did not write" if samples is None else f"{samples} samples"
-            raise _holds(root, what)
+            found = "a store of another library" if samples is None else f"{samples} samples"
+            raise _holds(root, found)
     return True
 
 
-def _holds(root: Root, what: str) -> StoreExistsError:
+def _holds(root: Root, found: str) -> StoreExistsError:
     return StoreExistsError(
-        f"{root} holds {what}: merge into a place where nothing is; to write a store anew in its "
-        "place, use compact"
+        f"{root} holds {found}: merge into an empty place; to write a store anew in its place, use "
+        "compact"
     )
 
 
 def _check_seed(shuffle: int | None) -> None:
     if shuffle is not None:
         check_count("shuffle", shuffle, unit="a seed", error=FieldError)
+
+
+@contextmanager
+def progress_bar(shown: bool | None, title: str, total: int) -> Iterator[Callable[[int], object]]:
+    """Yield a function that advances a progress bar by a number of bytes, out of `total`.
+
+    With None, the bar appears after two seconds if there is a terminal and tqdm. With True,
+    ModuleNotFoundError is raised without tqdm.
+    """
+    if shown is False:
+        yield int
+        return
+    try:
+        from tqdm import tqdm  # noqa: PLC0415  optional
+    except ImportError as error:
+        if shown:
+            raise ModuleNotFoundError(
+                "progress=True needs tqdm: install it with pip install tqdm, or leave progress out"
+            ) from error
+        yield int
+        return
+    delay, disable = (0.0, False) if shown else (_PATIENCE, None)
+    with tqdm(
+        total=total, desc=title, unit="B", unit_scale=True, delay=delay, disable=disable
+    ) as bar:
+        yield bar.update

@@ -1,4 +1,4 @@
-"""Samples of several stores, in their order in a new one."""
+"""The samples of several stores, in their order in a new store."""
 
 import itertools
 import mmap
@@ -25,35 +25,24 @@ _ALL = np.zeros(0, dtype=np.int64)
 
 @dataclass(frozen=True)
 class _Rows:
-    """First rows of samples in their sources [N], and their pointers in the new store [N+1]."""
+    """First row [N] of each sample in its source, and pointers [N+1] in the new store."""
 
     starts: Int64Array
     ptr: Int64Array
 
     @property
     def contiguous(self) -> bool:
-        """Whether they follow each other in their source."""
+        """Whether the samples are consecutive in their source."""
         return bool(np.array_equal(self.starts, self.ptr[:-1] + self.starts[0]))
 
 
 class MergePlan:
-    """Every sample of the sources, in their order or shuffled.
+    """Every sample of the sources, in order or shuffled by a seed.
 
     The plan takes about 100 bytes of memory a sample, and one block of a field: 8 MiB, or one
-    encoded chunk or shard. Shuffled samples are read at random from memory; a field of more than a
-    quarter of the memory is read through once for every eighth of the memory.
-
-    Parameters
-    ----------
-    sources
-        At least one.
-    shuffle
-        Seed of a permutation; None for source after source.
-
-    Raises
-    ------
-    SchemaError
-        If two sources have a field at different levels, dtypes or row shapes.
+    encoded chunk or shard. Shuffled samples are read at random from memory; a field larger than a
+    quarter of the memory is read once for every eighth of the memory. Raises SchemaError if two
+    sources have a field at different levels, dtypes or row shapes.
     """
 
     def __init__(self, sources: Sequence[MergeSource], shuffle: int | None = None) -> None:
@@ -68,11 +57,11 @@ class MergePlan:
         self._rows = {level: self._rows_at(level) for level in SEGMENTED}
         self.present = {name: has for name in self.schema if not (has := self._present(name)).all()}
         ends = (int(self.ptr(level)[-1]) for level in self._rows)
-        self.extent = RowCounts((sum(counts), *ends))
+        self.counts = RowCounts((sum(counts), *ends))
 
     @property
     def others(self) -> dict[str, Any]:
-        """Attributes of users that are the same in all roots."""
+        """Attributes of users that are equal in all roots."""
         first, *rest = [source.others for source in self.sources]
         return {
             name: value
@@ -85,12 +74,12 @@ class MergePlan:
         return self._rows[level].ptr
 
     def ids(self) -> UInt64Array:
-        """Id of each sample's structure, [N] uint64."""
+        """Ids [N] uint64 of the samples' structures."""
         return self._ordered(_joined([source.ids() for source in self.sources]))
 
     def blocks(self, item: Field, unit: int = 1) -> Iterator[AnyArray]:
-        """Rows of a field in their new order, a multiple of `unit` at a time, or its fill."""
-        rows, row_bytes = self.extent.rows(item.level), max(1, field_spec(item).row_bytes)
+        """Rows of a field in their new order, a multiple of `unit` at a time."""
+        rows, row_bytes = self.counts.rows(item.level), max(1, field_spec(item).row_bytes)
         block_bytes = _BLOCK
         if self._order is not None and rows * row_bytes > _memory() // 4:
             block_bytes = _memory() // 8
@@ -104,21 +93,21 @@ class MergePlan:
             yield self._block(item, start, stop)
 
     def _borders(self, level: Level) -> list[int]:
-        """First row of each source that has rows, where they are not shuffled."""
+        """First row of each source that has rows, in a plan that is not shuffled."""
         first = pointers(np.array([len(source.samples) for source in self.sources]))
         rows = self.ptr(level)[first] if level in SEGMENTED else first
         return [start for start in rows.tolist() if start < rows[-1]]
 
     def _warm(self, item: Field) -> None:
-        """Read a field that fits in memory in order, since random reads of a disk are slow."""
+        """Load a field that fits in memory in order, since random reads of a disk are slow."""
         for source in self.sources:
             if item.name in source.schema and len(source.samples):
                 source.field(item).reshape(-1).view(np.uint8)[:: mmap.PAGESIZE].max(initial=0)
 
     def _block(self, item: Field, start: int, stop: int) -> AnyArray:
         if item.level not in SEGMENTED:
-            alone = _Rows(self._samples[start:stop], np.arange(stop - start + 1))
-            return self._taken(item, self._owner[start:stop], alone)
+            per_sample = _Rows(self._samples[start:stop], np.arange(stop - start + 1))
+            return self._gathered(item, self._owner[start:stop], per_sample)
         rows = self._rows[item.level]
         first = int(np.searchsorted(rows.ptr, start, "right")) - 1
         last = int(np.searchsorted(rows.ptr, stop, "left"))
@@ -127,10 +116,10 @@ class MergePlan:
         ptr = np.clip(rows.ptr[first : last + 1], start, stop) - start
         if item.index_of is not None:
             return self._row_numbers(item, item.index_of, slice(first, last), _Rows(starts, ptr))
-        return self._taken(item, self._owner[first:last], _Rows(starts, ptr))
+        return self._gathered(item, self._owner[first:last], _Rows(starts, ptr))
 
-    def _taken(self, item: Field, owner: AnyArray, rows: _Rows) -> AnyArray:
-        """Rows of samples, a view of their source where they follow each other in one."""
+    def _gathered(self, item: Field, owner: AnyArray, rows: _Rows) -> AnyArray:
+        """Rows of samples, as a view if they are consecutive in one source."""
         owners = np.unique(owner).tolist()
         missing = [number for number in owners if item.name not in self.sources[number].schema]
         if len(owners) == 1 and not missing and rows.contiguous:
@@ -151,12 +140,12 @@ class MergePlan:
         return values
 
     def _row_numbers(self, item: Field, level: Level, samples: slice, rows: _Rows) -> AnyArray:
-        """Rows whose values are row numbers of a level, as the new store counts them."""
+        """Rows whose values are row numbers of a level, shifted to those of the new store."""
         owner, counted = self._owner[samples], self._rows[level]
-        values = self._taken(item, owner, rows)
+        values = self._gathered(item, owner, rows)
         begin, end = counted.ptr[:-1][samples], counted.ptr[1:][samples]
-        lacks = np.array([item.name not in source.schema for source in self.sources])
-        shift = begin - np.where(lacks[owner], 0, counted.starts[samples])
+        missing = np.array([item.name not in source.schema for source in self.sources])
+        shift = begin - np.where(missing[owner], 0, counted.starts[samples])
         counts, shape = np.diff(rows.ptr), (-1, *(1,) * len(item.shape))
         if bool((shift == shift[0]).all()):
             values = values + shift[0] if shift[0] else values
@@ -184,12 +173,12 @@ class MergePlan:
 
 
 def _joined(parts: Sequence[AnyArray]) -> AnyArray:
-    """Parts as one array, without a copy of a single one."""
+    """Concatenate parts, without copying a single one."""
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def _common_schema(sources: Sequence[MergeSource]) -> Schema:
-    """Fields of all sources that have samples."""
+    """Schema with the fields of all sources that have samples."""
     common: dict[str, tuple[Field, MergeSource]] = {}
     for source in sources:
         for given in source.schema.values() if len(source.samples) else ():
@@ -202,8 +191,8 @@ def _common_schema(sources: Sequence[MergeSource]) -> Schema:
                 raise SchemaError(
                     f"field {item.name!r} is {_described(fixed)} in {first.root} and "
                     f"{_described(item)} in {source.root}: write one of the two anew, with "
-                    "the field converted or under another name; a unit that is only missing is "
-                    "stated with zarrpipe.compact(store, config={'units': {...}})"
+                    "the field converted or under another name; to add a missing unit, call "
+                    "zarrpipe.compact(store, config={'units': {...}})"
                 )
     return Schema({name: item for name, (item, _) in common.items()})
 
@@ -216,12 +205,12 @@ def _described(item: Field) -> str:
 def _check_row_numbers(
     source: MergeSource, item: Field, values: AnyArray, begin: Int64Array, end: Int64Array
 ) -> None:
-    """Refuse edges that leave their system, as those that nvalchemi 0.2 appends do."""
+    """Refuse edges to atoms outside their system, as nvalchemi 0.2 appends."""
     if bool(((values < begin) | (values >= end)).any()):
         raise StoreFormatError(
-            f"{source.root}: {item.level.value}s leave their system; nvalchemi 0.2 stores the "
-            f"{item.name} of every write but the first relative to that write: remove the field "
-            "there and find neighbours anew"
+            f"{source.root}: {item.level.value}s refer to rows outside their system; nvalchemi 0.2 "
+            f"stores the {item.name} of every write but the first relative to that write: repair "
+            "the store with `zarrpipe check --repair`, or remove the field and find neighbours anew"
         )
 
 

@@ -1,7 +1,7 @@
-"""A store as a merge reads it: pinned at its samples, each array as one NumPy array.
+"""A store as a merge reads it: a snapshot of its samples, each array as one NumPy array.
 
-A plain local array is mapped. Any other is decoded once, from end to end, into an unnamed file that
-is mapped too, so that a merge needs memory for a few blocks, not for an array.
+A plain local array is mapped. Any other array is decoded once into an unnamed file, which is mapped
+as well, so that a merge needs memory for a few blocks instead of an array.
 """
 
 import tempfile
@@ -16,9 +16,8 @@ from zarrpipe.data.fields import LEVELS, SEGMENTED, Level
 from zarrpipe.data.ids import UInt64Array, structure_ids, zero_missing
 from zarrpipe.data.schema import Field
 from zarrpipe.errors import StoreFormatError, StoreNotFoundError
-from zarrpipe.store.backend.array_reader import check_rows
+from zarrpipe.store.backend.array_reader import MissingChunks, allowed_absent_chunks, check_rows
 from zarrpipe.store.backend.location import Root
-from zarrpipe.store.backend.missing import MissingChunks, allowed_absent_chunks
 from zarrpipe.store.format.layout import (
     IDS,
     field_path,
@@ -39,16 +38,9 @@ _IDS_BLOCK = 1 << 14
 
 
 class MergeSource:
-    """The samples that a store has now, without the deleted; a writer may go on appending.
+    """The present samples of a store, without deleted ones; a writer may go on appending.
 
-    Unnamed files are made in `scratch`, by default where the system has temporary files.
-
-    Raises
-    ------
-    StoreNotFoundError
-        If there is no Zarr group.
-    StoreFormatError
-        If it is not a store of atomic systems, damaged, or of a newer format.
+    Unnamed files are created in `scratch`, by default in the directory of temporary files.
     """
 
     def __init__(self, root: Root, scratch: Path | None = None) -> None:
@@ -58,13 +50,13 @@ class MergeSource:
         self.attributes = self._snapshot.attributes
         self.schema = self._snapshot.schema
         self.samples = self._snapshot.physical()
-        self._group = _opened(root)
+        self._group = _open_group(root)
         self.others = other_attributes(self._group)
         self._mapped: dict[str, AnyArray] = {}
         self._decoded: dict[str, AnyArray] = {}
 
     def segments(self, level: Level) -> tuple[Int64Array, Int64Array]:
-        """First row and number of rows [N] of each sample at a level that has pointers."""
+        """First row [N] and number of rows [N] of each sample at a level that has pointers."""
         if len(self.samples) == 0:
             return self.samples, self.samples
         path = SEGMENTED[level]
@@ -74,19 +66,20 @@ class MergeSource:
         falls = counts.min() < LEVELS[level].least or starts.min() < 0
         if falls or (starts + counts).max() > self._snapshot.extent.rows(level):
             raise StoreFormatError(
-                f"{self.root}: {path} falls, is negative or runs past its end: it is damaged"
+                f"{self.root}: {path} is damaged: it falls, is negative or exceeds the rows of its "
+                "level; `zarrpipe check` lists the entries"
             )
         return starts, counts
 
     def field(self, item: Field) -> AnyArray:
-        """Every row of a field, those of deleted samples too, with the dtype of `item`."""
+        """Every row of a field, including those of deleted samples, with the dtype of `item`."""
         rows = self._flat(field_path(self.schema[item.name]), item.level, item.dtype)
-        if rows.shape[1:] != item.shape:  # compiled kernels would copy past the room for a row
+        if rows.shape[1:] != item.shape:  # compiled kernels would write out of bounds
             raise self._changed()
         return rows
 
     def present(self, name: str) -> AnyArray:
-        """Which samples have a field, [N] bool."""
+        """Which samples [N] have a field."""
         if name not in self.schema:
             return np.zeros(len(self.samples), dtype=bool)
         if name not in self.attributes.nullable:
@@ -94,7 +87,7 @@ class MergeSource:
         return self._flat(present_path(name), Level.SYSTEM)[self.samples]
 
     def ids(self) -> UInt64Array:
-        """Id of each sample's structure, [N] uint64; computed if the store has none."""
+        """Ids [N] uint64 of the samples' structures, computed if the store has none."""
         if len(self.samples) == 0:
             return np.zeros(0, dtype=np.uint64)
         if self._snapshot.has(IDS):
@@ -113,13 +106,13 @@ class MergeSource:
         return np.concatenate(blocks)
 
     def sums(self) -> LabelSums | None:
-        """Sums of statistics over all samples, if the store has them."""
+        """Stored sums of statistics over all samples, or None."""
         stored = valid_sums(self._snapshot)
         return stored.sums if stored is not None and stored.samples == len(self.samples) else None
 
     def check_unchanged(self) -> None:
         """Raise StoreFormatError if the store was emptied or rewritten meanwhile."""
-        if Attributes.read(_opened(self.root)).generation != self.attributes.generation:
+        if Attributes.read(_open_group(self.root)).generation != self.attributes.generation:
             raise self._changed()
 
     def _changed(self) -> StoreFormatError:
@@ -128,19 +121,21 @@ class MergeSource:
         )
 
     def _box(self, name: str) -> AnyArray | None:
-        """Rows [N, ...] of cell or pbc, zero where a sample has none."""
+        """Rows [N, ...] of cell or pbc, zero where missing."""
         if name not in self.schema:
             return None
         return zero_missing(self.field(self.schema[name])[self.samples], self.present(name))
 
     def _flat(self, path: str, level: Level, dtype: np.dtype[Any] | None = None) -> AnyArray:
-        """Rows of an array as one NumPy array in C order, which may be longer."""
+        """Rows of an array, and possibly further ones, as one NumPy array in C order."""
         for known in (self._mapped, self._decoded):
             if path in known:
                 return known[path]
         array, rows = find_array(self._group, path), self._snapshot.extent.rows(level)
         if array is None:
-            raise StoreFormatError(f"{self.root} lacks the array {path}")
+            raise StoreFormatError(
+                f"{self.root} has no array {path}: put it back from a copy of the store"
+            )
         directory, wanted = self.root.directory, dtype in (None, array.dtype)
         absent_chunks = allowed_absent_chunks(self.attributes, path)
         if directory is not None and wanted and is_plain(array) and MappedArray.fits(array):
@@ -149,7 +144,7 @@ class MergeSource:
             )
             mapped.ensure(rows)
             return self._mapped.setdefault(path, mapped.data)
-        self._decoded = {}  # the file of the array before is given back first
+        self._decoded = {}  # free the file of the previous array first
         chosen = dtype or array.dtype
         self._decoded = {
             path: _decoded(array, rows, chosen, self._scratch, MissingChunks(absent_chunks))
@@ -158,12 +153,12 @@ class MergeSource:
 
 
 def other_attributes(group: zarr.Group) -> dict[str, Any]:
-    """Attributes of a root group that neither zarrpipe nor nvalchemi made."""
+    """Attributes of a root group that neither zarrpipe nor nvalchemi wrote."""
     ours = ("num_samples", "fields", "zarrpipe")
     return {name: value for name, value in group.attrs.asdict().items() if name not in ours}
 
 
-def _opened(root: Root) -> zarr.Group:
+def _open_group(root: Root) -> zarr.Group:
     group = root.open_group()
     if group is None:
         raise StoreNotFoundError(f"there is no Zarr store at {root}")
@@ -177,7 +172,7 @@ def _decoded(
     folder: Path | None,
     absences: MissingChunks,
 ) -> AnyArray:
-    """First rows of an array, in memory if they are few, else in an unnamed file."""
+    """Decode the first rows of an array into memory, or into an unnamed file if they are many."""
     check_rows(array.store_path, array.shape[0], rows)
     shape = (rows, *array.shape[1:])
     row_bytes = max(1, dtype.itemsize * int(np.prod(shape[1:], dtype=np.int64)))
@@ -186,7 +181,7 @@ def _decoded(
     if rows <= step:
         return _read(array, 0, rows, dtype, absences)
     with tempfile.TemporaryFile(dir=folder) as file:
-        for start in range(0, rows, step):  # not through a map: a full disk would be a SIGBUS
+        for start in range(0, rows, step):  # writing to a map would raise SIGBUS on a full disk
             block = _read(array, start, min(start + step, rows), dtype, absences)
             file.write(block.reshape(-1).view(np.uint8).data)
         file.flush()
@@ -197,7 +192,7 @@ def _decoded(
 def _read(
     array: zarr.Array[Any], start: int, stop: int, dtype: np.dtype[Any], absences: MissingChunks
 ) -> AnyArray:
-    """Rows from the first of a chunk on, after checking that no chunk is missing."""
+    """Rows from the start of a chunk on; raises if a chunk is missing."""
     with translate_zarr_errors(array.store_path):
         values = np.ascontiguousarray(array[start:stop], dtype)
     absences.refuse(array, start, values)

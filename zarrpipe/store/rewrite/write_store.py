@@ -1,8 +1,8 @@
 """Write the samples of a plan as a new store, field by field, with the pointers last.
 
-All sizes are known in advance, so each array gets its exact shape and is filled from its first row
-to its last, some megabytes at a time. The pointers are written from the end to the beginning: the
-first chunk comes last, and until then there are no samples.
+Since all sizes are known in advance, each array gets its exact shape and is filled from its first
+row to its last, some megabytes at a time. The pointers are written backwards: their first chunk
+comes last, and until then the store has no samples.
 """
 
 from collections.abc import Callable, Mapping
@@ -34,10 +34,9 @@ from zarrpipe.store.format.layout import (
 )
 from zarrpipe.store.format.metadata import Attributes, new_generation
 from zarrpipe.store.rewrite.merge_plan import MergePlan
-from zarrpipe.store.statistics.label_rows import BUCKETS
-from zarrpipe.store.statistics.stored_sums import write_sums
+from zarrpipe.store.statistics.label_rows import BUCKETS, active_rows
+from zarrpipe.store.statistics.stored_sums import sums_over, write_sums
 from zarrpipe.store.statistics.sums import LabelSums
-from zarrpipe.store.statistics.updater import count_rows, sums_over
 from zarrpipe.store.write.array_writer import ArrayWriter, PlainArrayWriter, open_array_writer
 
 _LARGE, _ENCODED, _INNER = 1 << 26, 1 << 23, 1 << 20
@@ -55,16 +54,9 @@ def write_store(
 ) -> None:
     """Write the samples of a plan to an empty place or an empty store, and close the store.
 
-    Parameters
-    ----------
-    plan, root, config
-        Samples, place, chunks and codecs.
-    capacity
-        Samples that are expected at most, for the size of chunks; by default those of the plan.
-    others
-        Further attributes of the root.
-    done
-        Called with the number of bytes after each block of a field.
+    `capacity` is the expected number of samples, for the size of chunks; by default that of the
+    plan. `others` are further attributes of the root. `done` gets the number of bytes of each
+    block of a field.
     """
     root, schema = root.for_writing(), plan.schema.with_units(config.units)
     attributes = Attributes(0, nullable=frozenset(plan.present), generation=new_generation())
@@ -73,26 +65,26 @@ def write_store(
     group = group.update_attributes({**(others or {}), **attributes.to_dict(schema)})
     for item in plan.schema.values():
         _fill(arrays[field_path(item)], plan, item.name, done)
-    if plan.extent.samples:
+    if plan.counts.samples:
         for name, has in plan.present.items():
             arrays[present_path(name)].write(0, has)
         arrays[IDS].write(0, plan.ids())
-        arrays[SAMPLES_MASK].write(0, np.ones(plan.extent.samples, dtype=bool))
+        arrays[SAMPLES_MASK].write(0, np.ones(plan.counts.samples, dtype=bool))
         for source in plan.sources:
             source.check_unchanged()
         for level in COMMIT_ORDER:
             _write_backwards(arrays[SEGMENTED[level]], plan.ptr(level))
-        written = _NewStore(group, schema, attributes, plan.extent, arrays)
+        written = _NewStore(group, schema, attributes, plan.counts, arrays)
         write_sums(group, sums_over(written, _sums(plan, written)))
     for array in arrays.values():
         array.close()
-    complete = replace(attributes, num_samples=plan.extent.samples)
+    complete = replace(attributes, num_samples=plan.counts.samples)
     group.update_attributes(complete.to_dict(schema))
 
 
 @dataclass(frozen=True)
 class _NewStore:
-    """A store whose rows are written, to be counted."""
+    """A store whose rows are written and whose samples are then counted."""
 
     group: zarr.Group
     schema: Schema
@@ -106,29 +98,30 @@ class _NewStore:
 
 
 def _sums(plan: MergePlan, written: _NewStore) -> LabelSums:
-    """Sums of the new store: those of its sources, or counted where one has none."""
+    """Sums of the new store: merged from its sources, or counted if a source has none."""
     sums = LabelSums.empty(BUCKETS)
     sources = [source for source in plan.sources if len(source.samples)]
-    kept = [found for source in sources if (found := source.sums()) is not None]
-    if len(kept) == len(sources):
-        for one in kept:
+    stored = [found for source in sources if (found := source.sums()) is not None]
+    if len(stored) == len(sources):
+        for one in stored:
             sums.merge(one)
     else:
-        count_rows(written, sums, 0)
+        for rows in active_rows(written, 0):
+            sums.add(rows)
     return sums
 
 
 def field_bytes(plan: MergePlan) -> int:
-    """Bytes of all fields of a plan."""
+    """Number of bytes of all fields of a plan."""
     fields = plan.schema.values()
-    return sum(plan.extent.rows(item.level) * field_spec(item).row_bytes for item in fields)
+    return sum(plan.counts.rows(item.level) * field_spec(item).row_bytes for item in fields)
 
 
 def fitted(chosen: ZarrArrayConfig, spec: ArraySpec, rows: int) -> ZarrArrayConfig:
     """Config of an array of `rows` rows, with the sizes that `chosen` leaves open.
 
-    Chunks that are mapped have up to 64 MiB, so that there are few files and little room unused.
-    Chunks that are decoded have up to 8 MiB, or 1 MiB in shards of up to 64 MiB.
+    Mapped chunks have up to 64 MiB, for few files with little unused space. Decoded chunks have up
+    to 8 MiB, or 1 MiB in shards of up to 64 MiB.
 
     Examples
     --------
@@ -153,7 +146,7 @@ def fitted(chosen: ZarrArrayConfig, spec: ArraySpec, rows: int) -> ZarrArrayConf
 
 
 def _grown(least: int, spec: ArraySpec, rows: int, limit: int) -> int:
-    """Least rows, doubled until they hold all `rows` or would pass a number of bytes."""
+    """Double `least` until all `rows` fit, within `limit` bytes and a number of chunks."""
     grown = least
     while grown < rows and (2 * grown * spec.row_bytes <= limit or grown * _MOST_CHUNKS < rows):
         grown *= 2
@@ -161,7 +154,7 @@ def _grown(least: int, spec: ArraySpec, rows: int, limit: int) -> int:
 
 
 def _vacated(root: Root, attributes: Attributes) -> zarr.Group:
-    """Root group without samples, fields and pointers."""
+    """Root group, after removing samples, fields and pointers."""
     group, content = root.open_group(), attributes.to_dict(Schema({}))
     if group is None:
         group = zarr.create_group(root.path, attributes=content)
@@ -182,12 +175,12 @@ def _create(
     capacity: int | None,
 ) -> dict[str, ArrayWriter]:
     """Arrays of the new store, with their exact shapes, by path."""
-    schema, extent = plan.schema, plan.extent
+    schema = plan.schema
     specs = [*meta_specs(), *map(field_spec, schema.values())]
     specs += [present_spec(schema[name]) for name in plan.present]
     arrays = {}
     for spec in specs:
-        rows = extent.rows(spec.level) + (spec.path in SEGMENTED.values())
+        rows = plan.counts.rows(spec.level) + (spec.path in SEGMENTED.values())
         chosen = config.for_array(*spec.path.split("/"))
         if capacity is None:
             chosen = fitted(chosen, spec, rows)
@@ -202,7 +195,7 @@ def _create(
 def _fill(array: ArrayWriter, plan: MergePlan, name: str, done: Callable[[int], object]) -> None:
     """Write every row of a field."""
     item, row = plan.schema[name], 0
-    unit = 1 if isinstance(array, PlainArrayWriter) else array.chunk_rows  # each is encoded once
+    unit = 1 if isinstance(array, PlainArrayWriter) else array.chunk_rows  # encode each once
     for values in plan.blocks(item, unit):
         array.write(row, values)
         row += len(values)
@@ -211,7 +204,7 @@ def _fill(array: ArrayWriter, plan: MergePlan, name: str, done: Callable[[int], 
 
 
 def _write_backwards(array: ArrayWriter, values: AnyArray) -> None:
-    """Write whole chunks from the last to the first."""
+    """Write whole chunks from last to first."""
     unit = array.chunk_rows
     for start in reversed(range(0, len(values), unit)):
         array.write(start, values[start : start + unit])

@@ -1,11 +1,11 @@
-"""Sums as a store keeps them: `meta/sums`, one compressed array of one chunk that describes itself.
+"""The sums of statistics in a store: `meta/sums`, a compressed array of one chunk.
 
-The array is a cache. It is replaced as a whole and covers the first rows of the store. It counts as
-absent if it is torn, of another generation, of other deletions, or of rows that are not there.
-Whoever changes labels in place with other tools has to remove it.
+The array is a cache. It is replaced as a whole and covers the first rows of the store. It is
+ignored if it is damaged, of another generation, of other deletions, or of missing rows. A tool that
+changes labels in place has to remove it.
 
-Sums over many elements can take more room than the labels of few samples. Then only those are
-stored that tell whether samples changed, and statistics read the samples.
+Sums over many elements can take more space than the labels of few samples. Then only the sums that
+detect changed samples are stored, and statistics read the samples.
 """
 
 import hashlib
@@ -21,83 +21,84 @@ from zarr.codecs import ZstdCodec
 from zarrpipe.compat import sync
 from zarrpipe.errors import StoreFormatError
 from zarrpipe.store.format.commit_log import RowCounts
-from zarrpipe.store.format.layout import ATOMS_PTR, EDGES_PTR, MARK, SUMS, find_array
+from zarrpipe.store.format.layout import (
+    ATOMS_PTR,
+    EDGES_PTR,
+    MARK,
+    SAMPLES_MASK,
+    SUMS,
+    find_array,
+)
 from zarrpipe.store.format.metadata import FORMAT, Attributes
 from zarrpipe.store.format.validate import translate_zarr_errors
 from zarrpipe.store.read.snapshot import Snapshot
-from zarrpipe.store.statistics.label_rows import BUCKETS, NUM_ELEMENTS
+from zarrpipe.store.statistics.label_rows import BUCKETS, NUM_ELEMENTS, CountedStore, active_rows
 from zarrpipe.store.statistics.sums import COLUMNS, FloatArray, LabelSums
 
 _MAGIC, _VERSION, _HEAD, _CHECKSUM = 1_398_099_283.0, 2.0, 18, 3
 _DENSE_VERSION, _DENSE_COLUMNS = 1.0, 15
-"""Version 1 of the array, which is not compressed and has three more columns, is still read."""
+"""Version 1 of the array, which is not compressed and has three more columns, can be read."""
 
 _LEAST_VALUES, _MOST_VALUES, _MOST_COUNT = 1 << 13, 1 << 22, 1 << 53
 _SMALL_BYTES, _MOST_OF_LABELS = 1 << 16, 16
 _ATOM_BYTES = 20
+_DUE_SAMPLES, _DUE_ATOMS = 1 << 16, 1 << 21
+_FREE_ATOMS, _FEW = 1 << 22, 8
 
 
 @dataclass(frozen=True)
 class StoredSums:
-    """Sums over the first rows of a store.
+    """Sums by bucket over the first rows of a store, `counts` of them including deleted samples.
 
-    Parameters
-    ----------
-    extent
-        The rows, those of deleted samples included, which are not summed.
-    deleted
-        Samples that the store said to be deleted, in these rows or behind them.
-    generation
-        Digest of the store's generation.
-    sums
-        By bucket.
+    `deleted` is the number of deleted samples of the whole store when the sums were stored, and
+    `generation` the digest of its generation.
     """
 
-    extent: RowCounts
+    counts: RowCounts
     deleted: int
     generation: tuple[float, ...]
     sums: LabelSums
 
     @property
     def samples(self) -> int:
-        """Samples that are summed."""
+        """Number of summed samples, without deleted ones."""
         return int(self.sums.total("samples"))
 
-    def belongs(self, attributes: Attributes, extent: RowCounts, *, active: int) -> bool:
-        """Whether the sums are those of a store.
+    def belongs(self, attributes: Attributes, counts: RowCounts, *, active: int) -> bool:
+        """Whether the sums are those of a store with these attributes.
 
-        Parameters
-        ----------
-        attributes
-            Attributes of the store's root.
-        extent
-            Rows of as many samples of the store.
-        active
-            How many of these samples are not deleted.
+        `counts` are the rows of equally many samples of the store, `active` of which are not
+        deleted.
         """
         return (
             attributes.ours
             and self.generation == digest(attributes.generation)
             and self.deleted == attributes.deleted
-            and self.extent == extent
+            and self.counts == counts
             and self.samples == active
         )
 
 
+def sums_over(store: CountedStore, sums: LabelSums) -> StoredSums:
+    """Combine sums over all samples of a store with the facts that identify it."""
+    attributes = store.attributes
+    return StoredSums(store.counts, attributes.deleted, digest(attributes.generation), sums)
+
+
 def digest(generation: str) -> tuple[float, ...]:
-    """Hash of the name of a generation, as four numbers."""
+    """Hash of a generation, as four numbers."""
     hashed = hashlib.blake2b(generation.encode(), digest_size=16).digest()
     return tuple(np.frombuffer(hashed, "<u4").astype(np.float64).tolist())
 
 
 def valid_sums(snapshot: Snapshot) -> StoredSums | None:
-    """Read the sums of a store from which statistics of a snapshot follow; None without any."""
+    """Read the stored sums that are valid for a snapshot and complete; None without any."""
     if not snapshot.attributes.ours or not snapshot.extent.samples:
         return None
     stored = read_sums(snapshot.group)
-    if stored is None or stored.extent.samples > snapshot.extent.samples:
+    if stored is None or stored.counts.samples > snapshot.extent.samples:
         return None
-    rows, active = stored.extent.samples, snapshot.active
+    rows, active = stored.counts.samples, snapshot.active
     ends = (int(snapshot.pointers(path)[rows]) for path in (ATOMS_PTR, EDGES_PTR))
     number = rows if active is None else int(np.searchsorted(active, rows))
     valid = stored.belongs(snapshot.attributes, RowCounts((rows, *ends)), active=number)
@@ -105,7 +106,7 @@ def valid_sums(snapshot: Snapshot) -> StoredSums | None:
 
 
 def read_sums(group: zarr.Group) -> StoredSums | None:
-    """Read the array of sums of a store; None if it is missing or damaged."""
+    """Read the stored sums; None if they are missing or damaged."""
     try:
         array = find_array(group, SUMS)
         if array is None or array.dtype != np.dtype("float64") or array.ndim != 1:
@@ -119,7 +120,7 @@ def read_sums(group: zarr.Group) -> StoredSums | None:
 
 
 def write_sums(group: zarr.Group, stored: StoredSums) -> None:
-    """Replace the sums of a store, or remove them if one has overflown or they are too many."""
+    """Replace the stored sums, or remove them if they overflowed or are too large."""
     content = _encoded(stored)
     if content is None:
         remove_sums(group)
@@ -129,7 +130,7 @@ def write_sums(group: zarr.Group, stored: StoredSums) -> None:
 
 
 def remove_sums(group: zarr.Group) -> bool:
-    """Remove a store's array of sums, readable or not; whether there was one."""
+    """Remove the stored sums, readable or not, and return whether there were any."""
     place = group.store_path / SUMS
     if not sync((place / "zarr.json").exists()):
         return False
@@ -158,12 +159,12 @@ def _array_for(group: zarr.Group, values: int) -> zarr.Array[Any]:
 
 
 def _encoded(stored: StoredSums) -> FloatArray | None:
-    """Values of the array, zero behind the sums."""
-    sums, extent = stored.sums, stored.extent
+    """Values of the array, zero after the sums; None if they overflowed or are too large."""
+    sums, counts = stored.sums, stored.counts
     if not sums.finite:
         return None
-    room = max(_SMALL_BYTES, extent.atoms * _ATOM_BYTES // _MOST_OF_LABELS)
-    if 8 * np.count_nonzero(sums.gram) > room:
+    most_bytes = max(_SMALL_BYTES, counts.atoms * _ATOM_BYTES // _MOST_OF_LABELS)
+    if 8 * np.count_nonzero(sums.gram) > most_bytes:
         sums = sums.without_fit()
     by_bucket = (sums.table, sums.counts, sums.fraction, sums.moment, sums.gram)
     parts = [sums.elements, sums.origin, *map(np.ravel, by_bucket), sums.sizes, sums.size_counts]
@@ -173,7 +174,7 @@ def _encoded(stored: StoredSums) -> FloatArray | None:
     content = np.zeros(max(_LEAST_VALUES, 1 << (length - 1).bit_length()))
     content[:_HEAD] = (
         *(_MAGIC, _VERSION, length, 0.0, *stored.generation),
-        *(extent.samples, extent.atoms, extent.edges, stored.deleted),
+        *(counts.samples, counts.atoms, counts.edges, stored.deleted),
         *(len(sums.table), len(COLUMNS), len(sums.elements), len(sums.sizes), sums.fitted),
         float(sums.complete),
     )
@@ -214,7 +215,7 @@ def _decoded(content: FloatArray) -> StoredSums | None:
 
 
 def _is_whole(content: FloatArray) -> bool:
-    """Whether an array of sums has its checksum and finite values."""
+    """Whether the values are finite and match their checksum."""
     head = content[:_HEAD]
     if head[0] != _MAGIC or not (np.abs(head) <= _MOST_COUNT).all():
         return False
@@ -226,3 +227,95 @@ def _is_whole(content: FloatArray) -> bool:
 
 def _checksum(values: FloatArray) -> float:
     return float(zlib.crc32(np.ascontiguousarray(values, "<f8").data))
+
+
+class StatisticsUpdater:
+    """Keeps the stored sums up to date for the writer of a store.
+
+    It reads rows back and counts them at a flush and every 65,536 samples, so that most appends
+    cost nothing. Sums that do not match the store, because samples were deleted or the sums are
+    damaged, are counted again at the next close. A large store without sums gets none.
+    """
+
+    def __init__(self) -> None:
+        self._stored: StoredSums | None = None
+        self._recount = False  # the store had sums and all samples have to be counted again
+        self._overflown_at: int | None = None  # deleted samples when a sum overflowed
+        self._opened = RowCounts()
+        self._due = (_DUE_SAMPLES, _DUE_ATOMS)
+
+    def open(self, store: CountedStore) -> None:
+        """Continue from the stored sums, or remove them if they do not match the store."""
+        self._opened = store.counts
+        self._postpone(store.counts)
+        if not store.counts.samples:
+            return
+        stored = read_sums(store.group)
+        if stored is not None and _belongs(stored, store):
+            self._stored = stored
+        else:
+            self._recount = remove_sums(store.group)
+
+    def is_due(self, counts: RowCounts) -> bool:
+        """Whether the rows since the last count should be counted before more are written."""
+        return counts.samples >= self._due[0] or counts.atoms >= self._due[1]
+
+    def update(self, store: CountedStore, *, every: bool = True) -> None:
+        """Count new samples and write the sums; without `every`, skip this for few samples."""
+        counts, deleted, stored = store.counts, store.attributes.deleted, self._stored
+        if deleted == self._overflown_at:
+            return
+        if stored is not None and stored.deleted != deleted:
+            self._stored, self._recount, stored = None, True, None
+        if stored is not None and not every and not self.is_due(counts):
+            known = stored.counts.samples
+            if counts.samples - known < known // _FEW:
+                return
+        self._postpone(counts)
+        if stored is not None and stored.counts == counts:
+            return
+        if stored is not None and not stored.sums.complete:
+            self._stored, self._recount = None, True
+        if self._is_worthwhile(counts, every=every):
+            self._count(store)
+
+    def forget(self, group: zarr.Group) -> None:
+        """Remove the sums, before counted labels change."""
+        self._stored, self._overflown_at = None, None
+        self._recount |= remove_sums(group)
+
+    def _postpone(self, counts: RowCounts) -> None:
+        """Set the numbers of samples and atoms at which the next count is due."""
+        self._due = (counts.samples + _DUE_SAMPLES, counts.atoms + _DUE_ATOMS)
+
+    def _is_worthwhile(self, counts: RowCounts, *, every: bool) -> bool:
+        """Whether to count new samples: any number of this writer, but only a few of others."""
+        own = counts.atoms - self._opened.atoms
+        if self._stored is not None:
+            return counts.atoms - self._stored.counts.atoms <= max(_FREE_ATOMS, own)
+        if self._recount and every:
+            return True
+        return (own > 0 or self._recount) and counts.atoms <= max(_FREE_ATOMS, own)
+
+    def _count(self, store: CountedStore) -> None:
+        stored, sums, start = self._stored, LabelSums.empty(BUCKETS), 0
+        if stored is not None:
+            sums, start = stored.sums, stored.counts.samples
+        self._stored, self._recount = None, True  # until the sums are written
+        for rows in active_rows(store, start):
+            sums.add(rows)
+        stored = sums_over(store, sums)
+        write_sums(store.group, stored)
+        if sums.finite:
+            self._stored, self._recount = stored, False
+        else:
+            self._overflown_at = stored.deleted
+
+
+def _belongs(stored: StoredSums, store: CountedStore) -> bool:
+    rows = stored.counts.samples
+    if rows > store.counts.samples:
+        return False
+    ends = (int(store.array(path).read(rows, rows + 1)[0]) for path in (ATOMS_PTR, EDGES_PTR))
+    active = np.count_nonzero(store.array(SAMPLES_MASK).read(0, rows))
+    return stored.belongs(store.attributes, RowCounts((rows, *ends)), active=int(active))

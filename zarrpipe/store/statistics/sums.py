@@ -37,25 +37,21 @@ class LabelSums:
 
     A sample has the composition ``a`` [E], ``n`` atoms and the energy ``r`` relative to `origin`.
     Sums with two weights have 1 [0] and 1/n^2 [1]. Labels that are not finite, and samples with
-    numbers that are no elements, are counted and enter no other sum.
+    atomic numbers of no element, are counted but not summed.
 
     Parameters
     ----------
     table : array [B, K]
         Sums by the names in `COLUMNS`, among them of r^2, r^2/n^2, r/n and squared force
         components; "largest" sums the terms by which moves of the origin changed the squares.
-    elements : array [E] int64
-        Atomic numbers, ascending.
-    origin : array [E]
-        First guess of the reference energies, the same for all buckets, eV.
+    elements, origin : array [E]
+        Ascending atomic numbers, and the first guess of their reference energies, eV.
     counts, fraction : array [B, E]
-        Of a over all samples, and of a/n over those with an energy.
-    moment : array [B, 2, E]
-        Of r a, with two weights.
-    gram : array [B, 2, E (E + 1) / 2]
-        Upper triangle of a a^T, with two weights.
+        Sums of a over all samples, and of a/n over those with an energy.
+    moment, gram : array [B, 2, E], array [B, 2, E (E + 1) / 2]
+        Sums of r a, and of the upper triangle of a a^T, with two weights.
     sizes, size_counts : array [S] int64
-        ``bucket * 2^40 + atoms``, ascending, and how many samples there are of it.
+        ``bucket * 2^40 + atoms``, ascending, and the number of its samples.
     fitted : int
         Number of energies when `origin` was last fitted.
     """
@@ -83,26 +79,26 @@ class LabelSums:
         )
 
     def copy(self) -> "LabelSums":
-        """Sums that change apart from these."""
+        """Copy all arrays."""
         return replace(self, **{name: getattr(self, name).copy() for name in _ARRAYS})
 
     def total(self, name: str) -> float:
-        """Sum over all buckets of a column."""
+        """Sum of a column over all buckets."""
         return float(self.table[:, _AT[name]].sum())
 
     @property
     def complete(self) -> bool:
-        """Whether statistics follow from the sums; see `without_fit`."""
+        """Whether the sums suffice for statistics; see `without_fit`."""
         size = len(self.elements)
         return int(self.gram.shape[-1]) == size * (size + 1) // 2
 
     def without_fit(self) -> "LabelSums":
-        """The sums that tell whether samples changed, without the many that fits need."""
+        """Only the sums that detect changed samples, without the many that fits need."""
         return replace(self, **{name: getattr(self, name)[..., :0] for name in _OF_FITS})
 
     @property
     def finite(self) -> bool:
-        """Whether no sum has overflown."""
+        """Whether no sum has overflowed."""
         return all(bool(np.isfinite(getattr(self, name)).all()) for name in _ARRAYS)
 
     def of_buckets(self, first: int, stop: int) -> "LabelSums":
@@ -116,7 +112,7 @@ class LabelSums:
 
     def add(self, rows: LabelRows) -> Self:
         """Add samples."""
-        with np.errstate(over="ignore", invalid="ignore"):  # such sums are not stored
+        with np.errstate(over="ignore", invalid="ignore"):  # sums that overflow are not stored
             self._add(rows)
         return self
 
@@ -151,13 +147,13 @@ class LabelSums:
     def _spread(
         self, target: FloatArray, groups: Groups, contents: Contents, values: FloatArray
     ) -> None:
-        """Add a value for each entry of the contents of groups to a target [B, ...]."""
+        """Add the value of each entry of the contents of groups to a target [B, ...]."""
         size = target.shape[-1]
         cell = groups.buckets[contents.samples] * size + contents.places
         target += np.bincount(cell, values, target.size).reshape(target.shape)
 
     def _accept(self, elements: Int64Array) -> None:
-        """Make room for elements."""
+        """Extend the sums to further elements."""
         known = np.union1d(self.elements, elements)
         if len(known) == len(self.elements):
             return
@@ -209,7 +205,7 @@ class LabelSums:
     ) -> None:
         """Fit the origin at a new element, and whenever the number of energies has doubled.
 
-        After a poor guess, the difference of large squares would lose the spread of energies.
+        With a poor guess, the difference of large squares would lose the spread of energies.
         """
         size, upper = len(self.elements), self.gram[:, 0].sum(0)
         energies = int(self.total("energies")) + int(number.sum())
@@ -271,7 +267,7 @@ class LabelSums:
         return self
 
     def agrees(self, counted: "LabelSums") -> bool:
-        """Whether counts and squares are those of samples that were counted again."""
+        """Whether counts and squares equal those of a new count, up to rounding."""
         here = self.counts.any(axis=0)
         same = (
             np.array_equal(self.elements[here], counted.elements)
@@ -294,7 +290,7 @@ class LabelSums:
 
     @property
     def exact(self) -> bool:
-        """Whether rounding leaves the spread of the energies."""
+        """Whether the spread of the energies exceeds the rounding errors."""
         number = self.total("energies")
         largest = self.total("square_per_atom") + self.total("largest")
         noise = _ROUNDING * float(np.abs(self.origin).max(initial=0.0))
@@ -302,7 +298,7 @@ class LabelSums:
         return self.finite and not lost
 
     def fitted_energies(self) -> FloatArray:
-        """Reference energies [E] that fit best, eV."""
+        """Best fit of the reference energies [E], eV."""
         gram = unpacked(self.gram[:, 0].sum(0), len(self.elements))
         return fit(gram, self.moment[:, 0].sum(0), self.origin)
 
@@ -346,9 +342,9 @@ def fit(gram: FloatArray, moment: FloatArray, origin: FloatArray) -> FloatArray:
     if not len(here):
         return solution
     scale, axes = np.linalg.eigh(gram[np.ix_(here, here)])
-    seen = scale > scale[-1] * _RANK_TOLERANCE
-    axes = axes[:, seen]
-    solution[here] = axes @ (axes.T @ origin[here] + (axes.T @ moment[here]) / scale[seen])
+    large = scale > scale[-1] * _RANK_TOLERANCE
+    axes = axes[:, large]
+    solution[here] = axes @ (axes.T @ origin[here] + (axes.T @ moment[here]) / scale[large])
     return solution
 
 

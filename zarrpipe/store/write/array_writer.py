@@ -19,7 +19,7 @@ from zarrpipe.compat import sync
 from zarrpipe.data.csr import AnyArray
 from zarrpipe.errors import StoreFormatError
 from zarrpipe.store.backend import files
-from zarrpipe.store.backend.missing import chunk_place, lost_chunk
+from zarrpipe.store.backend.array_reader import chunk_place, lost_chunk
 from zarrpipe.store.format.layout import chunk_file, is_dense, is_plain
 from zarrpipe.store.format.validate import translate_zarr_errors
 

@@ -22,8 +22,7 @@ from zarrpipe.store.format.layout import (
 )
 from zarrpipe.store.format.metadata import Attributes
 from zarrpipe.store.statistics.label_rows import SUMMED_LABELS
-from zarrpipe.store.statistics.stored_sums import remove_sums
-from zarrpipe.store.statistics.updater import StatisticsUpdater
+from zarrpipe.store.statistics.stored_sums import StatisticsUpdater, remove_sums
 from zarrpipe.store.write.array_writer import ArrayWriter
 from zarrpipe.store.write.open_arrays import OpenArrays, wait_for_zarr
 from zarrpipe.store.write.open_for_writing import (
