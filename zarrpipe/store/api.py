@@ -74,7 +74,6 @@ class AtomicDataZarrWriter(WriterOwner):
         self.store = store
         super().__init__(Root.of(store), ZarrWriteConfig.of(config), _CAPACITY, durable=durable)
 
-    @synchronized
     def write(self, data: Any) -> None:
         """Write the first samples of a new store.
 
@@ -91,7 +90,10 @@ class AtomicDataZarrWriter(WriterOwner):
         FieldError
             If a new field has a name that conditions on samples read otherwise.
         """
-        batch = as_batch(data)
+        self._write(as_batch(data))
+
+    @synchronized
+    def _write(self, batch: Batch) -> None:
         check_new_names(batch.fields)
         self._check_open()
         if self._exists() and (samples := self._open_writer().counts.samples):
