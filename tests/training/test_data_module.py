@@ -401,7 +401,7 @@ def test_statistics_are_of_the_training_samples_and_follow_growth(store, data, m
     assert module.statistics.num_samples == len(module.train_dataset)
     measured = []
     monkeypatch.setattr(
-        "zarrpipe.training.data_module.measure",
+        "zarrpipe.training.statistics.measure",
         lambda new: measured.append(len(new)) or measure(new),
     )
     data.append(path, data.batch(30, tag=1))

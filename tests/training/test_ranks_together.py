@@ -204,14 +204,14 @@ def assert_both_end(told, failed, error, says):
 def test_an_error_of_one_rank_ends_both_where_a_run_is_set_up(ranks, modules, monkeypatch, failed):
     set_up = [lambda module=module: module.setup("fit") for module in modules]
     with monkeypatch.context() as patched:  # before its first look
-        patched.setattr(modules[failed]._sources, "_opened", fail)
+        patched.setattr(modules[failed]._splits, "_opened", fail)
         assert_both_end(ranks.run(set_up), failed, OSError, "the disk is gone")
     assert ranks.run(set_up) == [None, None]
     modules[failed].dataset.refresh = fail  # between two runs
     assert_both_end(ranks.run(set_up), failed, OSError, "the disk is gone")
     assert ranks.run(set_up) == [None, None]
     with monkeypatch.context() as patched:  # after the look
-        patched.setattr(modules[failed]._sources, "check_trained", fail)
+        patched.setattr(modules[failed]._splits, "check_trained", fail)
         assert_both_end(ranks.run(set_up), failed, OSError, "the disk is gone")
     fetch = [module.train_dataloader for module in modules]
     with monkeypatch.context() as patched:
@@ -225,7 +225,7 @@ def test_a_store_that_one_rank_saw_rewritten_is_set_up_by_both(tmp_path, ranks, 
     ranks.run([lambda: modules[0].setup("fit"), lambda: modules[1].setup("fit")])
     with AtomicDataZarrWriter(tmp_path / "store") as writer:
         writer.delete([0])
-    modules[0]._sources.open_anew()  # as if it had been opened a moment later
+    modules[0]._splits.open_anew()  # as if it had been opened a moment later
     set_up = [lambda module=module: module.setup("fit") for module in modules]
     assert ranks.run(set_up) == [None, None]
     assert [len(module.train_dataset) for module in modules] == [5, 5]
