@@ -44,8 +44,8 @@ def check_rows(place: object, have: int, rows: int) -> None:
     """Refuse an array with fewer rows than are committed."""
     if rows > have:
         raise StoreFormatError(
-            f"{place} has {have} rows, the pointers say {rows}: the array was truncated or belongs to "
-            "another store; put it back from a copy"
+            f"{place} has {have} rows, the pointers say {rows}: the array was truncated or belongs "
+            "to another store; put it back from a copy"
         )
 
 
@@ -100,8 +100,8 @@ def find_absent_chunks(array: zarr.Array[Any], start: int, values: AnyArray) -> 
 def lost_chunk(place: object, start: int, stop: int) -> StoreFormatError:
     """The error for an absent chunk, or shard, of committed rows."""
     return StoreFormatError(
-        f"{place} is not there, and should hold rows {start} to {stop}: it was removed, or the store "
-        "is an incomplete copy (Zarr needs write_empty_chunks=True to copy every chunk); "
+        f"{place} is not there, and should hold rows {start} to {stop}: it was removed, or the "
+        "store is an incomplete copy (Zarr needs write_empty_chunks=True to copy every chunk); "
         "`zarrpipe check` lists the lost samples"
     )
 
