@@ -1,4 +1,4 @@
-"""The commit rule: which samples of a store exist, as its pointers to atoms say."""
+"""The commit rule: the pointers to atoms define which samples of a store exist."""
 
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -11,11 +11,11 @@ from zarrpipe.data.fields import LEVELS, SEGMENTED, Level
 from zarrpipe.errors import StoreFormatError
 
 _BLOCK = 1 << 17
-"""Pointers that are looked at together: they stay in the cache of a core."""
+"""Pointers that are checked at once: they fit the cache of a core."""
 
 
 class Indexable(Protocol):
-    """Allocated pointers that can be read one by one or by slices."""
+    """Allocated pointers that can be indexed and sliced."""
 
     def __len__(self) -> int: ...
 
@@ -24,7 +24,7 @@ class Indexable(Protocol):
 
 @dataclass(frozen=True)
 class RowCounts:
-    """Committed rows of each level, by its number."""
+    """Committed rows of each level, by the level's number."""
 
     counts: tuple[int, ...] = (0,) * len(LEVELS)
 
@@ -44,31 +44,22 @@ class RowCounts:
         return self.rows(Level.EDGE)
 
     def rows(self, level: Level) -> int:
-        """Rows of a field of `level`."""
+        """Committed rows of a field of `level`."""
         return self.counts[LEVELS[level].number]
 
     def after(self, batch: Batch) -> "RowCounts":
-        """Counts once `batch`, which is on the CPU, is committed."""
+        """Counts after a commit of `batch`, which is on the CPU."""
         added = [batch.num_graphs, *(int(batch.row_pointers(one).numpy()[-1]) for one in SEGMENTED)]
         return RowCounts(tuple(old + new for old, new in zip(self.counts, added, strict=True)))
 
 
 def committed_samples(pointers: AnyArray | Indexable, known: int = 0) -> int:
-    """Number of samples that exist: those whose end pointer and all before it are non-zero.
+    """Number of samples whose end pointer, and all before it, are non-zero.
 
-    The last is found by steps from `known` on that double, then by bisection, and the new ones are
-    searched for a zero, which a power cut may leave between others. A first end of zero means that
-    the store was emptied.
+    The last end pointer is found by doubling steps from the `known` samples on, then by bisection.
+    The new ones are searched for a zero, which a power cut may leave between others. If the first
+    end is zero, the store was emptied.
 
-    Parameters
-    ----------
-    pointers : array [M] integer
-        Allocated pointers, from the first on.
-    known
-        Samples that were committed before; they are searched again only if the store was emptied.
-
-    Examples
-    --------
     >>> committed_samples(np.array([0, 3, 5, 9, 0, 0, 0]))
     3
     >>> committed_samples(np.array([0, 3, 5, 0, 12, 14, 0]), known=1)
@@ -83,7 +74,7 @@ def committed_samples(pointers: AnyArray | Indexable, known: int = 0) -> int:
 
 
 def new_samples(pointers: AnyArray | Indexable, known: int) -> tuple[int, int]:
-    """`known`, or 0 if the store was emptied, and the last sample that has an end pointer."""
+    """`known`, or 0 if the store was emptied, and the last sample with an end pointer."""
     low, high = 0, max(len(pointers) - 1, 0)
     if high == 0 or not pointers[1]:
         return 0, 0
@@ -102,12 +93,9 @@ def new_samples(pointers: AnyArray | Indexable, known: int) -> tuple[int, int]:
 
 
 def rising_samples(place: str, pointers: AnyArray | Indexable, first: int, last: int) -> int:
-    """`committed_samples` and `check_pointers` in one pass over what `new_samples` has found.
+    """`committed_samples` and `check_pointers` in one pass over the range of `new_samples`.
 
-    Raises
-    ------
-    StoreFormatError
-        If the pointers do not rise up to the last sample.
+    Raises StoreFormatError if the pointers do not increase up to the last sample.
     """
     fall = _first_fall(pointers, first, last, least=1)
     if fall is None:
@@ -118,7 +106,7 @@ def rising_samples(place: str, pointers: AnyArray | Indexable, first: int, last:
 
 
 def check_pointers(place: str, pointers: AnyArray | Indexable, samples: int, known: int) -> None:
-    """Raise StoreFormatError if pointers fall between `known` and `samples` committed ones."""
+    """Raise StoreFormatError if pointers decrease from sample `known` to sample `samples`."""
     fall = _first_fall(pointers, known, samples, least=0)
     if fall is not None:
         raise fall.error(place)
@@ -126,7 +114,7 @@ def check_pointers(place: str, pointers: AnyArray | Indexable, samples: int, kno
 
 @dataclass(frozen=True)
 class _Fall:
-    """The pointers of a sample that do not rise."""
+    """A sample whose pointers do not increase."""
 
     sample: int
     start: int
@@ -135,12 +123,12 @@ class _Fall:
     def error(self, place: str) -> StoreFormatError:
         return StoreFormatError(
             f"{place} falls, is negative or has a sample without atoms: sample {self.sample} would "
-            f"have rows {self.start} to {self.stop}; it is damaged, `zarrpipe check` says more"
+            f"have rows {self.start} to {self.stop}; it is damaged: run `zarrpipe check`"
         )
 
 
 def _first_fall(pointers: AnyArray | Indexable, first: int, last: int, least: int) -> _Fall | None:
-    """The first sample from `first` up to `last` that has fewer than `least` rows (0 or 1)."""
+    """The first sample from `first` to `last` with fewer than `least` rows (0 or 1)."""
     falls = np.less_equal if least else np.less
     for start in range(first, last, _BLOCK):
         block = np.asarray(pointers[start : min(start + _BLOCK, last) + 1], dtype=np.int64)

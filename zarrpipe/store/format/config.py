@@ -28,21 +28,20 @@ class ZarrArrayConfig:
     ----------
     compressors, filters : tuple, optional
         Zarr codecs, by name (``"zstd"``), as metadata (``{"name": "zstd", "configuration":
-        {"level": 3}}``) or as objects. None and ``()`` mean uncompressed, which is what can be
+        {"level": 3}}``) or as objects. None and ``()`` mean uncompressed: only such arrays can be
         written in place and mapped.
     serializer : optional
-        Zarr's array-to-bytes codec in the same forms; None is Zarr's own for the dtype.
+        Zarr's array-to-bytes codec in the same forms; None for Zarr's default for the dtype.
     chunk_size : int, optional
         Rows of a chunk; by default a power of two that grows with the capacity of the sink, of at
-        least 65,536 where rows are written in place and 16,384 elsewhere.
+        least 65,536 if rows are written in place and 16,384 otherwise.
     shard_size : int, optional
         Rows of a shard, a multiple of `chunk_size`.
     sharded : bool
-        Whether `merge` and `compact`, where no `shard_size` is given, put chunks together in shards
-        of up to 64 MiB. A sink writes single chunks, since it would write a shard anew at every
-        append.
+        Whether `merge` and `compact`, if no `shard_size` is given, combine chunks in shards of up
+        to 64 MiB. A sink writes single chunks, since it would rewrite a shard at every append.
     write_empty_chunks : bool
-        Whether chunks that hold only the fill value are written.
+        Whether to write chunks of fill values.
 
     Raises
     ------
@@ -83,12 +82,12 @@ class ZarrArrayConfig:
 
     @classmethod
     def of(cls, value: "ZarrArrayConfig | Mapping[str, Any] | None") -> "ZarrArrayConfig":
-        """Config from a mapping with the same names; None is the default."""
+        """Config from a mapping with the same names; None for the default."""
         return value if isinstance(value, cls) else _from_mapping(cls, value)
 
     @property
     def is_plain(self) -> bool:
-        """Whether a chunk is the bytes of its rows and nothing else."""
+        """Whether a chunk consists of the bytes of its rows only."""
         return not (
             self.compressors or self.filters or self.serializer or self.shard_size or self.sharded
         )
@@ -101,13 +100,13 @@ class ZarrWriteConfig:
     Parameters
     ----------
     meta, core, custom : ZarrArrayConfig or mapping
-        For pointers and masks, for the fields of the registry, and for a user's own.
+        For pointers and masks, for the fields of the registry, and for a user's own fields.
     field_overrides : mapping of str to ZarrArrayConfig or mapping
-        By field name, taken before that of the group.
+        By field name; overrides the config of the group.
     units : mapping of str to str
-        Units of a user's own fields, by field name. A store keeps the unit that a field got first;
-        one that has none yet gets it from the next writer that names it. Fields of the registry
-        are in the units of ASE.
+        Units of a user's own fields, by field name. The unit of a field in a store does not change;
+        a field without one gets it from the next writer that names it. Fields of the registry are
+        in the units of ASE.
 
     Raises
     ------
@@ -146,19 +145,19 @@ class ZarrWriteConfig:
 
     @classmethod
     def published(cls, level: int = 3, *, checksum: bool = False) -> Self:
-        """Config of a data set to be kept or sent: zstd, in shards of up to 64 MiB.
+        """Config of a data set to archive or to send: zstd, in shards of up to 64 MiB.
 
-        For `zarrpipe.merge` and `zarrpipe.compact`, which choose the rows of chunks and shards by
-        the size of the data. A store of this kind is decoded before it can be read at random.
+        It is meant for `zarrpipe.merge` and `zarrpipe.compact`, which choose the rows of chunks and
+        shards by the size of the data. Such a store is decoded before it can be read at random.
 
         Parameters
         ----------
-        level
-            Of zstd, from 1 (fast) to 22 (small).
-        checksum
-            Whether each chunk ends with a crc32c of what is stored, four bytes that every read
-            verifies (Zarr's own codec ``crc32c``), so that a damaged chunk raises and
-            `zarrpipe.check` finds it. Without it, damage shows where zstd cannot decode it.
+        level : int
+            Level of zstd, from 1 (fast) to 22 (small).
+        checksum : bool
+            Whether each chunk ends with a crc32c of four bytes (Zarr's codec ``crc32c``). Every
+            read verifies it, so that a damaged chunk raises and `zarrpipe.check` finds it. Without
+            it, only damage that zstd cannot decode is found.
 
         Examples
         --------
@@ -175,7 +174,7 @@ class ZarrWriteConfig:
         return cls(meta=array, core=array, custom=array)
 
     def for_array(self, group: str, name: str) -> ZarrArrayConfig:
-        """Config of one array; arrays in ``present`` have that of ``meta``."""
+        """Config of one array; arrays in ``present`` use that of ``meta``."""
         if name in self.field_overrides and group != "present":
             return self.field_overrides[name]
         by_group = {"meta": self.meta, "present": self.meta, "core": self.core}
@@ -183,7 +182,7 @@ class ZarrWriteConfig:
 
 
 def _codec(where: str, given: Any) -> Codec:
-    """Zarr codec from a name, metadata or a codec object."""
+    """Zarr codec from a name, metadata or an object."""
     if isinstance(given, Codec):
         return _check_kind(where, given)
     metadata = {"name": given} if isinstance(given, str) else given
@@ -201,7 +200,7 @@ def _codec(where: str, given: Any) -> Codec:
 
 
 def _check_kind(where: str, codec: Codec) -> Codec:
-    """Refuse a codec of a kind that belongs to another argument."""
+    """Refuse a codec that belongs to another argument."""
     if not isinstance(codec, _STEPS[where]):
         step = next(name for name, kind in _STEPS.items() if isinstance(codec, kind))
         raise FieldError(f"{where}={codec!r}, expected a codec of another kind: give it as {step}")
@@ -209,7 +208,7 @@ def _check_kind(where: str, codec: Codec) -> Codec:
 
 
 def _by_field(what: str, value: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Copy of a mapping, refused if its keys are not field names."""
+    """Copy a mapping, whose keys must be field names."""
     if value is not None and not isinstance(value, Mapping):
         raise FieldError(f"{what}={value!r}, expected a mapping of field names")
     for name in value or {}:

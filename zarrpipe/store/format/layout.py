@@ -1,7 +1,4 @@
-"""Names and places of a store's arrays, and the sizes of their chunks.
-
-No other module knows what the parts of a store are called.
-"""
+"""Names and places of a store's arrays, and the sizes of their chunks."""
 
 import dataclasses
 import math
@@ -25,7 +22,7 @@ from zarrpipe.store.format.metadata import FORMAT, Attributes
 from zarrpipe.store.format.validate import check_array, native, translate_zarr_errors
 
 MARK = "zarrpipe"
-"""Attribute of every array that zarrpipe made; an unlisted one with it is a leftover."""
+"""Attribute of every array that zarrpipe created; an unlisted array with it is a leftover."""
 
 GROUPS = ("meta", "core", "custom", "present")
 ATOMS_PTR, EDGES_PTR = SEGMENTED[Level.ATOM], SEGMENTED[Level.EDGE]
@@ -39,11 +36,11 @@ _META_KINDS = {
     IDS: "u",
 }
 ROW_MASKS = tuple(LEVELS[level].mask for level in SEGMENTED)
-"""Masks of levels that have pointers; only deletions are written to them."""
+"""Masks of levels that have pointers; only deletions write to them."""
 KINDS = {Kind.FLOAT: "f", Kind.INTEGER: "iu", Kind.NUMBER: "fiu", Kind.BOOL: "biu"}
 
 _LITTLE_ENDIAN = (
-    {"name": "bytes"},  # of single bytes, which have no order
+    {"name": "bytes"},  # single bytes have no order
     {"name": "bytes", "configuration": {"endian": "little"}},
 )
 _LEAST_ROWS, _LEAST_ROWS_IN_PLACE = 16_384, 65_536
@@ -63,12 +60,12 @@ class ArraySpec:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one row."""
+        """Bytes of a row."""
         return self.dtype.itemsize * math.prod(self.shape)
 
 
 def meta_specs() -> tuple[ArraySpec, ...]:
-    """Arrays that every store has."""
+    """Specs of the arrays that every store has."""
     system, pointer, mask = Level.SYSTEM, np.dtype("int64"), np.dtype("bool")
     return (
         *(ArraySpec(path, system, pointer, (), 0) for path in SEGMENTED.values()),
@@ -81,22 +78,22 @@ def meta_specs() -> tuple[ArraySpec, ...]:
 
 
 def field_spec(item: Field) -> ArraySpec:
-    """Array of a field."""
+    """Spec of the array of a field."""
     return ArraySpec(field_path(item), item.level, item.dtype, item.shape, item.fill)
 
 
 def present_spec(item: Field) -> ArraySpec:
-    """Array that says which samples have a field."""
+    """Spec of the array of flags of a nullable field."""
     return ArraySpec(present_path(item.name), Level.SYSTEM, np.dtype("bool"), (), True)
 
 
 def field_path(item: Field) -> str:
-    """Place of a field's array."""
+    """Path of a field's array."""
     return f"{item.group}/{item.name}"
 
 
 def present_path(name: str) -> str:
-    """Place of the array that says which samples have the field."""
+    """Path of the array that records which samples have the field."""
     return f"present/{name}"
 
 
@@ -105,8 +102,6 @@ def chunk_rows(spec: ArraySpec, capacity: int, *, in_place: bool = False) -> int
 
     Chunks that are written in place are larger than others, which each append writes anew.
 
-    Examples
-    --------
     >>> positions = ArraySpec("core/positions", Level.ATOM, np.dtype("f4"), (3,), 0.0)
     >>> chunk_rows(positions, capacity=1_000_000), chunk_rows(positions, capacity=100_000_000)
     (16384, 2097152)
@@ -123,7 +118,7 @@ def chunk_rows(spec: ArraySpec, capacity: int, *, in_place: bool = False) -> int
 def create_array(
     group: zarr.Group, spec: ArraySpec, config: ZarrWriteConfig, capacity: int
 ) -> zarr.Array[Any]:
-    """Create an array without rows, replacing what a killed writer left of it."""
+    """Create an array without rows, replacing leftovers of a killed writer."""
     parent, name = spec.path.split("/")
     chosen = config.for_array(parent, name)
     in_place = chosen.is_plain and isinstance(group.store, LocalStore)
@@ -143,13 +138,13 @@ def create_array(
         filters=chosen.filters,
         config={"write_empty_chunks": chosen.write_empty_chunks or dense},
         attributes={MARK: {"format": FORMAT, "dense": dense}},
-        overwrite=spec.path != ATOMS_PTR,  # its folder has the lock, and it is never removed
+        overwrite=spec.path != ATOMS_PTR,  # its folder contains the lock and is never removed
         **options,
     )
 
 
 def is_dense(array: zarr.Array[Any]) -> bool:
-    """Whether every row that was written has its chunk, even if all its rows are the fill value.
+    """Whether every written row has a chunk, even a chunk of fill values.
 
     Without the `dense` mark, assume sparse, except arrays that older versions wrote in full:
     required fields, and plain local arrays other than masks. Rows without values have no chunks.
@@ -166,7 +161,7 @@ def is_dense(array: zarr.Array[Any]) -> bool:
 
 
 def is_plain(array: zarr.Array[Any]) -> bool:
-    """Whether a chunk of the array is the little-endian bytes of its rows and nothing else."""
+    """Whether a chunk of the array consists of the little-endian bytes of its rows only."""
     encoding = array.metadata.to_dict().get("chunk_key_encoding")
     serializer = array.serializer
     return (
@@ -212,19 +207,19 @@ def read_schema(group: zarr.Group, attributes: Attributes) -> Schema:
 
 
 def _with_unit(item: Field, unit: str | None, group: zarr.Group) -> Field:
-    """Field with the unit that the store has for it."""
+    """Field with its stored unit."""
     if unit is None or unit == item.unit:
         return item
     if item.name in CORE_FIELDS:
         raise StoreFormatError(
-            f"{group.store_path} has {item.name!r} in {unit or 'no unit'}, and it is read in "
+            f"{group.store_path} has {item.name!r} in {unit or 'no unit'}, expected "
             f"{item.unit or 'no unit'}: convert the store, or give the field another name"
         )
     return dataclasses.replace(item, unit=unit)
 
 
 def _check_field(item: Field, group: zarr.Group) -> None:
-    """Refuse a field of the registry whose array has another dtype or shape of rows."""
+    """Refuse a field of the registry whose array has another dtype or row shape."""
     spec = CORE_FIELDS.get(item.name)
     if spec is None:
         return
@@ -237,12 +232,12 @@ def _check_field(item: Field, group: zarr.Group) -> None:
 
 
 def is_empty(group: zarr.Group) -> bool:
-    """Whether a group has neither attributes nor members, as one that was just created."""
+    """Whether a group has neither attributes nor members, as after its creation."""
     return not group.attrs.asdict() and next(iter(group.keys()), None) is None
 
 
 def find_arrays(group: zarr.Group, paths: Sequence[str]) -> dict[str, zarr.Array[Any] | None]:
-    """Arrays at paths, or None, requested concurrently from a remote store."""
+    """Open arrays, or None for missing ones; concurrently in a remote store."""
     if isinstance(group.store, LocalStore | MemoryStore):
         return {path: find_array(group, path) for path in paths}
     with ThreadPoolExecutor(max(1, min(32, len(paths)))) as pool:
@@ -250,7 +245,7 @@ def find_arrays(group: zarr.Group, paths: Sequence[str]) -> dict[str, zarr.Array
 
 
 def find_array(group: zarr.Group, path: str) -> zarr.Array[Any] | None:
-    """Array at `path`, or None; StoreFormatError for one that a store cannot have."""
+    """Open the array at `path`, or None; raises StoreFormatError for an invalid one."""
     place = f"{group.store_path}/{path}"
     with translate_zarr_errors(place):
         try:

@@ -1,4 +1,4 @@
-"""The attributes of a store's root, validated when they are read."""
+"""The attributes of a store's root, which are validated when they are read."""
 
 import uuid
 from collections.abc import Mapping
@@ -11,31 +11,19 @@ from zarrpipe.data.schema import Schema
 from zarrpipe.errors import StoreFormatError
 
 FORMAT = 1
-"""Version of the format that this package writes, and the newest that it reads."""
+"""Version of the format that this package writes, and newest version that it reads."""
 
 _MOST_FIELDS, _LONGEST_NAME = 1024, 255
 
 
 @dataclass(frozen=True)
 class Attributes:
-    """What the attributes of a root say.
+    """The attributes of a root group.
 
-    Parameters
-    ----------
-    num_samples
-        Samples when the store was last closed; the pointers say how many there are now.
-    levels
-        Level by field name.
-    nullable
-        Fields that have an array in ``present/``.
-    deleted
-        Samples whose mask is False.
-    generation
-        Changes whenever the store is emptied or its samples move; "" in a foreign store.
-    ours
-        Whether zarrpipe wrote the store.
-    units
-        Unit by field name.
+    `num_samples` is the number of samples when the store was last closed, `deleted` that of deleted
+    samples. `levels` and `units` are by field name. `nullable` fields have an array in `present/`.
+    `generation` changes whenever the store is emptied or its samples move, and is "" in a foreign
+    store. `ours` is True if zarrpipe wrote the store.
     """
 
     num_samples: int
@@ -48,7 +36,7 @@ class Attributes:
 
     @classmethod
     def read(cls, group: zarr.Group) -> "Attributes":
-        """Attributes of a root group, or StoreFormatError if they are damaged or too new."""
+        """Read and validate the attributes; raises StoreFormatError if damaged or too new."""
         attributes: dict[str, Any] = dict(group.attrs.asdict())
         own, fields = attributes.get("zarrpipe", {}), attributes.get("fields", {})
         count = attributes.get("num_samples", 0)
@@ -80,7 +68,7 @@ class Attributes:
         return cls(count, levels, frozenset(nullable), deleted, generation, ours, units)
 
     def to_dict(self, schema: Schema) -> dict[str, Any]:
-        """The attributes as JSON, with the levels and units of a schema."""
+        """Convert the attributes to JSON, with the levels and units of a schema."""
         levels: dict[str, dict[str, str]] = {"core": {}, "custom": {}}
         for item in schema.values():
             levels[item.group][item.name] = item.level.value
@@ -96,12 +84,12 @@ class Attributes:
 
 
 def new_generation() -> str:
-    """A unique name for a generation."""
+    """Create a unique name of a generation."""
     return uuid.uuid4().hex
 
 
 def _levels(group: zarr.Group, fields: Mapping[str, Any]) -> dict[str, str]:
-    """Level of each field by its name, which must be usable as that of an array."""
+    """Level of each field by name; every name must be valid as that of an array."""
     levels: dict[str, str] = {}
     for listed in fields.values():
         if not isinstance(listed, dict):

@@ -1,8 +1,8 @@
 """Validate the arrays of a store before reading them, and translate the errors of reading.
 
-The writer of a store may have been interrupted, mistaken or hostile. What Zarr, its codecs and JSON
-raise becomes one error that names the place; arrays that would need absurd memory, or whose codecs
-could run code, are refused by their metadata.
+A store may come from an interrupted, faulty or hostile writer. Errors of Zarr, its codecs and JSON
+become one error that names the place. Arrays that would need absurd memory, or whose codecs could
+run code, are refused by their metadata.
 """
 
 import gzip
@@ -26,24 +26,16 @@ _MOST_UNITS = 1 << 24
 _DECODERS = ("builtins", "zarr", "numcodecs", "json", "zlib", "lzma", "struct", "numpy", "binascii")
 _CODEC_LIBRARIES = ("zarr", "numcodecs")
 _NO_THREADS = ("can't start new thread", "can't create new thread", "cannot schedule new futures")
-"""How Python's errors begin that a process or its executors have no thread left."""
+"""Beginnings of Python's error messages for a lack of threads."""
 
 
 @contextmanager
 def translate_zarr_errors(place: object, cannot: str = "cannot be read") -> Iterator[None]:
-    """Turn what Zarr, its codecs and JSON raise about `place` into one error that names it.
+    """Translate errors of Zarr, its codecs and JSON about `place` into one that names it.
 
-    Errors of the process or the machine are not told as damage: a lack of memory stays a
-    MemoryError, and OSErrors, interrupts and a lack of threads go through as they are.
-
-    Raises
-    ------
-    StoreFormatError
-        If the content cannot be understood or decoded.
-    StoreMemoryError
-        If there was not enough memory.
-    OSError
-        As the file system raised it, and for what the library of a remote store raised.
+    Content that cannot be decoded raises StoreFormatError, a lack of memory StoreMemoryError, and
+    an error of a remote store OSError. Other OSErrors, interrupts and a lack of threads pass
+    unchanged, since they do not mean damage.
     """
     try:
         yield
@@ -52,9 +44,9 @@ def translate_zarr_errors(place: object, cannot: str = "cannot be read") -> Iter
     except MemoryError as error:
         raise StoreMemoryError(
             f"{place} {cannot}: there is not enough memory. Free some; if there was enough, the "
-            "store is damaged, and `zarrpipe check` says more"
+            "store is damaged: run `zarrpipe check`"
         ) from error
-    except gzip.BadGzipFile as error:  # an OSError by its class, though no disk raised it
+    except gzip.BadGzipFile as error:  # a subclass of OSError, but not raised by a disk
         raise _damaged(f"{place} {cannot}", error) from error
     except OSError:
         raise
@@ -74,7 +66,7 @@ def _damaged(what: str, error: Exception) -> StoreFormatError:
 
 
 def check_array(array: zarr.Array[Any]) -> None:
-    """Refuse, by its metadata, an array of a strange dtype, codec or size."""
+    """Refuse an array by its metadata if its dtype, a codec or its size is not supported."""
     place, dtype = array.store_path, np.dtype(array.dtype)
     if dtype.kind not in "biuf" or dtype.itemsize > 8:
         raise StoreFormatError(
@@ -88,7 +80,7 @@ def check_array(array: zarr.Array[Any]) -> None:
 
 
 def native(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """The dtype in the byte order of this machine."""
+    """Convert a dtype to the byte order of this machine."""
     return dtype if dtype.isnative else dtype.newbyteorder("=")
 
 
