@@ -324,8 +324,8 @@ class TestPlaces:
     @pytest.mark.parametrize(
         ("place", "match"),
         [
-            ("", "an empty path names no store"),
-            ("  ", "an empty path names no store"),
+            ("", "the path of the store is empty"),
+            ("  ", "the path of the store is empty"),
             ("a\0b", r"'a\\x00b' has a NUL character"),
             (
                 "nosuch://a/b",

@@ -231,7 +231,7 @@ def test_a_file_url_is_a_path(tmp_path):
 
 def test_an_empty_path_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="names no store"):
+    with pytest.raises(ValueError, match="the path of the store is empty"):
         ZarrData("").write(numbered_batch([0]))
     assert not list(tmp_path.iterdir())
 

@@ -443,7 +443,7 @@ class TestTarget:
             return block(self)
 
         monkeypatch.setattr(sources.MergeSource, "ids", ids)
-        with pytest.raises(StoreExistsError, match="made by another process meanwhile"):
+        with pytest.raises(StoreExistsError, match="created by another process meanwhile"):
             merge(part, place)
         assert_batches_equal(everything(place), numbered_batch([9]))
         assert [path.name for path in tmp_path.iterdir()] == ["whole"]

@@ -1,9 +1,9 @@
 """Every change of a local file, one function for each.
 
-Callers name the module (``files.write_at(...)``), so that a test can replace any function: to fail,
-to kill, to record. The first functions are single steps; the others are made of them. None follows
-a link at the end of a path. A `durable` change, including that of a name, is on the disk when its
-function returns.
+Callers name the module (``files.write_at(...)``), so that tests can replace any function to fail,
+kill or record. The first functions are single steps, of which the others consist. None follows a
+link at the end of a path. A `durable` change, including that of a name, is synced when its function
+returns.
 """
 
 import json
@@ -20,7 +20,7 @@ from zarrpipe.errors import StoreFormatError
 from zarrpipe.store.backend.mapping import libc
 
 PARTIAL = ".partial"
-"""End of the name of a file that is being written and has not its own name yet."""
+"""Suffix of a file that is still being written."""
 
 _NEW = os.O_RDWR | os.O_CREAT | os.O_TRUNC
 _HERE = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
@@ -42,7 +42,7 @@ def resize(descriptor: int, size: int) -> None:
 
 
 def create(path: Path) -> int:
-    """Open a new file, or an existing one after emptying it."""
+    """Open a new or truncated file."""
     return os.open(path, _NEW | _HERE, 0o666)
 
 
@@ -72,12 +72,12 @@ def open_to_read(path: Path) -> int:
 
 
 def rename(source: Path, target: Path) -> None:
-    """Rename a file or directory atomically, replacing what has the name."""
+    """Rename a file or directory atomically, replacing an existing one."""
     source.replace(target)
 
 
 def atomic_swap(first: Path, second: Path) -> bool:
-    """Swap the names of two directories; False where the system or the file system cannot."""
+    """Swap the names of two directories atomically; False if this is not supported."""
     names = os.fsencode(first), os.fsencode(second)
     if sys.platform == "darwin":
         failed = libc().renamex_np(*names, _RENAME_SWAP)
@@ -136,8 +136,8 @@ def check_regular(path: Path) -> None:
         return
     what = f"a link to {os.readlink(path)}" if stat.S_ISLNK(found) else "not a regular file"  # noqa: PTH115  the text
     raise StoreFormatError(
-        f"{path} is {what}, and a writer changes only what is in the store itself: put a copy in "
-        "its place (for git-annex: unlock it), or write to another place"
+        f"{path} is {what}, and a writer changes only regular files in the store: put a copy in "
+        "its place (git-annex unlock), or write to another place"
     )
 
 
@@ -148,13 +148,13 @@ def check_own(path: Path) -> None:
     if names > 1:
         raise StoreFormatError(
             f"{path} has {names} names (hard links, as `cp -al`, rsnapshot and rsync --link-dest "
-            "make), and a writer would change what is under all of them: write to a copy of the "
-            "store (cp -a), or remove the other name"
+            "make), and a writer would change the file under all names: write to a copy of the "
+            "store (cp -a), or remove the other names"
         )
 
 
 def check_folders(path: Path, top: Path) -> None:
-    """Raise StoreFormatError for a link among the directories between `top` and a path in it."""
+    """Raise StoreFormatError if a directory between `top` and a path in it is a link."""
     folder = path.parent
     while folder != top:
         if folder.is_symlink():
@@ -163,7 +163,7 @@ def check_folders(path: Path, top: Path) -> None:
 
 
 def create_sized(path: Path, size: int, *, durable: bool = False) -> int:
-    """Open a new sparse file, which appears under its name with its full size."""
+    """Create and open a sparse file, which appears with its full size."""
     make_folders(path.parent, durable=durable)
     partial = path.with_name(f"{path.name}{PARTIAL}")
     descriptor = create(partial)
@@ -181,7 +181,7 @@ def create_sized(path: Path, size: int, *, durable: bool = False) -> int:
 
 
 def replace(path: Path, content: bytes, *, durable: bool = False, exclusive: bool = False) -> None:
-    """Replace the content of a file atomically; with `exclusive`, an existing file is an error."""
+    """Replace a file atomically; with `exclusive`, raise FileExistsError if it exists."""
     make_folders(path.parent, durable=durable)
     partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}{PARTIAL}")
     descriptor = create(partial)
@@ -221,9 +221,9 @@ def make_folders(path: Path, *, durable: bool = False) -> None:
 
 
 def remove_tree(path: Path, *, durable: bool = False) -> None:
-    """Remove a directory and its content, links as links and its ``zarr.json`` last.
+    """Remove a directory without following links, and its ``zarr.json`` last.
 
-    So the rest that a kill leaves can still be recognized by its document.
+    So the remains after a kill can still be recognized by this file.
     """
     entries = sorted(os.scandir(path), key=lambda entry: entry.name == "zarr.json")
     for entry in entries:
@@ -254,4 +254,4 @@ def sync_names(path: Path) -> None:
         try:
             sync_path(parent)
         except PermissionError:
-            return  # nobody who cannot list a directory has made it, or one above it
+            return  # this process created neither this directory nor one above it

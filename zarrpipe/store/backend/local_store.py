@@ -1,8 +1,7 @@
 """Zarr's store in a local directory: only regular files are read, and `files` makes all changes.
 
-Links to regular files are followed, as DataLad and git-annex make them. A FIFO or a device in the
-place of a chunk would block a reader or never end, and a dangling link would read as a chunk that
-was never written.
+Links to regular files are followed, since DataLad and git-annex create them. In the place of a
+chunk, a FIFO or a device could block a reader, and a dangling link would read as an absent chunk.
 """
 
 import asyncio
@@ -30,16 +29,13 @@ _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0
 _BINARY = getattr(os, "O_BINARY", 0)
 _NO_FILES = (errno.ELOOP, errno.ENXIO, getattr(errno, "EOPNOTSUPP", errno.ENXIO))
 _DOCUMENT, _LARGEST_DOCUMENT = "zarr.json", 1 << 26
-_LINKS_ABOVE = 4  # folders above a chunk file that belong to its array
+_LINKS_ABOVE = 4  # number of folders of an array above its chunk file
 
 
 def open_regular(path: str | Path) -> int:
-    """Descriptor of a regular file, for reading; links are followed.
+    """Open a regular file for reading, following links.
 
-    Raises
-    ------
-    StoreFormatError
-        If anything but a regular file is there, such as a FIFO or a dangling link.
+    Raises StoreFormatError for anything else, such as a FIFO or a dangling link.
     """
     try:
         descriptor = os.open(path, _FLAGS | _BINARY)
@@ -63,19 +59,19 @@ def _refuse_dangling(path: Path) -> None:
     for place in (path, *path.parents[:_LINKS_ABOVE]):
         if place.is_symlink() and not place.exists():
             raise StoreFormatError(
-                f"{place} is a link to {place.readlink()}, where nothing is: bring the content "
-                "(git-annex: get it) or remove the link"
+                f"{place} is a link to {place.readlink()}, which does not exist: fetch the content "
+                "(git-annex get) or remove the link"
             )
 
 
-def _unexpected(path: str | Path, what: str) -> StoreFormatError:
-    return StoreFormatError(f"{path} is {what}: a store is made of regular files")
+def _unexpected(path: str | Path, found: str) -> StoreFormatError:
+    return StoreFormatError(f"{path} is {found}: a store consists of regular files")
 
 
 class LocalFiles(LocalStore):
     """A LocalStore that reads only regular files and removes nothing through a link.
 
-    If it is `durable`, each change is on the disk before its call returns.
+    If it is `durable`, each change is synced before its call returns.
     """
 
     def __init__(self, root: Path | str, *, read_only: bool = False, durable: bool = False) -> None:
@@ -83,7 +79,7 @@ class LocalFiles(LocalStore):
         self.durable = durable
 
     def with_read_only(self, read_only: bool = False) -> Self:
-        """The same place with or without the right to write."""
+        """The same store, writable or read-only."""
         return type(self)(self.root, read_only=read_only, durable=self.durable)
 
     async def get(
@@ -116,14 +112,14 @@ class LocalFiles(LocalStore):
             size = os.fstat(descriptor).st_size
             if key.endswith(_DOCUMENT) and size > _LARGEST_DOCUMENT:
                 raise StoreFormatError(
-                    f"{self.root / key} has {size} bytes: metadata of more than "
-                    f"{_LARGEST_DOCUMENT} are not read"
+                    f"{self.root / key} has {size} bytes: at most {_LARGEST_DOCUMENT} are read as "
+                    "metadata"
                 )
             start, stop = _range(byte_range, size)
             if not 0 <= start < stop <= size and not key.endswith(_DOCUMENT):
                 raise StoreFormatError(
-                    f"{self.root / key} has {size} bytes, which is less than is asked for: the "
-                    "file was truncated"
+                    f"{self.root / key} has {size} bytes, and bytes {start} to {stop} were "
+                    "requested: the file was truncated; put it back from a copy"
                 )
             file.seek(start)
             content = file.read(max(stop - start, 0))
@@ -174,7 +170,7 @@ class LocalFiles(LocalStore):
 
 
 def _range(request: ByteRequest | None, size: int) -> tuple[int, int]:
-    """First byte and end of a request."""
+    """First byte and end of a requested range."""
     if isinstance(request, RangeByteRequest):
         return request.start, request.end
     if isinstance(request, OffsetByteRequest):

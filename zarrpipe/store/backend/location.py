@@ -1,4 +1,4 @@
-"""Where a store is: any StoreLike becomes a Zarr path and, if it is local, a directory."""
+"""The place of a store: any StoreLike becomes a Zarr path and, if it is local, a directory."""
 
 import ctypes
 import reprlib
@@ -29,7 +29,7 @@ from zarrpipe.store.backend.swap import is_vacant, remove_leftovers
 from zarrpipe.store.format.validate import translate_zarr_errors
 
 StoreLike = str | Path | Store | StorePath | dict[str, Any]
-"""What names a store: a path or URL, a zarr Store or StorePath, or a dict that holds it."""
+"""A path or URL, a zarr Store or StorePath, or a dict with the content of a store."""
 
 
 _FAR = frozenset(
@@ -49,7 +49,7 @@ _ROOM_FOR_ANSWER = 512
 
 
 class StoreLock(Protocol):
-    """The right to write a store, from when it was acquired to its release."""
+    """The right to write a store, from its acquisition to `release`."""
 
     @property
     def held(self) -> bool:
@@ -58,27 +58,27 @@ class StoreLock(Protocol):
 
     @property
     def enforced(self) -> bool:
-        """Whether the place keeps other writers out."""
+        """Whether the place refuses other writers."""
         ...
 
     def guards(self, directory: Path) -> bool:
-        """Whether this is still the lock of the store at a directory."""
+        """Whether this is the lock of the present store at a directory."""
         ...
 
     def stolen_by(self) -> Holder | None:
-        """Who took a lock that is not enforced; None while it is still ours."""
+        """The writer that took a lock without enforcement; None while this one has it."""
         ...
 
     def release(self) -> None:
-        """Give up the lock; a second call does nothing."""
+        """Release the lock; a second call does nothing."""
         ...
 
 
 @dataclass(frozen=True)
 class Root:
-    """The place of a store: its Zarr store and prefix, and its directory if it is a local one.
+    """The place of a store: its Zarr store and prefix, and its directory if it is local.
 
-    In a directory chunks can be written by position and mapped; there is none on Windows.
+    Chunks in a directory can be written by position and mapped. It is None on Windows.
     """
 
     path: StorePath
@@ -86,7 +86,7 @@ class Root:
 
     @classmethod
     def of(cls, store: StoreLike) -> "Root":
-        """Place of any StoreLike, which is validated."""
+        """Validate a StoreLike and find its place."""
         path = _regular(_store_path(store))
         if not isinstance(path.store, LocalStore):
             return cls(path, None)
@@ -96,21 +96,21 @@ class Root:
 
     @property
     def read_only(self) -> bool:
-        """Whether the Zarr store was opened without the right to write."""
+        """Whether the Zarr store was opened read-only."""
         return bool(self.path.store.read_only)
 
     def acquire_lock(self) -> StoreLock | None:
-        """Take the lock of the store; None for object stores and memory, which have none."""
+        """Lock the store; None for object stores and memory, which have no locks."""
         if self.directory is None:
             return None
         if is_vacant(self.directory):
-            remove_leftovers(self.directory.resolve())  # puts back a store that a kill left aside
+            remove_leftovers(self.directory.resolve())  # restores a store after a kill
         return WriterLock.of_place(self.directory)
 
     def for_writing(self, *, durable: bool = False) -> "Root":
         """The same place, where `backend.files` makes all changes of a local store.
 
-        A user's own subclass of LocalStore is kept, unless its changes have to be durable.
+        A user's own subclass of LocalStore is replaced only if changes have to be durable.
         """
         store = self.path.store
         if isinstance(store, LocalStore) and (durable or type(store) is LocalFiles):
@@ -119,9 +119,9 @@ class Root:
         return self
 
     def open_group(self) -> zarr.Group | None:
-        """Root group, without consolidated metadata (which shows the past); None without one."""
+        """Open the root group without consolidated (outdated) metadata; None without one."""
         if self.directory is not None and not self.directory.exists():
-            return None  # Zarr would make the directory
+            return None  # Zarr would create the directory
         with translate_zarr_errors(self, "cannot be opened as a Zarr group"):
             try:
                 return zarr.open_group(
@@ -140,7 +140,7 @@ class Root:
                 return None
 
     def _refuse_old_zarr(self) -> None:
-        """Refuse a place with Zarr v2 data, beside which nothing may be written."""
+        """Refuse a place with Zarr v2 data."""
         try:
             found = zarr.open(self.path, mode="r", zarr_format=2, use_consolidated=False)
         except (GroupNotFoundError, FileNotFoundError):
@@ -170,7 +170,7 @@ def _store_path(store: StoreLike) -> StorePath:
     if isinstance(store, MutableMapping):
         return StorePath(MemoryStore(store))
     if isinstance(store, str) and not store.strip():
-        raise ArgumentError("an empty path names no store: expected a directory or a URL")
+        raise ArgumentError("the path of the store is empty: expected a directory or a URL")
     if isinstance(store, str) and store.startswith("file://"):
         store = url2pathname(urlsplit(store).path)
     if isinstance(store, str) and "://" in store:
@@ -186,7 +186,7 @@ def _store_path(store: StoreLike) -> StorePath:
 
 
 def _from_url(url: str) -> FsspecStore:
-    """Store at a URL of a protocol of fsspec."""
+    """Open a store at a URL with fsspec."""
     protocol = url.partition("://")[0]
     try:
         return FsspecStore.from_url(url)
@@ -202,7 +202,7 @@ def _from_url(url: str) -> FsspecStore:
 
 
 def _library_of(protocol: str) -> str:
-    """Name for pip of the library of a protocol."""
+    """Name of the package that pip installs for a protocol."""
     try:
         from fsspec.registry import known_implementations  # type: ignore[import-untyped]  # noqa: PLC0415  an extra
     except ImportError:
@@ -214,7 +214,7 @@ def _library_of(protocol: str) -> str:
 
 
 def _check_directory(directory: Path) -> None:
-    """Refuse a path that is a file or below one."""
+    """Refuse a path that is a file or inside one."""
     for place in (directory, *directory.parents):
         if place.is_dir():
             return
@@ -228,11 +228,11 @@ def _check_directory(directory: Path) -> None:
 
 
 def is_far(directory: Path) -> bool:
-    """Whether another machine may change files of a directory behind the page cache.
+    """Whether another machine may change files of a directory without updating the page cache.
 
-    On such file systems a mapped page can stay stale after another host has filled it, and goes
-    away with a file that another host removes. Those that keep maps coherent (Lustre, GPFS) do not
-    count. Always False off Linux, and for a directory that does not exist.
+    On such file systems a mapped page can stay stale after another host wrote it, and vanishes with
+    a file that another host removes. Lustre and GPFS keep maps coherent and do not count. The
+    result is False on other systems than Linux, and for a missing directory.
     """
     if sys.platform != "linux" or not hasattr(libc(), "statfs"):
         return False

@@ -1,26 +1,26 @@
 """One writer at a time: a lock on a local store that names its holder and dies with it.
 
-The lock is the operating system's (flock) on the file ``meta/atoms_ptr/.lock``, where Zarr tools
-that list a group's members do not meet it. The text of the file only says who holds it. A reader
-needs no lock. What is promised depends on where the store is:
+The lock is a flock on the file ``meta/atoms_ptr/.lock``, which Zarr tools do not list as a member
+of a group. The text of the file only names the holder. Readers need no lock. The guarantees depend
+on the place of the store:
 
 local disks
     A second writer gets an error that names the holder. A holder that is killed, or whose machine
     stops, loses the lock at once. A forked child does not inherit it.
 NFS
-    Linux turns the lock into one of byte ranges that the server keeps, so it holds between hosts
-    where the server has locks (NFSv4, or v3 with lockd); a mount with ``nolock`` or ``local_lock``
-    keeps it to one host. The server takes the lock of a host that stopped after its lease, most
-    often a minute or two. SMB and most cluster file systems (Lustre with ``flock``, GPFS, CephFS)
-    hold it between hosts as well.
+    Linux turns the lock into a byte-range lock on the server, which is valid between hosts if the
+    server has locks (NFSv4, or v3 with lockd); a mount with ``nolock`` or ``local_lock`` limits it
+    to one host. If a host stops, the server frees its lock after a lease of usually a minute or
+    two. SMB and most cluster file systems (Lustre with ``flock``, GPFS, CephFS) lock between hosts
+    as well.
 file systems without locks
-    Some FUSE mounts and Lustre without ``flock`` answer that they have none. A writer warns once
-    and goes on; at each append it looks whether another wrote or took the store meanwhile, and
-    raises. Two that append at the same moment may still harm each other's last samples.
+    Some FUSE mounts, and Lustre without ``flock``. A writer warns once and goes on. At each append
+    it raises if another writer wrote or took the store meanwhile. Two simultaneous appends may
+    still damage each other's last samples.
 object stores, and other stores that are not on a local file system
-    There is no lock. The same look at each append.
+    There is no lock, but the same check at each append.
 memory
-    A store in memory is one process's own; two writers there are told from each other as above.
+    A store in memory belongs to one process, which makes the same check.
 """
 
 import errno
@@ -54,17 +54,7 @@ _TRIALS = 8
 
 @dataclass(frozen=True)
 class Holder:
-    """Who writes a store.
-
-    Parameters
-    ----------
-    host
-        Name of the machine.
-    pid
-        Process there.
-    since
-        When it took the lock, in seconds since 1970.
-    """
+    """The process that holds a lock, and since when, in seconds since 1970."""
 
     host: str
     pid: int
@@ -76,10 +66,7 @@ class Holder:
 
 
 def holder_of(directory: Path) -> Holder | None:
-    """Whom the lock file of a store names; None if nobody.
-
-    A holder that was killed is still named, though the lock is free. Nothing is locked or changed.
-    """
+    """The holder that the lock file of a store names, even after it was killed, or None."""
     try:
         descriptor = files.open_to_read(directory / LOCK_FILE)
     except OSError:
@@ -93,21 +80,18 @@ def holder_of(directory: Path) -> Holder | None:
 
 
 class WriterLock:
-    """The right to write a local store, held from construction to `release`.
+    """The right to write a local store, from construction to `release`.
 
-    Parameters
-    ----------
-    directory
-        Directory of the store; made if it is not there.
+    The directory is created if necessary.
 
     Raises
     ------
     StoreLockedError
-        If another writer holds it, naming host, process and start.
+        If another writer holds the lock.
     StoreReadOnlyError
-        If the directory must not be written to.
+        If the directory is not writable.
     StoreFormatError
-        If something else than a file stands in the place of the lock.
+        If the lock is not a regular file.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -117,8 +101,8 @@ class WriterLock:
         self._finalizer = weakref.finalize(self, os.close, self._descriptor)
         try:
             _locks_of_process().add(self)
-            held = os.fstat(self._descriptor)
-            self._file = held.st_dev, held.st_ino
+            locked = os.fstat(self._descriptor)
+            self._file = locked.st_dev, locked.st_ino
             self.enforced = _acquire(self._descriptor, directory)
             text = json.dumps(asdict(Holder(socket.gethostname(), os.getpid(), time.time())))
             self._text = text
@@ -130,15 +114,7 @@ class WriterLock:
 
     @classmethod
     def of_place(cls, directory: Path) -> Self:
-        """The lock of the store that is at `directory` once it is held.
-
-        Another writer may put a new store there between the opening of the file and its locking.
-
-        Raises
-        ------
-        StoreLockedError, StoreReadOnlyError, StoreFormatError
-            As the constructor.
-        """
+        """Lock the store at `directory`, again if another writer replaces the store meanwhile."""
         lock: Self | None = None
         try:
             for _ in range(_TRIALS):
@@ -158,7 +134,7 @@ class WriterLock:
         return self._finalizer.alive
 
     def guards(self, directory: Path) -> bool:
-        """Whether this is still the lock of what is at `directory` now."""
+        """Whether this is the lock of the present store at `directory`."""
         try:
             there = os.stat(f"{directory}/{LOCK_FILE}")  # noqa: PTH116  a Path costs more than the call
         except (FileNotFoundError, NotADirectoryError):
@@ -166,20 +142,19 @@ class WriterLock:
         return (there.st_dev, there.st_ino) == self._file
 
     def stolen_by(self) -> Holder | None:
-        """Who took a lock that the file system does not enforce; None while it is still ours."""
+        """The writer that took a lock without enforcement; None while this one has it."""
         text = os.pread(self._descriptor, _MOST_TEXT, 0)
         return None if text == self._text.encode() else _holder(text)
 
     def release(self) -> None:
-        """Give the lock up, also where its file cannot be changed; a second call does nothing.
+        """Release the lock, even if its file cannot be changed; a second call does nothing.
 
-        After an interrupt the second call does the rest: the lock is given up before the
-        descriptor is forgotten.
+        After an interrupt, a second call completes the first.
         """
         try:
             if self.held and (self.enforced or self.stolen_by() is None):
                 files.resize(self._descriptor, 0)
-        except OSError:  # who holds nothing any more may still be named, as after a kill
+        except OSError:  # the file may still name this holder, as after a kill
             pass
         finally:
             self._unlock()
@@ -191,35 +166,35 @@ class WriterLock:
 
 
 def _acquire(descriptor: int, directory: Path) -> bool:
-    """Lock an open file; whether the file system keeps others out."""
-    taken = _flock(descriptor)
-    if taken is False and _may_be_ours(_holder(os.pread(descriptor, _MOST_TEXT, 0))):
-        gc.collect()  # a sink of this process that was dropped, not closed, may be in a cycle
-        taken = _flock(descriptor)
-    if taken is not True:
-        _refuse_or_warn(directory, _holder(os.pread(descriptor, _MOST_TEXT, 0)), taken)
-    return bool(taken)
+    """Lock an open file, and return whether the file system enforces the lock."""
+    locked = _flock(descriptor)
+    if locked is False and _may_be_ours(_holder(os.pread(descriptor, _MOST_TEXT, 0))):
+        gc.collect()  # a sink of this process that was not closed may be in a reference cycle
+        locked = _flock(descriptor)
+    if locked is not True:
+        _refuse_or_warn(directory, _holder(os.pread(descriptor, _MOST_TEXT, 0)), locked)
+    return bool(locked)
 
 
 def _may_be_ours(holder: Holder | None) -> bool:
-    """Whether a holder is this process; one that was interrupted has not given its name."""
+    """Whether a holder may be this process; an interrupted one has not written its name."""
     return holder is None or holder.pid == os.getpid()
 
 
-def _refuse_or_warn(directory: Path, holder: Holder | None, taken: bool | None) -> None:
-    if taken is None:
+def _refuse_or_warn(directory: Path, holder: Holder | None, locked: bool | None) -> None:
+    if locked is None:
         last = f" It was last taken by {holder}, which may still write it." if holder else ""
         warnings.warn(
             f"the file system of {directory} has no locks, so nothing keeps a second writer out: "
-            f"make sure that there is one.{last} Each append looks whether another wrote.",
+            f"make sure that only one writes.{last} Each append checks whether another wrote.",
             RuntimeWarning,
             stacklevel=5,
         )
         return
     raise StoreLockedError(
         f"{directory} is being written by {holder or 'a process that has not said its name yet'}: "
-        "one writer at a time; close that one, or write a store of its own beside it and read both "
-        "as one dataset"
+        "one writer at a time; close that writer, or write another store and read both as one "
+        "dataset"
     )
 
 
@@ -238,12 +213,14 @@ def _opened(path: Path, directory: Path) -> int:
         raise
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise StoreFormatError(f"{path} is not a regular file, expected the lock of a store")
+        raise StoreFormatError(
+            f"{path} is not a regular file, expected the lock of a store: remove it"
+        )
     return descriptor
 
 
 def _flock(descriptor: int) -> bool | None:
-    """Whether a file was locked; None where the file system has no locks."""
+    """Try to lock a file; None if the file system has no locks."""
     import fcntl  # noqa: PLC0415  absent on Windows, where no store counts as local
 
     try:
@@ -258,18 +235,18 @@ def _flock(descriptor: int) -> bool | None:
 
 
 def _unflock(descriptor: int) -> None:
-    """Give up the lock of a file, also where another descriptor shares it."""
+    """Release the lock of a file, even if another descriptor shares it."""
     import fcntl  # noqa: PLC0415  absent on Windows, where no store counts as local
 
-    with suppress(OSError):  # a file system without locks; closing the file does the same
+    with suppress(OSError):  # without locks; closing the file releases one anyway
         fcntl.flock(descriptor, fcntl.LOCK_UN)
 
 
 def _holder(text: bytes) -> Holder | None:
-    """Whom the text of a lock file names."""
+    """The holder that the text of a lock file names."""
     try:
-        said = json.loads(text)
-        holder = Holder(str(said["host"]), int(said["pid"]), float(said["since"]))
+        content = json.loads(text)
+        holder = Holder(str(content["host"]), int(content["pid"]), float(content["since"]))
         str(holder)
     except (ValueError, KeyError, TypeError, OverflowError, OSError, RecursionError):
         return None
@@ -278,7 +255,7 @@ def _holder(text: bytes) -> Holder | None:
 
 @functools.cache
 def _locks_of_process() -> "weakref.WeakSet[WriterLock]":
-    """Locks whose descriptors a forked child closes, so that they do not outlive the parent."""
+    """Locks of this process; a forked child closes them, so that they do not outlive the parent."""
     locks = weakref.WeakSet[WriterLock]()
 
     def leave_to_parent() -> None:

@@ -1,4 +1,4 @@
-"""Files mapped into reserved ranges of addresses, and the C library's calls for that."""
+"""Map files into reserved address ranges, by calls of the C library."""
 
 import ctypes
 import errno
@@ -14,7 +14,7 @@ _MOST_MAPS, _COUNT_EACH = 50_000, 256  # Linux gives a process 65,530, threads a
 
 @functools.cache
 def libc() -> ctypes.CDLL:
-    """The C library; calls that a system lacks are not attributes of it."""
+    """Load the C library; functions that a system does not have are no attributes of it."""
     found = ctypes.CDLL(None, use_errno=True)
     pointer, size, integer = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
     found.mmap.restype = pointer
@@ -31,14 +31,14 @@ def libc() -> ctypes.CDLL:
 
 
 def maps_left() -> int:
-    """How many more files this process may map."""
+    """Number of further files that this process may map."""
     return _MOST_MAPS - sum(map(len, list(_STARTS.values())))
 
 
 class AddressRange:
-    """`size` bytes of reserved addresses, freed when nothing refers to them any more.
+    """A reserved range of `size` addresses, freed with its last reference.
 
-    ``np.asarray`` of it is a read-only array of its bytes; only mapped ones may be touched.
+    ``np.asarray`` of it is a read-only array of its bytes; only mapped bytes may be read.
     """
 
     def __init__(self, size: int) -> None:
@@ -47,7 +47,7 @@ class AddressRange:
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
         self.address = _mmap(None, size, _PROT_NONE, flags, -1)
         _STARTS[self.address] = self.starts
-        self._finalizer = weakref.finalize(self, _give_back, self.address, size)
+        self._finalizer = weakref.finalize(self, _unmap, self.address, size)
         self._finalizer.atexit = False  # a thread may still be reading
         self.__array_interface__ = {
             "version": 3,
@@ -61,29 +61,29 @@ class AddressRange:
         if start not in self.starts and len(self.starts) % _COUNT_EACH == 0 and maps_left() <= 0:
             raise OSError(
                 errno.ENOMEM,
-                f"{_MOST_MAPS} chunk files are mapped in this process, and Linux allows hardly "
-                "more: close readers, or give the stores larger chunks (defragment)",
+                f"{_MOST_MAPS} chunk files are mapped in this process, near the limit of Linux: "
+                "close readers, or rewrite the stores with larger chunks (zarrpipe.compact)",
             )
         kind = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS if descriptor < 0 else mmap.MAP_SHARED
         _mmap(self.address + start, size, mmap.PROT_READ, kind | _MAP_FIXED, descriptor)
         self.starts.add(start)
 
     def drop_pages(self, size: int) -> None:
-        """Drop the pages of the first bytes from this process; they are read again when needed."""
+        """Drop the pages of the first bytes from this process; later accesses read them again."""
         libc().madvise(self.address, size, mmap.MADV_DONTNEED)
 
 
 _STARTS: dict[int, set[int]] = {}
-"""Where files are mapped in each range, by its address."""
+"""Offsets of mapped files in each range, by its address."""
 
 
-def _give_back(address: int, size: int) -> None:
-    _STARTS.pop(address, None)  # first: the address may be another's as soon as it is free
+def _unmap(address: int, size: int) -> None:
+    _STARTS.pop(address, None)  # first, since a free address may be reused at once
     libc().munmap(address, size)
 
 
 def _mmap(address: int | None, size: int, protection: int, flags: int, descriptor: int) -> int:
-    """Call mmap at an address, which Python's own module cannot."""
+    """Call mmap at an address, which Python's module does not support."""
     result = libc().mmap(address, size, protection, flags, descriptor, 0)
     if result is None or result == ctypes.c_void_p(-1).value:
         error = ctypes.get_errno()

@@ -1,8 +1,7 @@
-"""Write a complete store beside a place, then let it take that place by one rename.
+"""Write a complete store beside a place, then rename it to that place.
 
-The new store is written into a hidden, locked directory beside its place, named after it. A writer
-that is killed leaves that directory, or the old store in it; the next writer of the place takes the
-lock, which is nobody's then, and removes it.
+The new store is written into a hidden, locked sibling directory. A killed writer leaves this
+directory, or the old store in it; the next writer of the place takes its free lock and removes it.
 """
 
 import errno
@@ -26,53 +25,50 @@ _NOT_RENAMED = (errno.EXDEV, errno.EBUSY)
 
 @contextmanager
 def temp_sibling(place: Path) -> Iterator[tuple[Path, WriterLock]]:
-    """Locked empty directory beside a place; on an error it is removed and its lock released.
+    """Create a locked empty sibling of a place; an error removes it and releases its lock.
 
-    Raises
-    ------
-    StoreRenameError
-        If a directory beside the place cannot be renamed to it.
+    Raises StoreRenameError if the sibling could not be renamed to the place.
     """
     remove_leftovers(place)
     files.make_folders(place.parent, durable=True)
     if place.exists() and place.stat().st_dev != place.parent.stat().st_dev:
         raise _cannot_rename(place)
-    room, lock = _locked_room(place)
+    sibling, lock = _locked_sibling(place)
     try:
-        yield room, lock
+        yield sibling, lock
     except BaseException:
         lock.release()
-        discard(room)
+        discard(sibling)
         raise
 
 
 def _cannot_rename(place: Path) -> StoreRenameError:
     return StoreRenameError(
         f"{place} cannot be replaced by a new store: it is a mount point, or in a layer of a "
-        "container's image. It is left as it is: write the new store to another place "
+        "container image. It is unchanged: write the new store to another place "
         "(zarrpipe.merge), or copy this one into a directory of a volume (cp -a)"
     )
 
 
-def _locked_room(place: Path) -> tuple[Path, WriterLock]:
-    """New locked directory; another if a writer that removes leftovers takes it first."""
+def _locked_sibling(place: Path) -> tuple[Path, WriterLock]:
+    """Create and lock a sibling, again if a writer that removes leftovers takes it first."""
     for _ in range(_TRIALS):
-        room = place.with_name(f".{place.name}.rewrite-{uuid.uuid4().hex[:8]}")
+        sibling = place.with_name(f".{place.name}.rewrite-{uuid.uuid4().hex[:8]}")
         with suppress(*_TAKEN):
-            lock = WriterLock(room)
-            if lock.guards(room):
-                return room, lock
+            lock = WriterLock(sibling)
+            if lock.guards(sibling):
+                return sibling, lock
             lock.release()
-    raise StoreLockedError(f"{room} was removed by another writer of {place}: try again")
+    raise StoreLockedError(f"{sibling} was removed by another writer of {place}: try again")
 
 
 def remove_leftovers(place: Path) -> None:
-    """Remove what killed writers left beside a place.
+    """Remove leftovers of killed writers beside a place.
 
-    Where directories cannot be swapped atomically, a kill can leave the store itself aside; it is
-    put back. If another store was made at the place by then, both are left.
+    Where directories cannot be swapped atomically, a kill can leave the old store as a sibling,
+    which is renamed back. If another store was created at the place meanwhile, both are left.
     """
-    for left in reversed(find_leftovers(place)):  # a store that was put aside comes first
+    for left in reversed(find_leftovers(place)):  # the old store comes first
         try:
             lock = WriterLock(left)
         except _TAKEN:
@@ -88,7 +84,7 @@ def remove_leftovers(place: Path) -> None:
 
 
 def find_leftovers(place: Path) -> list[Path]:
-    """Directories of rewrites beside a place, by writers that were killed or are at work."""
+    """Find siblings of a place that writers have created, whether killed or running."""
     name = re.compile(rf"\.{re.escape(place.name)}\.rewrite-[0-9a-f]{{8}}(\.old)?")
     if not place.parent.is_dir():
         return []
@@ -96,70 +92,63 @@ def find_leftovers(place: Path) -> list[Path]:
 
 
 def discard(folder: Path) -> None:
-    """Remove an unneeded directory as far as possible; the next writer tries again."""
+    """Remove a directory as far as possible; the next writer tries again."""
     with suppress(OSError):
         files.remove_tree(folder)
 
 
 def is_vacant(place: Path) -> bool:
-    """Whether nothing, or an empty directory, which a rename replaces, is at a place."""
+    """Whether a place does not exist or is an empty directory, which a rename replaces."""
     return not place.exists() or (place.is_dir() and next(place.iterdir(), None) is None)
 
 
 def _half_swapped(left: Path) -> bool:
-    """Whether a kill came between the two renames by which a new store takes its place."""
-    room = left.with_suffix("") if left.suffix == ".old" else left
-    return room.exists() and room.with_name(f"{room.name}.old").exists()
+    """Whether a kill came between the two renames of a swap."""
+    sibling = left.with_suffix("") if left.suffix == ".old" else left
+    return sibling.exists() and sibling.with_name(f"{sibling.name}.old").exists()
 
 
-def move_into_place(room: Path, place: Path) -> None:
+def move_into_place(sibling: Path, place: Path) -> None:
     """Rename a complete store to a vacant place beside it.
 
-    Raises
-    ------
-    StoreExistsError
-        If the place is not vacant any more.
-    StoreRenameError
-        If the place is a mount point.
+    Raises StoreExistsError if the place is not vacant any more, and StoreRenameError if it is a
+    mount point.
     """
-    files.sync_tree(room)
+    files.sync_tree(sibling)
     try:
-        files.rename(room, place)
+        files.rename(sibling, place)
     except OSError as error:
         if error.errno in _NOT_RENAMED:
             raise _cannot_rename(place) from error
         if not place.exists():
             raise
         raise StoreExistsError(
-            f"{place} was made by another process meanwhile, and is left as it is: write to "
-            "another place"
+            f"{place} was created by another process meanwhile, and is unchanged: write to another "
+            "place"
         ) from error
     files.sync_path(place.parent)
 
 
-def swap_into_place(room: Path, place: Path, ours: frozenset[str]) -> None:
-    """Swap a complete store with the one at the place beside it, which the room gets.
+def swap_into_place(sibling: Path, place: Path, ours: frozenset[str]) -> None:
+    """Swap a complete store with the one at the place beside it.
 
-    `ours` are the arrays of the old store that zarrpipe made; everything else is linked or copied
+    `ours` are the arrays of the old store that zarrpipe wrote; everything else is linked or copied
     into the new one first.
     """
-    _link_others(place, room, ours)
-    files.sync_tree(room)
-    swap_directories(place, room)
+    _link_others(place, sibling, ours)
+    files.sync_tree(sibling)
+    swap_directories(place, sibling)
 
 
 def swap_directories(first: Path, second: Path) -> None:
-    """Swap the names of two directories, atomically where the system can, and sync both places.
+    """Swap the names of two directories, atomically if supported, and sync both places.
 
-    Raises
-    ------
-    StoreRenameError
-        If `first` cannot be renamed; then nothing has changed.
+    Raises StoreRenameError, without any change, if `first` cannot be renamed.
     """
     if not files.atomic_swap(first, second):
-        aside = second.with_name(f"{second.name}.old")
+        old = second.with_name(f"{second.name}.old")
         try:
-            files.rename(first, aside)
+            files.rename(first, old)
         except OSError as error:
             if error.errno in _NOT_RENAMED:
                 raise _cannot_rename(first) from error
@@ -167,15 +156,15 @@ def swap_directories(first: Path, second: Path) -> None:
         try:
             files.rename(second, first)
         except BaseException:
-            files.rename(aside, first)
+            files.rename(old, first)
             raise
-        files.rename(aside, second)
+        files.rename(old, second)
     for parent in {first.parent, second.parent}:
         files.sync_path(parent)
 
 
 def _link_others(source: Path, target: Path, ours: frozenset[str]) -> None:
-    """Link or copy everything that zarrpipe did not make into the new store."""
+    """Link or copy everything that zarrpipe did not write into the new store."""
     others = [Path(entry.name) for entry in source.iterdir()]
     others = [path for path in others if path.name not in (*GROUPS, "zarr.json")]
     for group in GROUPS:
@@ -186,7 +175,7 @@ def _link_others(source: Path, target: Path, ours: frozenset[str]) -> None:
 
 
 def _link(source: Path, target: Path) -> None:
-    """Hard links to files, or copies where the file system has none; links as links."""
+    """Hard-link a path, or copy it if this is not supported, without following links."""
     if source.is_dir() and not source.is_symlink():
         files.make_folder(target)
         for entry in source.iterdir():
