@@ -28,7 +28,7 @@ from reliability.report import Findings, Order
 from reliability.scenarios import SCENARIOS
 from reliability.truth import everything, numbers_of, samples, serials, wrong_values
 from zarrpipe import ZarrData
-from zarrpipe.store.cache.config import CacheConfig
+from zarrpipe.store.cache.directory import CacheConfig
 from zarrpipe.store.read.view import StoreView
 
 _MIB = 64

@@ -11,7 +11,7 @@ from zarrpipe.data.csr import AnyArray, Int64Array, pointers
 from zarrpipe.data.schema import Field
 from zarrpipe.errors import ArgumentError, SchemaError, StoreFormatError
 from zarrpipe.store.backend.location import StoreLike
-from zarrpipe.store.cache.config import CacheConfig
+from zarrpipe.store.cache.directory import CacheConfig
 from zarrpipe.store.read.gather import Gather, Part
 from zarrpipe.store.read.view import StoreView
 from zarrpipe.store.statistics.stored_sums import valid_sums

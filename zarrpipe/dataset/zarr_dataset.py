@@ -21,7 +21,7 @@ from zarrpipe.dataset.stores import Stores
 from zarrpipe.dataset.table import Index, SampleTable, check_fields
 from zarrpipe.errors import ArgumentError, ArgumentTypeError, SampleIndexTypeError
 from zarrpipe.store.backend.location import StoreLike
-from zarrpipe.store.cache.config import CacheConfig
+from zarrpipe.store.cache.directory import CacheConfig
 from zarrpipe.store.check.report import Report
 from zarrpipe.store.check.run import check
 from zarrpipe.store.statistics.sums import LabelSums

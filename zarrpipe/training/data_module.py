@@ -14,7 +14,7 @@ from zarrpipe.dataset.conditions import Condition
 from zarrpipe.dataset.zarr_dataset import ZarrDataset
 from zarrpipe.errors import StoreFormatError, ZarrPipeError
 from zarrpipe.store.backend.location import StoreLike
-from zarrpipe.store.cache.config import CacheConfig
+from zarrpipe.store.cache.directory import CacheConfig
 from zarrpipe.training.lightning_resume import ResumeFix, check_finders, check_reloading
 from zarrpipe.training.loader import GraphLoader
 from zarrpipe.training.loaders import Loaders

@@ -587,10 +587,11 @@ class TestIdentity:
 
 class TestLocks:
     @pytest.mark.parametrize("by_unit", [True, False])
-    def test_one_holder(self, tmp_path, by_unit):
+    def test_one_holder(self, tmp_path, monkeypatch, by_unit):
+        monkeypatch.setattr(units_module, "has_unit_locks", lambda: by_unit)
         path = tmp_path / "file"
         path.touch()
-        ours, theirs = UnitLocks(path, by_unit), UnitLocks(path, by_unit)
+        ours, theirs = UnitLocks(path), UnitLocks(path)
         assert ours.take(3, wait=False)
         assert not ours.take(3, wait=False)
         assert not theirs.take(3, wait=False)

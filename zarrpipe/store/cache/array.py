@@ -1,4 +1,4 @@
-"""One cached array: which units of it are in the cache, and its rows as one NumPy array."""
+"""One cached array: its cached units, and its rows as one NumPy array."""
 
 import math
 import threading
@@ -24,7 +24,7 @@ class RowFetcher(Protocol):
 
     @property
     def cache(self) -> SharedCache:
-        """Where the rows go."""
+        """The cache of the rows."""
         ...
 
     def keep(self, array: "CachedArray", rows: int) -> None:
@@ -33,10 +33,10 @@ class RowFetcher(Protocol):
 
 
 class CachedArray:
-    """Rows of a Zarr array that are fetched into a cache on demand; an `ArrayReader`.
+    """An `ArrayReader` that fetches rows of a Zarr array into a cache on demand.
 
-    A unit of it is a shard, a chunk where there are no shards, or as many of them as make 64 KiB.
-    Only rows that `commit` has announced are fetched.
+    A unit is a shard, a chunk of an array without shards, or enough of these for 64 KiB. Only rows
+    that `commit` has announced are fetched.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class CachedArray:
         self.forget()
 
     def forget(self) -> None:
-        """Let go of the array and of its files; both are opened again when they are needed."""
+        """Drop the array and its files, which are opened again on the next use."""
         self._opening = threading.RLock()
         self._array: zarr.Array[Any] | None = None
         self._file: UnitFile | None = None
@@ -64,26 +64,26 @@ class CachedArray:
 
     @property
     def data(self) -> AnyArray:
-        """Allocated rows, read only; only those that are cached hold their values."""
+        """Allocated rows, read-only; only cached rows have valid values."""
         if self._data is None:
             self.follow()
         return self._data  # type: ignore[return-value]
 
     @property
     def file(self) -> UnitFile:
-        """Where the units are."""
+        """Files of the units."""
         if self._file is None:
             self.follow()
         return self._file  # type: ignore[return-value]
 
     @property
     def behind(self) -> bool:
-        """Whether the array has to be opened, for the first time or because it has grown."""
+        """Whether the array has to be opened, initially or because it has grown."""
         return self._data is None or len(self._data) < self._committed
 
     @property
     def division(self) -> tuple[int, int]:
-        """Rows of a unit, and committed rows."""
+        """Number of rows of a unit, and of committed rows."""
         return self.file.unit_rows, self._committed
 
     def commit(self, rows: int) -> None:
@@ -91,26 +91,26 @@ class CachedArray:
         self._committed = max(self._committed, rows)
 
     def ensure(self, rows: int) -> None:
-        """Cache the first `rows` and protect them from eviction; meant for small arrays."""
+        """Cache the first `rows` of a small array and protect them from eviction."""
         self.commit(rows)
         if rows > self._kept:
             self._source().keep(self, rows)
             self._kept = rows
 
     def grow(self) -> None:
-        """Make room for all allocated rows; those that are not committed are not fetched."""
+        """Extend the array to all allocated rows, without fetching uncommitted ones."""
         with self._opening:
             self._array = None
             self.follow()
 
     def settled(self, evictions: int) -> bool:
-        """Whether all committed rows are known to be cached if nothing was evicted since."""
+        """Whether all committed rows were cached when `evictions` were counted."""
         return self._settled == evictions and self._complete >= self._committed
 
     def settle(self, evictions: int, commits: int) -> None:
-        """Find out whether all rows are cached, if the counts of the cache have changed.
+        """Update whether all rows are cached, if the counts of the cache have changed.
 
-        `evictions` was counted before the rows were looked at.
+        `evictions` was counted before the caller fetched rows.
         """
         counts = (evictions, commits, self._committed)
         if counts == self._settled_at:
@@ -123,15 +123,15 @@ class CachedArray:
                 self._settled, self._complete = evictions, self._committed
 
     def units(self, starts: Int64Array, stops: Int64Array) -> Int64Array:
-        """Units that segments of rows touch, ascending."""
-        some = stops > starts
-        if not some.all():
-            starts, stops = starts[some], stops[some]
+        """Ascending units with rows of the segments."""
+        filled = stops > starts
+        if not filled.all():
+            starts, stops = starts[filled], stops[filled]
         if not len(starts):
             return np.zeros(0, dtype=np.int64)
         if starts.min() < 0 or stops.max() > self._committed:
             raise IndexError(
-                f"rows {starts.min()} to {stops.max()} of {self.path} were asked for, and "
+                f"rows {starts.min()} to {stops.max()} of {self.path} were requested, and "
                 f"{self._committed} are committed"
             )
         unit_rows = self.file.unit_rows
@@ -143,7 +143,7 @@ class CachedArray:
         return np.flatnonzero(touched)
 
     def look(self, units: Int64Array) -> tuple[Int64Array, Int64Array]:
-        """Generation of each unit, and the units that lack committed rows."""
+        """Generation of each unit, and the units without all of their committed rows."""
         unit_rows, table = self.file.unit_rows, self.file.table
         generations = table[units, GENERATION]  # before the rows; see UnitFile.clear
         wanted = np.minimum(unit_rows, self._committed - units * unit_rows)
@@ -155,7 +155,7 @@ class CachedArray:
         return int(min(unit_rows, self._committed - unit * unit_rows))
 
     def read(self, start: int, stop: int) -> AnyArray:
-        """Fetch and decode rows, fewer where the array ends before `stop`."""
+        """Fetch and decode rows up to `stop` or the end of the array."""
         array = self._array
         if array is None or array.shape[0] < self._committed:
             array = self._reopened()
@@ -164,14 +164,14 @@ class CachedArray:
         return values
 
     def named(self, units: Sequence[int]) -> str:
-        """Name of consecutive units, for an error."""
+        """Name of consecutive units, for an error message."""
         start, array = units[0] * self.file.unit_rows, self._array
         stop = min((units[-1] + 1) * self.file.unit_rows, self._committed)
         place = self.path if array is None else str(array.store_path)
         return f"rows {start} to {stop} (unit {units[0]} on) of {place}"
 
     def follow(self) -> None:
-        """Open the array if it is not open or has grown, and make room for its rows."""
+        """Open the array if it is not open or has grown, and allocate its rows."""
         with self._opening:
             if self._data is None or self._array is None or self.behind:
                 self._allocate(self._reopened())
@@ -179,7 +179,7 @@ class CachedArray:
     def _source(self) -> RowFetcher:
         fetcher = self._fetcher()
         if fetcher is None:
-            raise StoreClosedError(f"the cache of {self.path} was dropped: open the store again")
+            raise StoreClosedError(f"the cache of {self.path} was closed: open the store again")
         return fetcher
 
     def _reopened(self) -> zarr.Array[Any]:

@@ -1,4 +1,4 @@
-"""Which cache belongs to a store, the directory that holds it, and the lock of that directory."""
+"""The cache directory of a store: its config, its name and its lock."""
 
 import errno
 import hashlib
@@ -9,6 +9,7 @@ import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +17,13 @@ import zarr
 from zarr.storage import LocalStore, MemoryStore, StorePath
 
 from zarrpipe.data.fields import SEGMENTED
-from zarrpipe.errors import StoreFormatError
+from zarrpipe.data.validate import check_count
+from zarrpipe.errors import (
+    ArgumentTypeError,
+    FieldError,
+    StoreFormatError,
+    StoreNotADirectoryError,
+)
 from zarrpipe.store.format.layout import SAMPLES_MASK, find_array
 from zarrpipe.store.format.metadata import Attributes
 
@@ -25,12 +32,34 @@ _NOTE, _LOCK, _USERS, _GONE = "cache.json", "lock", "users", ".gone"
 _OPEN_OR_CREATE = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
 
 
+@dataclass(frozen=True)
+class CacheConfig:
+    """Local directory of caches, None for memory, and most bytes of a cache, None for no limit."""
+
+    directory: Path | None = None
+    limit: int | None = None
+
+    @classmethod
+    def of(cls, cache_dir: str | Path | None, cache_bytes: int | None) -> "CacheConfig":
+        """Validate the arguments of a dataset."""
+        if cache_bytes is not None:
+            cache_bytes = check_count(
+                "cache_bytes", cache_bytes, 1, unit="bytes, or None", error=FieldError
+            )
+        if cache_dir is not None and not isinstance(cache_dir, str | Path):
+            raise ArgumentTypeError(f"cache_dir={cache_dir!r}, expected a path or None")
+        directory = None if cache_dir is None else Path(cache_dir).expanduser().absolute()
+        if directory is not None and directory.exists() and not directory.is_dir():
+            raise StoreNotADirectoryError(f"cache_dir {directory} is a file, expected a directory")
+        return cls(directory, cache_bytes)
+
+
 def cache_identity(place: StorePath, group: zarr.Group, attributes: Attributes) -> str:
     """Name of the cache of a store in its present generation.
 
-    It changes with the generation and with the place, since a copy may grow differently. A store
-    without a generation is identified by its attributes and the metadata of its arrays; one in
-    memory gets a name of its own each time.
+    It depends on the generation and the place, since a copy may grow differently. A store without a
+    generation is identified by its attributes and the metadata of its arrays; in memory, it gets a
+    new name each time.
     """
     state: Any = attributes.generation
     if not attributes.generation:
@@ -47,21 +76,21 @@ def _digest(content: Any) -> str:
 
 
 def _described(group: zarr.Group, attributes: Attributes) -> list[str]:
-    """Metadata of the arrays that are read, found by name: not every store can be listed."""
+    """Metadata of the arrays that are read, found by name, since not every store can be listed."""
     fields = [f"{part}/{name}" for name in sorted(attributes.levels) for part in ("core", "custom")]
     found = [find_array(group, path) for path in (*SEGMENTED.values(), SAMPLES_MASK, *fields)]
     return [str(array.metadata.to_dict()) for array in found if array is not None]
 
 
 def _changed(place: StorePath) -> int:
-    """When the root of a local store was last changed, in nanoseconds; 0 for other stores."""
+    """Modification time of the root of a local store, in nanoseconds; 0 for other stores."""
     if not isinstance(place.store, LocalStore):
         return 0
     return (Path(place.store.root) / place.path / "zarr.json").stat().st_mtime_ns
 
 
 class FileLock:
-    """A lock of one file, or of nothing, between the threads and the processes of one machine."""
+    """A re-entrant lock between the threads and, with a file, the processes of one machine."""
 
     def __init__(self, path: Path | None) -> None:
         self._mutex = threading.RLock()
@@ -70,7 +99,7 @@ class FileLock:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Hold the lock; the thread that holds it may do so again."""
+        """Hold the lock."""
         with self._mutex:
             if self._depth == 0 and self.descriptor >= 0:
                 flock(self.descriptor, "exclusive", wait=True)
@@ -90,7 +119,7 @@ class FileLock:
 
 
 class CacheDirLock:
-    """The right to use the directory of a cache, held from construction to `close`."""
+    """The right to use the directory of a cache, from construction to `close`."""
 
     def __init__(self, directory: Path | None, identity: str) -> None:
         self.directory = None if directory is None else directory / identity
@@ -107,9 +136,9 @@ class CacheDirLock:
                 return
 
     def enter(self) -> bool | None:
-        """Become a user of the cache, `lock` being held.
+        """Become a user of the cache while `lock` is held.
 
-        True for the only user, False beside others, None if the directory was removed meanwhile.
+        True for the only user, False with others, None if the directory was removed meanwhile.
         """
         if self.directory is None:
             return True
@@ -124,7 +153,7 @@ class CacheDirLock:
         return alone
 
     def close(self) -> None:
-        """Give up the right, in this process alone."""
+        """Release the right of this process."""
         self.lock.close()
         users, self._users = self._users, -1
         if users >= 0:
@@ -132,7 +161,7 @@ class CacheDirLock:
 
 
 def _make(directory: Path, identity: str) -> None:
-    """Make the directory of a cache together with its note, by one rename."""
+    """Create the directory of a cache with its note, by one rename."""
     if directory.exists() and any(directory.iterdir()):
         return
     directory.parent.mkdir(parents=True, exist_ok=True)
@@ -145,7 +174,7 @@ def _make(directory: Path, identity: str) -> None:
     except OSError as error:
         shutil.rmtree(partial)
         if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
-            raise  # otherwise another process was faster
+            raise  # otherwise, another process created it first
 
 
 def _check(directory: Path, identity: str) -> None:
@@ -162,7 +191,7 @@ def _check(directory: Path, identity: str) -> None:
 
 
 def _note(directory: Path) -> dict[str, Any] | None:
-    """The content of the note of a cache; None where a directory has no such note."""
+    """The content of the note of a cache directory, or None."""
     try:
         note = json.loads((directory / _NOTE).read_text())
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError):
@@ -200,7 +229,7 @@ def _remove_unused(directory: Path) -> None:
 def flock(
     descriptor: int, kind: Literal["exclusive", "shared", "unlock"], *, wait: bool = False
 ) -> bool:
-    """Lock a whole file; False if another holds it and `wait` is not set."""
+    """Lock a whole file; without `wait`, return False if it is locked."""
     import fcntl  # noqa: PLC0415  absent on Windows
 
     kinds = {"exclusive": fcntl.LOCK_EX, "shared": fcntl.LOCK_SH, "unlock": fcntl.LOCK_UN}
@@ -212,7 +241,7 @@ def flock(
 
 
 def boot_id() -> str:
-    """Name of the machine's present uptime; a new one each time where the system has none."""
+    """Id of the current boot of the machine; a random one on systems without such ids."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:

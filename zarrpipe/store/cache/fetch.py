@@ -1,4 +1,4 @@
-"""Fetch units in threads: once by each machine, written before they are trusted, in groups."""
+"""Fetch units in threads: once per machine, written to the cache and then committed in groups."""
 
 import sys
 import threading
@@ -18,7 +18,7 @@ from zarrpipe.store.cache.units import UnitFile
 from zarrpipe.store.format.validate import translate_zarr_errors
 
 _MOST_BYTES = 1 << 28
-"""Bytes that the fetches under way may hold together."""
+"""Most bytes of all running fetches."""
 
 _RUN_UNITS, _RUN_BYTES = 4, 1 << 20
 _GROUP_UNITS, _GROUP_SECONDS = 256, 0.05
@@ -26,7 +26,7 @@ _SYNC_SECONDS = 30.0
 
 
 class Task(Future[None]):
-    """Work for a thread, which ends by `finish`, now or later, and the bytes that it holds."""
+    """Work for a thread, of `size` bytes, which calls `finish` when it is done."""
 
     def __init__(self, work: Callable[["Task"], None], size: int) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class Task(Future[None]):
 
 
 class FetchPool:
-    """Up to `threads` daemon threads that work through an urgent queue and another one."""
+    """Up to `threads` daemon threads that process an urgent queue and another one."""
 
     def __init__(self, threads: int) -> None:
         self._most = threads
@@ -54,11 +54,11 @@ class FetchPool:
 
     @property
     def waiting(self) -> int:
-        """Number of tasks that were not begun."""
+        """Number of queued tasks."""
         return len(self._urgent) + len(self._later)
 
     def submit(self, task: Task, *, urgent: bool) -> None:
-        """Queue a task, before all that are not urgent if it is."""
+        """Queue a task, an urgent one before all others."""
         with self._changed:
             if self._closed:
                 raise _closed_meanwhile()
@@ -67,8 +67,8 @@ class FetchPool:
             (self._urgent if urgent else self._later).append(task)
             self._changed.notify()
 
-    def hurry(self, tasks: list[Task]) -> None:
-        """Make tasks urgent that were not."""
+    def make_urgent(self, tasks: list[Task]) -> None:
+        """Move tasks to the urgent queue."""
         wanted = set(map(id, tasks))
         with self._changed:
             if self._later:
@@ -76,7 +76,7 @@ class FetchPool:
                 self._later = deque(task for task in self._later if id(task) not in wanted)
 
     def close(self) -> None:
-        """Begin nothing more; tasks that were not begun end with an error."""
+        """Start no further tasks; queued tasks end with an error."""
         with self._changed:
             self._closed = True
             left = [*self._urgent, *self._later]
@@ -87,12 +87,12 @@ class FetchPool:
             task.finish(_closed_meanwhile())
 
     def join(self, timeout: float | None = None) -> bool:
-        """Wait after `close` until no thread is at work; False if that took too long."""
+        """Wait after `close` until all threads end; False after the timeout."""
         with self._changed:
             return self._changed.wait_for(lambda: self._threads == 0, timeout)
 
     def _start(self) -> None:
-        """Start a thread; if the system has none left, the running ones do all work."""
+        """Start a thread, unless the system has none left and others are running."""
         self._threads += 1
         try:
             threading.Thread(target=self._serve, name="zarrpipe-fetch", daemon=True).start()
@@ -112,7 +112,7 @@ class FetchPool:
             del task
 
     def _next(self) -> Task | None:
-        """Take a task as soon as there is one that fits; None when there will be no more."""
+        """Wait for a task that fits; None after `close`."""
         with self._changed:
             self._idle += 1
             try:
@@ -121,7 +121,7 @@ class FetchPool:
                     if queue and self._fits(queue[0]):
                         task = queue.popleft()
                         self._busy_bytes += task.size
-                        self._changed.notify()  # there may be room for another
+                        self._changed.notify()  # another may fit, too
                         return task
                     self._changed.wait()
                 self._threads -= 1
@@ -136,7 +136,7 @@ class FetchPool:
 
 @dataclass(frozen=True)
 class _Run:
-    """Consecutive units of an array that one task fetches; it holds the locks of `units`."""
+    """Consecutive units that one task fetches; it has locked `units`."""
 
     array: CachedArray
     file: UnitFile
@@ -144,14 +144,11 @@ class _Run:
     asked: Sequence[int]
     units: list[int] = field(default_factory=list)
     written: list[tuple[int, int, int]] = field(default_factory=list)
-    """Unit, rows that the file has of it now, and rows that the table says it has."""
+    """Unit, its number of rows in the file, and in the table."""
 
 
 class Fetcher:
-    """Fetches units of the arrays of one store into their cache, `threads` reads at a time.
-
-    `check` raises if the store is not the one any more that the cache belongs to; see `RowCache`.
-    """
+    """Fetches units of the arrays of one store into their cache; see `RowCache`."""
 
     def __init__(
         self, cache: SharedCache, check: Callable[[], object] | None, threads: int
@@ -174,9 +171,9 @@ class Fetcher:
         urgent: bool = True,
         wait: bool = False,
     ) -> list[Task]:
-        """Tasks that fetch units, including those under way.
+        """Start tasks that fetch units, and return these and running ones.
 
-        Units that another process is fetching are passed over, unless `wait` is set.
+        Without `wait`, units that another process is fetching are skipped.
         """
         tasks: dict[int, Task] = {}
         with self._mutex:
@@ -191,13 +188,13 @@ class Fetcher:
             for run in _runs(new, 1 if wait else _run_length(array.file)):
                 task = self._task(array, run, wait=wait)
                 task.last_used = last_used
-                self.pool.submit(task, urgent=urgent)  # first: an error of it leaves no trace
+                self.pool.submit(task, urgent=urgent)  # first, since it may raise
                 tasks[id(task)] = task
                 self._tasks.update(dict.fromkeys(((array.path, unit) for unit in run), task))
         return list(tasks.values())
 
     def end(self, timeout: float | None) -> None:
-        """Stop fetching and let go of the cache, unless a fetch outlasts the timeout."""
+        """Stop fetching and close the cache, unless a fetch exceeds the timeout."""
         self.pool.close()
         if self.pool.join(timeout):
             self._cache.sync()
@@ -219,8 +216,8 @@ class Fetcher:
         with self._mutex:
             self._reading += 1
         try:
-            lacking = run.array.look(np.array(run.units, dtype=np.int64))[1].tolist()
-            for part in _runs(lacking, len(lacking)):
+            missing = run.array.look(np.array(run.units, dtype=np.int64))[1].tolist()
+            for part in _runs(missing, len(missing)):
                 self._write(run, part)
         except BaseException as error:  # noqa: BLE001  raised where the task is waited for
             self._undo(run, error)
@@ -243,9 +240,9 @@ class Fetcher:
             start, rows = unit * file.unit_rows - first, array.committed_in(unit)
             before = self._cache.reserve(file, unit, rows)
             run.written.append((unit, rows, before))
-            kept = max(before, 0)
+            cached = max(before, 0)
             try:
-                file.write(unit, kept, values[start + kept : start + rows])
+                file.write(unit, cached, values[start + cached : start + rows])
             except OSError as error:
                 raise OSError(
                     error.errno,
@@ -255,10 +252,10 @@ class Fetcher:
                 ) from error
 
     def _commit(self, run: _Run | None) -> None:
-        """Trust the fetched rows if the store is still the same.
+        """Commit the fetched rows if the store has not changed.
 
-        One thread at a time asks that, for everything that was written until then, and after the
-        reads under way have ended unless too many units wait.
+        One thread at a time checks this for all units written so far, after all running reads have
+        ended or when too many units wait.
         """
         with self._mutex:
             self._reading -= 1
@@ -315,7 +312,7 @@ class Fetcher:
 
 
 def in_order(tasks: Sequence[Task], threads: int) -> Iterable[Task]:
-    """Tasks in their order, with a progress bar on a terminal if there are many."""
+    """Iterate over tasks, with a progress bar on a terminal if there are many."""
     if len(tasks) <= 2 * threads or not sys.stderr.isatty():
         return tasks
     try:
@@ -335,7 +332,7 @@ def _run_length(file: UnitFile) -> int:
 
 
 def _runs(units: Sequence[int], most: int) -> Iterable[list[int]]:
-    """Split ascending units into runs of at most `most` consecutive ones."""
+    """Split ascending units into runs of up to `most` consecutive ones."""
     run: list[int] = []
     for unit in units:
         if run and (unit != run[-1] + 1 or len(run) == most):

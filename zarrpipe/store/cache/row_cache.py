@@ -1,9 +1,8 @@
-"""A cache of decoded rows: any Zarr array as one flat NumPy array that is fetched unit by unit.
+"""A cache of decoded rows: any Zarr array as one NumPy array that is fetched unit by unit.
 
 Rows of compressed, sharded or remote arrays are fetched and decoded once, all fields and units
-concurrently, into a sparse cache that is mapped like a local array. A reader first has the rows
-cached that it wants, then copies them, and then asks whether any were evicted meanwhile; if so, it
-repeats both.
+concurrently, into a sparse file that is mapped like a local array. A reader caches the rows that it
+needs, copies them, and repeats both if any were evicted meanwhile.
 """
 
 import os
@@ -19,7 +18,7 @@ from typing import TypeVar
 import numpy as np
 
 from zarrpipe.data.csr import Int64Array
-from zarrpipe.errors import ArgumentError, StoreClosedError
+from zarrpipe.errors import StoreClosedError
 from zarrpipe.store.backend.array_reader import AbsentChunks, OpenArray
 from zarrpipe.store.cache.array import CachedArray
 from zarrpipe.store.cache.fetch import Fetcher, Task, in_order
@@ -27,7 +26,7 @@ from zarrpipe.store.cache.shared_cache import SharedCache
 from zarrpipe.store.cache.units import GENERATION, KEPT, UnitFile
 
 Wanted = Sequence[tuple[CachedArray, Int64Array, Int64Array]]
-"""Rows of several arrays: of each the starts [K] and the stops [K] of its segments."""
+"""Rows of several arrays: an array, and the starts [K] and stops [K] of its segments."""
 
 THREADS = 16
 """Concurrent reads, each of up to four units; more gained nothing at 20 ms a request."""
@@ -41,14 +40,14 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Lease:
-    """Rows that were all cached, and what tells whether they still are."""
+    """Rows that were all cached, and the counts by which their eviction is detected."""
 
     cache: SharedCache
     evictions: int
     units: Sequence[tuple[UnitFile, Int64Array, Int64Array]] | None = None
 
     def valid(self) -> bool:
-        """Whether none of the rows has been evicted since."""
+        """Whether none of the rows was evicted since."""
         if self.cache.evictions == self.evictions:
             return True
         return self.units is not None and all(
@@ -60,18 +59,10 @@ class Lease:
 class RowCache:
     """The cached arrays of one open store.
 
-    Parameters
-    ----------
-    identity : str
-        Name of the cache; see `cache_identity`.
-    directory : Path, optional
-        Directory of caches on a local disk, shared by processes; None for memory of this one.
-    limit : int, optional
-        Decoded bytes to hold at most; one call that needs more gets more.
-    check : callable, optional
-        Called in any thread before fetched rows are trusted; raises if the store has changed.
-    threads : int
-        Concurrent reads, each of up to four consecutive units.
+    `identity` is the name of the cache (see `cache_identity`), `directory` that of all caches,
+    shared by processes; None for the memory of this process. A call that needs more than `limit`
+    bytes gets more. `check` is called in any thread before fetched rows are committed, and raises
+    if the store has changed. `threads` read concurrently, up to four consecutive units each.
     """
 
     def __init__(
@@ -83,8 +74,6 @@ class RowCache:
         check: Callable[[], object] | None = None,
         threads: int = THREADS,
     ) -> None:
-        if limit is not None and limit <= 0:
-            raise ArgumentError(f"limit={limit}, expected a positive number of bytes, or None")
         self._place = (identity, directory, limit)
         self._check, self._threads = check, threads
         self._arrays: dict[str, CachedArray] = {}
@@ -96,14 +85,14 @@ class RowCache:
     def array(
         self, path: str, open_array: OpenArray, absent_chunks: AbsentChunks = "any"
     ) -> CachedArray:
-        """Array at `path`, opened when it is first needed."""
+        """Array at `path`, which is opened on first use."""
         if path not in self._arrays:
             self._arrays[path] = CachedArray(self, path, open_array, absent_chunks)
         return self._arrays[path]
 
     @property
     def cache(self) -> SharedCache:
-        """The units of the arrays, opened anew in a forked child."""
+        """The shared cache, which a forked child opens anew."""
         if self._closed:
             raise StoreClosedError("the cache was closed: open the store again")
         if self._cache is None:
@@ -111,7 +100,7 @@ class RowCache:
         return self._cache  # type: ignore[return-value]
 
     def open(self, arrays: Sequence[CachedArray]) -> None:
-        """Open arrays concurrently that are not open yet or have grown."""
+        """Open arrays that are not open yet or have grown, concurrently."""
         tasks = [_opening(array) for array in arrays if array.behind]
         for task in tasks[1:]:
             self._fetcher.pool.submit(task, urgent=True)
@@ -121,9 +110,9 @@ class RowCache:
             task.result()
 
     def read_settled(self, arrays: Sequence[CachedArray], copy: Callable[[], object]) -> bool:
-        """Call `copy` if all rows of some arrays are known to be cached, which is cheap to tell.
+        """Call `copy` if all rows of the arrays are known to be cached.
 
-        False if they are not, or if rows were evicted meanwhile: then discard what was copied, and
+        Returns False if they are not or if rows were evicted meanwhile; then discard the copy and
         call `read`.
         """
         cache = self.cache
@@ -134,7 +123,7 @@ class RowCache:
         return cache.evictions == evictions
 
     def read(self, wanted: Wanted, copy: Callable[[], Result]) -> Result:
-        """Cache rows and return what `copy` gives, repeated until nothing was evicted meanwhile."""
+        """Cache rows and return the result of `copy`, again if rows were evicted meanwhile."""
         attempt = 0
         while True:
             lease = self.ensure_cached(wanted, attempt)
@@ -144,10 +133,10 @@ class RowCache:
             attempt += 1
 
     def ensure_cached(self, wanted: Wanted, attempt: int = 0, *, keep: bool = False) -> Lease:
-        """Fetch the rows that are not cached yet, and return when all are.
+        """Fetch the rows that are not cached, and return a lease of all rows.
 
-        `attempt` counts leases of the same rows that were not valid; each protects them for longer.
-        With `keep`, they are protected as long as any process has the cache open.
+        `attempt` counts earlier leases of the same rows that became invalid; each further one
+        protects them for longer. With `keep`, they are protected while the cache is open.
         """
         cache = self.cache
         evictions = cache.evictions
@@ -167,7 +156,7 @@ class RowCache:
         self.ensure_cached([(array, *every)], keep=True)
 
     def prefetch(self, wanted: Wanted) -> None:
-        """Fetch rows in the background; what does not fit the queue is left for `ensure_cached`."""
+        """Fetch rows in the background, as far as they fit the queue."""
         evictions = self.cache.evictions
         rest = [item for item in wanted if not item[0].settled(evictions)]
         if rest and self._fetcher.pool.waiting < _MOST_PREFETCHED:
@@ -176,7 +165,7 @@ class RowCache:
             )
 
     def close(self) -> None:
-        """Stop fetching and let go of the files; arrays that were handed out stay valid."""
+        """Stop fetching and close the files; returned arrays stay valid."""
         if not self._closed:
             self._closed = True
             self._end.detach()
@@ -200,15 +189,15 @@ class RowCache:
         while True:
             evictions = cache.evictions
             last_used = KEPT if keep else _last_used(attempt)
-            held, tasks = [], []
+            leased, tasks = [], []
             for array, units in needed:
                 generations, absent = array.look(units)
-                held.append((array.file, units, generations))
+                leased.append((array.file, units, generations))
                 if len(absent):
                     tasks += self._fetcher.tasks(array, absent, last_used, wait=again)
-            if not tasks and (not keep or cache.keep(held)):
+            if not tasks and (not keep or cache.keep(leased)):
                 break
-            self._fetcher.pool.hurry(tasks)
+            self._fetcher.pool.make_urgent(tasks)
             for task in in_order(tasks, self._threads):
                 task.result()
             attempt, again = attempt + again, True
@@ -216,7 +205,7 @@ class RowCache:
             if evictions or cache.limit is not None:
                 array.file.use(units, last_used)
             array.settle(evictions, cache.commits)
-        return Lease(cache, evictions, held)
+        return Lease(cache, evictions, leased)
 
     @contextmanager
     def _pinned(self, needed: Sequence[tuple[CachedArray, Int64Array]]) -> Iterator[None]:
@@ -235,22 +224,22 @@ class RowCache:
         for array, starts, stops in wanted:
             array.follow()
             _, units = array.look(array.units(starts, stops))
-            room = max(0, _MOST_PREFETCHED - self._fetcher.pool.waiting)
-            self._fetcher.tasks(array, units[:room], _last_used(0), urgent=False)
+            most = max(0, _MOST_PREFETCHED - self._fetcher.pool.waiting)
+            self._fetcher.tasks(array, units[:most], _last_used(0), urgent=False)
         task.finish()
 
     def _warn(self, cache: SharedCache) -> None:
-        if cache.passed and not self._warned:
+        if cache.excess_reason and not self._warned:
             self._warned = True
             warnings.warn(
                 f"the cache {cache.name} holds more than its limit of {self._place[2]} bytes: "
-                f"{cache.passed}; give a larger cache_bytes or smaller batches",
+                f"{cache.excess_reason}; give a larger cache_bytes or smaller batches",
                 stacklevel=3,
             )
 
 
 def _units(wanted: Wanted) -> list[tuple[CachedArray, Int64Array]]:
-    """Units of each array that hold wanted rows; many arrays have the same rows and units."""
+    """Units of each array with wanted rows; arrays with the same rows share one computation."""
     known: dict[tuple[int, ...], Int64Array] = {}
     needed = []
     for array, starts, stops in wanted:
@@ -264,8 +253,8 @@ def _units(wanted: Wanted) -> list[tuple[CachedArray, Int64Array]]:
 def _last_used(attempt: int) -> int:
     """`LAST_USED` of units that are used now; later attempts protect them for a while.
 
-    Two readers that need more than the limit together evict each other's units at first. Each
-    attempt is safe for twice as long as the one before, so both come to an end.
+    If two readers need more than the limit, they evict each other's units at first. Since each
+    attempt is protected for twice as long as the one before, both finish.
     """
     now = time.monotonic_ns()
     return now if attempt == 0 else now + min(_GRACE << min(attempt, 20), _LONGEST_GRACE)
@@ -280,7 +269,7 @@ def _opening(array: CachedArray) -> Task:
 
 
 def _begin_again(this: "weakref.ref[RowCache]") -> None:
-    """Let a forked child open the cache for itself, as it has no threads and shares no lock."""
+    """Let a forked child open the cache anew, since it inherits neither threads nor locks."""
     cache = this()
     if cache is not None and not cache._closed and cache._cache is not None:
         cache._end.detach()

@@ -1,8 +1,8 @@
-"""The cache of one store: its size, its evictions, and what survives a power cut.
+"""The cache of one store: its size, its evictions, and its recovery after a power cut.
 
-All processes of the machine map a header that holds the bytes in use and a count of evictions. An
-eviction is counted before any storage is freed, so a reader that finds the same count before and
-after it copied rows knows that its copy is right.
+All processes of the machine map a header with the number of cached bytes and a count of evictions.
+An eviction is counted before any storage is freed. So a copy of rows is valid if the count is the
+same before and after.
 """
 
 import hashlib
@@ -32,28 +32,28 @@ from zarrpipe.store.cache.units import (
 _BOOT, _BOOT_2, _USED, _EVICTIONS, _COMMITS = range(5)
 _HEADER_BYTES = 4096
 _SLACK = 16
-"""An eviction frees this part of the limit, so that not every fetch has to evict."""
+"""An eviction frees this part of the limit, so that few fetches have to evict."""
 
 
 class SharedCache:
     """Decoded units of the arrays of one store, shared by the processes of a machine.
 
-    It holds at most `limit` bytes unless units that are in use at once need more. Without a
-    directory it is in memory of this process.
+    It has at most `limit` bytes, unless the units in use at once need more; `excess_reason` says
+    why. Without a directory, it is in the memory of this process.
     """
 
     def __init__(self, identity: str, directory: Path | None, limit: int | None) -> None:
         self.limit = limit
-        self.passed = ""
+        self.excess_reason = ""
         self._files: dict[str, UnitFile] = {}
         if directory is not None:
             remove_superseded(directory, identity)
         while not self._open(CacheDirLock(directory, identity)):
-            pass  # another process removed it at that moment, as superseded
+            pass  # another process removed the directory meanwhile
 
     @property
     def name(self) -> str:
-        """Where the cache is, for a message."""
+        """Place of the cache, for a message."""
         return "in memory" if self._directory is None else str(self._directory)
 
     @property
@@ -63,16 +63,16 @@ class SharedCache:
 
     @property
     def commits(self) -> int:
-        """Count of times that units were added by any process."""
+        """Count of commits of units by any process."""
         return self._header[_COMMITS]
 
     @property
     def used(self) -> int:
-        """Bytes that it holds."""
+        """Number of cached bytes."""
         return self._header[_USED]
 
     def file(self, path: str, unit_rows: int, row_bytes: int) -> UnitFile:
-        """Units of the array at `path`."""
+        """Open the units of the array at `path`."""
         with self._lock.held():
             known = self._files.get(path)
             if known is None or (known.unit_rows, known.row_bytes) != (unit_rows, row_bytes):
@@ -81,12 +81,12 @@ class SharedCache:
             return self._files[path]
 
     def allocate(self, file: UnitFile, rows: int) -> None:
-        """Make room for the first rows of an array, without holding any."""
+        """Extend the files of an array to a number of rows, without caching any."""
         with self._lock.held():
             file.allocate(rows)
 
     def reserve(self, file: UnitFile, unit: int, rows: int) -> int:
-        """Count a unit that will be written, evict others for it, and return the rows it has.
+        """Count a unit before it is written, evicting others, and return its cached rows.
 
         The caller holds the lock of the unit, and calls `commit` or `abandon` next.
         """
@@ -102,24 +102,24 @@ class SharedCache:
             return before
 
     def trim(self) -> None:
-        """Evict units that are not in use, down to the limit."""
+        """Evict unused units down to the limit."""
         if self.limit is not None and self.used > self.limit:
             with self._lock.held():
                 self._evict(0)
 
     def abandon(self, file: UnitFile, unit: int, rows: int, before: int) -> None:
-        """Undo `reserve`: the rows could not be written, or cannot be trusted."""
+        """Undo `reserve` if the rows could not be written or are invalid."""
         with self._lock.held():
-            held = max(before, 0)
-            if held == 0:
+            cached = max(before, 0)
+            if cached == 0:
                 file.clear(unit)
                 file.punch(unit)
-            self._header[_USED] -= (rows - held) * file.row_bytes
+            self._header[_USED] -= (rows - cached) * file.row_bytes
 
     def commit(
         self, file: UnitFile, written: Iterable[tuple[int, int, int]], last_used: int
     ) -> None:
-        """Record the rows of each (unit, rows, rows before), all of which were written."""
+        """Record units (unit, rows, rows before) whose rows were written."""
         with self._lock.held():
             for unit, rows, _ in written:
                 line = file.table[unit]
@@ -129,19 +129,19 @@ class SharedCache:
             self._header[_COMMITS] += 1
 
     def keep(self, units: Iterable[tuple[UnitFile, Int64Array, Int64Array]]) -> bool:
-        """Protect units from eviction while the cache is open; False if one was evicted already.
+        """Protect units of several arrays from eviction while the cache is open.
 
-        `units` has of each array the units and the generations in which they were seen.
+        Returns False if one was evicted since its generation was read.
         """
         with self._lock.held():
-            there = True
+            cached = True
             for file, some, generations in units:
                 file.use(some, KEPT)
-                there &= bool((file.table[some, GENERATION] == generations).all())
-            return there
+                cached &= bool((file.table[some, GENERATION] == generations).all())
+            return cached
 
     def sync(self) -> None:
-        """Sync what the cache holds, so that it survives a power cut."""
+        """Sync the cached units, so that they survive a power cut."""
         if self._directory is None:
             return
         for file in list(self._files.values()):
@@ -156,7 +156,7 @@ class SharedCache:
             file.sync_table()
 
     def forget(self) -> None:
-        """Close the files in this process alone."""
+        """Close the files of this process."""
         self._dir_lock.close()
         for file in self._files.values():
             file.close()
@@ -167,13 +167,13 @@ class SharedCache:
         try:
             return self._enter(dir_lock)
         except BaseException:
-            dir_lock.close()  # or the next process would think that it is in use
+            dir_lock.close()  # otherwise the directory would look in use
             raise
 
     def _enter(self, dir_lock: CacheDirLock) -> bool:
         with dir_lock.lock.held():
-            alone = dir_lock.enter()
-            if alone is None:
+            only_user = dir_lock.enter()
+            if only_user is None:
                 dir_lock.close()
                 return False
             self._dir_lock, self._lock = dir_lock, dir_lock.lock
@@ -185,10 +185,10 @@ class SharedCache:
             digest = hashlib.blake2b(boot_id().encode(), digest_size=16).digest()
             boot = np.frombuffer(digest, dtype=np.int64).tolist()
             same = self._header[_BOOT : _BOOT_2 + 1].tolist() == boot
-            if alone:
+            if only_user:
                 self._recover(trusted=same)
                 self._header[_BOOT], self._header[_BOOT_2] = boot
-        if not (alone or same):
+        if not (only_user or same):
             self.forget()
             raise StoreFormatError(
                 f"{self._directory} is in use on another machine: give each machine a "
@@ -197,7 +197,7 @@ class SharedCache:
         return True
 
     def _recover(self, *, trusted: bool) -> None:
-        """Drop half-written units of killed processes; after a reboot, all that were not synced."""
+        """Drop incomplete units of killed processes; after a reboot, all that were not synced."""
         for file in self._all():
             rows = file.table[:, ROWS]
             lost = rows < 0 if trusted else (rows != 0) & (file.table[:, SYNCED] == 0)
@@ -208,7 +208,7 @@ class SharedCache:
         self._count()
 
     def _all(self) -> Iterable[UnitFile]:
-        """Units of every array, including those that only other processes have open."""
+        """Unit files of every array, including those that only other processes use."""
         if self._directory is not None:
             for path in self._directory.glob("*.units"):
                 name = unquote(path.stem)
@@ -217,7 +217,7 @@ class SharedCache:
         return [file for file in self._files.values() if file.unit_rows]
 
     def _count(self) -> None:
-        self._header[_USED] = int(sum(file.held_bytes.sum() for file in self._all()))
+        self._header[_USED] = int(sum(file.cached_bytes.sum() for file in self._all()))
 
     def _evict(self, need: int) -> None:
         """Evict the least recently used units until `need` more bytes fit."""
@@ -229,39 +229,39 @@ class SharedCache:
             return
         owner, unit, size = _by_age(files)
         freed = 0
-        taken: list[tuple[UnitFile, int]] = []
-        for which, number, held in zip(owner, unit, size, strict=True):
+        locked: list[tuple[UnitFile, int]] = []
+        for which, number, cached in zip(owner, unit, size, strict=True):
             if freed >= max(excess, limit // _SLACK):
                 break
             if files[which].locks.take(number, wait=False):
-                taken.append((files[which], number))
-                freed += held
+                locked.append((files[which], number))
+                freed += cached
         try:
-            if not self._free(taken):
-                self.passed = "this file system cannot make holes in files"
+            if not self._free(locked):
+                self.excess_reason = "this file system cannot make holes in files"
                 self.limit, freed = None, 0
         finally:
-            for file, number in taken:
+            for file, number in locked:
                 file.locks.release(number)
         self._count()
         if need and freed < excess:
-            self.passed = self.passed or "the units in use at once need more"
+            self.excess_reason = self.excess_reason or "the units in use at once need more"
 
-    def _free(self, taken: Sequence[tuple[UnitFile, int]]) -> bool:
-        """Free the storage of units whose locks are held; False where the file system cannot.
+    def _free(self, locked: Sequence[tuple[UnitFile, int]]) -> bool:
+        """Free the storage of locked units; False if the file system does not support it.
 
-        They leave their tables first, then the eviction is counted, and then holes are punched: a
-        reader that finds the count unchanged has copied no holes.
+        They are removed from their tables, then the eviction is counted, and then holes are
+        punched. So a reader that finds the count unchanged has copied no holes.
         """
-        if taken and not taken[0][0].punch(len(taken[0][0].table)):
-            return False  # nothing lies beyond the last unit: this only tries the call
-        synced = {file.name: file for file, unit in taken if file.table[unit, SYNCED]}
-        for file, unit in taken:
+        if locked and not locked[0][0].punch(len(locked[0][0].table)):
+            return False  # this call only tries it, since nothing is stored after the last unit
+        synced = {file.name: file for file, unit in locked if file.table[unit, SYNCED]}
+        for file, unit in locked:
             file.clear(unit)
         for file in synced.values():
-            file.sync_table()  # or a power cut would leave lines for rows that are gone
+            file.sync_table()  # otherwise a power cut would leave lines of freed rows
         self._header[_EVICTIONS] += 1
-        for file, unit in taken:
+        for file, unit in locked:
             file.punch(unit)
         return True
 
@@ -273,7 +273,7 @@ def _by_age(files: Sequence[UnitFile]) -> tuple[list[int], list[int], list[int]]
     owner = np.repeat(np.arange(len(files)), [len(some) for some in units])
     pairs = list(zip(files, units, strict=True))
     last_used = _joined([file.table[some, LAST_USED] for file, some in pairs])
-    sizes = _joined([file.held_bytes[some] for file, some in pairs])
+    sizes = _joined([file.cached_bytes[some] for file, some in pairs])
     order = np.argsort(last_used, kind="stable")
     return owner[order].tolist(), _joined(units)[order].tolist(), sizes[order].tolist()
 

@@ -1,8 +1,8 @@
 """The decoded rows of one array in a sparse file, and a shared table with a line for each unit.
 
-A unit is fetched, locked and evicted as a whole. Rows are written before their line of the
-table, so a line never promises rows that are absent. Nothing is written through the map of the
-rows: a full disk is an error of a write and not a signal.
+A unit is fetched, locked and evicted as a whole. Its rows are written before its line of the
+table, so that a line never counts absent rows. Rows are not written through their map, so that a
+full disk raises an error instead of a signal.
 """
 
 import mmap
@@ -23,11 +23,11 @@ from zarrpipe.store.backend.mapping import AddressRange, libc
 from zarrpipe.store.cache.directory import flock
 
 ROWS, GENERATION, LAST_USED, SYNCED = range(4)
-"""Columns of the table: rows that a unit holds (0 none, negative while they are being written),
-how often it was evicted, when it was last used, and whether its rows survive a power cut."""
+"""Columns of the table: number of cached rows of a unit (negative while they are being written),
+count of its evictions, time of its last use, and whether its rows are synced."""
 
 KEPT = int(np.iinfo(np.int64).max)
-"""`LAST_USED` of units that are not evicted as long as a process has the cache open."""
+"""`LAST_USED` of units that are not evicted while a process has the cache open."""
 
 _LINE = 32
 _PAGE = 4096
@@ -40,33 +40,33 @@ _PAUSE = 0.005
 class UnitLocks:
     """Locks of the units of an array, between the threads and the processes of one machine.
 
-    For each unit, a byte of the file is locked for an open file description, so a killed holder
-    loses it. Where the system has no such locks, the whole file is locked while this process holds
-    any unit. Without a file, no other process can see the cache.
+    A unit is locked by a byte of the file for an open file description, so that a killed holder
+    loses it. On systems without such locks, the whole file is locked while this process has any
+    unit locked. Without a file, no other process uses the cache.
     """
 
-    def __init__(self, path: Path | None, by_unit: bool | None = None) -> None:
+    def __init__(self, path: Path | None) -> None:
         self._changed = threading.Condition()
-        self._held: set[int] = set()
-        self._by_unit = has_unit_locks() if by_unit is None else by_unit
+        self._locked: set[int] = set()
+        self._by_unit = has_unit_locks()
         self._descriptor = -1 if path is None else os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        self._locked = False
+        self._file_locked = False
 
     def take(self, unit: int, *, wait: bool) -> bool:
-        """Lock a unit; False if another thread or process has it and `wait` is not set."""
+        """Lock a unit; without `wait`, return False if another thread or process has locked it."""
         with self._changed:
-            while unit in self._held:
+            while unit in self._locked:
                 if not wait:
                     return False
                 self._changed.wait()
-            self._held.add(unit)
-        taken = False
+            self._locked.add(unit)
+        locked = False
         try:
-            taken = self._descriptor < 0 or self._lock(unit, wait=wait)
+            locked = self._descriptor < 0 or self._lock(unit, wait=wait)
         finally:
-            if not taken:
+            if not locked:
                 self._drop(unit)
-        return taken
+        return locked
 
     def release(self, unit: int) -> None:
         """Unlock a unit that `take` locked."""
@@ -75,7 +75,7 @@ class UnitLocks:
         self._drop(unit)
 
     def close(self) -> None:
-        """Close the file, and so release every lock, in this process alone."""
+        """Close the file, which releases every lock of this process."""
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)
@@ -85,22 +85,22 @@ class UnitLocks:
             return _range_lock(self._descriptor, unit, "lock", wait=wait)
         while True:
             with self._changed:
-                self._locked = self._locked or flock(self._descriptor, "exclusive")
-                if self._locked or not wait:
-                    return self._locked
+                self._file_locked = self._file_locked or flock(self._descriptor, "exclusive")
+                if self._file_locked or not wait:
+                    return self._file_locked
             time.sleep(_PAUSE)
 
     def _drop(self, unit: int) -> None:
         with self._changed:
-            self._held.discard(unit)
-            if not self._held and self._locked:
+            self._locked.discard(unit)
+            if not self._locked and self._file_locked:
                 flock(self._descriptor, "unlock")
-                self._locked = False
+                self._file_locked = False
             self._changed.notify_all()
 
 
 class UnitFile:
-    """Rows of one array by unit, in two files; None takes the sizes that they were made with."""
+    """The units of one array in two files; without given sizes, those of the files are used."""
 
     def __init__(
         self,
@@ -132,28 +132,28 @@ class UnitFile:
 
     @property
     def table(self) -> Int64Array:
-        """Line of each unit, [units, 4] int64, shared by all processes."""
+        """Lines of the units, [units, 4] int64, shared by all processes."""
         return self._lines[1:]
 
     @property
     def unit_bytes(self) -> int:
-        """Bytes of a whole unit."""
+        """Bytes of a complete unit."""
         return int(self.unit_rows * self.row_bytes)
 
     @property
-    def held_bytes(self) -> Int64Array:
-        """Bytes that each unit holds, [units] int64."""
-        held: Int64Array = np.abs(self.table[:, ROWS]) * self.row_bytes
-        return held
+    def cached_bytes(self) -> Int64Array:
+        """Cached bytes of each unit, [units] int64."""
+        cached: Int64Array = np.abs(self.table[:, ROWS]) * self.row_bytes
+        return cached
 
     def allocate(self, rows: int) -> None:
-        """Make room for `rows`; the caller holds the lock of the cache."""
+        """Extend the files to `rows`; the caller holds the lock of the cache."""
         self._extend(-(-rows // self.unit_rows))
         if os.fstat(self._rows_file).st_size < rows * self.row_bytes:
             os.ftruncate(self._rows_file, rows * self.row_bytes)
 
     def view(self, rows: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> AnyArray:
-        """First `rows` as a read-only array that grows in place, cached or not."""
+        """First `rows`, cached or not, as a read-only array whose memory can grow in place."""
         size = rows * self.row_bytes
         if self._range is None or self._range.size < size:
             reserved = max(_RESERVE_FACTOR * size, _LEAST_RESERVE)
@@ -162,19 +162,19 @@ class UnitFile:
         return np.asarray(self._range)[:size].view(dtype).reshape(rows, *shape)
 
     def write(self, unit: int, first: int, values: AnyArray) -> None:
-        """Write rows of a unit from its `first` on; the caller writes its line."""
+        """Write rows of a unit, from its row `first` on; the caller writes its line."""
         data = memoryview(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
         write_at(self._rows_file, data, unit * self.unit_bytes + first * self.row_bytes)
 
     def use(self, units: Int64Array, last_used: int) -> None:
-        """Record that units are used now, or protect them until a later moment."""
+        """Record the time of use of units; a future time protects them until then."""
         self.table[units, LAST_USED] = np.maximum(self.table[units, LAST_USED], last_used)
 
     def clear(self, unit: int) -> None:
-        """Take a unit out of the table.
+        """Remove a unit from the table.
 
-        The rows go first: a reader looks at the generation first and at the rows second, so one
-        that sees the new generation cannot see the old rows.
+        The number of rows changes before the generation, which readers read first. So a reader of
+        the new generation cannot read the old number.
         """
         line = self.table[unit]
         line[ROWS] = 0
@@ -183,11 +183,11 @@ class UnitFile:
         line[SYNCED] = 0
 
     def punch(self, unit: int) -> bool:
-        """Free the storage of a unit; False if the file system cannot."""
+        """Free the storage of a unit; False if the file system does not support it."""
         return punch(self._rows_file, unit * self.unit_bytes, self.unit_bytes)
 
     def sync_rows(self) -> None:
-        """Sync every row that was written."""
+        """Sync the written rows."""
         getattr(os, "fdatasync", os.fsync)(self._rows_file)
 
     def sync_table(self) -> None:
@@ -196,7 +196,7 @@ class UnitFile:
         os.fsync(self._table_file)
 
     def pin(self, units: Int64Array, by: int) -> None:
-        """Count users of units; this process evicts none that has any."""
+        """Change the number of users of units; this process does not evict units with users."""
         with self._pinning:
             for unit in units.tolist():
                 count = self.pinned.get(unit, 0) + by
@@ -206,12 +206,13 @@ class UnitFile:
                     del self.pinned[unit]
 
     def evictable(self, now: int) -> npt.NDArray[np.bool_]:
-        """Which units hold rows and are neither pinned nor protected, [units] bool."""
+        """Which units [units] have cached rows and are neither pinned nor protected."""
         if os.fstat(self._table_file).st_size > len(self._map):
-            self._extend(0)  # other processes have added lines
-        may: npt.NDArray[np.bool_] = (self.table[:, ROWS] != 0) & (self.table[:, LAST_USED] <= now)
-        may[[unit for unit in list(self.pinned) if unit < len(may)]] = False
-        return may
+            self._extend(0)  # another process has added lines
+        rows, last_used = self.table[:, ROWS], self.table[:, LAST_USED]
+        evictable: npt.NDArray[np.bool_] = (rows != 0) & (last_used <= now)
+        evictable[[unit for unit in list(self.pinned) if unit < len(evictable)]] = False
+        return evictable
 
     def close(self) -> None:
         """Close the files; arrays from `view` stay valid."""
@@ -232,14 +233,14 @@ class UnitFile:
 
 
 def has_unit_locks() -> bool:
-    """Whether the system locks byte ranges for open file descriptions, as Linux does."""
+    """Whether the system has byte-range locks of open file descriptions, as Linux does."""
     import fcntl  # noqa: PLC0415  absent on Windows
 
     return hasattr(fcntl, "F_OFD_SETLK") and struct.calcsize("P") == 8
 
 
 def punch(descriptor: int, offset: int, size: int) -> bool:
-    """Free the storage of a range of a file; False where the file system cannot."""
+    """Free the storage of a range of a file; False if the file system does not support it."""
     if not hasattr(libc(), "fallocate64"):
         return False
     mode = _KEEP_SIZE | _PUNCH_HOLE
@@ -259,7 +260,7 @@ def _range_lock(descriptor: int, byte: int, kind: Literal["lock", "unlock"], *, 
 
 
 def open_file(directory: Path | None, name: str) -> int:
-    """Descriptor of a file of a cache, created if needed; without a directory, one in memory."""
+    """Open or create a file of a cache; without a directory, create one in memory."""
     if directory is not None:
         return os.open(directory / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     if hasattr(os, "memfd_create"):

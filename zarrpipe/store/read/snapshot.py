@@ -17,7 +17,7 @@ from zarrpipe.store.backend.array_reader import ArrayReader
 from zarrpipe.store.backend.local_store import open_regular
 from zarrpipe.store.backend.location import Root
 from zarrpipe.store.cache.array import CachedArray
-from zarrpipe.store.cache.config import CacheConfig
+from zarrpipe.store.cache.directory import CacheConfig
 from zarrpipe.store.cache.row_cache import RowCache
 from zarrpipe.store.format.commit_log import RowCounts
 from zarrpipe.store.format.layout import ATOMS_PTR, find_array, is_empty, read_schema

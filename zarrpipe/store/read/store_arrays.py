@@ -14,8 +14,7 @@ from zarrpipe.data.schema import Schema
 from zarrpipe.errors import StoreFormatError
 from zarrpipe.store.backend.array_reader import ArrayReader, allowed_absent_chunks, check_rows
 from zarrpipe.store.backend.location import Root, is_far
-from zarrpipe.store.cache.config import CacheConfig
-from zarrpipe.store.cache.directory import cache_identity
+from zarrpipe.store.cache.directory import CacheConfig, cache_identity
 from zarrpipe.store.cache.row_cache import RowCache
 from zarrpipe.store.format.commit_log import (
     Indexable,

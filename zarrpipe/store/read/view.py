@@ -12,7 +12,7 @@ from zarrpipe.data.ids import UInt64Array, batch_ids
 from zarrpipe.data.schema import Schema
 from zarrpipe.errors import FieldError, StoreClosedError
 from zarrpipe.store.backend.location import Root, StoreLike
-from zarrpipe.store.cache.config import CacheConfig
+from zarrpipe.store.cache.directory import CacheConfig
 from zarrpipe.store.format.layout import (
     IDS,
     field_path,
