@@ -1,1 +1,1 @@
-"""Where a store is, and what the place can do."""
+"""The place of a store: files, locks, swaps and mapped memory."""

@@ -77,7 +77,7 @@ class CachedArray:
         return self._file  # type: ignore[return-value]
 
     @property
-    def behind(self) -> bool:
+    def outdated(self) -> bool:
         """Whether the array has to be opened, initially or because it has grown."""
         return self._data is None or len(self._data) < self._committed
 
@@ -173,7 +173,7 @@ class CachedArray:
     def follow(self) -> None:
         """Open the array if it is not open or has grown, and allocate its rows."""
         with self._opening:
-            if self._data is None or self._array is None or self.behind:
+            if self._data is None or self._array is None or self.outdated:
                 self._allocate(self._reopened())
 
     def _source(self) -> RowFetcher:

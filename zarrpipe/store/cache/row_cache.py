@@ -101,7 +101,7 @@ class RowCache:
 
     def open(self, arrays: Sequence[CachedArray]) -> None:
         """Open arrays that are not open yet or have grown, concurrently."""
-        tasks = [_opening(array) for array in arrays if array.behind]
+        tasks = [_opening(array) for array in arrays if array.outdated]
         for task in tasks[1:]:
             self._fetcher.pool.submit(task, urgent=True)
         for task in tasks[:1]:

@@ -1,1 +1,1 @@
-"""Looking a store through for damage, and putting right what can be without a loss."""
+"""Check a store for damage, and repair it."""

@@ -50,7 +50,8 @@ class CheckedStore:
     """A store and those of its arrays that can be read, by path.
 
     `paths` has the path of each field by name, `known` every path that was requested. `samples`
-    were committed before any other array was opened; `behind` counts non-zero pointers after them.
+    were committed before any other array was opened; `uncommitted` counts non-zero pointers after
+    them.
     """
 
     root: Root
@@ -63,7 +64,7 @@ class CheckedStore:
     )
     known: set[str] = field(default_factory=lambda: {SUMS})
     samples: int = 0
-    behind: int = 0
+    uncommitted: int = 0
 
     @property
     def ours(self) -> bool:
@@ -176,7 +177,7 @@ def _check_units(store: CheckedStore, add: AddFinding) -> None:
         elif spec is not None and unit is not None and unit != spec.unit:
             message = (
                 f"{name!r} is in {unit!r}, the registry has {spec.unit!r}, which readers assume: "
-                "convert the values and write the store anew"
+                "convert the values and rewrite the store"
             )
             add(Finding("unit", Severity.ERROR, "zarr.json", message))
         elif spec is not None and spec.unit and unit is None and store.ours:

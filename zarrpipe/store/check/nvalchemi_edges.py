@@ -81,8 +81,8 @@ def describe_relative_edges(finding: Finding, shifts: EdgeShifts) -> Finding:
     if len(shifts.unknown):
         text = (
             "indices count from their batch instead of from the store, as nvalchemi writes them, "
-            f"and the batch cannot be derived for {some(shifts.unknown, 'sample')}: find the "
-            "neighbours anew"
+            f"and the batch cannot be derived for {some(shifts.unknown, 'sample')}: compute "
+            "the neighbours again"
         )
         return Finding("relative-edges", Severity.ERROR, finding.place, text)
     text = (

@@ -17,7 +17,7 @@ from zarrpipe.store.check.report import Finding, Severity, some
 from zarrpipe.store.check.rows import BLOCK_SAMPLES, AddFinding, BoolArray, CheckedRows
 from zarrpipe.store.format.layout import ATOMS_PTR, IDS, SAMPLES_MASK
 
-UNMASK = "write samples_mask anew, since the attributes count no deleted sample"
+UNMASK = "rewrite samples_mask, since the attributes count no deleted sample"
 CLOSE = "clear rows after the last sample, make shapes exact, write num_samples and deleted"
 RESTORE = "compute the entries again from meta/ids and core/neighbor_list, where these prove them"
 DROP = "delete the samples next to these entries"
@@ -76,8 +76,8 @@ def committed_samples(pointers: CheckedRows, closed: int) -> tuple[int, int]:
         if filled.any():
             last = start + int(np.flatnonzero(filled)[-1])
     samples = max(0, min(end - 1, last) if 1 < first_zero <= closed else first_zero - 1)
-    behind = sum(int(there.sum()) for _, there in _filled(pointers, samples + 1, closed))
-    return samples, behind
+    uncommitted = sum(int(there.sum()) for _, there in _filled(pointers, samples + 1, closed))
+    return samples, uncommitted
 
 
 def _filled(pointers: CheckedRows, begin: int, closed: int) -> Iterator[tuple[int, BoolArray]]:
@@ -162,10 +162,10 @@ def report_pointers(store: CheckedStore, counts: CheckedCounts, add: AddFinding)
             "put the chunk back from a copy of the store"
         )
         add(Finding("pointers", Severity.ERROR, path, message, repair, drop))
-    if store.behind:
+    if store.uncommitted:
         message = (
-            f"{store.behind:,} entries after that of the last sample are not zero: an append did "
-            "not finish; the next writer clears them"
+            f"{store.uncommitted:,} entries after that of the last sample are not zero: an append "
+            "did not finish; the next writer clears them"
         )
         add(Finding("uncommitted", Severity.WARNING, ATOMS_PTR, message, CLOSE))
 
@@ -244,13 +244,13 @@ def report_masks(store: CheckedStore, samples: int, deleted: int, add: AddFindin
         add(Finding("deleted", Severity.WARNING, SAMPLES_MASK, message, CLOSE))
     if mask is None:
         return
-    behind = 0
+    uncommitted = 0
     for start in range(samples, len(mask), BLOCK_SAMPLES):
         rows, _ = mask.read(start, min(start + BLOCK_SAMPLES, len(mask)))
-        behind += int(np.count_nonzero(rows))
-    if behind:
+        uncommitted += int(np.count_nonzero(rows))
+    if uncommitted:
         message = (
-            f"is set for {behind:,} rows after the last sample: a writer was killed before it "
+            f"is set for {uncommitted:,} rows after the last sample: a writer was killed before it "
             "committed them; nvalchemi would read them"
         )
         add(Finding("uncommitted", Severity.WARNING, SAMPLES_MASK, message, CLOSE))

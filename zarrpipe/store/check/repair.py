@@ -1,4 +1,4 @@
-"""Repair a store: clear uncommitted rows, restore broken pointers, write metadata anew.
+"""Repair a store: clear uncommitted rows, restore broken pointers, rewrite metadata.
 
 A kill leaves each step done or undone, and the next repair does the rest. Only with `drop` are
 committed samples deleted.
@@ -201,7 +201,7 @@ def _write_full_mask(store: CheckedStore, samples: int, log: Log) -> None:
     writer = store.arrays[SAMPLES_MASK].open_writer()
     writer.write(0, np.ones(samples, dtype=bool))
     writer.close()
-    log(UNMASK.replace("write", "wrote"))
+    log(UNMASK.replace("rewrite", "rewrote"))
 
 
 def _restored_atoms(store: CheckedStore, counts: CheckedCounts) -> Entries:
@@ -261,8 +261,8 @@ def _gaps(
         if stop > len(pointers):
             continue
         before = 0 if first == 1 else pointers.value(first - 1)
-        behind = pointers.value(stop) if stop <= counts.samples else counts.limits[path]
-        yield first, stop - 1, before, behind
+        after = pointers.value(stop) if stop <= counts.samples else counts.limits[path]
+        yield first, stop - 1, before, after
 
 
 def _ends(store: CheckedStore, first: int, last: int, start: int, stop: int) -> list[int] | None:
@@ -347,10 +347,10 @@ def _invented(
     """
     found: Entries = {}
     step = LEVELS[POINTERS[path]].least
-    for first, last, before, behind in _gaps(store, counts, path):
+    for first, last, before, after in _gaps(store, counts, path):
         if not np.isin(np.arange(first, last + 1), unproven).any():
             continue
-        if last == counts.samples or before + step * (last - first + 2) > behind:
+        if last == counts.samples or before + step * (last - first + 2) > after:
             return found, first
         found |= {entry: before + step * (entry - first + 1) for entry in range(first, last + 1)}
     missing = unproven[unproven >= len(store.arrays[path])]

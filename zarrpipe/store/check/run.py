@@ -67,7 +67,7 @@ def check(
     store : StoreLike
         A store that zarrpipe or nvalchemi wrote.
     repair : bool
-        Whether to remove leftovers of killed writers, write metadata anew, and shift the indices
+        Whether to remove leftovers of killed writers, rewrite metadata, and shift the indices
         of neighbour lists that count from their batch. No committed sample is lost.
     drop : bool
         With `repair`, whether to delete samples with lost or changed rows, which cannot be
@@ -177,7 +177,7 @@ def _examine(root: Root, *, locked: bool = False, progress: bool | None = None) 
     store = CheckedStore(root, group, attributes)
     pointers = store.open(ATOMS_PTR, add=findings.append)
     if pointers is not None:  # before a writer commits more
-        store.samples, store.behind = committed_samples(pointers, attributes.num_samples)
+        store.samples, store.uncommitted = committed_samples(pointers, attributes.num_samples)
     open_fields(store, findings.append)
     found = _check_arrays(store, findings, progress)
     report_strays(store, findings.append)

@@ -33,10 +33,10 @@ from zarrpipe.store.statistics.sums import LabelSums
 _GREATEST_NUMBER = 118
 _MOST_IDS = 1 << 24
 _STRUCTURE = ("positions", "atomic_numbers", "cell", "pbc")
-WRITE_MASKS = "write atoms_mask and edges_mask anew from samples_mask"
+WRITE_MASKS = "rewrite atoms_mask and edges_mask from samples_mask"
 DELETE = "delete these samples"
 COMPUTE_IDS = "compute the missing ids"
-DISCARD = "remove the sums of statistics, which are counted anew"
+DISCARD = "remove the sums of statistics, which are counted again"
 _PUT_BACK = "put the chunk back from a copy of the store, or delete the samples"
 
 

@@ -1,1 +1,1 @@
-"""What is on disk: names, metadata, configs, and the rule of the commit log."""
+"""The on-disk format: names, metadata, configs, and the commit rule."""

@@ -92,7 +92,7 @@ def _check_codec(place: object, codec: Codec) -> None:
     ):
         raise StoreFormatError(
             f"{place} is encoded by {kind.__module__}.{kind.__qualname__}, expected codecs of zarr "
-            "and numcodecs that decode numbers: store the array anew without it"
+            "and numcodecs that decode numbers: rewrite the array without it"
         )
     if isinstance(codec, ShardingCodec):
         for inner in (*codec.codecs, *codec.index_codecs):

@@ -1,4 +1,4 @@
-"""Write stores anew for fast reading: `merge` to another place, `compact` in place."""
+"""Rewrite stores for fast reading: `merge` to another place, `compact` in place."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -112,7 +112,7 @@ def compact(
     shuffle: int | None = None,
     progress: bool | None = None,
 ) -> int:
-    """Write a store anew in its place, for fast reading and without its deleted samples.
+    """Rewrite a store in its place, for fast reading and without its deleted samples.
 
     The new store is written beside the old one and swapped with it when it is complete, so that a
     kill at any moment leaves one of the two; the next call removes the leftovers. An open reader
@@ -233,7 +233,7 @@ def _check_vacant(root: Root) -> bool:
 
 def _holds(root: Root, found: str) -> StoreExistsError:
     return StoreExistsError(
-        f"{root} holds {found}: merge into an empty place; to write a store anew in its place, use "
+        f"{root} holds {found}: merge into an empty place; to rewrite a store in its place, use "
         "compact"
     )
 

@@ -190,7 +190,7 @@ def _common_schema(sources: Sequence[MergeSource]) -> Schema:
             if item != fixed:
                 raise SchemaError(
                     f"field {item.name!r} is {_described(fixed)} in {first.root} and "
-                    f"{_described(item)} in {source.root}: write one of the two anew, with "
+                    f"{_described(item)} in {source.root}: rewrite one of the two, with "
                     "the field converted or under another name; to add a missing unit, call "
                     "zarrpipe.compact(store, config={'units': {...}})"
                 )
@@ -210,7 +210,7 @@ def _check_row_numbers(
         raise StoreFormatError(
             f"{source.root}: {item.level.value}s refer to rows outside their system; nvalchemi 0.2 "
             f"stores the {item.name} of every write but the first relative to that write: repair "
-            "the store with `zarrpipe check --repair`, or remove the field and find neighbours anew"
+            "the store with `zarrpipe check --repair`, or remove the field and compute it again"
         )
 
 

@@ -1,1 +1,1 @@
-"""Sums that a store keeps, from which statistics follow."""
+"""Stored sums of labels, from which statistics follow."""
