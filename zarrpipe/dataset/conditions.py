@@ -1,7 +1,7 @@
 """Conditions on samples as text: a small part of Python's expressions.
 
-Nothing is handed to the interpreter. A text is parsed into a tree, of which every node has to be
-one that stands here; `zarrpipe.dataset.field_values` follows the tree with one array a field.
+Nothing is executed. A text is parsed into a tree in which only the nodes listed here are allowed;
+`zarrpipe.dataset.field_values` evaluates the tree with one array per field.
 """
 
 import ast
@@ -102,13 +102,13 @@ class Condition:
         return condition
 
     def fail(self, node: ast.AST, what: str, error: type[Exception] = ArgumentError) -> NoReturn:
-        """Raise an error that names a place in the text."""
+        """Raise an error that names the place of a node in the text."""
         part = ast.get_source_segment(self.text, node) or self.text
         before = self.text.encode()[: getattr(node, "col_offset", 0)].decode()
         raise error(f"where={self.text!r}, at {part!r} (character {len(before) + 1}): {what}")
 
     def _read(self, node: ast.AST, depth: int) -> None:
-        """Note what a node names; refuse what a condition does not have."""
+        """Collect the names in a node; refuse nodes that are not allowed."""
         if depth > _DEEPEST:
             self.fail(node, f"stands more than {_DEEPEST} levels deep: write it with fewer")
         if isinstance(node, ast.Name):
@@ -150,14 +150,14 @@ class Condition:
             case _:
                 known = isinstance(node, ast.BoolOp)
         if not known:
-            self.fail(node, f"is nothing that a condition has; it may have {_PARTS}")
+            self.fail(node, f"is not allowed in a condition; it may have {_PARTS}")
 
 
 _MEANT = {"=": "==", "&": "and", "|": "or", "!": "not", "AND": "and", "OR": "or", "NOT": "not"}
 
 
 def _place_of(error: SyntaxError, text: str) -> str:
-    """Where an expression cannot be followed, and why."""
+    """Place and reason of a syntax error."""
     start = (error.offset or len(text) + 1) - 1  # without a place the text ends too early
     rest = text[start:]
     if not rest:
@@ -181,7 +181,7 @@ def listed(node: ast.expr) -> list[int | float] | None:
 
 
 def _operands(node: ast.AST) -> Iterator[ast.AST]:
-    """What a node is made of, but for the lists that something may be in."""
+    """Children of a node, without the lists of `in`."""
     if isinstance(node, ast.Compare):
         yield node.left
         for op, other in zip(node.ops, node.comparators, strict=True):

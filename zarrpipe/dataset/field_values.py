@@ -1,4 +1,4 @@
-"""Which samples of a store meet a condition, worked out over columns.
+"""Which samples of a store meet a condition, evaluated over arrays of field values.
 
 A field that a sample lacks has no value, so what is said of it is neither true nor false for that
 sample: ``round < 3`` and ``not round < 3`` both leave it out, while ``has(energy) or round < 3``
@@ -25,7 +25,7 @@ BoolArray = npt.NDArray[np.bool_]
 
 
 class FieldValues(Protocol):
-    """What a condition asks of the K samples that it is worked out for."""
+    """Field values of the K samples that a condition is evaluated for."""
 
     def values(self, name: str) -> AnyArray:
         """Value of each sample, [K]; anything where it has none."""
@@ -35,7 +35,7 @@ class FieldValues(Protocol):
 
 
 class StoreFieldValues:
-    """Columns of some samples [K] int64 of a store, which may lack fields of a schema."""
+    """Field values of some samples [K] int64 of a store, which may lack fields of a schema."""
 
     def __init__(self, view: StoreView, samples: Int64Array, schema: Mapping[str, Field]) -> None:
         self._view, self._samples, self._schema = view, samples, schema
@@ -59,7 +59,7 @@ class StoreFieldValues:
 
 
 class _Samples:
-    """Columns of no samples, of the dtypes that a condition will meet."""
+    """Field values of no samples, with the dtypes of a schema."""
 
     def __init__(self, schema: Mapping[str, Field]) -> None:
         self._schema = schema
@@ -133,20 +133,20 @@ class _Term(NamedTuple):
 
 
 class _Evaluation:
-    """A condition that is followed for some samples."""
+    """A condition, evaluated for some samples."""
 
     def __init__(self, condition: Condition, values: FieldValues) -> None:
         self._condition, self._values = condition, values
 
     def truth(self, node: ast.expr) -> _Term:
-        """What a node says of each sample, which is true or false."""
+        """Truth of a node for each sample."""
         term = self._term(node)
         if np.asarray(term.values).dtype != np.bool_:
             self._condition.fail(node, "is a number, expected what is true or false")
         return term
 
     def _number(self, node: ast.expr) -> _Term:
-        """Number of each sample; what is true or false counts as 1 or 0."""
+        """Value of a node for each sample; truth counts as 1 or 0."""
         term = self._term(node)
         if np.asarray(term.values).dtype.kind in "biu" and isinstance(term.values, np.ndarray):
             return _Term(term.values.astype(np.int64, copy=False), term.known)

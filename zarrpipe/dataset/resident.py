@@ -1,8 +1,7 @@
 """All samples of a dataset as tensors on one device, from which a batch is one gather there.
 
-What a gather has to know beforehand (how many rows, whether a sample lacks a field) is kept in
-NumPy, so that a GPU is never waited for: one small copy of row numbers goes there, and nothing
-comes back.
+Pointers and presence are kept in NumPy, so that the host never waits for a GPU: a batch sends one
+small array of row numbers there, and nothing comes back.
 """
 
 import threading
@@ -52,16 +51,16 @@ class Resident:
         totals: Callable[[], Mapping[Level, int]],
         read: Callable[[Int64Array], Batch],
     ) -> bool:
-        """Add the samples that are missing; False if there are others where they belong.
+        """Add the samples that are missing; False if other samples are in their place.
 
         Parameters
         ----------
         stores
-            What has the samples, in their order.
+            The stores.
         totals
-            Says how many systems, atoms and edges there are to be.
+            Returns the final number of rows of each level.
         read
-            Gives the samples at positions.
+            Returns the batch at positions.
         """
         with self._lock:
             count, common = len(stores), min(len(stores), len(self))
@@ -111,14 +110,14 @@ class Resident:
         return Batch._trusted(fields, self._levels.copy(), ends, present)
 
     def _sent(self, *arrays: AnyArray) -> list[torch.Tensor]:
-        """Arrays of one dtype on the device, in one copy that is not waited for."""
+        """Arrays of one dtype on the device, in one asynchronous copy."""
         packed = torch.from_numpy(np.concatenate(arrays))
         if self.device.type == "cuda":
             packed = packed.pin_memory().to(self.device, non_blocking=True)
         return list(torch.split(packed, [len(array) for array in arrays]))
 
     def _add(self, batch: Batch, totals: Mapping[Level, int]) -> None:
-        """Put a batch behind what is there, with room for as many rows as are expected."""
+        """Append a batch, with room for the expected totals."""
         held, first = len(self), {level: int(ptr[-1]) for level, ptr in self._ptr.items()}
         first[Level.SYSTEM] = held
         present = {}

@@ -1,4 +1,4 @@
-"""Several stores as one, in which a position means the same sample while they grow."""
+"""Several stores as one: positions keep their samples while the stores grow."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -56,7 +56,7 @@ class SampleIndexMap:
         return int(self._ptr[-1])
 
     def continues(self, other: "SampleIndexMap") -> bool:
-        """Whether every position of another order means the same here."""
+        """Whether this extends `other` without renumbering."""
         if not other.runs:
             return True
         before, (store, count) = other.runs[:-1], other.runs[-1]
@@ -68,11 +68,11 @@ class SampleIndexMap:
         )
 
     def begin_as(self, other: "SampleIndexMap", count: int) -> bool:
-        """Whether the first `count` samples are those of another order."""
+        """Whether the first `count` samples are those of `other`."""
         return count <= len(self) and self.until(count).runs == other.until(count).runs
 
     def until(self, count: int) -> "SampleIndexMap":
-        """Those of the first `count` samples."""
+        """Map of the first `count` samples."""
         left = np.clip(count - self._ptr[:-1], 0, None).tolist()
         return SampleIndexMap(
             (store, min(length, most))
@@ -96,7 +96,7 @@ class SampleIndexMap:
         return self._store[run], rows - self._ptr[run] + self._first[run]
 
     def collect(self, by_store: Sequence[AnyArray]) -> AnyArray:
-        """One array in the order of arrival from one per store."""
+        """One array in the order of positions from one array per store."""
         parts = [
             by_store[store][first : first + count]
             for (store, count), first in zip(self.runs, self._first, strict=True)
@@ -106,20 +106,18 @@ class SampleIndexMap:
 
 @dataclass(frozen=True, eq=False)
 class Stores:
-    """The samples that were known of open stores at one moment.
-
-    It stays as it is: `refreshed` and `restored` give another one over the same open stores.
+    """The known samples of open stores; `refreshed` and `restored` return another state of them.
 
     Parameters
     ----------
     opened
-        The stores, which others may bring up to date.
+        The stores, which may be refreshed by others.
     generations
-        Of each store the one that positions are of.
+        Generation of each store that the positions are of.
     index_map
-        Which sample each position means.
+        Sample of each position.
     schema
-        Fields that the stores have between them.
+        Fields of all stores.
     """
 
     opened: tuple[StoreView, ...]
@@ -145,13 +143,7 @@ class Stores:
 
     @property
     def views(self) -> tuple[StoreView, ...]:
-        """The stores, in which the samples are still those that positions mean.
-
-        Raises
-        ------
-        StoreFormatError
-            If one is known to have been rewritten.
-        """
+        """The stores; raises `StoreFormatError` if one is known to have been rewritten."""
         self.check_current()
         return self.opened
 
@@ -168,7 +160,7 @@ class Stores:
             )
 
     def begin_as(self, other: Self, count: int) -> bool:
-        """Whether the first `count` samples are those of another moment."""
+        """Whether the first `count` samples are those of `other`."""
         same = self.generations == other.generations
         return same and self.index_map.begin_as(other.index_map, count)
 
@@ -195,7 +187,7 @@ class Stores:
         self._gather.prefetch(self.parts(rows), fields)
 
     def parts(self, rows: Int64Array) -> list[Part]:
-        """Samples at positions [K] by store, and where they stand among these."""
+        """Samples at positions [K], by store, and their places among the positions."""
         if len(self.opened) == 1:
             return [Part(0, np.ascontiguousarray(rows))]
         store, row = self.index_map.locate(rows)
@@ -203,7 +195,7 @@ class Stores:
         return [Part(one, row[here], here) for one, here in enumerate(places) if len(here)]
 
     def refreshed(self) -> Self:
-        """What is known now; samples that are new come last.
+        """State after a look at each store; new samples come last.
 
         Raises
         ------
@@ -220,7 +212,7 @@ class Stores:
         return self._of(self.generations, SampleIndexMap([*known.runs, *new]))
 
     def stored_statistics(self) -> tuple[list[LabelSums], Int64Array]:
-        """Sums that the stores keep, by bucket, and the positions [K] that are in none of them."""
+        """Sums that the stores keep, by bucket, and the positions [K] that they do not cover."""
         found: dict[int, LabelSums] = {}
         for store, view in enumerate(self.views):
             stored = valid_sums(view.snapshot)
@@ -234,14 +226,14 @@ class Stores:
         return list(found.values()), np.concatenate(rest)
 
     def state_dict(self) -> dict[str, Any]:
-        """What positions mean, as plain types."""
+        """Index map and generations as plain types."""
         return {
             "arrivals": [list(run) for run in self.index_map.runs],
             "generations": list(self.generations),
         }
 
     def restored(self, state: Mapping[str, Any]) -> Self:
-        """What was known when a state was saved, here or elsewhere.
+        """State that `state_dict` saved, here or elsewhere.
 
         Raises
         ------

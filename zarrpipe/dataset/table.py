@@ -1,4 +1,4 @@
-"""What is known of the samples of several stores, one row each, without a batch of them."""
+"""Values of one row per sample, over several stores: sizes, ids, fields of systems, conditions."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
@@ -31,12 +31,12 @@ def check_fields(fields: Sequence[str] | None, schema: Mapping[str, Field]) -> N
 
 
 class SampleTable:
-    """All samples of stores, or some of them in an order of one's own.
+    """All samples of stores, or a selection of them in any order.
 
     Parameters
     ----------
     stores : Stores
-        Whose samples they are.
+        The stores.
     """
 
     def __init__(self, stores: Stores) -> None:
@@ -192,7 +192,7 @@ class SampleTable:
     def _meet(
         self, condition: Condition, rows: Int64Array, schema: Mapping[str, Field]
     ) -> npt.NDArray[np.bool_]:
-        """Which samples, from whichever stores they are in, meet a condition."""
+        """Which samples [K] meet a condition."""
         mask, views = np.zeros(len(rows), dtype=bool), self._stores.views
         for part in self._stores.parts(rows):
             values = StoreFieldValues(views[part.store], part.samples, schema)
@@ -203,7 +203,7 @@ class SampleTable:
     def _collected(
         self, rows: Int64Array, values_of: Callable[[StoreView, Int64Array], npt.NDArray[Scalar]]
     ) -> npt.NDArray[Scalar]:
-        """Values of samples, from whichever stores they are in."""
+        """Values of samples [K], one call per store."""
         views = self._stores.views
         if len(views) == 1:
             return values_of(views[0], rows)

@@ -1,4 +1,4 @@
-"""Pointers, masks and ids that cannot be mapped where they are, kept in memory."""
+"""Pointers, masks and ids that cannot be mapped, kept in memory."""
 
 from typing import Any
 
@@ -48,10 +48,10 @@ class LoadedArray:
             raise
 
     def grow(self) -> None:
-        """Load again what is not yet committed, and what is new; see `ArrayReader.grow`.
+        """Load rows that are new or were not committed; see `ArrayReader.grow`.
 
-        Not more than some way behind the last that is not zero: shapes run ahead, or are absurd.
-        What is committed stays as it is at hand, whatever stands in its place now.
+        Loading stops behind the last row that is not zero: shapes run ahead, or are absurd.
+        Committed rows are not loaded again.
 
         Raises
         ------

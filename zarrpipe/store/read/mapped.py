@@ -44,7 +44,7 @@ class MappedArray:
     """Chunk files of a plain local array, mapped back to back and read only.
 
     Arrays that were taken from `data` stay valid when the mapping moves or the files are
-    unlinked. A chunk file that is not there reads as the fill value.
+    unlinked. An absent chunk file reads as the fill value.
 
     Parameters
     ----------
@@ -141,7 +141,7 @@ class MappedArray:
             self._data = self._view()
 
     def verify(self) -> None:
-        """Look at mapped files again, and map those that were replaced by others.
+        """Look at mapped files again, and map those that were replaced.
 
         Zarr replaces a chunk file by another of its name when it writes to it. One that was removed
         stays mapped. Of many chunks the last is looked at, and a few of the others in turn.
@@ -202,7 +202,7 @@ class MappedArray:
                 raise self._lacks(index)
 
     def _opened(self, index: int) -> int | None:
-        """Map a chunk file and give its inode, or let one that is not there read as the fill."""
+        """Map a chunk file, or fill values if it is absent; returns its inode."""
         inode = self._map(index)
         if inode is None:
             if self._absent_chunks == "none" or (
@@ -213,7 +213,7 @@ class MappedArray:
         return inode
 
     def _map(self, index: int) -> int | None:
-        """Map a chunk file and give its inode; None if it is not there."""
+        """Map a chunk file; returns its inode, or None if it is absent."""
         path = self._path(index)
         try:
             descriptor = open_regular(path)
@@ -235,7 +235,7 @@ class MappedArray:
         self._range.map(index * self._chunk_bytes, self._chunk_bytes, descriptor)
 
     def _map_fill(self, index: int) -> None:
-        """Let a chunk that is not there read as the fill value."""
+        """Let an absent chunk read as the fill value."""
         fill = np.full(1, self._fill, dtype=self._dtype)
         if not fill.view(np.uint8).any():
             self._place(index, -1)

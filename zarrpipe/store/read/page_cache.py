@@ -1,8 +1,8 @@
-"""Bringing mapped arrays into the page cache before a training loop asks for them.
+"""Prefetch of mapped arrays into the page cache.
 
-A fault on a page that is on the disk costs a thousand times what the copy of it costs, and faults
-come one by one. What fits into memory is read through once, in the order of the files, while
-training has begun. Of what does not, the pages of the samples that come next are asked for at once.
+A fault on a page that is on the disk costs a thousand times the copy of it, and faults come one by
+one. Arrays that fit into memory are read through once, in the order of the files, in a thread. Of
+larger ones, the pages of upcoming samples are requested together.
 """
 
 import mmap
@@ -67,7 +67,7 @@ class PageCache:
 
 
 def _read_through(arrays: Sequence[AnyArray]) -> None:
-    """Bring whole arrays to memory, in step, so that what is there is of the same samples."""
+    """Bring whole arrays to memory in step, so that the same samples of each are there."""
     steps = max(-(-array.nbytes // _STEP) for array in arrays)
     for step in range(steps):
         for array in arrays:
@@ -77,7 +77,7 @@ def _read_through(arrays: Sequence[AnyArray]) -> None:
 
 
 def will_need(address: int, nbytes: int) -> None:
-    """Ask the system for the pages of a mapping; without it nothing but time is lost."""
+    """Ask the system for the pages of a mapping, where it takes such advice."""
     if nbytes <= 0 or not hasattr(mmap, "MADV_WILLNEED"):
         return
     start = address - address % PAGE

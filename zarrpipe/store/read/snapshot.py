@@ -30,17 +30,7 @@ _ATTEMPTS = 100
 
 @dataclass(frozen=True)
 class SnapshotState:
-    """What a reader knew of a store.
-
-    Parameters
-    ----------
-    attributes
-        Of the root.
-    samples
-        How many were committed, the deleted included.
-    active : array, optional
-        Those that were not deleted; None where none was.
-    """
+    """Attributes, committed samples, and the samples that are not deleted (None: all)."""
 
     attributes: Attributes
     samples: int
@@ -48,16 +38,16 @@ class SnapshotState:
 
 
 class Snapshot:
-    """The state of a store at one moment, brought up to date by `refresh`.
+    """The state of a store at one moment, which `refresh` updates.
 
-    Who takes several things of it that have to be of one moment holds its `lock`.
+    Hold `lock` while reading several values that have to be of one state.
 
     Parameters
     ----------
     root
         Place of the store.
     cache_config
-        Where rows go that cannot be mapped where they are.
+        Cache of the rows that cannot be mapped.
 
     Raises
     ------
@@ -104,9 +94,9 @@ class Snapshot:
         Raises
         ------
         StoreNotFoundError
-            If the store is gone; what was read before can still be read.
+            If the store is gone; known samples can still be read.
         StoreFormatError
-            If it was damaged, or another was put in its place that claims to be the same.
+            If it is damaged, or another store with the same name of its generation took its place.
         """
         with self.lock:
             self.version += 1
@@ -125,8 +115,7 @@ class Snapshot:
         Raises
         ------
         StoreFormatError
-            If the store was emptied or rewritten since it was looked at, and these rows were not
-            at hand before.
+            If the rows are not in memory yet, and the store was emptied or rewritten meanwhile.
         """
         with detect_changes(self):
             reader = self.array(path, rows)
@@ -135,13 +124,7 @@ class Snapshot:
         return reader.data
 
     def array(self, path: str, rows: int) -> ArrayReader:
-        """Array of which the first `rows` are committed; those of a cached one are yet to bring.
-
-        Raises
-        ------
-        StoreFormatError
-            As `rows`.
-        """
+        """Reader of an array; its first `rows` are in memory if it is not cached; see `rows`."""
         reader = self._arrays.open(path)
         if isinstance(reader, CachedArray):
             reader.commit(rows)
@@ -163,7 +146,7 @@ class Snapshot:
         return np.asarray(self.rows(path, self.extent.samples + 1), dtype=np.int64)
 
     def drop_pages(self, path: str) -> None:
-        """Let memory go that rows of a mapped array took in this process; they stay cached."""
+        """Release the memory of this process that a mapped array takes; the page cache keeps it."""
         reader = self._arrays.find(path)
         if isinstance(reader, MappedArray):
             reader.drop_pages()
@@ -175,7 +158,7 @@ class Snapshot:
 
     @property
     def limit(self) -> int | None:
-        """Most bytes of rows that the cache may hold."""
+        """Most bytes that the row cache may hold."""
         return self._cache_config.limit
 
     def has(self, path: str) -> bool:
@@ -183,33 +166,33 @@ class Snapshot:
         return find_array(self._group, path) is not None
 
     def release(self) -> None:
-        """Let go of the arrays."""
+        """Drop all arrays."""
         with self.lock:
             self.version += 1
             self._arrays.release()
 
-    def moment(self) -> "SnapshotState":
-        """What is known now, for a snapshot in another process to know the same."""
+    def state(self) -> SnapshotState:
+        """Present state, to be restored in another process."""
         return SnapshotState(self.attributes, self.extent.samples, self.active)
 
-    def restore(self, moment: "SnapshotState") -> None:
-        """Know what was known at a moment before; `refresh` goes on from there.
+    def restore(self, state: SnapshotState) -> None:
+        """Return to an earlier state, from which `refresh` goes on.
 
         Raises
         ------
         StoreFormatError
             If the store was emptied or rewritten since.
         """
-        same = self.attributes.generation == moment.attributes.generation
-        if not same or self.extent.samples < moment.samples:
+        same = self.attributes.generation == state.attributes.generation
+        if not same or self.extent.samples < state.samples:
             raise StoreFormatError(f"{self.root} was rewritten since the reader was pickled")
         with self.lock:
             self.version += 1
-            self.attributes, self.active = moment.attributes, moment.active
-            self._deleted = moment.attributes.deleted
-            self.schema = read_schema(self._group, moment.attributes)
-            self.extent = self._arrays.row_counts(moment.samples, moment.samples)
-            self._last_sample = self._arrays.last_sample(moment.samples)
+            self.attributes, self.active = state.attributes, state.active
+            self._deleted = state.attributes.deleted
+            self.schema = read_schema(self._group, state.attributes)
+            self.extent = self._arrays.row_counts(state.samples, state.samples)
+            self._last_sample = self._arrays.last_sample(state.samples)
             self._seen = None
 
     def physical(self, index: Int64Array | None = None) -> Int64Array:
@@ -225,21 +208,11 @@ class Snapshot:
 
     @property
     def row_cache(self) -> RowCache:
-        """What fetches the rows of fields that cannot be mapped."""
+        """Cache of the rows that cannot be mapped."""
         return self._arrays.row_cache
 
     def check_current(self) -> None:
-        """Refuse rows that were brought to hand after the store was rewritten.
-
-        Called too where rows are not as they should be: that may be why.
-
-        Raises
-        ------
-        StoreNotFoundError
-            If the store is gone.
-        StoreFormatError
-            If it was emptied, rewritten or replaced.
-        """
+        """Refuse a store that is gone, or was emptied, rewritten or replaced since `refresh`."""
         if root_fingerprint(self.root) != self._seen:
             group, known = self.root.open_group(), self.attributes
             now = None if group is None else Attributes.read(group)
@@ -252,11 +225,11 @@ class Snapshot:
         self._check_place()
 
     def _check_place(self) -> None:
-        """Refuse to go on with a store that was put in the place of the one that is open."""
+        """Refuse another store in the place of the one that is open."""
         if self.attributes.ours and self._first_chunk_replaced():
             raise StoreFormatError(
                 f"{self.root} was replaced by another copy of the store, a backup for example, and "
-                "what is at hand is of the one before: open it again"
+                "this reader has mapped the files of the one before: open it again"
             )
 
     def _first_chunk_replaced(self) -> bool:
@@ -274,7 +247,7 @@ class Snapshot:
         return found.st_ino != pointers.first_file
 
     def _load(self, known: Attributes | None) -> None:
-        """Read attributes and pointers until both are of one moment."""
+        """Read attributes and pointers until both are of one state."""
         for _ in range(_ATTEMPTS):
             seen = root_fingerprint(self.root)
             try:

@@ -29,15 +29,14 @@ _MANY = 1 << 16
 class StoreView:
     """The samples that a store had when it was last looked at.
 
-    A writer may go on appending meanwhile; `refresh` looks again. Deleted samples are left out
-    and the others counted through.
+    A writer may append meanwhile; `refresh` looks again. Deleted samples are not counted.
 
     Parameters
     ----------
     store : StoreLike
         The store to read.
     cache_config : CacheConfig, optional
-        Where rows go that cannot be mapped where they are; by default into memory.
+        Cache of the rows that cannot be mapped; by default in memory.
 
     Raises
     ------
@@ -57,16 +56,16 @@ class StoreView:
         self._with_ids: tuple[int, bool] = (-1, False)
 
     def __getstate__(self) -> dict[str, Any]:
-        moment = self._snapshot.moment()
-        return {"store": self.store, "cache_config": self._cache_config, "moment": moment}
+        state = self._snapshot.state()
+        return {"store": self.store, "cache_config": self._cache_config, "state": state}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["store"], state["cache_config"])  # type: ignore[misc]
-        self._snapshot.restore(state["moment"])
+        self._snapshot.restore(state["state"])
 
     @property
     def snapshot(self) -> Snapshot:
-        """What is known of the store, for a gather from several."""
+        """State of the store, for a gather over several."""
         return self._snapshot
 
     @property
@@ -127,13 +126,11 @@ class StoreView:
         return np.concatenate([np.zeros(0, dtype=np.uint64), *blocks])
 
     def stored_rows(self, index: AnyArray) -> Int64Array:
-        """Rows of samples in the store, where the deleted count too, [K] int64."""
+        """Rows [K] int64 of samples in the store, where deleted samples count."""
         return self._snapshot.physical(np.asarray(index, dtype=np.int64))
 
     def system_field(self, name: str, samples: Int64Array | None = None) -> AnyArray:
-        """Rows of a field at system level, ``[N, ...]``; fill where a sample lacks it.
-
-        Of the samples [K] int64 alone where they are given.
+        """Rows [N, ...] of a field at system level, or of `samples` [K] int64; fill where absent.
 
         Raises
         ------
@@ -147,9 +144,7 @@ class StoreView:
         return self._of_samples(field_path(item), samples)
 
     def present(self, name: str, samples: Int64Array | None = None) -> AnyArray:
-        """Which samples have a field, [N] bool.
-
-        Of the samples [K] int64 alone where they are given.
+        """Whether each sample has a field, [N] bool, or each of `samples` [K] int64.
 
         Raises
         ------
@@ -193,7 +188,7 @@ class StoreView:
         return ptr if active is None else np.append(ptr[active], ptr[-1])
 
     def units(self, fields: Sequence[str] | None = None) -> list[Unit]:
-        """How the arrays of a gather are cut into what is fetched at once; see `gather`."""
+        """Units in which the arrays of a gather are fetched; see `gather` for `fields`."""
         self._check_open()
         return self.rows.units(self._snapshot, None if fields is None else tuple(fields))
 
@@ -214,7 +209,7 @@ class StoreView:
         Raises
         ------
         StoreNotFoundError
-            If the store is gone; what was read before can still be read.
+            If the store is gone; known samples can still be read.
         """
         self._check_open()
         before = self.num_samples
@@ -222,7 +217,7 @@ class StoreView:
         return self.num_samples - before
 
     def close(self) -> None:
-        """Let go of the store; a second call does nothing."""
+        """Drop all arrays; a second call does nothing."""
         self._closed = True
         self.rows.clear()
         self._snapshot.release()
@@ -232,7 +227,7 @@ class StoreView:
             raise StoreClosedError(f"the reader of {self._root} was closed: open a new one")
 
     def _of_samples(self, path: str, samples: Int64Array | None = None) -> AnyArray:
-        """Copy of the rows that samples, by default all, have in an array at system level."""
+        """Copy of the rows of samples, by default all, in an array at system level."""
         stored = self._snapshot.rows(path, self._snapshot.extent.samples)
         if samples is None and self._snapshot.active is None:
             return stored[: self._snapshot.extent.samples].copy()
