@@ -182,7 +182,9 @@ class TestArrays:
     @pytest.mark.parametrize("path", ["meta/atoms_ptr", "meta/samples_mask", "meta/edges_ptr"])
     def test_meta_arrays_of_another_dtype(self, plain, path):
         own(plain, deleted=1)  # so that the mask is looked at
-        edit(plain / path, lambda content: content.update(data_type="float64", fill_value=0.0))
+        codecs = [{"name": "bytes", "configuration": {"endian": "little"}}]
+        change = {"data_type": "float64", "fill_value": 0.0, "codecs": codecs}
+        edit(plain / path, lambda content: content.update(change))
         refused(plain, f"{path} has dtype float64 .*, expected one dimension of")
 
     def test_a_group_in_the_place_of_an_array(self, store):
