@@ -100,7 +100,7 @@ def test_ids_of_any_memory():
 
 
 @pytest.mark.parametrize("value", [np.nan, -np.nan, np.inf, -np.inf])
-def test_values_that_are_no_numbers(way, value):
+def test_values_that_are_no_numbers(value):
     """They count, and every NaN is the same."""
     positions, numbers = np.array([[value, 1.0, 2.0]]), np.array([1])
     one = structure_ids(positions, numbers, np.array([0, 1]))
