@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import zarr
 
-from zarrpipe import ZarrData
+from zarrpipe import AtomicDataZarrWriter, ZarrData
+from zarrpipe.data.buffers import BufferPool
 from zarrpipe.errors import StoreFormatError
 from zarrpipe.store.backend import mapping as addresses
 from zarrpipe.store.format.commit_log import committed_samples
 from zarrpipe.store.read.mapped import MappedArray, can_be_mapped
+from zarrpipe.store.read.store_arrays import StoreArrays
 from zarrpipe.store.read.view import StoreView
 from zarrpipe.testing import assert_batches_equal, numbered_batch
 
@@ -244,3 +246,50 @@ class TestCopyWrittenOverTheFiles:
             with pytest.raises(StoreFormatError, match="sample 9 is another than it was: a copy"):
                 view.refresh()
         assert StoreView(store).num_samples == 5 + count
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("can't start new thread"), KeyboardInterrupt()], ids=repr
+)
+@pytest.mark.parametrize(
+    "step", ["committed_samples", "row_counts", "last_sample", "active_samples", "open"]
+)
+def test_errors_of_the_machine_are_no_damage(tmp_path, monkeypatch, error, step):
+    """They surface as they are, and the next refresh and the next batch are right."""
+
+    def fail(*_):
+        raise error
+
+    with ZarrData(tmp_path / "a") as sink:
+        sink.write(numbered_batch(range(20)))
+    with AtomicDataZarrWriter(tmp_path / "a") as writer:
+        writer.delete([3])
+    view = StoreView(tmp_path / "a")
+    with AtomicDataZarrWriter(tmp_path / "a") as writer:
+        writer.append(numbered_batch(range(20, 25)))
+        writer.delete([4])
+    kept = [number for number in range(25) if number not in (3, 5)]
+    with monkeypatch.context() as patch:
+        patch.setattr(StoreArrays, step, fail)
+        with pytest.raises(type(error)) as caught:
+            view.refresh()
+        assert caught.value is error
+    view.refresh()
+    assert view.num_samples == len(kept)
+    assert_batches_equal(view.gather(np.arange(len(kept))), numbered_batch(kept))
+
+
+@pytest.mark.parametrize("error", [MemoryError(), KeyboardInterrupt()], ids=repr)
+def test_a_batch_that_fails_for_the_machine(tmp_path, monkeypatch, error):
+    def fail(*_):
+        raise error
+
+    with ZarrData(tmp_path / "a") as sink:
+        sink.write(numbered_batch(range(20)))
+    view = StoreView(tmp_path / "a")
+    with monkeypatch.context() as patch:
+        patch.setattr(BufferPool, "lend", fail)
+        with pytest.raises(type(error)) as caught:
+            view.gather(np.arange(3))
+        assert caught.value is error
+    assert_batches_equal(view.gather(np.arange(3)), numbered_batch(range(3)))

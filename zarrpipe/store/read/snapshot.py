@@ -315,12 +315,14 @@ class Snapshot:
                 f"{self.root}: sample {before - 1} is another than it was: a copy of the store, a "
                 "backup for example, was written over its files; open it again"
             )
-        extent = self._arrays.row_counts(samples, before)
-        self._last_sample, self.extent = self._arrays.last_sample(samples), extent
+        extent, active = self._arrays.row_counts(samples, before), self.active
+        last_sample = self._arrays.last_sample(samples)
         if before == 0:
-            self._arrays.check_required(self.schema, self.extent)
-        if self.active is not None:
-            self.active = np.concatenate([self.active, np.arange(before, samples)])
+            self._arrays.check_required(self.schema, extent)
+        if active is not None:
+            active = np.concatenate([active, np.arange(before, samples)])
+        # Last and together: an interrupt before leaves the state as it was.
+        self.extent, self.active, self._last_sample = extent, active, last_sample
 
 
 @contextmanager
