@@ -105,7 +105,7 @@ def test_stores_of_different_units(place):
     with pytest.raises(SchemaError, match=r"unit 'degC', a store before it .* and 'K': convert"):
         ZarrDataset([kelvin, celsius])
     target = place("target")
-    with pytest.raises(SchemaError, match=r"in 'K' in .* in 'degC' in .*: write one"):
+    with pytest.raises(SchemaError, match=r"in 'K' in .* in 'degC' in .*: rewrite one"):
         merge([kelvin, celsius], target, progress=False)
     with pytest.raises(SchemaError, match=r"in 'K' in .* without a unit in .*compact\(store"):
         merge([kelvin, silent], target, progress=False)

@@ -424,7 +424,7 @@ class TestFailures:
         one.row_cache._fetcher.pool.close()
         one.row_cache._fetcher.pool.join()
         assert (one.array.file.table[:, ROWS] >= 0).all()
-        assert one.row_cache.cache.used == one.array.file.held_bytes.sum()
+        assert one.row_cache.cache.used == one.array.file.cached_bytes.sum()
         again = opened()
         np.testing.assert_array_equal(again.all(), values)
 
