@@ -13,7 +13,6 @@ import os
 import signal
 import sys
 import time
-import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -51,7 +50,8 @@ _HANDLED = ("write", "write with a new field", "flush", "close", "zero", "drain"
 _LEFT_OUT = ("merge", "write of mixed", "zero, opening", "drain, opening", "compact")
 _CHANGES = frozenset({"write", "backend", "rewrite", "statistics", "sink.py", "api.py"})
 _LOOK: Step = ("flush", {})
-_A_FEW, _TIMERS, _BESIDE = 6, 40, "interrupted beside the call"
+_A_FEW, _TIMERS = 6, 40
+_HANDLERS = ("write", "flush", "defer", "close", "exit")
 _HANDLER_START = 1 << 20
 
 
@@ -183,14 +183,9 @@ class Interruption(Trial):
     def make_timed(self, prepared: State, seconds: float, where: str) -> None:
         """Interrupt a call by a timer, as a user does it."""
         hand, state, step = self.begin(prepared)
-        raised: str | None = _BESIDE
-        with _timer(seconds, signal.default_int_handler):
+        with _timer(seconds, interrupt):
             raised = _attempt(hand, step)
-        if raised == _BESIDE:
-            self.found.done["timers that ended beside the call"] += 1
-            kill(hand)
-        else:
-            self.after(hand, state, step, raised, where)
+        self.after(hand, state, step, raised, where)
 
     def after(self, hand: Hand, state: State, step: Step, raised: str | None, where: str) -> None:
         """Let the same object go on, kill it, and let the next writer go on."""
@@ -237,8 +232,7 @@ class Interruption(Trial):
         hand.sink()
         handler, drained = Handler(name, hand), []  # type: tuple[Handler, list[int]]
         tracer = Tracer(line, handler)
-        raised: str | None = _BESIDE
-        with tracer.tracing() if line >= 0 else _timer(seconds, lambda *_: handler()):
+        with tracer.tracing() if line >= 0 else _timer(seconds, handler):
             raised = _attempt(hand, step, drained)
         self.found.done[f"handler {name}: {raised or 'went on'}"] += 1
         self.judge_handled(where, state, step, raised, handler.acknowledged, drained)
@@ -302,9 +296,8 @@ def _attempt(hand: Hand, step: Step, drained: list[int] | None = None) -> str | 
             told = hand(*step)
             if drained is not None and step[0] == "drain":
                 drained += told[0]
-    except KeyboardInterrupt as error:
-        files = (frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__))
-        return "interrupted" if any(name.startswith(_TRACED) for name in files) else _BESIDE
+    except KeyboardInterrupt:
+        return "interrupted"
     except SystemExit:
         return "exited"
     except Exception as error:  # noqa: BLE001  it is told
@@ -313,14 +306,19 @@ def _attempt(hand: Hand, step: Step, drained: list[int] | None = None) -> str | 
 
 
 @contextmanager
-def _timer(seconds: float, handler: Any) -> Iterator[None]:
-    """Let a timer of the system call a signal handler once, in the block or right behind it."""
+def _timer(seconds: float, act: Callable[[], object]) -> Iterator[None]:
+    """Do something in a signal handler once, if the timer finds the block inside of a call."""
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        while frame is not None and not frame.f_code.co_filename.startswith(_TRACED):
+            frame = frame.f_back
+        if frame is not None:
+            act()
+
     before = signal.signal(signal.SIGALRM, handler)
     try:
         signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-6))
         yield
-    except (KeyboardInterrupt, SystemExit):
-        pass  # right beside the call
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
@@ -377,16 +375,16 @@ def _scenario(work: Path, kind: str, name: str, seed: int, most: int | None = No
             after = float(rng.uniform(0, seconds))
             trial.make_timed(prepared, after, f"{where}, timer {number}, {after * 1e3:.3f} ms")
         if name in _HANDLED:
-            for handler in ("write", "flush", "defer", "close", "exit"):
-                for number in _points(lines, rng, most and 2, handled=True):
-                    path, line = lines[number]
-                    at = f"{where}, handler {handler}, event {number} ({Path(path).name}:{line})"
-                    trial.make_handled(prepared, handler, at, line=number)
-                    found.done["handler points"] += 1
-                for number in range(_TIMERS // 4 if most is None else 1):
-                    after = float(rng.uniform(0, seconds))
-                    at = f"{where}, handler {handler}, timer {number}, {after * 1e3:.3f} ms"
-                    trial.make_handled(prepared, handler, at, seconds=after)
+            for number in _points(lines, rng, most and 10, handled=True):
+                handler = _HANDLERS[int(rng.integers(len(_HANDLERS)))]
+                path, line = lines[number]
+                at = f"{where}, handler {handler}, event {number} ({Path(path).name}:{line})"
+                trial.make_handled(prepared, handler, at, line=number)
+                found.done["handler points"] += 1
+            for number in range(_TIMERS if most is None else 5):
+                handler, after = _HANDLERS[number % len(_HANDLERS)], float(rng.uniform(0, seconds))
+                at = f"{where}, handler {handler}, timer {number}, {after * 1e3:.3f} ms"
+                trial.make_handled(prepared, handler, at, seconds=after)
     took = time.perf_counter() - start
     print(f"{where}: {found.done['points']} of {len(lines)} lines in {took:.0f} s", flush=True)
     return found

@@ -91,6 +91,18 @@ PRIVATE_NAMES = (
         "runs a coroutine of a store in zarr's event loop; StorePath has no synchronous methods",
     ),
     PrivateName(
+        "_thread",
+        "start_new_thread",
+        "store.write.threads",
+        "Thread.start waits for an Event, which an interrupt can leave locked",
+    ),
+    PrivateName(
+        "_thread:RLock",
+        "_is_owned",
+        "store.write.calls",
+        "whether this thread holds a lock; a flag beside it could be left wrong by an interrupt",
+    ),
+    PrivateName(
         "zarr.storage:MemoryStore",
         "_store_dict",
         "compat",

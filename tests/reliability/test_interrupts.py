@@ -16,7 +16,7 @@ def test_some_lines_of_some_calls(tmp_path, seed):
 
 
 def test_handlers_at_some_lines_of_a_write(tmp_path, seed):
-    found = interrupts.run(Order(tmp_path, seed, count=1, only="write on a plain"))
+    found = interrupts._scenario(tmp_path, "plain", "write", seed, 2)
     assert found.defects == []
     assert found.done["handler points"] == 10
 
