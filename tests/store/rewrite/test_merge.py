@@ -404,7 +404,7 @@ class TestTarget:
             merge(part, tmp_path / "notes")
         zarr.create_group(tmp_path / "group", attributes={"title": "mine"})
         before = files(tmp_path)
-        with pytest.raises(StoreExistsError, match="holds what zarrpipe did not write"):
+        with pytest.raises(StoreExistsError, match="holds a group that zarrpipe did not write"):
             merge(part, tmp_path / "group")
         with pytest.raises(NotADirectoryError):
             merge(part, tmp_path / "notes" / "text")

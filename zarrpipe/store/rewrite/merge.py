@@ -226,7 +226,9 @@ def _check_vacant(root: Root) -> bool:
     if not is_empty(group):
         samples = Snapshot(root).count if Attributes.read(group).ours else None
         if samples != 0:
-            found = "a store of another library" if samples is None else f"{samples} samples"
+            found = (
+                "a group that zarrpipe did not write" if samples is None else f"{samples} samples"
+            )
             raise _holds(root, found)
     return True
 
