@@ -71,8 +71,8 @@ def private_imports(tree: ast.Module) -> Iterator[str]:
 
 
 def is_private(name: str) -> bool:
-    own = name.startswith(("zarrpipe.", "__"))
-    return not own and (has_underscore(name) or ".core." in name)
+    public = name.startswith(("zarrpipe.", "__", "_thread."))  # Python documents _thread
+    return not public and (has_underscore(name) or ".core." in name)
 
 
 def test_what_is_imported_from_private_modules_is_listed():
