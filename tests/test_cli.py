@@ -64,7 +64,7 @@ def test_a_repair_says_what_it_does_and_asks(store, capsys, monkeypatch):
         monkeypatch.setattr(sys, "stdin", terminal)
         assert main(["check", str(store), "--repair"]) == code
         shown = capsys.readouterr()
-        assert "to be done:\n  work the entries out again" in shown.err
+        assert "to be done:\n  compute the entries again" in shown.err
     assert "done:\n  wrote 1 entry (10) of meta/atoms_ptr" in shown.out
     assert_batches_equal(zp.ZarrData(store).read(), numbered_batch(range(20)))
 

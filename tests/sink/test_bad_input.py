@@ -408,7 +408,10 @@ class TestDirectories:
                 refused(StoreExistsError, FileExistsError, "notes.txt.*a directory of its own"),
             ):
                 change(numbered_batch([0]))
-        with unchanged(tmp_path), refused(StoreExistsError, FileExistsError, "other things"):
+        with (
+            unchanged(tmp_path),
+            refused(StoreExistsError, FileExistsError, "is a directory that is not empty"),
+        ):
             merge([filled({})], tmp_path)
 
     @pytest.mark.parametrize("hidden", [False, True])

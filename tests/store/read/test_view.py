@@ -247,7 +247,7 @@ class TestDefragment:
         store = zarr.storage.FsspecStore.from_url(f"memory://{tmp_path.name}/s")
         with AtomicDataZarrWriter(store) as writer:
             writer.write(numbered_batch(range(3)))
-            with pytest.raises(StoreFormatError, match=r"is not local.*copy it"):
+            with pytest.raises(StoreFormatError, match=r"is not local.*write it to another place"):
                 writer.defragment()
         assert StoreView(store).num_samples == 3
 
