@@ -17,7 +17,7 @@ from typing import Any
 
 from zarr.abc.store import Store
 
-from zarrpipe.store.backend.mapping import libc
+from zarrpipe.store.backend.mapped_memory import libc
 
 _CHANGES = frozenset(
     f"os.{name}" for name in ("rename", "remove", "mkdir", "rmdir", "link", "symlink", "truncate")

@@ -37,7 +37,8 @@ from reliability.report import Findings, Order
 from reliability.scenarios import SCENARIOS, STORE, step_of
 from reliability.truth import BASE, numbers_of, samples, serials
 from zarrpipe.errors import StoreBusyError, StoreClosedError
-from zarrpipe.store.write import calls, store_writer
+from zarrpipe.store.write import exclusive_calls as calls
+from zarrpipe.store.write import store_writer
 
 _PACKAGE = Path(zarrpipe.__file__).parent
 _TRACED = (

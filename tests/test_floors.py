@@ -57,7 +57,7 @@ OPTIONAL = {
 }
 MAY = {
     ("training.lightning_resume", "lightning"),
-    ("training.loaders", "lightning"),
+    ("training.split_loaders", "lightning"),
     ("training.monitor", "lightning"),
     ("training.data_module", "lightning"),
     ("nodes", "torchdata"),

@@ -99,7 +99,7 @@ PRIVATE_NAMES = (
     PrivateName(
         "_thread:RLock",
         "_is_owned",
-        "store.write.calls",
+        "store.write.exclusive_calls",
         "whether this thread holds a lock; a flag beside it could be left wrong by an interrupt",
     ),
     PrivateName(
@@ -141,7 +141,7 @@ PRIVATE_NAMES = (
     PrivateName(
         "threading:RLock",
         "_is_owned",
-        "store.write.calls",
+        "store.write.exclusive_calls",
         "whether this thread holds the lock; threading.Condition asks the same",
     ),
     *(

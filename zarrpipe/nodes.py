@@ -18,7 +18,7 @@ from zarrpipe.data.batch import Batch
 from zarrpipe.data.validate import check_count
 from zarrpipe.dataset.zarr_dataset import ZarrDataset
 from zarrpipe.errors import ArgumentTypeError
-from zarrpipe.training.epoch.plans import BatchIndices
+from zarrpipe.training.epoch.batch_plan import BatchIndices
 from zarrpipe.training.sampler import GraphBatchSampler
 from zarrpipe.training.workers.pool import Workers
 

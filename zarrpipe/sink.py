@@ -29,8 +29,8 @@ from zarrpipe.store.check.report import Report
 from zarrpipe.store.check.run import check
 from zarrpipe.store.format.config import ZarrWriteConfig
 from zarrpipe.store.read.view import StoreView
-from zarrpipe.store.write.calls import WriterOwner, synchronized
-from zarrpipe.store.write.plan import masked
+from zarrpipe.store.write.append_plan import masked
+from zarrpipe.store.write.exclusive_calls import WriterOwner, synchronized
 
 _MOST_SAMPLES = 1 << 40
 

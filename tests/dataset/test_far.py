@@ -9,7 +9,7 @@ import torch
 import zarrpipe as zp
 from zarrpipe.dataset.blocks import Blocks
 from zarrpipe.testing import assert_batches_equal, numbered_batch
-from zarrpipe.training.epoch.plans import Plan, compact_index, first_indices
+from zarrpipe.training.epoch.batch_plan import Plan, compact_index, first_indices
 from zarrpipe.training.loader import GraphLoader
 from zarrpipe.training.sampler import GraphBatchSampler
 

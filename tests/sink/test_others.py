@@ -27,7 +27,7 @@ from zarrpipe.errors import (
     StoreReadOnlyError,
 )
 from zarrpipe.store.read.view import StoreView
-from zarrpipe.store.write.calls import ForkSafeLock
+from zarrpipe.store.write.exclusive_calls import ForkSafeLock
 from zarrpipe.testing import assert_batches_equal, numbered_batch
 
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zarrpipe.errors import ArgumentError
-from zarrpipe.training.epoch.plans import cut, epoch_order
+from zarrpipe.training.epoch.batch_plan import cut, epoch_order
 from zarrpipe.training.sampler import GraphBatchSampler
 
 sizes = st.integers(1, 200)

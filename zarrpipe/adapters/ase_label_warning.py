@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from zarrpipe.adapters.parts import as_rows
+from zarrpipe.adapters.assemble import as_rows
 from zarrpipe.data.container import check_not_taken
 from zarrpipe.data.fields import (
     CORE_FIELDS,

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from zarrpipe.adapters.parts import assemble, require, without_presence
+from zarrpipe.adapters.assemble import assemble, require, without_presence
 from zarrpipe.compat import nvalchemi_levels
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.fields import CORE_FIELDS, Level

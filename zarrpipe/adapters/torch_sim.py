@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from zarrpipe.adapters.parts import assemble, require
+from zarrpipe.adapters.assemble import assemble, require
 from zarrpipe.compat import torch_sim_extras, torch_sim_pbc_is_bool
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.fields import Level

@@ -37,7 +37,7 @@ from zarrpipe.store.format.layout import SAMPLES_MASK
 from zarrpipe.store.format.metadata import Attributes
 from zarrpipe.store.read.view import StoreView
 from zarrpipe.store.rewrite.delete_defragment import defragment, delete_samples
-from zarrpipe.store.write.calls import Closing, WriterOwner, synchronized
+from zarrpipe.store.write.exclusive_calls import Closing, WriterOwner, synchronized
 from zarrpipe.store.write.store_writer import StoreWriter
 
 Sample = tuple[dict[str, torch.Tensor], dict[str, Any]]

@@ -17,9 +17,9 @@ from zarrpipe.store.backend.location import StoreLike
 from zarrpipe.store.cache.directory import CacheConfig
 from zarrpipe.training.lightning_resume import ResumeFix, check_finders, check_reloading
 from zarrpipe.training.loader import GraphLoader
-from zarrpipe.training.loaders import Loaders
 from zarrpipe.training.ranks import all_ranks, check_alike
 from zarrpipe.training.settings import Fixed, Setting, Settings, check_device, checked_device
+from zarrpipe.training.split_loaders import Loaders
 from zarrpipe.training.splits.assignment import SPLITS, SplitRule
 from zarrpipe.training.splits.datasets import WITHOUT_RESUME, SplitDatasets, Stored
 from zarrpipe.training.statistics import SplitStatistics, Statistics

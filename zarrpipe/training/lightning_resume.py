@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from zarrpipe.compat import FIT_LOOP_COUNTS, FIT_LOOP_RESUME, PrivateName
 from zarrpipe.dataset.zarr_dataset import ZarrDataset
 from zarrpipe.errors import ArgumentError, MissingLibraryError
-from zarrpipe.training.epoch.plans import IndexArray, first_indices
+from zarrpipe.training.epoch.batch_plan import IndexArray, first_indices
 from zarrpipe.training.loader import GraphLoader
 from zarrpipe.training.ranks import world_size
 

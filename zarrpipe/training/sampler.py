@@ -16,10 +16,10 @@ from zarrpipe.data.validate import check_count, check_flag
 from zarrpipe.dataset.blocks import Blocks
 from zarrpipe.errors import ArgumentError, ArgumentTypeError
 from zarrpipe.training import ranks as _ranks
+from zarrpipe.training.epoch.batch_plan import IndexArray, Plan, compact_index
 from zarrpipe.training.epoch.epoch import Epoch, EpochConfig
 from zarrpipe.training.epoch.mixing import Mixture, Weights
 from zarrpipe.training.epoch.packing import Budgets
-from zarrpipe.training.epoch.plans import IndexArray, Plan, compact_index
 
 
 class GraphBatchSampler:

@@ -10,8 +10,8 @@ from zarrpipe.data.fields import Level
 from zarrpipe.data.validate import check_count, check_flag
 from zarrpipe.dataset.zarr_dataset import ZarrDataset
 from zarrpipe.errors import ArgumentError
+from zarrpipe.training.epoch.batch_plan import IndexArray
 from zarrpipe.training.epoch.mixing import Weights
-from zarrpipe.training.epoch.plans import IndexArray
 from zarrpipe.training.loader import GraphLoader
 from zarrpipe.training.sampler import GraphBatchSampler
 from zarrpipe.transforms.compose import as_transform

@@ -11,7 +11,7 @@ from zarrpipe import ZarrData, ZarrDataset
 from zarrpipe.errors import StoreFormatError
 from zarrpipe.store.backend import location
 from zarrpipe.store.backend.location import is_far
-from zarrpipe.store.backend.mapping import libc
+from zarrpipe.store.backend.mapped_memory import libc
 from zarrpipe.store.cache.array import CachedArray
 from zarrpipe.store.read import store_arrays
 from zarrpipe.store.read.loaded import LoadedArray

@@ -266,7 +266,7 @@ class TestGrowth:
         assert array.data.ctypes.data == first.ctypes.data
 
     def test_beyond_the_reserved_range(self, row_cache, monkeypatch):
-        monkeypatch.setattr("zarrpipe.store.cache.units._LEAST_RESERVE", 4096)
+        monkeypatch.setattr("zarrpipe.store.cache.unit_file._LEAST_RESERVE", 4096)
         store, values = MemoryStore(), random_rows((9000, 64), "float64")
         zarray = create(store, values[:500], chunks=256)
         zarray[:] = values[:500]

@@ -18,10 +18,10 @@ from zarrpipe import AtomicDataZarrWriter
 from zarrpipe.errors import StoreFormatError
 from zarrpipe.store.backend.location import Root
 from zarrpipe.store.cache import shared_cache
-from zarrpipe.store.cache import units as units_module
+from zarrpipe.store.cache import unit_file as units_module
 from zarrpipe.store.cache.directory import cache_identity
 from zarrpipe.store.cache.row_cache import RowCache
-from zarrpipe.store.cache.units import GENERATION, ROWS, UnitFile, UnitLocks
+from zarrpipe.store.cache.unit_file import GENERATION, ROWS, UnitFile, UnitLocks
 from zarrpipe.store.format.metadata import Attributes
 from zarrpipe.testing import numbered_batch
 
@@ -349,7 +349,7 @@ class TestLimit:
         assert not wrong
 
     def test_where_no_holes_can_be_made(self, opened, values, monkeypatch):
-        monkeypatch.setattr("zarrpipe.store.cache.units.punch", lambda *_: False)
+        monkeypatch.setattr("zarrpipe.store.cache.unit_file.punch", lambda *_: False)
         one = opened(2 * UNIT_BYTES)
         one.read(at(0), 5)
         one.read(at(1), 5)

@@ -16,7 +16,7 @@ from store_faults import ERROR, FAULTS, NOTE, SHARDED, SMALL, ZSTD, write
 from zarr.storage import MemoryStore
 
 import zarrpipe as zp
-from zarrpipe.store.check.rows import CheckedRows
+from zarrpipe.store.check.damaged_rows import CheckedRows
 from zarrpipe.store.check.run import check
 from zarrpipe.testing import assert_batches_equal, numbered_batch, random_batch
 

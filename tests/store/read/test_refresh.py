@@ -11,7 +11,7 @@ import zarr
 from zarrpipe import AtomicDataZarrWriter, ZarrData
 from zarrpipe.data.buffers import BufferPool
 from zarrpipe.errors import StoreFormatError
-from zarrpipe.store.backend import mapping as addresses
+from zarrpipe.store.backend import mapped_memory as addresses
 from zarrpipe.store.format.commit_log import committed_samples
 from zarrpipe.store.read.mapped import MappedArray, can_be_mapped
 from zarrpipe.store.read.store_arrays import StoreArrays

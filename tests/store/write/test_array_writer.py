@@ -13,7 +13,7 @@ from zarr.storage import MemoryStore
 from zarrpipe import Batch, ZarrData
 from zarrpipe.errors import StoreFormatError
 from zarrpipe.store.backend import files
-from zarrpipe.store.backend import mapping as addresses
+from zarrpipe.store.backend import mapped_memory as addresses
 from zarrpipe.store.format import layout
 from zarrpipe.store.format.config import ZarrWriteConfig
 from zarrpipe.store.format.layout import ArraySpec, Level, chunk_file, create_array, is_plain

@@ -7,9 +7,9 @@ import pytest
 from zarr.storage import MemoryStore, WrapperStore
 
 from zarrpipe import Batch, ZarrData
+from zarrpipe.store.write.append_plan import RowWrite
 from zarrpipe.store.write.array_writer import ArrayWriter
 from zarrpipe.store.write.open_arrays import write_in_stages
-from zarrpipe.store.write.plan import RowWrite
 from zarrpipe.testing import assert_batches_equal, assert_plain_zarr, numbered_batch
 
 SMALL = {group: {"chunk_size": 6} for group in ("meta", "core", "custom")}

@@ -32,7 +32,7 @@ from zarrpipe.store.format.config import ZarrWriteConfig
 from zarrpipe.store.format.layout import ATOMS_PTR, EDGES_PTR, SAMPLES_MASK
 from zarrpipe.store.read.view import StoreView
 from zarrpipe.store.write import array_writer as columns
-from zarrpipe.store.write.plan import plan_append
+from zarrpipe.store.write.append_plan import plan_append
 from zarrpipe.store.write.store_writer import StoreWriter
 from zarrpipe.testing import assert_batches_equal, assert_plain_zarr, numbered_batch
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from zarrpipe.data.fields import Level
 from zarrpipe.dataset.zarr_dataset import ZarrDataset
 from zarrpipe.training.data_module import ZarrDataModule
-from zarrpipe.training.epoch.draws import Expected, _systematic, copies_in, draw, scattered
 from zarrpipe.training.epoch.mixing import Mixture
+from zarrpipe.training.epoch.weighted_draws import Expected, _systematic, copies_in, draw, scattered
 from zarrpipe.training.sampler import GraphBatchSampler
 
 

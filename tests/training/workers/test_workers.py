@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from zarrpipe.dataset.zarr_dataset import ZarrDataset
-from zarrpipe.training.epoch.plans import BatchIndices
+from zarrpipe.training.epoch.batch_plan import BatchIndices
 from zarrpipe.training.loader import GraphLoader
 from zarrpipe.training.sampler import GraphBatchSampler
 from zarrpipe.training.workers.pool import Workers

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from zarrpipe.errors import StoreFormatError
-from zarrpipe.store.backend.mapping import libc
+from zarrpipe.store.backend.mapped_memory import libc
 
 PARTIAL = ".partial"
 """Suffix of a file that is still being written."""

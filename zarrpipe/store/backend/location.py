@@ -24,7 +24,7 @@ from zarrpipe.errors import (
 )
 from zarrpipe.store.backend.local_store import LocalFiles
 from zarrpipe.store.backend.lock import Holder, WriterLock
-from zarrpipe.store.backend.mapping import libc
+from zarrpipe.store.backend.mapped_memory import libc
 from zarrpipe.store.backend.swap import is_vacant, remove_leftovers
 from zarrpipe.store.format.validate import translate_zarr_errors
 

@@ -13,7 +13,7 @@ from zarrpipe.data.csr import AnyArray, Int64Array, pointers, segment_rows
 from zarrpipe.errors import StoreClosedError
 from zarrpipe.store.backend.array_reader import AbsentChunks, MissingChunks, OpenArray, check_rows
 from zarrpipe.store.cache.shared_cache import SharedCache
-from zarrpipe.store.cache.units import GENERATION, ROWS, UnitFile
+from zarrpipe.store.cache.unit_file import GENERATION, ROWS, UnitFile
 from zarrpipe.store.format.validate import native
 
 _LEAST_UNIT_BYTES = 1 << 16

@@ -14,7 +14,7 @@ from zarrpipe.data.csr import Int64Array
 from zarrpipe.errors import StoreClosedError, ZarrPipeError
 from zarrpipe.store.cache.array import CachedArray
 from zarrpipe.store.cache.shared_cache import SharedCache
-from zarrpipe.store.cache.units import UnitFile
+from zarrpipe.store.cache.unit_file import UnitFile
 from zarrpipe.store.format.validate import translate_zarr_errors
 
 _MOST_BYTES = 1 << 28

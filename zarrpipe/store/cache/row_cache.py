@@ -23,7 +23,7 @@ from zarrpipe.store.backend.array_reader import AbsentChunks, OpenArray
 from zarrpipe.store.cache.array import CachedArray
 from zarrpipe.store.cache.fetch import Fetcher, Task, in_order
 from zarrpipe.store.cache.shared_cache import SharedCache
-from zarrpipe.store.cache.units import GENERATION, KEPT, UnitFile
+from zarrpipe.store.cache.unit_file import GENERATION, KEPT, UnitFile
 
 Wanted = Sequence[tuple[CachedArray, Int64Array, Int64Array]]
 """Rows of several arrays: an array, and the starts [K] and stops [K] of its segments."""

@@ -19,7 +19,7 @@ from zarrpipe.data.csr import Int64Array
 from zarrpipe.errors import StoreFormatError
 from zarrpipe.store.backend.files import write_at
 from zarrpipe.store.cache.directory import CacheDirLock, boot_id, remove_superseded
-from zarrpipe.store.cache.units import (
+from zarrpipe.store.cache.unit_file import (
     GENERATION,
     KEPT,
     LAST_USED,

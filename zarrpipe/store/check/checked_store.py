@@ -22,8 +22,14 @@ from zarrpipe.data.fields import (
 )
 from zarrpipe.errors import FieldError, StoreFormatError
 from zarrpipe.store.backend.location import Root
+from zarrpipe.store.check.damaged_rows import (
+    BLOCK_SAMPLES,
+    AddFinding,
+    BoolArray,
+    CheckedRows,
+    runs,
+)
 from zarrpipe.store.check.report import Finding, Severity
-from zarrpipe.store.check.rows import BLOCK_SAMPLES, AddFinding, BoolArray, CheckedRows, runs
 from zarrpipe.store.format.layout import (
     ATOMS_PTR,
     IDS,

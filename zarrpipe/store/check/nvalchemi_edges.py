@@ -24,8 +24,8 @@ from zarrpipe.errors import StoreFormatError
 from zarrpipe.store.backend import files
 from zarrpipe.store.backend.swap import swap_directories
 from zarrpipe.store.check.checked_store import CheckedStore, SampleBlock
+from zarrpipe.store.check.damaged_rows import BoolArray
 from zarrpipe.store.check.report import Finding, Severity, some
-from zarrpipe.store.check.rows import BoolArray
 
 RELATIVE = "shift the indices of each sample so that they count from the store"
 _NONE = np.iinfo(np.int64).max

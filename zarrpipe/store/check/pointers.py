@@ -13,8 +13,8 @@ import numpy as np
 from zarrpipe.data.csr import Int64Array
 from zarrpipe.data.fields import LEVELS, Level
 from zarrpipe.store.check.checked_store import POINTERS, CheckedStore
+from zarrpipe.store.check.damaged_rows import BLOCK_SAMPLES, AddFinding, BoolArray, CheckedRows
 from zarrpipe.store.check.report import Finding, Severity, some
-from zarrpipe.store.check.rows import BLOCK_SAMPLES, AddFinding, BoolArray, CheckedRows
 from zarrpipe.store.format.layout import ATOMS_PTR, IDS, SAMPLES_MASK
 
 UNMASK = "rewrite samples_mask, since the attributes count no deleted sample"

@@ -19,13 +19,13 @@ from zarrpipe.data.ids import structure_ids, zero_missing
 from zarrpipe.store.backend import files
 from zarrpipe.store.backend.lock import WriterLock
 from zarrpipe.store.backend.swap import remove_leftovers
+from zarrpipe.store.check.check_samples import DISCARD, SampleFindings, compute_ids
 from zarrpipe.store.check.checked_store import POINTERS, CheckedStore, sample_blocks
+from zarrpipe.store.check.damaged_rows import CheckedRows, runs
 from zarrpipe.store.check.nvalchemi_edges import RELATIVE, EdgeShifts, fix_relative_edges
 from zarrpipe.store.check.pointers import UNMASK, CheckedCounts
 from zarrpipe.store.check.report import Report, Severity, some
-from zarrpipe.store.check.rows import CheckedRows, runs
-from zarrpipe.store.check.samples import DISCARD, SampleFindings, compute_ids
-from zarrpipe.store.check.surroundings import SWEEP, leftovers
+from zarrpipe.store.check.stray_files import SWEEP, leftovers
 from zarrpipe.store.format.config import ZarrWriteConfig
 from zarrpipe.store.format.layout import ATOMS_PTR, EDGES_PTR, IDS, SAMPLES_MASK, present_path
 from zarrpipe.store.rewrite.delete_defragment import delete_samples

@@ -9,6 +9,7 @@ from zarrpipe.data.fields import Level
 from zarrpipe.errors import StoreFormatError, StoreNotFoundError, StoreReadOnlyError
 from zarrpipe.store.backend.location import Root, StoreLike
 from zarrpipe.store.backend.lock import WriterLock, holder_of
+from zarrpipe.store.check.check_samples import SampleFindings, StatisticsCheck
 from zarrpipe.store.check.checked_store import (
     CheckedStore,
     SampleBlock,
@@ -28,8 +29,7 @@ from zarrpipe.store.check.pointers import (
 )
 from zarrpipe.store.check.repair import Examination, repair_store
 from zarrpipe.store.check.report import FieldFacts, Finding, Report, Severity, worst_first
-from zarrpipe.store.check.samples import SampleFindings, StatisticsCheck
-from zarrpipe.store.check.surroundings import (
+from zarrpipe.store.check.stray_files import (
     holder_lives,
     report_chunk_files,
     report_leftovers,

@@ -23,7 +23,7 @@ from zarrpipe.data.csr import AnyArray
 from zarrpipe.errors import StoreFormatError
 from zarrpipe.store.backend.array_reader import AbsentChunks, OpenArray, check_rows
 from zarrpipe.store.backend.local_store import open_regular
-from zarrpipe.store.backend.mapping import AddressRange, maps_left
+from zarrpipe.store.backend.mapped_memory import AddressRange, maps_left
 from zarrpipe.store.format.layout import is_plain
 
 _MOST_OPEN = 8

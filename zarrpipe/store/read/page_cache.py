@@ -15,7 +15,7 @@ import numpy as np
 
 from zarrpipe.data.csr import AnyArray, Int64Array
 from zarrpipe.data.fields import Level
-from zarrpipe.store.backend.mapping import libc
+from zarrpipe.store.backend.mapped_memory import libc
 
 _STEP = 1 << 19  # a system may ask its disk for no more than this at once
 _WARM = 0.98

@@ -25,7 +25,7 @@ from zarrpipe.store.format.layout import (
 from zarrpipe.store.rewrite.merge_plan import MergePlan
 from zarrpipe.store.rewrite.merge_source import MergeSource, other_attributes
 from zarrpipe.store.rewrite.write_store import write_store
-from zarrpipe.store.write.plan import RowWrite
+from zarrpipe.store.write.append_plan import RowWrite
 from zarrpipe.store.write.store_writer import StoreWriter
 
 

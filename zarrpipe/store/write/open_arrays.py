@@ -27,8 +27,8 @@ from zarrpipe.store.format.layout import (
     meta_specs,
     present_spec,
 )
+from zarrpipe.store.write.append_plan import RowWrite, in_stages
 from zarrpipe.store.write.array_writer import ArrayWriter, PlainArrayWriter, open_array_writer
-from zarrpipe.store.write.plan import RowWrite, in_stages
 from zarrpipe.store.write.threads import run_concurrently
 
 _ENTRIES, _SYNCS = 1 << 20, 8

@@ -14,8 +14,8 @@ from zarrpipe.store.backend.location import Root
 from zarrpipe.store.format.commit_log import RowCounts
 from zarrpipe.store.format.layout import ATOMS_MASK, ATOMS_PTR, SAMPLES_MASK
 from zarrpipe.store.format.metadata import Attributes
+from zarrpipe.store.write.append_plan import RowWrite
 from zarrpipe.store.write.open_arrays import OpenArrays
-from zarrpipe.store.write.plan import RowWrite
 
 
 def check_whole(root: Root, attributes: Attributes, counts: RowCounts) -> None:

@@ -23,6 +23,14 @@ from zarrpipe.store.format.layout import (
 from zarrpipe.store.format.metadata import Attributes
 from zarrpipe.store.statistics.label_rows import SUMMED_LABELS
 from zarrpipe.store.statistics.stored_sums import StatisticsUpdater, remove_sums
+from zarrpipe.store.write.append_plan import (
+    NewArray,
+    RowWrite,
+    SchemaChange,
+    on_host,
+    plan_append,
+    plan_schema_change,
+)
 from zarrpipe.store.write.array_writer import ArrayWriter
 from zarrpipe.store.write.open_arrays import OpenArrays, wait_for_zarr
 from zarrpipe.store.write.open_for_writing import (
@@ -30,14 +38,6 @@ from zarrpipe.store.write.open_for_writing import (
     check_durable,
     check_free,
     check_writable,
-)
-from zarrpipe.store.write.plan import (
-    NewArray,
-    RowWrite,
-    SchemaChange,
-    on_host,
-    plan_append,
-    plan_schema_change,
 )
 from zarrpipe.store.write.recovery import (
     check_whole,

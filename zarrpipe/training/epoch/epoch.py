@@ -12,10 +12,7 @@ import numpy as np
 from zarrpipe.data.csr import Int64Array
 from zarrpipe.dataset.blocks import Blocks, block_order
 from zarrpipe.errors import ArgumentError
-from zarrpipe.training.epoch.draws import copies_in
-from zarrpipe.training.epoch.mixing import Mixture
-from zarrpipe.training.epoch.packing import Budgets, deal_steps, pack, pack_in_order, shared
-from zarrpipe.training.epoch.plans import (
+from zarrpipe.training.epoch.batch_plan import (
     IndexArray,
     Plan,
     cut,
@@ -23,6 +20,9 @@ from zarrpipe.training.epoch.plans import (
     first_indices,
     steps_of,
 )
+from zarrpipe.training.epoch.mixing import Mixture
+from zarrpipe.training.epoch.packing import Budgets, deal_steps, pack, pack_in_order, shared
+from zarrpipe.training.epoch.weighted_draws import copies_in
 
 _BLOCK = 1 << 20
 

@@ -14,8 +14,8 @@ from zarrpipe.data.fields import Level
 from zarrpipe.data.schema import Field
 from zarrpipe.data.validate import check_count
 from zarrpipe.errors import ArgumentError, ArgumentTypeError
-from zarrpipe.training.epoch.draws import Expected, draw
-from zarrpipe.training.epoch.plans import IndexArray
+from zarrpipe.training.epoch.batch_plan import IndexArray
+from zarrpipe.training.epoch.weighted_draws import Expected, draw
 
 OTHER = "other"
 """Key of the share of all values without a share of their own."""

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from zarrpipe.data.csr import Int64Array, pointers
 from zarrpipe.data.validate import check_count
 from zarrpipe.errors import ArgumentError, ArgumentTypeError
-from zarrpipe.training.epoch.plans import IndexArray
+from zarrpipe.training.epoch.batch_plan import IndexArray
 
 _WINDOW_BATCHES, _LEAST_WINDOW = 256, 1024
 _FEW = 4096

@@ -16,7 +16,7 @@ from zarrpipe.data.schema import Field
 from zarrpipe.dataset.stores import SampleIndexMap
 from zarrpipe.dataset.zarr_dataset import ZarrDataset
 from zarrpipe.errors import ArgumentError, ArgumentTypeError, SchemaError
-from zarrpipe.training.epoch.plans import IndexArray, index_dtype
+from zarrpipe.training.epoch.batch_plan import IndexArray, index_dtype
 from zarrpipe.training.splits.index_files import IdTable, described, read_ids
 
 SPLITS = ("train", "val", "test")

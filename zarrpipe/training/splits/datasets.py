@@ -15,7 +15,7 @@ from zarrpipe.dataset.zarr_dataset import ZarrDataset
 from zarrpipe.errors import ArgumentTypeError, StoreEmptyError, StoreFormatError
 from zarrpipe.store.backend.location import Root, StoreLike
 from zarrpipe.store.format.layout import IDS
-from zarrpipe.training.epoch.plans import IndexArray
+from zarrpipe.training.epoch.batch_plan import IndexArray
 from zarrpipe.training.ranks import all_ranks, rank, refresh_all_ranks, world_size
 from zarrpipe.training.splits.assignment import SPLITS, SplitAssignment, SplitRule
 

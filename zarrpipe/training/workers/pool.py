@@ -27,7 +27,7 @@ from zarrpipe.data.batch import Batch
 from zarrpipe.data.buffers import BufferPool
 from zarrpipe.data.csr import Int64Array
 from zarrpipe.dataset.zarr_dataset import ZarrDataset
-from zarrpipe.training.epoch.plans import BatchIndices
+from zarrpipe.training.epoch.batch_plan import BatchIndices
 from zarrpipe.training.workers.shared_slot import Slot
 from zarrpipe.training.workers.worker_main import ANSWER, REQUEST, received, split, worker_main
 

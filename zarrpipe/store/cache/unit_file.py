@@ -19,7 +19,7 @@ import numpy.typing as npt
 from zarrpipe.data.csr import AnyArray, Int64Array
 from zarrpipe.errors import StoreFormatError
 from zarrpipe.store.backend.files import write_at
-from zarrpipe.store.backend.mapping import AddressRange, libc
+from zarrpipe.store.backend.mapped_memory import AddressRange, libc
 from zarrpipe.store.cache.directory import flock
 
 ROWS, GENERATION, LAST_USED, SYNCED = range(4)

@@ -11,8 +11,8 @@ from zarrpipe.errors import StoreFormatError
 from zarrpipe.store.backend.lock import LOCK_FILE, Holder
 from zarrpipe.store.backend.swap import find_leftovers
 from zarrpipe.store.check.checked_store import CheckedStore
+from zarrpipe.store.check.damaged_rows import AddFinding, CheckedRows
 from zarrpipe.store.check.report import Finding, Severity
-from zarrpipe.store.check.rows import AddFinding, CheckedRows
 from zarrpipe.store.format.layout import GROUPS
 from zarrpipe.store.format.validate import translate_zarr_errors
 

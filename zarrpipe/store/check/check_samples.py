@@ -16,8 +16,8 @@ from zarrpipe.store.check.checked_store import (
     SampleBlock,
     any_of,
 )
+from zarrpipe.store.check.damaged_rows import AddFinding, BoolArray
 from zarrpipe.store.check.report import Finding, Severity, some
-from zarrpipe.store.check.rows import AddFinding, BoolArray
 from zarrpipe.store.format.commit_log import RowCounts
 from zarrpipe.store.format.layout import ATOMS_PTR, EDGES_PTR, IDS, SUMS, find_array
 from zarrpipe.store.statistics.label_rows import (

@@ -7,7 +7,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 
 from zarrpipe.dataset.zarr_dataset import ZarrDataset
-from zarrpipe.training.epoch.plans import IndexArray
+from zarrpipe.training.epoch.batch_plan import IndexArray
 from zarrpipe.training.lightning_resume import check_seed, shareable, unfinished
 from zarrpipe.training.loader import GraphLoader
 from zarrpipe.training.settings import Settings

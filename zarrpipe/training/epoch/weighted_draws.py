@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from zarrpipe.data.csr import Int64Array
-from zarrpipe.training.epoch.plans import IndexArray, index_dtype
+from zarrpipe.training.epoch.batch_plan import IndexArray, index_dtype
 
 Float64Array = npt.NDArray[np.float64]
 
