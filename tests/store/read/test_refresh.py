@@ -293,3 +293,22 @@ def test_a_batch_that_fails_for_the_machine(tmp_path, monkeypatch, error):
             view.gather(np.arange(3))
         assert caught.value is error
     assert_batches_equal(view.gather(np.arange(3)), numbered_batch(range(3)))
+
+
+@pytest.mark.parametrize("damage", ["chunk", "metadata", "array"])
+def test_damaged_ids_are_told_to_those_who_ask_for_ids(tmp_path, damage):
+    with ZarrData(tmp_path / "a") as sink:
+        sink.write(numbered_batch(range(20)))
+    ids = tmp_path / "a/meta/ids"
+    if damage == "chunk":
+        os.truncate(ids / "c/0", 8)
+    elif damage == "metadata":
+        (ids / "zarr.json").write_text("{")
+    else:
+        shutil.rmtree(ids)
+    view = StoreView(tmp_path / "a")
+    assert view.refresh() == 0
+    assert_batches_equal(view.gather(np.arange(20)), numbered_batch(range(20)))
+    if damage != "array":  # without the array they are computed
+        with pytest.raises(StoreFormatError, match="meta/ids"):
+            view.ids  # noqa: B018

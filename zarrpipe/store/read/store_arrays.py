@@ -58,12 +58,12 @@ class StoreArrays:
         self._row_cache: RowCache | None = None
         self._group: zarr.Group
         self._attributes: Attributes
-        self._has_ids = False
+        self._ids_readable = True
 
     def follow(self, group: zarr.Group, attributes: Attributes) -> None:
         """Open arrays out of this group from now on."""
         self._group, self._attributes = group, attributes
-        self._has_ids = self._has_ids or find_array(group, IDS) is not None
+        self._ids_readable = True
 
     def find(self, path: str) -> ArrayReader | None:
         """Reader of an array that was opened, or None."""
@@ -96,7 +96,7 @@ class StoreArrays:
 
     def release(self) -> None:
         """Drop all readers."""
-        self._readers, self._has_ids = {}, False
+        self._readers = {}
         if self._row_cache is not None:
             self._row_cache.close()
             self._row_cache = None
@@ -198,15 +198,21 @@ class StoreArrays:
 
         They tell whether other samples were put in their place.
         """
-        rows = dict.fromkeys(SEGMENTED.values(), samples)
-        if self._has_ids:
-            rows[IDS] = samples - 1
         found = {}
-        for path, row in rows.items() if samples else ():
-            reader = self.open(path)
-            if isinstance(reader, MappedArray) and reader.within(row + 1) > row:
-                reader.ensure(row + 1)
-                found[path] = int(reader.data[row])
+        for path in SEGMENTED.values() if samples else ():
+            pointers = self.open(path)
+            if isinstance(pointers, MappedArray):
+                pointers.ensure(samples + 1)
+                found[path] = int(pointers.data[samples])
+        if samples and self._ids_readable:
+            try:
+                ids = self.open(IDS)
+                if isinstance(ids, MappedArray) and ids.within(samples) == samples:
+                    ids.ensure(samples)
+                    found[IDS] = int(ids.data[samples - 1])
+            except StoreFormatError:  # absent, or damaged, which `StoreView.ids` reports
+                self._ids_readable = False
+                self.drop(IDS)
         return found
 
     def _opened(self, path: str) -> ArrayReader:
