@@ -17,18 +17,7 @@ UNUSABLE = 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command.
-
-    Parameters
-    ----------
-    argv
-        Arguments without the name of the program; those of the process by default.
-
-    Returns
-    -------
-    int
-        The exit code.
-    """
+    """Run a command with `argv`, by default the arguments of the process; return the exit code."""
     arguments = _parser().parse_args(argv)
     try:
         return int(arguments.run(arguments))

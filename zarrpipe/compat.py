@@ -1,8 +1,8 @@
-"""Where releases of the libraries differ, and every private name of theirs that is used.
+"""Differences between releases of the libraries, and every private name of theirs in use.
 
-zarrpipe runs with zarr 3.1.6 to 3.4, Lightning 2.6, torch-sim 0.3 to 0.6 and nvalchemi 0.2 and
-0.3. A name in `PRIVATE_NAMES` may go in any release; a test looks each one up in what is installed,
-and another finds private names that are used and not listed.
+zarrpipe runs with zarr 3.1.6 to 3.4, Lightning 2.6, torch-sim 0.3 to 0.6 and nvalchemi 0.2 and 0.3.
+A name in `PRIVATE_NAMES` may go in any release; a test looks each one up in what is installed, and
+another finds private names that are used and not listed.
 """
 
 from collections.abc import MutableMapping
@@ -30,18 +30,9 @@ __all__ = [
 
 @dataclass(frozen=True)
 class PrivateName:
-    """A name that a library does not promise to keep.
+    """A name that a library does not promise to keep, and why its `user`, a module, needs it.
 
-    Parameters
-    ----------
-    owner
-        Module, or ``module:class`` whose instances have it.
-    name
-        Attribute, dotted where it is one of an attribute.
-    user
-        Module of zarrpipe that uses it.
-    reason
-        What it is used for, where no public name does the same.
+    `owner` is a module, or ``module:class`` whose instances have the name; `name` may be dotted.
     """
 
     owner: str
@@ -61,7 +52,7 @@ FIT_LOOP_COUNTS = tuple(
         ("epoch_loop.batch_progress.total.ready", "whether a fit continues from a checkpoint"),
     )
 )
-"""What a checkpoint needs to know of a Lightning fit loop: how much was trained on."""
+"""Counters of a Lightning fit loop that a checkpoint needs: how much was trained on."""
 
 FIT_LOOP_RESUME = tuple(
     PrivateName(_FIT_LOOP, name, _RESUME, reason)
@@ -81,7 +72,7 @@ FIT_LOOP_RESUME = tuple(
         ("_last_train_dl_reload_epoch", "fetches the training loader anew"),
     )
 )
-"""What continuing a fit from a checkpoint needs besides; public names that are undocumented too."""
+"""Further names that continuing a fit needs, including public ones without documentation."""
 
 PRIVATE_NAMES = (
     PrivateName(
@@ -172,7 +163,7 @@ def torch_sim_pbc_is_bool(state_class: type[Any]) -> bool:
 
 
 def row_chunks(row_shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Chunks that span a row; zarr from 3.2 on takes a chunk of 0 for one of 1, and makes none."""
+    """Chunks that span a row: an extent of 0 gives a chunk of 1, as zarr from 3.2 on has it."""
     return tuple(max(extent, 1) for extent in row_shape)
 
 

@@ -36,7 +36,7 @@ _SOURCE = "source"
 
 
 class IndexNode(BaseNode):  # type: ignore[misc]  # torchdata is not followed
-    """Base of nodes that give `BatchIndices`, and whose state can be that before their last items.
+    """Base of nodes that give `BatchIndices` and can return their state before their last items.
 
     A node that takes items ahead of time needs such a source, as its own state is the one before
     the items that it still holds.
@@ -210,7 +210,7 @@ class BatchReader:
 
 
 def _check_thread(error: BaseException) -> None:
-    """Raise what torchdata hands on from a thread: its reader would wait forever for an exit."""
+    """Turn an exit in a thread into RuntimeError: torchdata's reader would wait forever for it."""
     in_thread = threading.current_thread() is not threading.main_thread()
     if in_thread and not isinstance(error, Exception):
         raise RuntimeError(f"reading a batch in a thread raised {error!r}") from error
@@ -302,7 +302,7 @@ class WorkerReader(BaseNode):  # type: ignore[misc]  # torchdata is not followed
 
 
 def _index_node(source: Any) -> IndexNode:
-    """Refuse a source whose state cannot go back by some items."""
+    """Refuse a source that cannot give its state before its last items."""
     if not isinstance(source, IndexNode):
         raise ArgumentTypeError(
             f"source is a {type(source).__name__}, expected an IndexNode such as "

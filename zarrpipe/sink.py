@@ -201,7 +201,7 @@ class ZarrData(WriterOwner):
             self._deferred.append(chosen.detach().clone().cpu())
 
     def _write_deferred(self, *, done: bool) -> None:
-        """Write what was deferred, before or after (`done`) the work of a call."""
+        """Write the deferred batches, before or after (`done`) the work of a call."""
         while self._deferred:
             batch, before = self._deferred[0], self._count()
             try:
@@ -272,7 +272,10 @@ class ZarrData(WriterOwner):
 
     @synchronized
     def _drain(self, drained: list[Batch]) -> None:
-        """Empty the sink, once its samples are in a list of the caller."""
+        """Read all samples into a list of the caller, then empty the sink.
+
+        The list has them even if emptying is interrupted.
+        """
         self._check_open()
         self._write_deferred(done=False)
         if self._count():
@@ -313,7 +316,7 @@ class ZarrData(WriterOwner):
             )
 
     def _holds_more(self, count: int) -> bool:
-        """Whether a fresh look finds more samples than `count`, not a store that cannot be read."""
+        """Whether a fresh look finds more samples than `count`; False for an unreadable store."""
         self._view = None
         try:
             view = self._reader()

@@ -41,7 +41,7 @@ def from_ase(
     Energy, forces, stress, dipole and charges are taken from an attached calculator if it holds
     them for the present positions, numbers and cell: nothing is ever calculated here, and results
     that a later change has made stale are left out. Forces are those of the calculator, without
-    constraints applied. What only some of the systems have is marked absent for the others.
+    constraints applied. Fields of only some systems are marked absent for the others.
 
     Parameters
     ----------

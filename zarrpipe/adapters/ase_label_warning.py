@@ -74,9 +74,10 @@ def warn_of_unused_labels(
 ) -> None:
     """Warn where an entry of ``atoms.info`` or ``atoms.arrays`` looks like a label.
 
-    For atoms without results (`results_of` names those there are), every numeric entry that ASE
-    does not set by itself counts; for atoms with results, an entry with the name and shape of a
-    label. Entries whose shape or dtype differs between the atoms cannot become a field: no warning.
+    `results_of` returns the names of an atoms object's results. For atoms without results, every
+    numeric entry that ASE does not set by itself counts; for others, an entry with the name and
+    shape of a label. Entries whose shape or dtype differs between the atoms cannot become a field,
+    and give no warning.
     """
     entries = _entries(systems, results_of)
     labels = [entry for entry, values in entries.items() if _looks_like_label(*entry, values)]
@@ -157,7 +158,7 @@ def _level(where: str) -> Level:
 
 
 def _name(where: str, key: str, values: list[_Value], others: Collection[str]) -> str | None:
-    """Name of a field for an entry: the registry's if its key says so; None if none is possible."""
+    """Name of a field for an entry, the registry's if its key says so; None if none is possible."""
     taken = {name for one in values for name in one.results}.union(others)
     name = _label(where, key)
     if name is not None and name not in taken and _fits(where, name, values):

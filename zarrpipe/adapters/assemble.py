@@ -37,8 +37,8 @@ def fit_rows(
 
     Integers of a float field take `dtype`, that of the positions; whole floats of an integer or
     bool field become integers; the ``[3 B, 3]`` cells of a PyG batch become ``[B, 3, 3]``, a scalar
-    per system ``[B, 1]``. A tensor that does not fit, or whose values would change, is returned as
-    it is: `Batch` refuses it with a message.
+    per system ``[B, 1]``. A tensor that does not fit, or whose values would change, is returned
+    unchanged: `Batch` refuses it with a message.
     """
     value = _of_kind(name, value.detach(), dtype)
     spec = CORE_FIELDS.get(name)

@@ -44,7 +44,7 @@ def from_nvalchemi(data: "NvalchemiBatch | NvalchemiData") -> Batch:
 
 
 def _level(name: str, value: Any, declared: dict[str, str], rows: dict[Level, int]) -> Level | None:
-    """Level of a tensor of a batch; None for what is not stored."""
+    """Level of a tensor of a batch; None for one that is not stored."""
     if not isinstance(value, torch.Tensor) or value.ndim == 0 or name in _EPHEMERAL:
         return None
     if name in declared and declared[name] not in _LEVELS:

@@ -67,7 +67,8 @@ class Graphs:
     """The tensors of PyG's ``Data`` or ``Batch``, or of MACE's copies of them.
 
     `names` has our name by attribute, `levels` the level of a user's own field by our name,
-    `skipped` attributes to leave out, and `extra` tensors that the object lacks, by attribute.
+    `skipped` the attributes to leave out, and `extra` the tensors that the object lacks, by
+    attribute.
     """
 
     def __init__(

@@ -20,10 +20,9 @@ Converted = Batch | AtomicData | Sequence[AtomicData | Batch]
 
 @dataclass(frozen=True)
 class Adapter:
-    """Conversion of the objects of one class.
+    """Conversion of the objects of class `name` of a module in `package`.
 
-    The class is `name` of a module in `package`. `convert` is called with one object, or with a
-    list of them if `takes_list`, and with the options of `as_batch`.
+    `convert` takes one object, or a list of them if `takes_list`, and the options of `as_batch`.
     """
 
     package: str

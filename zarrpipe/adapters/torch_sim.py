@@ -26,7 +26,7 @@ def from_torch_sim(state: "SimState") -> Batch:
     ``masses`` become ``atomic_masses``, and positions, momenta, velocities, forces, energy and
     stress keep their names. Other per-atom and per-system fields are fields of the user's own,
     scalars per system as ``[B, 1]``. A global number or tensor is repeated for each system.
-    What is no number (for example the chain of a thermostat) is left out.
+    Anything without a number (such as the chain of a thermostat) is left out.
 
     Parameters
     ----------
@@ -55,7 +55,7 @@ def from_torch_sim(state: "SimState") -> Batch:
 
 
 def _grouped(system_idx: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor]:
-    """Permutation that puts the atoms of each system together (None if they are), and counts."""
+    """Permutation that groups the atoms by system (None if they are grouped), and counts."""
     num_atoms = torch.bincount(system_idx)
     if bool((system_idx.diff() < 0).any()):
         return torch.argsort(system_idx, stable=True), num_atoms
@@ -117,7 +117,7 @@ def _masses(batch: Batch) -> torch.Tensor:
 
 
 def _one_pbc(batch: Batch, *, per_direction: bool) -> bool | list[bool]:
-    """The pbc that all systems have, as one bool where all directions have it."""
+    """The pbc that all systems share, as one bool if it is the same in all directions."""
     if "pbc" not in batch:
         return False
     pbc = batch.pbc

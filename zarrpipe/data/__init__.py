@@ -1,1 +1,1 @@
-"""Fields, systems and batches: the vocabulary that every other floor speaks."""
+"""Fields, systems and batches, on which every other subpackage builds."""

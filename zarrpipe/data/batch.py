@@ -107,7 +107,7 @@ class Batch(FieldTensors):
     ) -> Self:
         """Wrap tensors that are known to fit, without checking or copying.
 
-        `buffer` is what most of them are views of, for copies in one piece.
+        Most of them are views of `buffer`, which a transfer copies in one piece.
         """
         batch = cls.__new__(cls)
         batch._put(fields, levels, pointers, present, buffer)
@@ -133,7 +133,7 @@ class Batch(FieldTensors):
 
     @classmethod
     def _of_bytes(cls, packed: PackedTensors) -> Self:
-        """Batch whose tensors, views of the bytes, are made when one is asked for."""
+        """Batch that makes its tensors, as views of the bytes, at the first access."""
         batch = cls.__new__(cls)
         put = object.__setattr__
         put(batch, "_bytes", packed)
@@ -141,7 +141,7 @@ class Batch(FieldTensors):
         return batch
 
     def _unset(self, name: str) -> Any:
-        """Make the tensors of a batch that has only bytes so far, and give the named slot."""
+        """Make the tensors of a batch that has only bytes so far, and return the named slot."""
         if name not in _MADE_LATER:
             raise AttributeError(name)
         packed = self._bytes
@@ -343,7 +343,7 @@ class Batch(FieldTensors):
         )
 
     def _replace(self, fields: Mapping[str, torch.Tensor]) -> Self:
-        """Batch that shares all tensors but those of `fields`, which it has, and presence."""
+        """Batch with other tensors for some of its fields; all else is shared."""
         return self._trusted(
             {**self._fields, **fields},
             dict(self._levels),

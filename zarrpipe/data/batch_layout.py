@@ -1,4 +1,4 @@
-"""A batch as one run of bytes: how they are laid out, and the tensors that are made of them."""
+"""A batch as contiguous bytes: its layout, and tensors as views of the bytes."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -14,24 +14,16 @@ from zarrpipe.data.csr import AnyArray, Int64Array
 from zarrpipe.data.fields import LEVELS, SEGMENTED, Level
 
 POINTER_ROWS = len(LEVELS)
-"""Stands for a level where an array has a row more than there are systems."""
+"""Stands for the level of a pointer array, which has one row more than there are systems."""
 FIELD, PRESENT, POINTERS = range(3)
-"""Roles of an array: a field, which systems have one, and the pointers of a level."""
+"""Roles of an array: a field, its presence, and the pointers of a level."""
 
 
 class ArraySpec(NamedTuple):
-    """One array of a batch.
+    """One array of a batch; `shape` is that of a row.
 
-    Parameters
-    ----------
-    role
-        `FIELD`, `PRESENT` or `POINTERS`.
-    name
-        Name of the field; "" for pointers.
-    level
-        Number of the level that has its rows, or `POINTER_ROWS`.
-    dtype, shape
-        NumPy dtype, and shape of a row.
+    `role` is `FIELD`, `PRESENT` or `POINTERS`; `level` is the number of a level, or `POINTER_ROWS`;
+    `name` is "" for pointers.
     """
 
     role: int
@@ -42,15 +34,10 @@ class ArraySpec(NamedTuple):
 
 
 class BatchLayout(NamedTuple):
-    """Where the arrays of a batch are in its bytes.
+    """Layout of a batch's bytes: the fields, then presence, then the pointers of each level.
 
-    Parameters
-    ----------
-    arrays
-        Fields, then presence, then the pointers of each level.
-    numbers
-        Rows by level, entries of a pointer array, offset in bytes of each array, and the length of
-        all.
+    `numbers` has the rows by level, the entries of a pointer array, the offset in bytes of each
+    array, and the length of all in bytes.
     """
 
     arrays: tuple[ArraySpec, ...]
@@ -62,7 +49,7 @@ class BatchLayout(NamedTuple):
         return self.numbers[-1]
 
     def views(self, buffer: Bytes) -> list[AnyArray]:
-        """Every array, as a view of the bytes."""
+        """Every array as a view of the bytes."""
         numbers = self.numbers
         return [
             np.ndarray((numbers[level], *shape), dtype, buffer, offset)
@@ -78,16 +65,9 @@ class BatchLayout(NamedTuple):
 
 
 class BatchBytes:
-    """The bytes of a batch, of which its tensors are made when one is asked for.
+    """Bytes of a batch, on the CPU as an array or on any device as a tensor, and their layout.
 
-    Parameters
-    ----------
-    arrays
-        See `BatchLayout`.
-    numbers
-        The same, or an array of them.
-    buffer
-        Bytes on the CPU as an array, or a tensor of them on any device.
+    Its tensors are made at the first access, and `numbers` may be an array until then.
     """
 
     __slots__ = ("_arrays", "_numbers", "buffer")
@@ -102,7 +82,7 @@ class BatchBytes:
 
     @property
     def layout(self) -> BatchLayout:
-        """Where the arrays are."""
+        """Layout of the bytes."""
         numbers = self._numbers
         if isinstance(numbers, np.ndarray):
             numbers = self._numbers = numbers.tolist()
@@ -125,7 +105,7 @@ class BatchBytes:
         return BatchBytes(self._arrays, self._numbers, copy(torch.as_tensor(self.buffer)))
 
     def _tensors(self) -> list[torch.Tensor]:
-        """Tensors of all arrays; none is a view of another, as those share a version counter."""
+        """Tensors of all arrays, none a view of another, as views share a version counter."""
         buffer = self.buffer
         if isinstance(buffer, np.ndarray):
             return [*map(torch.from_numpy, self.layout.views(buffer))]
@@ -145,26 +125,10 @@ def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def pack(batch: Batch, out: Bytes | None = None) -> tuple[BatchLayout, Bytes]:
-    """Bytes of a batch on the CPU, and their layout.
+    """Pack a batch on the CPU, without gradient history, into `out` or by default its own buffer.
 
-    Parameters
-    ----------
-    batch
-        On the CPU; gradient history is not kept.
-    out : array [n] uint8, optional
-        Where to copy the batch; by default its own buffer if it is views of one, else a new one.
-
-    Returns
-    -------
-    BatchLayout
-        For `unpack`.
-    array [n] uint8
-        `out`, or the buffer.
-
-    Raises
-    ------
-    ValueError
-        If `out` is too short; `packed_bytes` says how long it has to be.
+    A batch that is not a view of one buffer gets a new one. `out` shorter than `packed_bytes`
+    raises ValueError.
     """
     layout, tensors, whole = _laid_out(batch)
     if out is None:
@@ -192,7 +156,7 @@ def unpack(layout: BatchLayout, buffer: Bytes | torch.Tensor) -> Batch:
 
 
 def _laid_out(batch: Batch) -> tuple[BatchLayout, list[torch.Tensor], Bytes | None]:
-    """Layout of a batch, its tensors, and its buffer if all of them are in it."""
+    """Layout of a batch, its tensors, and its buffer if that holds all of them."""
     if isinstance(batch._bytes, BatchBytes):
         return batch._bytes.layout, [], np.asarray(batch._bytes.buffer)
     levels, fields, masks = batch.levels, batch.fields, sorted(batch.partly_present)
@@ -239,7 +203,7 @@ def _offsets_in(whole: Bytes, tensors: list[torch.Tensor]) -> list[int] | None:
 
 
 def _layout(arrays: tuple[Any, ...], numbers: tuple[int, ...]) -> BatchLayout:
-    """Layout of plain tuples."""
+    """Layout from plain tuples."""
     specs = tuple(
         ArraySpec(role, name, level, np.dtype(dtype), shape)
         for role, name, level, dtype, shape in arrays

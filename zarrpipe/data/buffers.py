@@ -1,4 +1,4 @@
-"""Memory for batches: one buffer holds every array of a batch, and is used again once it is free.
+"""Memory for batches: one buffer holds every array of a batch and is reused once it is free.
 
 Fresh pages cost as much as the copy into them, and one buffer crosses to a GPU or to another
 process in one copy.
@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 ALIGNMENT = 64
-"""Bytes: where an array of a batch begins in its buffer is a multiple of this."""
+"""Arrays of a batch begin at multiples of this many bytes in its buffer."""
 
 Bytes = npt.NDArray[np.uint8]
 Key = TypeVar("Key")
@@ -26,9 +26,9 @@ _LARGEST_KEPT = 1 << 26
 class BufferPool:
     """A few buffers that are lent until nothing refers to them.
 
-    A buffer is free once no array or tensor that was made of it is alive, which its reference count
-    says. With CUDA in use in this process, buffers are page-locked and come from torch's own pool,
-    which also waits for copies that are under way.
+    The reference count tells whether an array or tensor made of a buffer is alive. With CUDA in use
+    in this process, buffers are page-locked and come from torch's own pool, which also waits for
+    copies that are under way.
 
     Examples
     --------
@@ -46,7 +46,7 @@ class BufferPool:
         self._unused = sys.getrefcount(self._buffers[0])
 
     def take(self, nbytes: int) -> tuple[Bytes, torch.Tensor | None]:
-        """Array of `nbytes`, a multiple of `ALIGNMENT`; with the tensor if it is page-locked."""
+        """Array of `nbytes`, a multiple of `ALIGNMENT`, and its tensor if it is page-locked."""
         if page_locked():
             pinned = torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
             return pinned.numpy(), pinned
@@ -89,9 +89,9 @@ def moved(
     tensors: dict[Key, torch.Tensor],
     copy: Callable[[torch.Tensor], torch.Tensor],
 ) -> tuple[torch.Tensor, dict[Key, torch.Tensor]]:
-    """Copy a buffer as one piece, and find in the copy what the tensors are in the original.
+    """Copy a buffer in one piece; return the copy, and the tensors as parts of it.
 
-    A tensor that is no contiguous part of the buffer or needs a gradient is copied by itself.
+    A tensor that is not a contiguous part of the buffer, or needs a gradient, is copied separately.
     """
     whole = copy(buffer)
     storage, first, result = whole.untyped_storage(), buffer.data_ptr(), {}
@@ -114,5 +114,5 @@ def moved(
 
 
 def owned(tensor: torch.Tensor) -> torch.Tensor:
-    """Tensor whose memory is its own, so that a pickle of it holds no other's bytes."""
+    """Tensor that owns its memory, so that its pickle holds no other tensor's bytes."""
     return tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor

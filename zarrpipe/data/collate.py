@@ -21,7 +21,7 @@ Parts = tuple[
 
 
 class PackedTensors(Protocol):
-    """Bytes of a batch, of which its tensors are made when one is asked for."""
+    """Bytes of a batch, whose tensors are made at the first access."""
 
     @property
     def buffer(self) -> Bytes | torch.Tensor:
@@ -94,9 +94,9 @@ def one_system(
 def shift_rows(
     values: torch.Tensor, shift: torch.Tensor, counts: torch.Tensor, total: int | None = None
 ) -> None:
-    """Add in place, to the row numbers of each system, of which `counts` [B] says how many.
+    """Add `shift` [B] in place to the row numbers of each system, which has `counts` [B] of them.
 
-    `shift` is [B]; `total` rows, where they are known, save a GPU a wait for their number.
+    `total`, the sum of the counts, saves a wait for the GPU.
     """
     of_rows = torch.repeat_interleave(shift, counts, output_size=total)
     values += of_rows.reshape(-1, *(1,) * (values.ndim - 1))

@@ -117,14 +117,14 @@ class FieldTensors:
         return self
 
     def _field(self, name: str) -> torch.Tensor:
-        """Tensor of a field, or an error that names those there are."""
+        """Tensor of a field; an unknown name raises an error that lists the fields."""
         try:
             return self._fields[name]
         except (KeyError, TypeError):
             raise UnknownFieldError(self._lacks(name, self._fields)) from None
 
     def _lacks(self, name: str, have: Iterable[str]) -> str:
-        """Message that there is no field `name`, with a PyG name's counterpart here."""
+        """Message that there is no field `name`, which suggests our name in place of PyG's."""
         meant = _PYG_NAMES.get(name) if isinstance(name, str) else None
         here = meant is not None and (meant in self._fields or meant in self._also)
         hint = f" (did you mean {meant!r}?)" if here else ""
@@ -177,7 +177,7 @@ class FieldTensors:
         raise NotImplementedError
 
     def _transfer(self, copy: Callable[[torch.Tensor], torch.Tensor]) -> Self:
-        """As `_map` for functions that copy bytes as they are, which allows one copy of all."""
+        """As `_map`, for functions that keep the bytes, so that one copy of the whole is enough."""
         return self._map(copy)
 
     def to(
@@ -224,7 +224,7 @@ class FieldTensors:
         return cast(torch.Tensor, self._unset(name))
 
     def _unset(self, name: str) -> Any:
-        """Give a slot that was not set yet."""
+        """Return a slot that was not set yet."""
         raise AttributeError(name)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -238,8 +238,8 @@ def _tensor_of(name: str, value: Any, like: torch.dtype | None) -> torch.Tensor:
     """Tensor of an array, or of one or several Python numbers.
 
     Arrays keep their dtype. Python numbers of a float field take `like`, the dtype of the
-    positions, but a single number keeps the float64 that Python has: a total energy loses meV in
-    float32. An empty list has the dtype of its field.
+    positions, but a single number stays float64: a total energy loses meV in float32. An empty list
+    takes the dtype of its field.
     """
     plain = _plain(name, value)
     try:
@@ -262,7 +262,7 @@ def _tensor_of(name: str, value: Any, like: torch.dtype | None) -> torch.Tensor:
 
 
 def _plain(name: str, value: Any) -> Any:
-    """Value whose arrays are as torch takes them."""
+    """Convert arrays, alone or in a list, by `plain_array`."""
     if isinstance(value, np.ndarray):
         way = ", or leave the field out of the systems that lack it: presence records that"
         return plain_array(f"field {name!r}", value, way)

@@ -44,10 +44,10 @@ def segment_rows(starts: Int64Array, ptr: Int64Array) -> Int64Array:
 
 
 def positions_of(index: Any, count: int, one: str, whole: str) -> Int64Array:
-    """Non-negative positions [K] among `count` of an index.
+    """Non-negative positions [K] of an index into `count` entries.
 
-    The index is integers [K] counted from either end, one integer, a bool mask [count], or a
-    slice. Errors say that there is no such `one` ("sample") of `whole` ("a dataset").
+    The index is integers [K] counted from either end, one integer, a bool mask [count], or a slice.
+    Errors say that `whole` ("a dataset") has no such `one` ("sample").
 
     Examples
     --------
@@ -144,6 +144,6 @@ def tensor_pointers(counts: torch.Tensor) -> torch.Tensor:
 def tensor_segment_rows(
     starts: torch.Tensor, ptr: torch.Tensor, total: int | None = None
 ) -> torch.Tensor:
-    """`segment_rows` for torch tensors; a GPU is not waited for if the `total` is known."""
+    """`segment_rows` for torch tensors; a known `total` saves a wait for the GPU."""
     rows = torch.repeat_interleave(starts - ptr[:-1], ptr.diff(), output_size=total)
     return rows + torch.arange(rows.shape[0], device=rows.device)

@@ -1,7 +1,6 @@
-"""The tables of levels and of fields, stated once.
+"""The tables of levels and of fields, which define both for the whole package.
 
-Everything that loops over levels, or needs to know what a field is, asks here. Names, levels and
-shapes are those of nvalchemi 0.2; units are those of ASE.
+Names, levels and shapes are those of nvalchemi 0.2; units are those of ASE.
 """
 
 import difflib
@@ -18,7 +17,7 @@ from zarrpipe.errors import FieldError
 
 
 class Level(StrEnum):
-    """What a row of a field belongs to."""
+    """Owner of a row of a field: an atom, an edge or a system."""
 
     ATOM = "atom"
     EDGE = "edge"
@@ -31,21 +30,19 @@ class LevelSpec:
 
     Parameters
     ----------
-    number
-        Place in the table, and in arrays that are indexed by level.
     mask
-        Array of a store that says which rows are not deleted.
+        Array of a store that marks the rows that are not deleted.
     counted_by
         What fixes the number of rows of a batch, for messages.
     pointers, batch_pointers
-        Pointer array [N+1] of a store, and its name [B+1] in a batch; None where each sample has
+        Names of the pointer array [N+1] of a store and [B+1] of a batch; None where each sample has
         one row.
     parent
         The level whose rows own rows of this one; None for systems.
     least
         Fewest rows of a sample.
     expected
-        Rows of a sample that sizes of chunks are made for.
+        Rows of a sample, for which chunks are sized.
     """
 
     number: int
@@ -107,20 +104,16 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True)
 class FieldSpec:
-    """What is fixed about a field before any data are seen.
+    """Properties of a field that are fixed before any data are seen.
 
     Parameters
     ----------
-    name
-        The field's name.
-    level
-        What a row of the field belongs to.
     kind
         The family of dtypes; an integer field is kept as int64, a bool field as bool.
     shape
         Shape of one row; None leaves it to the data.
     unit
-        Unit in ASE's system, "" for what has none.
+        Unit in ASE's system, "" for none.
     rank
         How a row turns with its system: 0 not at all, 1 as vectors along the last axis (those of
         a cell are its rows), 2 as tensors of rank two along the last two; None leaves it to the
@@ -182,17 +175,14 @@ REQUIRED_FIELDS = ("positions", "atomic_numbers")
 INDEX_FIELDS: Mapping[str, Level] = MappingProxyType(
     {spec.name: spec.index_of for spec in CORE_FIELDS.values() if spec.index_of is not None}
 )
-"""Fields whose values are row numbers, and of which level."""
+"""Fields whose values are row numbers, with the level whose rows they count."""
 
 
 def level_of(name: str, level: Level | str | None = None) -> Level:
     """Level of a field, from the registry or, for a field of a user's own, from `level`.
 
-    Raises
-    ------
-    FieldError
-        If the field is not in the registry and `level` is None, if `level` contradicts the
-        registry, or if it is not a level.
+    Raises `FieldError` for a `level` that is not one or contradicts the registry, and for a field
+    that is not in the registry without a level.
 
     Examples
     --------
@@ -246,7 +236,7 @@ def check_name(name: str) -> None:
 def check_new_names(names: Iterable[str], known: Callable[[], Collection[str]] = frozenset) -> None:
     """Refuse counts such as ``num_atoms`` and Python's keywords, unless the store has them.
 
-    `known` gives the names that the store has; it is called only for such a name.
+    `known` returns the names that the store has; it is called only for such a name.
     """
     for name in names:
         if not (name in COUNTS or keyword.iskeyword(name)) or name in known():
@@ -268,7 +258,7 @@ _LONGEST_NAME = 255
 
 
 def shape_hint(given: tuple[int, ...], fixed: tuple[int, ...]) -> str:
-    """How rows of one number take another shape; empty if that is not all that differs."""
+    """Hint for a message on how to turn rows of shape () into (1,) or back; else empty."""
     if {given, fixed} != {(), (1,)}:
         return ""
     if fixed == ():
@@ -312,8 +302,8 @@ _STORABLE = tuple(dtype for family in _ALLOWED_DTYPES.values() for dtype in fami
 def as_field_dtype(name: str, value: torch.Tensor) -> torch.Tensor:
     """Bring a tensor to the dtype family that the registry has for its field, or refuse it.
 
-    Integer fields become int64; a bool field takes bool, or integers that are all 0 or 1.
-    A field of a user's own keeps its dtype.
+    Integer fields become int64; a bool field takes bool, or integers that are all 0 or 1. A user's
+    own field keeps its dtype.
     """
     check_dense(name, value)
     if value.dtype not in _STORABLE:

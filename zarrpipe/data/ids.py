@@ -58,16 +58,8 @@ def structure_ids(
 ) -> UInt64Array:
     """Ids [B] uint64 of the structures of a batch.
 
-    Parameters
-    ----------
-    positions : array [V, 3]
-        Angstrom.
-    atomic_numbers : array [V]
-    ptr : array [B+1]
-        Pointers to the atoms of each structure; none is empty.
-    cell : array [B, 3, 3], optional
-        Angstrom.
-    pbc : array [B, 3], optional
+    `positions` [V, 3] and `cell` [B, 3, 3] are in Angstrom, `pbc` is [B, 3]. `ptr` [B+1] points to
+    the atoms of each structure, and none is empty.
 
     Examples
     --------
@@ -93,7 +85,7 @@ def structure_ids(
 
 @functools.cache
 def compiled_ids() -> Callable[..., None]:
-    """The compiled `_ids`, from numba's cache on disk where there can be one."""
+    """Compiled `_ids`, from numba's cache on disk where a directory for it can be written."""
     from numba import njit, types  # noqa: PLC0415  half a second
 
     rows = types.Array(types.uint64, 2, "C", readonly=True)
@@ -116,7 +108,7 @@ def _ids(positions: Any, kinds: Any, ptr: Any, cell: Any, pbc: Any, out: Any) ->
         return bits ^ (bits >> np.uint64(31))
 
     def one(bits: Any) -> Any:
-        """Bits with one zero and one NaN."""
+        """Bits of a float, the same for both zeros and the same for all NaNs."""
         size = bits & _ALL_BUT_SIGN
         return np.uint64(0) if size == 0 else _NAN if size > _INFINITE else bits
 
@@ -148,7 +140,7 @@ def batch_ids(batch: Batch, arrays: Mapping[str, AnyArray] | None = None) -> UIn
     """Ids [B] uint64 of the structures of a batch on the CPU.
 
     A cell or pbc that a system lacks counts as zero, so that its id does not depend on the others.
-    A caller that has the fields as `arrays` already may give them.
+    `arrays` has the fields in NumPy, where the caller has converted them already.
     """
     if arrays is None:
         arrays = {name: value.numpy() for name, value in batch.fields.items()}

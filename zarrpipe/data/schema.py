@@ -28,7 +28,7 @@ class Field:
 
     @property
     def index_of(self) -> Level | None:
-        """The level whose row numbers the values are, if they are row numbers."""
+        """The level whose row numbers are the values, if they are row numbers."""
         return INDEX_FIELDS.get(self.name)
 
     @property
@@ -70,7 +70,7 @@ class Schema(Mapping[str, Field]):
         return {field.name: field.unit for field in self.values() if field.unit}
 
     def with_units(self, units: Mapping[str, str]) -> "Schema":
-        """Schema with units for fields that had none; refuses another unit than a field has."""
+        """Schema with units for fields that had none; refuses to change the unit of a field."""
         new = []
         for name, unit in units.items():
             fixed = self.get(name)
@@ -139,7 +139,7 @@ class Schema(Mapping[str, Field]):
 
 
 def batch_signature(batch: Batch) -> tuple[object, ...]:
-    """Key that is equal for batches which fit the same schemas.
+    """Key that is equal for batches that fit the same schemas.
 
     Examples
     --------

@@ -141,7 +141,7 @@ class AtomicData(FieldTensors):
         return super().add_field(name, value, level)
 
     def _count_rows_by(self, name: str, value: torch.Tensor, level: Level) -> Self:
-        """Set the only field of its level, whose rows are those of the level from now on."""
+        """Set the only field of its level; its length becomes the level's number of rows."""
         before, self._rows[level] = self._rows[level], int(value.shape[0])
         try:
             return super().add_field(name, value, level)
@@ -150,7 +150,7 @@ class AtomicData(FieldTensors):
             raise
 
     def _check_indices(self, name: str, values: torch.Tensor) -> None:
-        """Refuse row numbers of rows that this system has not."""
+        """Refuse row numbers outside of this system."""
         if values.numel() == 0:
             return
         counted = INDEX_FIELDS[name]

@@ -20,10 +20,10 @@ def check_count(
     unit: str = "",
     error: type[Exception] | None = None,
 ) -> int:
-    """Integer from `least` to `most`, given as argument `name`.
+    """Integer from `least` to `most`, given as argument `name`; messages name its `unit`.
 
-    Raises `error` for whatever else; by default `ArgumentTypeError` for what is no integer and
-    `ArgumentError` for one out of range. `unit` says in the message what is counted.
+    Raises `error`, by default `ArgumentTypeError` for a value that is not an integer and
+    `ArgumentError` for one out of range.
     """
     kind: type[Exception] = ArgumentTypeError
     if isinstance(value, int | np.integer) and not isinstance(value, bool):
@@ -37,7 +37,7 @@ def check_count(
 
 
 def check_flag(name: str, value: object, *, error: type[Exception] = ArgumentTypeError) -> bool:
-    """Bool given as argument `name`: any other value, such as the text "false", would be true."""
+    """Bool given as argument `name`; others are refused, as the text "false" would be true."""
     if not isinstance(value, bool | np.bool_):
         raise error(f"{name} is {value!r}, expected True or False")
     return bool(value)
@@ -46,7 +46,7 @@ def check_flag(name: str, value: object, *, error: type[Exception] = ArgumentTyp
 def plain_array(what: str, value: npt.NDArray[Any], way: str = "") -> npt.NDArray[Any]:
     """Array as torch takes it: bytes in native order, no negative strides, nothing masked.
 
-    Masked entries are refused; `way` is a way out beside giving them values.
+    Masked entries are refused; `way` adds another way out to the message.
     """
     if isinstance(value, np.ma.MaskedArray):
         masked = int(np.count_nonzero(np.ma.getmaskarray(value)))
@@ -64,7 +64,8 @@ def plain_array(what: str, value: npt.NDArray[Any], way: str = "") -> npt.NDArra
 def checked_pointers(given: Mapping[Level, Any]) -> dict[Level, torch.Tensor]:
     """Pointer arrays [B+1] int64 of all levels that have them; None stands for no rows.
 
-    Refuses pointers that fall, leave a system with too few rows, or are for other systems.
+    Refuses pointers that fall, leave a system with too few rows, or differ in length from those of
+    atoms.
     """
     pointers: dict[Level, torch.Tensor] = {}
     for level in SEGMENTED:
@@ -115,16 +116,9 @@ def check_indices(
     level: Level,
     pointers: Mapping[Level, torch.Tensor],
 ) -> None:
-    """Refuse row numbers that leave their own system; other checks refuse a wrong shape.
+    """Refuse row numbers [rows, ...] that leave their system; other checks refuse a wrong shape.
 
-    Parameters
-    ----------
-    name, values
-        The field, and row numbers [rows, ...] of the whole batch.
-    level
-        Of the field.
-    pointers
-        Pointers [B+1] of the batch by level.
+    The values count the rows of the whole batch, whose `pointers` [B+1] are given by level.
     """
     counted = INDEX_FIELDS[name]
     own, target = pointers[level], pointers[counted]

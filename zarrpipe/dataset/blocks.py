@@ -1,9 +1,8 @@
-"""A shuffled order that stays within a part of the data for a while.
+"""A shuffled order in which neighbouring samples come from a few blocks of a store.
 
-Where a store does not fit the cache that it is read through, random samples would fetch each unit
-many times over. So samples are cut into contiguous blocks, each epoch shuffles the blocks, takes a
-group of them at a time, and shuffles the samples of the group. While one group is read the next
-one is fetched.
+Where a store does not fit its cache, random samples would fetch each unit many times. So samples
+are cut into contiguous blocks; each epoch shuffles the blocks, takes a group of them at a time, and
+shuffles the samples of the group. While one group is read, the next one is fetched.
 """
 
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ _LEAST_BLOCKS = 16
 
 
 class Blocks(NamedTuple):
-    """How samples are shuffled together; the arguments of `block_order`."""
+    """Bounds [blocks + 1] of blocks, and how many make a group: arguments of `block_order`."""
 
     bounds: Int64Array
     group: int
@@ -38,14 +37,7 @@ class Blocks(NamedTuple):
 class UnitLayout:
     """How one array of a store is cut into the units that are fetched.
 
-    Parameters
-    ----------
-    unit_rows
-        Rows of a unit.
-    row_bytes
-        Bytes of a row.
-    ptr : array [N+1] int64, optional
-        Rows of each of N samples; None for an array that has one row for each.
+    `ptr` int64 [N+1] points to the rows of N samples; None stands for one row per sample.
     """
 
     unit_rows: int
@@ -67,16 +59,10 @@ class UnitLayout:
 
 
 def block_order(seed: int, epoch: int, bounds: Int64Array, group: int) -> Int64Array:
-    """Order [n] int64 of all samples, shuffled within groups of shuffled blocks.
+    """Order [n] int64 of all samples, shuffled within groups of `group` shuffled blocks.
 
-    Parameters
-    ----------
-    seed, epoch
-        Non-negative; with the other arguments they decide the order.
-    bounds : array [blocks + 1] int64
-        Block b is the samples from ``bounds[b]`` to ``bounds[b + 1] - 1``.
-    group
-        Blocks that are shuffled together, at least 1.
+    Block b has the samples from ``bounds[b]`` to ``bounds[b + 1] - 1``. The order depends on the
+    arguments alone; `seed` and `epoch` are not negative, and `group` is at least 1.
 
     Examples
     --------
@@ -122,25 +108,12 @@ def _shuffled(
 def choose_blocks(
     count: int, layouts: Sequence[UnitLayout], limit: int | None
 ) -> tuple[Int64Array, int]:
-    """Bounds of the blocks of a store, and how many make a group, for `block_order`.
+    """Bounds int64 [blocks + 1] of the blocks of `count` samples, and the blocks in a group.
 
-    The rows of a block are about one unit of the array with the most bytes, or as many small ones
-    as make a megabyte, as neighbours are fetched together. Two groups fit the limit, as one is
-    read while the next is fetched; where even two blocks do not, a group is one block.
-
-    Parameters
-    ----------
-    count
-        Number of samples.
-    layouts
-        The arrays that are read.
-    limit
-        Bytes that the cache may hold; None makes one group of everything.
-
-    Returns
-    -------
-    bounds : array [blocks + 1] int64
-    group : int
+    The rows of a block fill about one unit of the array with the most bytes, or as many small units
+    as make a megabyte, as neighbours are fetched together. Two groups fit into `limit` bytes, as
+    one is read while the next is fetched; where even two blocks do not fit, a group is one block.
+    Without a limit, all blocks are one group.
 
     Examples
     --------
@@ -179,7 +152,7 @@ def _group_bytes(bounds: Int64Array, layouts: Sequence[UnitLayout]) -> Int64Arra
 
 
 def shuffled_blocks(stores: Stores, fields: Sequence[str] | None, count: int) -> Blocks:
-    """How the first `count` samples are shuffled so that groups fit the caches of their stores."""
+    """Blocks of the first `count` samples, in groups that fit the caches of their stores."""
     index_map = stores.index_map.until(count)
     chosen = {
         store: _blocks_of(view, fields, index_map.held(store))
@@ -196,7 +169,7 @@ def shuffled_blocks(stores: Stores, fields: Sequence[str] | None, count: int) ->
 
 
 def exceed_caches(stores: Stores, fields: Sequence[str] | None) -> bool:
-    """Whether a cache cannot hold all that is read of the samples in its store."""
+    """Whether the fields that are read of a store's samples exceed its cache."""
     for store, view in enumerate(stores.views):
         count, limit = stores.index_map.held(store), view.snapshot.limit
         if limit is None:
@@ -213,7 +186,7 @@ def _blocks_of(view: StoreView, fields: Sequence[str] | None, count: int) -> Blo
 
 
 def _layouts(view: StoreView, fields: Sequence[str] | None) -> list[tuple[bool, UnitLayout]]:
-    """How the arrays of a store that are read are cut, and whether through a cache."""
+    """Whether each array that is read goes through a cache, and the layout of its units."""
     return [
         (unit.cached, UnitLayout(unit.rows, unit.row_bytes, view.row_starts(unit.level)))
         for unit in view.units(fields)

@@ -16,7 +16,7 @@ from zarrpipe.errors import ArgumentError, ArgumentTypeError
 
 
 def _is_among(values: Any, among: list[int | float]) -> Any:
-    """Which values are among some numbers, these in the precision of the values."""
+    """Which values are among some numbers, compared in the precision of the values."""
     floats = isinstance(values, np.ndarray) and values.dtype.kind == "f"
     return np.isin(values, np.array(among, dtype=values.dtype if floats else None))
 
@@ -51,16 +51,10 @@ _DEEPEST = 50
 
 @dataclass(frozen=True)
 class Condition:
-    """A condition that was read; see `ZarrDataset.where` for what it may be.
+    """A parsed condition; see `ZarrDataset.where` for the syntax.
 
-    Parameters
-    ----------
-    text : str
-        As it was given, on one line.
-    tree : ast.expr
-        What it says.
-    values, presences : dict of str to ast.AST
-        Fields whose values it needs, and those in ``has()``, with the place of the first mention.
+    `values` and `presences` have the fields whose values it needs, and those in ``has()``, each
+    with the node that mentions it first.
     """
 
     text: str
@@ -70,14 +64,7 @@ class Condition:
 
     @classmethod
     def of(cls, text: str) -> "Condition":
-        """Read a condition.
-
-        Raises
-        ------
-        TypeError
-            If it is no text.
-        ValueError
-            If it has a part that a condition does not have.
+        """Parse a condition; raise TypeError for other types and ValueError for other syntax.
 
         Examples
         --------
@@ -181,7 +168,7 @@ def listed(node: ast.expr) -> list[int | float] | None:
 
 
 def _operands(node: ast.AST) -> Iterator[ast.AST]:
-    """Children of a node, without the lists of `in`."""
+    """Children of a node, except the lists of `in`."""
     if isinstance(node, ast.Compare):
         yield node.left
         for op, other in zip(node.ops, node.comparators, strict=True):

@@ -1,6 +1,6 @@
 """Which samples of a store meet a condition, evaluated over arrays of field values.
 
-A field that a sample lacks has no value, so what is said of it is neither true nor false for that
+A field that a sample lacks has no value, so a comparison of it is neither true nor false for that
 sample: ``round < 3`` and ``not round < 3`` both leave it out, while ``has(energy) or round < 3``
 takes it if it has an energy.
 """
@@ -28,7 +28,7 @@ class FieldValues(Protocol):
     """Field values of the K samples that a condition is evaluated for."""
 
     def values(self, name: str) -> AnyArray:
-        """Value of each sample, [K]; anything where it has none."""
+        """Value of each sample, [K]; arbitrary where the sample has none."""
 
     def present(self, name: str) -> BoolArray | None:
         """Which samples have a field, [K]; None for all of them."""
@@ -78,15 +78,10 @@ def _dtype_of(name: str, schema: Mapping[str, Field]) -> Any:
 
 
 def check(condition: Condition, schema: Mapping[str, Field]) -> None:
-    """Refuse a condition that does not fit the fields that there are.
+    """Refuse a condition that does not fit the fields of the schema and the registry.
 
-    Raises
-    ------
-    SchemaError
-        If it names a field that neither a store nor the registry has, or needs the value of one
-        that has not one number for each sample.
-    ValueError
-        If a number stands where something true or false is needed.
+    Raises `SchemaError` for an unknown field, or a value that is not one number for each sample,
+    and ValueError for a number in place of a truth value.
     """
     for name, node in {**condition.presences, **condition.values}.items():
         if name not in schema and name not in CORE_FIELDS and name not in COUNTS:
@@ -109,10 +104,7 @@ def check(condition: Condition, schema: Mapping[str, Field]) -> None:
 def meets(condition: Condition, values: FieldValues, count: int) -> BoolArray:
     """Which of `count` samples meet a condition, [count] bool.
 
-    Raises
-    ------
-    ValueError
-        If a number stands where something true or false is needed.
+    Raises ValueError if a number stands in place of a truth value.
     """
     with np.errstate(all="ignore"):
         term = _Evaluation(condition, values).truth(condition.tree)
@@ -120,7 +112,7 @@ def meets(condition: Condition, values: FieldValues, count: int) -> BoolArray:
 
 
 class _Term(NamedTuple):
-    """Values of samples, [K] or one for all, and for which there are any; None for all."""
+    """Values of samples, [K] or one for all, and which samples have one; None for all."""
 
     values: Any
     known: BoolArray | None = None

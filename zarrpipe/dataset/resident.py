@@ -1,4 +1,4 @@
-"""All samples of a dataset as tensors on one device, from which a batch is one gather there.
+"""All samples of a dataset as tensors on one device, where one gather makes a batch.
 
 Pointers and presence are kept in NumPy, so that the host never waits for a GPU: a batch sends one
 small array of row numbers there, and nothing comes back.
@@ -22,13 +22,7 @@ _GROWTH = 1.25
 
 
 class Resident:
-    """Samples on a device, in the order in which they were added.
-
-    Parameters
-    ----------
-    device : torch.device
-        Where they are.
-    """
+    """Samples on a device, in the order in which they were added."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -51,16 +45,9 @@ class Resident:
         totals: Callable[[], Mapping[Level, int]],
         read: Callable[[Int64Array], Batch],
     ) -> bool:
-        """Add the samples that are missing; False if other samples are in their place.
+        """Add missing samples; return False if the stores no longer begin with those held.
 
-        Parameters
-        ----------
-        stores
-            The stores.
-        totals
-            Returns the final number of rows of each level.
-        read
-            Returns the batch at positions.
+        `totals` returns the final number of rows of each level, and `read` the batch at positions.
         """
         with self._lock:
             count, common = len(stores), min(len(stores), len(self))
@@ -73,13 +60,7 @@ class Resident:
         return True
 
     def gather(self, samples: Int64Array) -> Batch:
-        """Batch of samples [K] on the device.
-
-        Raises
-        ------
-        IndexError
-            If there is no such sample.
-        """
+        """Batch of samples [K] on the device; raises IndexError if one does not exist."""
         with self._lock:
             held, tensors, has_field = self._ptr, dict(self._tensors), self._present
         count = len(held[Level.ATOM]) - 1
@@ -145,13 +126,7 @@ class Resident:
 
 
 def device_named(name: str | torch.device) -> torch.device:
-    """Device that is there.
-
-    Raises
-    ------
-    ValueError
-        If torch knows no such device, or has none.
-    """
+    """Device of a name; raises ValueError if torch does not know it or cannot use it here."""
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError, TypeError) as error:

@@ -21,10 +21,7 @@ from zarrpipe.store.statistics.sums import LabelSums
 class SampleIndexMap:
     """Runs of samples, each from one store, in the order in which a dataset saw them.
 
-    Parameters
-    ----------
-    runs : iterable of (int, int)
-        Store and number of samples; the samples of a store follow each other through its runs.
+    A run is a store and a number of samples; those of a store follow each other through its runs.
 
     Examples
     --------
@@ -108,16 +105,7 @@ class SampleIndexMap:
 class Stores:
     """The known samples of open stores; `refreshed` and `restored` return another state of them.
 
-    Parameters
-    ----------
-    opened
-        The stores, which may be refreshed by others.
-    generations
-        Generation of each store that the positions are of.
-    index_map
-        Sample of each position.
-    schema
-        Fields of all stores.
+    Others may refresh the `opened` stores. Positions belong to `generations`, one for each store.
     """
 
     opened: tuple[StoreView, ...]
@@ -165,14 +153,10 @@ class Stores:
         return same and self.index_map.begin_as(other.index_map, count)
 
     def read(self, rows: Int64Array, fields: tuple[str, ...] | None) -> Batch:
-        """Batch of the samples at positions [K], which may turn out not to exist.
+        """Batch of the samples at positions [K]; a caller need not check that they exist.
 
-        Raises
-        ------
-        IndexError
-            If there is no such sample.
-        StoreFormatError
-            If a store was rewritten, or is damaged.
+        Raises IndexError for a position that does not exist, and `StoreFormatError` if a store was
+        rewritten or is damaged.
         """
         if len(self.opened) == 1:
             rows, known = np.ascontiguousarray(rows), len(self.index_map)
@@ -195,14 +179,10 @@ class Stores:
         return [Part(one, row[here], here) for one, here in enumerate(places) if len(here)]
 
     def refreshed(self) -> Self:
-        """State after a look at each store; new samples come last.
+        """State after a refresh of each store; new samples come last.
 
-        Raises
-        ------
-        StoreFormatError
-            If a store was rewritten.
-        SchemaError
-            If a store has a new field that differs from that of another.
+        Raises `StoreFormatError` if a store was rewritten, and `SchemaError` if a new field differs
+        between stores.
         """
         for place, view in enumerate(self.opened):
             view.refresh()
@@ -233,13 +213,7 @@ class Stores:
         }
 
     def restored(self, state: Mapping[str, Any]) -> Self:
-        """State that `state_dict` saved, here or elsewhere.
-
-        Raises
-        ------
-        StoreFormatError
-            If the stores are not those of the state.
-        """
+        """State that `state_dict` saved; raises `StoreFormatError` for other stores."""
         index_map = SampleIndexMap((store, count) for store, count in state["arrivals"])
         generations = state["generations"]
         if len(generations) != len(self.opened):
@@ -265,13 +239,7 @@ class Stores:
 
 
 def common_schema(schemas: Iterable[Mapping[str, Field]]) -> Mapping[str, Field]:
-    """Fields of all stores.
-
-    Raises
-    ------
-    SchemaError
-        If two stores have a field that differs.
-    """
+    """Fields of all stores; raises `SchemaError` if one differs between two stores."""
     common: dict[str, Field] = {}
     for place, schema in enumerate(schemas):
         for name, item in schema.items():

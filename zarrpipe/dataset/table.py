@@ -31,13 +31,7 @@ def check_fields(fields: Sequence[str] | None, schema: Mapping[str, Field]) -> N
 
 
 class SampleTable:
-    """All samples of stores, or a selection of them in any order.
-
-    Parameters
-    ----------
-    stores : Stores
-        The stores.
-    """
+    """All samples of stores, or a selection of them in any order."""
 
     def __init__(self, stores: Stores) -> None:
         self._stores = stores

@@ -183,7 +183,7 @@ class ZarrDataset(SampleTable, Dataset[AtomicData]):
         return None if self._resident is None else self._resident.device
 
     def _held(self, resident: Resident) -> Resident:
-        """All samples on their device, those that are new included."""
+        """All samples on their device, including new ones."""
         if self._agreed is not resident.order or len(resident) < len(self._stores):
             every = copy.copy(self)
             every._chosen = None
@@ -200,7 +200,7 @@ class ZarrDataset(SampleTable, Dataset[AtomicData]):
         return {Level.SYSTEM: len(self), **rows}
 
     def gather(self, index: Index, fields: Sequence[str] | None = None) -> Batch:
-        """As ``__getitems__``, but the fields that are given (all for None) and no transform."""
+        """As ``__getitems__``, for the given fields (None for all) and without the transform."""
         wanted = None if fields is None else tuple(fields)
         if self._chosen is None and type(index) is np.ndarray and index.dtype == _INT64:
             try:  # one check of the index, where samples are looked up
@@ -210,7 +210,7 @@ class ZarrDataset(SampleTable, Dataset[AtomicData]):
         return self._stores.read(self._rows(index), wanted)
 
     def blocks(self, count: int | None = None) -> Blocks:
-        """How the first `count` samples, by default all, are shuffled near each other.
+        """Blocks in which the first `count` samples, by default all, are shuffled.
 
         Groups of them fit the caches of their stores, so that each chunk is fetched once an epoch.
         What came after these samples changes nothing.
@@ -220,7 +220,7 @@ class ZarrDataset(SampleTable, Dataset[AtomicData]):
 
     @property
     def exceeds_cache(self) -> bool:
-        """Whether a cache cannot hold all that is read of the samples in its store."""
+        """Whether the fields that are read of a store's samples exceed its cache."""
         return exceed_caches(self._stores, self._fields)
 
     def prefetch(self, index: Index) -> None:
@@ -257,7 +257,7 @@ class ZarrDataset(SampleTable, Dataset[AtomicData]):
         return tuple(check(view.store) for view in self._stores.opened)
 
     def state_dict(self) -> dict[str, Any]:
-        """What indices mean, as plain types.
+        """The meaning of each index, as plain types.
 
         ``arrivals`` is ``[[store, number of samples], ...]``, ``generations`` names each store as
         it was rewritten last.
@@ -293,7 +293,7 @@ def _field_names(fields: Sequence[str] | None) -> tuple[str, ...] | None:
 def _check_reads(
     transform: Transform | None, fields: Sequence[str] | None, schema: Mapping[str, Field]
 ) -> None:
-    """Refuse to leave out a field without which a transform would do another thing."""
+    """Refuse to leave out a field that changes what a transform does."""
     for name in fields_read(transform):
         if name in schema and fields is not None and name not in fields:
             raise ArgumentError(

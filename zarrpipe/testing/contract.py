@@ -36,11 +36,11 @@ _OWN = (
 
 
 class SinkContract:
-    """Tests of what a sink promises on any kind of store; a subclass adds ``make_sink``.
+    """Tests of the promises of a sink on any kind of store; a subclass adds ``make_sink``.
 
     A subclass has one pytest fixture, ``make_sink``: a function of one argument, ``capacity``
-    (with a default of at least 1000), of which each call opens another sink on the same store.
-    The store is empty when a test begins.
+    (with a default of at least 1000). Each call opens another sink on the same store, which is
+    empty when a test begins.
     """
 
     rng_seed = 7
@@ -208,7 +208,7 @@ class SinkContract:
         assert_batches_equal(reader.read(), Batch.concatenate(parts))
 
     def test_fields_may_be_absent(self, make_sink: MakeSink) -> None:
-        """Batches of which some systems lack a field, and batches that lack it, keep presence."""
+        """Batches that lack a field, or some of whose systems do, keep presence."""
         sink = make_sink()
         full, some, none = self.batches(3, 6, 2)
         (some,) = self.batches(6, absent=0.5)
@@ -280,7 +280,7 @@ class SinkContract:
         assert_batches_equal(sink.read(), expected)
 
     def test_takes_tensors_with_gradients(self, make_sink: MakeSink) -> None:
-        """What is part of a graph is written by value and stays in its graph."""
+        """Tensors of an autograd graph are written by value and stay in their graph."""
         sink, (part,) = make_sink(), self.batches(2)
         part.positions.requires_grad_()
         part.energy = part.positions.sum() * torch.ones(2, 1)

@@ -51,7 +51,7 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
     balance : bool
         Whether training batches of `batch_size` have nearly the same number of atoms.
     weights, samples_per_epoch : optional
-        What training epochs are drawn by, and their number of samples, over all devices; see
+        Weights that training epochs are drawn by, and their number of samples over all devices; see
         `GraphBatchSampler`. The weights are those of the samples that an epoch begins with.
     split : sequence of float, or mapping of str to index file or float
         Shares of training, validation and test. Those of validation and test go to training
@@ -72,7 +72,7 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
     fields : sequence of str, optional
         Fields of the batches; by default all.
     transform : callable or sequence of callable, optional
-        What makes the `Batch` to use of each `Batch` that is read, in every split: a function or
+        Makes the `Batch` to use from each `Batch` that is read, in every split: a function or
         an object, or several that follow each other; see `zarrpipe.transforms`. In a configuration
         file a dotted path, or ``class_path`` and ``init_args`` of a class with ``__call__``, or a
         list of such. With workers it runs in them.

@@ -22,13 +22,9 @@ class ResumeFix(Callback):  # type: ignore[misc]  # lightning is not followed
     """Ends an epoch that Lightning resumes after its last batch, and warns of a short schedule.
 
     After a checkpoint of an epoch's last batch, Lightning 2.6 keeps the counters of that epoch: if
-    the next one has more batches, because the store grew, it skips as many as the epoch before
-    had. With ``max_steps`` it skips the whole next epoch.
-
-    Attributes
-    ----------
-    estimate : float, optional
-        The trainer's ``estimated_stepping_batches``, if it was read to configure optimizers.
+    the next one has more batches, because the store grew, it skips as many as the epoch before had.
+    With ``max_steps`` it skips the whole next epoch. `estimate` is the trainer's
+    ``estimated_stepping_batches``, if it was read to configure optimizers.
     """
 
     def __init__(self) -> None:
@@ -104,7 +100,7 @@ def unfinished(trainer: Trainer, loader: GraphLoader) -> int:
 def shareable(name: str, dataset: ZarrDataset, rows: IndexArray | None) -> IndexArray | None:
     """Rows to evaluate; none, with a warning, if there are fewer than devices.
 
-    So a first validation sample that arrives while several devices train does not end training.
+    A first validation sample that arrives while several devices train must not end training.
     """
     devices = world_size()
     count = len(dataset) if rows is None else len(rows)
@@ -121,7 +117,7 @@ def shareable(name: str, dataset: ZarrDataset, rows: IndexArray | None) -> Index
 
 
 def check_reloading(trainer: Trainer, *, packed: bool) -> None:
-    """Let Lightning fetch the loader in each epoch, so that it has the samples of then."""
+    """Make Lightning fetch the loader in each epoch, so that new samples are in it."""
     every = trainer.reload_dataloaders_every_n_epochs
     if not every:
         trainer.reload_dataloaders_every_n_epochs = 1
@@ -196,7 +192,7 @@ def _end_epoch(trainer: Trainer) -> None:
 
 
 def _steps(trainer: Trainer, done: int) -> int:
-    """Optimizer steps in all if later epochs are as long as this one, 0 if unknown.
+    """Total number of optimizer steps if later epochs are as long as this one, 0 if unknown.
 
     `done` is the number of batches of this epoch that were trained on.
     """

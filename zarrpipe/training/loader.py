@@ -57,7 +57,7 @@ class GraphLoader(Loader):  # type: ignore[misc]  # torchdata is not followed
     """
 
     batch_sampler = None
-    """Lightning asks for it in what has a sampler; None says that `sampler` decides."""
+    """Lightning reads it from a loader that has a sampler; None says that `sampler` decides."""
 
     def __init__(
         self,
@@ -84,7 +84,7 @@ class GraphLoader(Loader):  # type: ignore[misc]  # torchdata is not followed
         self.waited = 0.0
         """Seconds that iterations have waited for batches, over all epochs."""
         self.unfinished: Callable[[], int] = int
-        """Gives the number of handed-out batches that a state does not count."""
+        """Returns the number of handed-out batches that a state does not count."""
 
     def __len__(self) -> int:
         """Number of batches of this rank in the epoch, those before a resume included."""

@@ -14,14 +14,9 @@ from zarrpipe.training.loader import GraphLoader
 
 @dataclass
 class Flow:
-    """Counts of the batches of a training loop, and the time they took.
+    """Counts of the batches of a training loop, and the time they took in seconds.
 
-    Parameters
-    ----------
-    seconds, waited : float
-        Time that passed, and the part of it in which the loop waited for its next batch.
-    batches, samples, atoms, edges, bytes : int
-        Counts.
+    `waited` is the part of `seconds` in which the loop waited for its next batch.
     """
 
     seconds: float = 0.0

@@ -41,13 +41,13 @@ def refresh_all_ranks(dataset: ZarrDataset) -> None:
 
 
 def _look(dataset: ZarrDataset) -> Mapping[str, Any]:
-    """Refresh a dataset and give its state."""
+    """Refresh a dataset and return its state."""
     dataset.refresh()
     return dataset.state_dict()
 
 
 def _restore(dataset: ZarrDataset, state: Mapping[str, Any]) -> list[str]:
-    """Restore a state of a dataset and give its fields."""
+    """Restore a state of a dataset and return its fields."""
     dataset.load_state_dict(state)
     return sorted(dataset.schema)
 

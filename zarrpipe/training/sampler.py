@@ -123,7 +123,7 @@ class GraphBatchSampler:
 
     @property
     def data(self) -> Any:
-        """What is sampled."""
+        """The data that are sampled."""
         return self._config.data
 
     @property
@@ -225,7 +225,7 @@ class GraphBatchSampler:
         self._taken += 1
 
     def state_dict(self, unfinished: int = 0) -> dict[str, Any]:
-        """What another run, on any number of ranks, needs to go on; the same on every rank.
+        """State from which another run, on any number of ranks, goes on; the same on every rank.
 
         The last steps that were taken since `start` come again, as many as are `unfinished`.
         """

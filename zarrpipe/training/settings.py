@@ -158,7 +158,7 @@ def _made(module: Any) -> bool:
 
 
 def checked_device(name: str | torch.device) -> torch.device:
-    """Device of a name."""
+    """Device of a name; raises `ArgumentError` if torch does not know it."""
     try:
         return torch.device(name)
     except (RuntimeError, TypeError) as error:

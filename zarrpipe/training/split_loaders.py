@@ -1,4 +1,4 @@
-"""The loaders of a data module: which one an epoch gets, and where it goes on."""
+"""The loaders of a data module: which one an epoch gets, and where it continues."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -14,20 +14,20 @@ from zarrpipe.training.settings import Settings
 
 
 class Loaders:
-    """One loader a split, kept with its workers from epoch to epoch.
+    """One loader per split, kept with its workers from epoch to epoch.
 
-    A loader keeps its settings to the end of its epoch; after a change of them the next epoch gets
-    a new loader.
+    A loader keeps its settings to the end of its epoch; after a change the next epoch gets a new
+    loader.
     """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.resume_from: Mapping[str, Any] | None = None
-        """State from which the next training loader goes on."""
+        """State at which the next training loader continues."""
         self._kept: dict[str, tuple[Settings, GraphLoader]] = {}
 
     def change(self, **given: Any) -> None:
-        """Change settings for the loaders that come; wrong ones raise and change nothing."""
+        """Change settings of future loaders; an invalid value raises and changes nothing."""
         settings = replace(self.settings, **given)
         if not all(_same(getattr(self.settings, name), value) for name, value in given.items()):
             self.settings = settings
@@ -63,7 +63,7 @@ class Loaders:
     def _make(
         self, name: str, dataset: ZarrDataset, rows: IndexArray | None, trainer: Trainer | None
     ) -> GraphLoader:
-        """Make a loader in place of the last one of a split, and end the workers of that."""
+        """Replace the last loader of a split by a new one, and end the old one's workers."""
         training, settings, state = name == "train", self.settings, self.resume_from
         in_blocks = settings.shuffle == "blocks"
         if settings.shuffle is None:

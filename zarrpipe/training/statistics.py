@@ -1,4 +1,4 @@
-"""What a training set looks like, from sums that can be extended and merged."""
+"""Statistics of a training set, from sums that can be extended and merged."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -32,7 +32,7 @@ _NO_SHARE = 1e-9
 
 @dataclass(frozen=True)
 class Statistics:
-    """Facts about a set of samples; what no sample has a label for is NaN, or empty.
+    """Facts about a set of samples; a figure without any label is NaN, or empty.
 
     Parameters
     ----------
@@ -115,8 +115,8 @@ class SplitStatistics:
     ) -> Statistics:
         """Statistics of rows [K] of a dataset, ascending.
 
-        `share` is that of the first split by the hash of the id, and None for any other rows: only
-        the former can use the sums that stores keep.
+        `share` is that of the first split by the hash of the id, and None for any other rows, which
+        cannot use the sums that stores keep.
         """
         if len(rows) > self._counted:
             if self._counted == 0 and share is not None:
@@ -155,7 +155,7 @@ def statistics_of(sums: LabelSums) -> Statistics:
 
 
 def check_labels(sums: LabelSums) -> None:
-    """Refuse sums that leave out atomic numbers or labels, as these were invalid."""
+    """Refuse sums from which invalid atomic numbers or labels were left out."""
     wrong = int(sums.total("without_element"))
     if wrong:
         raise FieldError(
@@ -172,7 +172,7 @@ def check_labels(sums: LabelSums) -> None:
 
 
 def measure(dataset: ZarrDataset) -> StatisticsSums:
-    """Sums over all samples of a dataset, by stored sums where it is no selection."""
+    """Sums over all samples of a dataset, from stored sums unless it is a selection."""
     return measure_split(dataset, np.arange(len(dataset)))
 
 
@@ -194,7 +194,7 @@ def measure_split(
 def known_sums(
     dataset: ZarrDataset, rows: npt.NDArray[np.integer], share: float = 1.0
 ) -> tuple[StatisticsSums, npt.NDArray[np.integer]]:
-    """Stored sums of the arguments of `measure_split`, and the positions that they leave out."""
+    """Stored sums for `measure_split`, and the positions that they do not cover."""
     stop = round(share * BUCKETS)
     if abs(stop - share * BUCKETS) > _NO_SHARE:
         return StatisticsSums(), rows
@@ -269,7 +269,7 @@ def mean_neighbors(
 
 
 def _blocks(num_atoms: Int64Array) -> Iterator[Int64Array]:
-    """Ranges of samples that keep limits of samples and atoms; a larger sample stands alone."""
+    """Ranges of samples within limits of samples and atoms; a larger sample has its own range."""
     ptr, start = pointers(num_atoms), 0
     while start < len(num_atoms):
         fits = int(np.searchsorted(ptr, ptr[start] + _BLOCK_ATOMS, side="right")) - 1

@@ -1,14 +1,14 @@
-"""What is done to each batch on its way to training: augmentation, neighbour lists, units.
+"""Transforms of each batch on its way to training: augmentation, neighbour lists, units.
 
-A transform is called with a `zarrpipe.Batch` and gives the one to use; those of this package leave
-the tensors that they get as they are. `ZarrDataset` and `ZarrDataModule` take any function or
-object of that kind, or several in a list.
+A transform is called with a `zarrpipe.Batch` and returns the one to use; those of this package do
+not change the tensors that they get. `ZarrDataset` and `ZarrDataModule` take any such function or
+object, or several in a list.
 
-A random one has ``random = True`` and takes one more argument: ``keys [B] uint64``, one for each
-sample, a mixture of seed, epoch and the id of its structure. If all that it draws follows from
-the keys, then the same sample is treated alike in any batch, by any number of workers or ranks
-and after a resume, and otherwise in another epoch. `uniform` and `normal` draw so; a transform that
-draws twice asks `child_keys` for the keys of each.
+A random transform has ``random = True`` and takes one more argument: ``keys [B] uint64``, one for
+each sample, a mixture of seed, epoch and the id of its structure. If all its random numbers follow
+from the keys, then a sample is treated alike in any batch, by any number of workers or ranks and
+after a resume, and differently in another epoch. `uniform` and `normal` draw such numbers; a
+transform that draws twice gets the keys of each draw from `child_keys`.
 """
 
 from zarrpipe.transforms.compose import Compose, RandomTransform, Transform

@@ -10,7 +10,7 @@ from zarrpipe.errors import ArgumentTypeError
 from zarrpipe.transforms.random_numbers import child_keys
 
 Transform = Callable[..., Batch]
-"""Called with a `Batch`, and with keys where it is random; gives the `Batch` to use."""
+"""Called with a `Batch`, and with keys if it is random; returns the `Batch` to use."""
 
 
 @runtime_checkable
@@ -62,12 +62,12 @@ class Compose:
     random : bool
         Whether one of them is.
     reads : tuple of str
-        Fields that one of them must not miss where a store has them.
+        Fields that one of them needs where a store has them.
 
     Raises
     ------
     TypeError
-        If one is none, or one gives something else than a `Batch`.
+        If one is not a transform, or returns something other than a `Batch`.
 
     Examples
     --------
@@ -132,7 +132,7 @@ def _public_module(kind: type) -> str:
 def as_transform(
     given: Transform | Sequence[Transform] | None, what: str = "transform"
 ) -> Transform | None:
-    """Transform of an argument that is None, one transform or a list of them."""
+    """Transform of an argument: None, one transform or a list of them."""
     if given is None:
         return None
     return Compose(given) if isinstance(given, list | tuple) else checked(given, what)

@@ -142,7 +142,7 @@ def _extents(positions: AnyArray, ptr: Int64Array) -> _Extents:
 
 
 def _groups(systems: Int64Array, widths: AnyArray) -> list[Int64Array]:
-    """Groups of systems for one search each: all together, unless their row gets too long."""
+    """Groups of systems for one search each; all are one group unless their row gets too long."""
     if not len(systems):
         return []
     return [systems] if widths[systems].sum() < _LARGEST else np.split(systems, len(systems))

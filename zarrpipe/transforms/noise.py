@@ -1,4 +1,4 @@
-"""Random displacements."""
+"""Random displacements of positions and other fields."""
 
 import numpy as np
 import torch

@@ -53,10 +53,10 @@ def sample_keys(
 
 
 def child_keys(keys: UInt64Array, number: int) -> UInt64Array:
-    """Keys [B] uint64 for one of several things that are drawn independently for a sample.
+    """Keys [B] uint64 for one of several independent draws for a sample.
 
     `uniform` and `normal` give the same numbers for the same keys, so a transform that draws twice
-    asks for the keys of two numbers.
+    needs child keys with two different numbers.
 
     Examples
     --------

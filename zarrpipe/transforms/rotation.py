@@ -1,4 +1,4 @@
-"""Turning systems in space."""
+"""Random rotations of systems."""
 
 from collections.abc import Mapping
 
@@ -127,10 +127,9 @@ def _rows(batch: Batch, level: Level, turns: torch.Tensor) -> torch.Tensor:
 
 
 def _turned(value: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
-    """Vectors along the last axis of ``[rows, ..., 3]``, each row turned by its [rows, 3, 3].
+    """Rotate vectors along the last axis of ``[rows, ..., 3]`` by the matrix [3, 3] of their row.
 
-    By sums of products, whose rounding does not depend on what else is in the batch as that of a
-    matrix product does.
+    Sums of products round independently of the rest of the batch, unlike a matrix product.
     """
     turns = turns.reshape(-1, *[1] * (value.ndim - 2), 3, 3)
     x, y, z = (value[..., axis : axis + 1] * turns[..., axis] for axis in range(3))
@@ -138,5 +137,5 @@ def _turned(value: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
 
 
 def _turned_twice(value: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
-    """Tensors of rank two along the last axes of ``[rows, ..., 3, 3]``, turned."""
+    """Rotate tensors of rank two along the last axes of ``[rows, ..., 3, 3]``."""
     return _turned(_turned(value, turns).mT, turns).mT

@@ -19,7 +19,7 @@ IndexArray = npt.NDArray[np.signedinteger[Any]]
 
 
 class BatchIndices(NamedTuple):
-    """Which samples make a batch, and what its random numbers follow from.
+    """The samples of a batch, and the seeds of its random numbers.
 
     Parameters
     ----------

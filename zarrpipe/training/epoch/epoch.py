@@ -31,20 +31,9 @@ _BLOCK = 1 << 20
 class EpochConfig:
     """Settings of all epochs of a sampler.
 
-    Parameters
-    ----------
-    data
-        The samples, with the sizes and fields that budgets and weights need.
-    budgets
-        Limits of a batch.
-    packed
-        Whether samples are packed into batches that fill the budgets.
-    shuffle
-        Whether each epoch has its own order.
-    blocks
-        Gives the blocks in which the first n samples of `data` are shuffled.
-    mixture
-        Draws the samples of an epoch; without it each comes once.
+    `packed` fills batches up to the budgets, `shuffle` gives each epoch its own order, and `blocks`
+    returns the blocks in which the first n samples of `data` are shuffled. Without a `mixture` each
+    sample comes once.
     """
 
     data: Any
@@ -58,16 +47,8 @@ class EpochConfig:
 class Epoch:
     """One epoch, a pure function of its arguments and of the sizes and fields of the data.
 
-    Parameters
-    ----------
-    config
-        Settings of all epochs.
-    index : array [n] of int, optional
-        Indices of the samples; by default all.
-    count
-        Number of samples, the first of the index.
-    seed, number
-        Decide the order and the draw.
+    It has the first `count` samples of `index` [n], by default of all; `seed` and `number` decide
+    the order and the draw.
     """
 
     def __init__(
@@ -142,7 +123,7 @@ class Epoch:
     def _levelled(self, plan: Plan) -> Plan:
         """Plan whose last one or two steps are dealt to the ranks evenly, if a batch had to be cut.
 
-        What is consumed stays a prefix of the same order, and a step depends only on what is left,
+        Consumed samples stay a prefix of the same order, and a step depends only on what is left,
         so the plan is the same wherever it starts.
         """
         world_size, canonical = plan.world_size, self._batches[-1]

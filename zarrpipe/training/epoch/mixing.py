@@ -208,7 +208,7 @@ def _number(key: Any, field: Any) -> float:
 
 
 def _of_groups(groups: _Groups, shares: Sequence[float], total: int) -> Expected:
-    """Shares of groups, spread over their samples; that of an empty group goes to the others."""
+    """Spread shares of groups over their samples; an empty group's share goes to the others."""
     if len(shares) < np.iinfo(np.int16).max:
         groups = groups.astype(np.int16, copy=False)  # NumPy sorts short integers faster
     members = np.bincount(groups, minlength=len(shares))
@@ -254,7 +254,7 @@ def _scalars(data: Any, name: str, samples: IndexArray) -> tuple[AnyArray, npt.N
 
 
 def _of_systems(schema: Mapping[str, Field]) -> list[str]:
-    """Names of fields with one number a sample."""
+    """Names of fields with one number per sample."""
     own = (name for name, field in schema.items() if field.level is Level.SYSTEM)
     return sorted(name for name in own if math.prod(schema[name].shape or ()) == 1)
 

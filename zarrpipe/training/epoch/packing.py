@@ -24,16 +24,11 @@ _EASE = 0.999  # fewer batches than the last window needed are tried first
 
 @dataclass(frozen=True)
 class Costs:
-    """Cost of samples by budget.
+    """Cost of n samples by budget.
 
-    Parameters
-    ----------
-    each : array [K, n] int64
-        Cost of each sample in each budget, at most its limit.
-    limits : array [K] int64
-        The budgets.
-    weight : array [n] int64, optional
-        Quantity to balance across equal-sized batches; by default the largest share of a budget.
+    `each` int64 [K, n] is the cost of each sample in each budget, at most its entry of `limits`
+    [K]. `weight` int64 [n] is the quantity to balance across equal-sized batches; by default it is
+    the largest share of a budget.
     """
 
     each: Int64Array
@@ -175,7 +170,7 @@ def pack_in_order(costs: Costs) -> Int64Array:
 
 
 def shared(bounds: Int64Array, world_size: int) -> Int64Array:
-    """Bounds of the same batches, some of the last cut in two, so that all ranks get equally many.
+    """Bounds of the same batches, the last ones halved until all ranks get equally many.
 
     Examples
     --------
@@ -231,7 +226,7 @@ def deal_steps(
 ) -> tuple[Int64Array, Int64Array] | None:
     """Deal all samples to one or two steps of a batch a rank: positions [n] and bounds, as `pack`.
 
-    Of two steps each gets half of the load, and the first at least `least_before_last` samples.
+    With two steps, each gets half of the load, and the first at least `least_before_last` samples.
     None if a budget is exceeded or a rank gets nothing.
 
     Examples
@@ -278,7 +273,7 @@ def _within(costs: Costs, order: Int64Array, batch: Int64Array, batches: int) ->
 
 
 def _deal(loads: npt.NDArray[Any], batches: int, at_a_time: int) -> Int64Array:
-    """Batch [n] of each sample, whose loads descend.
+    """Batch [n] of each sample, given loads in descending order.
 
     If fewer samples are dealt at a time than there are batches, full batches are passed over.
     """

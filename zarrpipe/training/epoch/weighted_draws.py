@@ -24,14 +24,9 @@ _BLOCK = 1 << 18
 
 @dataclass(frozen=True)
 class Expected:
-    """Expected number of copies of each sample in an epoch.
+    """Expected number of copies of each sample in an epoch, float64 [n] of 0 or more.
 
-    Parameters
-    ----------
-    counts : array [n] float64
-        Expectation of each sample, 0 or more.
-    groups : array [n] of int, optional
-        Group of each sample; the total of a group deviates from its expectation by less than one.
+    With `groups` int [n], the total of a group deviates from its expectation by less than one.
     """
 
     counts: Float64Array
@@ -41,7 +36,7 @@ class Expected:
 def draw(seed: int, epoch: int, expected: Expected, total: int) -> Int64Array:
     """Number of copies [n] int64 of each sample: its expectation, rounded down or up.
 
-    Expectations sum to `total`, but for rounding errors.
+    Expectations sum to `total` within rounding errors.
 
     Examples
     --------
@@ -97,7 +92,7 @@ def copies_in(samples: IndexArray) -> IndexArray | None:
 def scattered(count: int, generator: np.random.Generator) -> IndexArray:
     """Order [n] of the first `count` integers, shuffled within blocks, as that is faster.
 
-    A systematic sample along it is spread evenly over all integers.
+    A systematic sample along this order is spread evenly over all integers.
     """
     blocks = -(-count // _NEIGHBOURS)
     width = min(count, _NEIGHBOURS)

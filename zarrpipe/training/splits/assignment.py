@@ -29,14 +29,8 @@ _BLOCK = 1 << 18
 class SplitRule:
     """Splits by index files first, and all other samples by shares.
 
-    Parameters
-    ----------
-    shares
-        Shares of training, validation, test and of no split, which sum to 1.
-    files
-        Index files by split.
-    by
-        "id", or the name of a field at system level whose equal values stay in one split.
+    `shares` of training, validation, test and no split sum to 1. `by` is "id", or a field at system
+    level whose equal values stay in one split.
     """
 
     shares: tuple[float, ...] = (1.0, 0.0, 0.0, 0.0)
@@ -130,10 +124,10 @@ class SplitRule:
 
 
 class SplitAssignment:
-    """The split of each sample of a dataset that may grow; only new samples are looked at.
+    """The split of each sample of a dataset that may grow; only new samples are examined.
 
-    Samples that do not meet `where` are in no split. `schema` gives the fields of all stores to
-    which the condition applies.
+    Samples that do not meet `where` are in no split. `schema` returns the fields that the condition
+    may name, those of all stores.
     """
 
     def __init__(
@@ -236,7 +230,7 @@ def _places(mask: npt.NDArray[np.bool_]) -> IndexArray:
 
 
 def check_fractions(fractions: Sequence[float]) -> tuple[float, ...]:
-    """The fractions as a tuple of floats.
+    """Fractions as floats; refuses negative ones and a sum other than 1.
 
     Examples
     --------

@@ -32,16 +32,8 @@ WITHOUT_RESUME = (
 class SplitDatasets:
     """The datasets of a data module and the rows of each split; stores open at the first use.
 
-    Parameters
-    ----------
-    stores
-        The stores to split, as "all", and those of each split that has its own.
-    opened
-        Gives the dataset of stores.
-    split
-        How the samples of "all" are split.
-    where
-        Condition that each sample has to meet.
+    `stores` has the stores to split as "all", and those of each split that has its own. `split`
+    applies to "all", and `where` to every sample. `opened` returns the dataset of stores.
     """
 
     def __init__(
@@ -113,9 +105,9 @@ class SplitDatasets:
         return len(dataset) if rows is None else len(rows)
 
     def refresh(self, *, again: bool = False) -> None:
-        """See new samples, on every rank those that rank 0 sees; reopen stores that were rewritten.
+        """Refresh every rank to the samples that rank 0 sees; reopen stores that were rewritten.
 
-        With `again` reopened stores are refreshed once more instead of raising an error.
+        Reopening raises `StoreFormatError`, or with `again` refreshes the stores once more.
         """
         try:
             all_ranks(lambda: len(self.datasets))  # opens them
@@ -135,7 +127,7 @@ class SplitDatasets:
                 raise StoreFormatError(rewritten) from error
 
     def open_anew(self) -> str | None:
-        """Reopen all stores, or none if one fails; gives an error message if one was rewritten."""
+        """Reopen all stores, or none if one fails; return a message if one was rewritten."""
         before, opened = self._datasets, self._open()
         self.split = replace(self.split)  # with a table of ids in which none was found yet
         self._forget()
@@ -157,7 +149,7 @@ class SplitDatasets:
         self._splits.check(self.datasets["all"], warn=rank() == 0)
 
     def check_trained(self, *, validated: bool) -> None:
-        """Refuse stores without training samples; warn if `validated` and none is to validate."""
+        """Refuse stores without training samples; warn if `validated` and val is empty."""
         count, share = len(self.datasets["all"]), self.split.shares[SPLITS.index("val")]
         if not self._count("train"):
             self._fail(count)
@@ -170,7 +162,7 @@ class SplitDatasets:
             )
 
     def _fail(self, count: int) -> NoReturn:
-        """Raise an error that says why nothing is to train on."""
+        """Raise an error that says why there are no training samples."""
         met = "" if self.where is None else f" that meets where={self.where!r}"
         if count and not self._count("all"):
             raise StoreEmptyError(
@@ -183,7 +175,10 @@ class SplitDatasets:
         )
 
     def check_apart(self) -> None:
-        """Let rank 0 warn of structures in training and another split; a split by id has none."""
+        """Let rank 0 warn of structures in training and another split.
+
+        Splits of the same stores by id share no structure and are not examined.
+        """
         if rank() == 0:
             for name in SPLITS[1:]:
                 if name in self.datasets or self.split.by != "id":
@@ -202,7 +197,7 @@ Selection = tuple[ZarrDataset, IndexArray | None]
 
 
 class Overlaps:
-    """Warns of structures that are in training and in another split; remembers unchanged stores.
+    """Warns of structures in training and another split; counts again only after changes.
 
     Stores that are remote or have no ids are skipped: every fit would have to fetch all ids first.
     """
@@ -240,7 +235,7 @@ def _has_local_ids(dataset: ZarrDataset) -> bool:
 
 
 def overlap(train: Selection, other: Selection) -> tuple[int, int]:
-    """Number of samples of a split whose id a training sample has, and of all its samples."""
+    """Number of a split's samples with the id of a training sample, and of all its samples."""
     ids, counts = np.unique(np.concatenate([_NO_IDS, *_ids(other)]), return_counts=True)
     met = np.zeros(len(ids), dtype=bool)
     if len(ids):

@@ -135,7 +135,7 @@ def _begin_of(path: Path) -> bytes:
 
 
 def _other_kind(begins: bytes) -> str | None:
-    """What a file is if it is no .npy file, by its first bytes; None if it is one."""
+    """Kind of a file that is no .npy file, from its first bytes; None for a .npy file."""
     if begins.startswith(b"\x93NUMPY"):
         return None
     if begins.startswith(b"PK"):
@@ -149,12 +149,7 @@ def _other_kind(begins: bytes) -> str | None:
 class IdTable:
     """The split of each id of index files, and which ids were found in a dataset.
 
-    Parameters
-    ----------
-    ids : mapping of int to array [K] uint64
-        Ids of each split, ascending and unique.
-    names
-        Names of the splits.
+    `ids` has the ids [K] of each split, unique and ascending, by the split's place in `names`.
     """
 
     def __init__(self, ids: Mapping[int, UInt64Array], names: tuple[str, ...]) -> None:
@@ -185,6 +180,6 @@ class IdTable:
         return splits
 
     def missing(self, split: int) -> tuple[int, int]:
-        """Number of ids of a split that no dataset has, and of all of its ids."""
+        """Number of a split's ids that no dataset has, and number of all its ids."""
         own = self._splits == split
         return int(np.count_nonzero(own & ~self._found)), int(np.count_nonzero(own))

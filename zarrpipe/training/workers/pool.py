@@ -1,9 +1,9 @@
 """Worker processes that read batches, transform them and return them in shared memory.
 
-A request names a slot of shared memory with the indices to read; the answer leaves the batch there.
-The main process copies it out and reuses the slot. So a worker never waits for room, the pipe never
-fills up, and nothing can deadlock. A worker ends when its request pipe is closed, also by a kill of
-the main process.
+A request names a slot of shared memory with the indices to read; the worker leaves the batch there,
+and the main process copies it out and reuses the slot. So a worker never waits for room, the pipe
+never fills up, and nothing can deadlock. A worker ends when its request pipe is closed, also by a
+kill of the main process.
 """
 
 import contextlib
@@ -40,24 +40,17 @@ _GROUP = SLOTS // 2
 _GRACE = 2.0
 _SEEDS = 1 << 64
 _PRELOAD = ("zarrpipe.training.workers.worker_main", "zarrpipe.store.read.kernels")
-"""What a fork server imports once for all workers."""
+"""Modules that a fork server imports once for all workers."""
 
 Request = tuple[int, Int64Array]
 """Seed, and indices [K] or indices and copies [2, K]."""
 
 
 class Workers:
-    """Worker processes that read batches; they end at `close`, or with this object.
+    """Worker processes that read batches in turn; they end at `close`, or with this object.
 
-    They start at the first batch, and anew at the next one after `close` or the death of one. The
-    first batch is read by the first worker, the second by the second, and so on in turn.
-
-    Parameters
-    ----------
-    count : int
-        Number of processes.
-    method : str, optional
-        How multiprocessing starts them: by forkserver, or by spawn where there is none.
+    They start at the first batch, and anew at the next one after `close` or the death of one.
+    `method` is multiprocessing's start method, by default forkserver, or spawn where there is none.
     """
 
     def __init__(self, count: int, method: str | None = None) -> None:
@@ -90,12 +83,8 @@ class Workers:
     ) -> Generator[Batch, None, None]:
         """Batches of a dataset, in order; one iteration at a time.
 
-        Parameters
-        ----------
-        dataset
-            Workers get a copy when they start, and later only its state.
-        items
-            The samples of each batch, all of one epoch.
+        All `items` are of one epoch. Workers get a copy of the dataset when they start, and later
+        only its state.
         """
         self._iteration += 1
         mine, first = self._iteration, next(items, None)
@@ -142,7 +131,7 @@ class Workers:
 
 
 class _Worker:
-    """A worker, as the main process sees it."""
+    """The main process's side of a worker."""
 
     def __init__(self, context: BaseContext, number: int, pickled: bytes) -> None:
         requests, self._requests = context.Pipe(duplex=False)
@@ -182,7 +171,7 @@ class _Worker:
         self._waiting.append(request)
 
     def take(self, buffers: BufferPool) -> Batch | Exception:
-        """The next batch, or the exception that was raised instead."""
+        """The next batch, or the exception that reading it raised."""
         while True:
             kind, *lengths = self._receive()
             iteration, place = self._asked.popleft()
@@ -218,7 +207,7 @@ class _Worker:
             raise self._died() from None
 
     def _receive(self) -> tuple[int, int, int]:
-        """The next answer; notices a process that died while a child of it holds its pipe open."""
+        """The next answer; raises if the process died, even if its child holds the pipe open."""
         if not self._received:
             answers = b""
             if any(source == self._answers.fileno() for source, _ in self._events.poll()):

@@ -16,8 +16,8 @@ _LEAST = 1 << 20
 class Slot:
     """Memory for one message, which either process may enlarge.
 
-    A new process inherits the descriptor, and each process maps it. It uses nothing of
-    ``/dev/shm``, which containers keep small.
+    A new process inherits the descriptor, and each process maps it. It does not use ``/dev/shm``,
+    which containers keep small.
     """
 
     def __init__(self) -> None:

@@ -28,14 +28,14 @@ BATCH, RAISED = 0, 1
 """Answers: the bytes of a batch and its pickled header, or a traceback and a pickled exception."""
 
 REQUEST = struct.Struct("=BQQQ")
-"""Slot, seed of the global random generators, and the lengths of two things in the slot.
+"""Slot, seed of the global random generators, and the lengths of the slot's two parts.
 
-First a pickle, at the start of an iteration, of the dataset's ``state_dict``, the key of random
-transforms, and whether copies follow the indices. Second the indices as int64.
+The first part is a pickle, only at the start of an iteration, of the dataset's ``state_dict``, the
+key of random transforms, and whether copies follow the indices. The second is the indices as int64.
 """
 
 ANSWER = struct.Struct("=BQQ")
-"""Kind, and the lengths of two things in the slot of the request."""
+"""Kind, and the lengths of the two parts of the request's slot."""
 
 _MOST = 32
 
@@ -64,7 +64,7 @@ def worker_main(
 
 
 def split(slot: Slot, first: int, second: int) -> tuple[Bytes, Bytes]:
-    """Views of the two things in a slot."""
+    """Views of the two parts of a slot."""
     room = slot.room(first + second)
     return room[:first], room[first : first + second]
 
@@ -82,7 +82,7 @@ class _Reader:
             self._failure = error
 
     def answer(self, slot: Slot, seed: int, state: bytes, index: bytes) -> bytes:
-        """Put a batch or an exception into a slot; gives the answer."""
+        """Put a batch or an exception into a slot; return the answer."""
         try:
             if state:
                 self._follow(*pickle.loads(state))  # noqa: S301  of our own
@@ -149,7 +149,7 @@ def _put_raised(slot: Slot, error: Exception) -> bytes:
 
 
 def _answer(slot: Slot, kind: int, nbytes: int, pickled: bytes) -> bytes:
-    """Append a pickle to the bytes in a slot; gives the answer."""
+    """Append a pickle to the bytes in a slot; return the answer."""
     stop = nbytes + len(pickled)
     if stop > len(slot.room()):
         slot.room(stop)
