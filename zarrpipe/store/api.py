@@ -48,20 +48,20 @@ _CAPACITY = 1_000_000
 class AtomicDataZarrWriter(WriterOwner):
     """Writer of one store: creates, appends, adds fields, deletes and defragments.
 
-    It has the store to itself from its first change until `close` (or the end of a with
-    statement). `ZarrData` is the sink for simulations; this is the tool for everything else.
-    Threads may share one; their calls wait for each other. A call from inside another one of the
-    same thread raises `StoreBusyError`. A call that raised was carried out whole or not at all, and
-    the next one goes on with what is stored.
+    It holds the lock of the store, if its place supports locks, from its first change until `close`
+    (or the end of a with statement). `ZarrData` is the sink for simulations; this writer is for
+    everything else. Threads may share one; their calls wait for each other. A call from inside
+    another one of the same thread raises `StoreBusyError`. A call that raises is carried out
+    completely or not at all, and the next call continues with the stored data.
 
     Parameters
     ----------
     store : StoreLike
-        Where the store is or is to be.
+        Place of the store, which need not exist yet.
     config : ZarrWriteConfig or mapping, optional
         Chunks and codecs of the arrays that are created; uncompressed by default.
     durable : bool
-        Whether what a call stored outlasts a loss of power once it returns; see `ZarrData`.
+        Whether stored data survive a loss of power once a call has returned; see `ZarrData`.
     """
 
     def __init__(
@@ -80,13 +80,13 @@ class AtomicDataZarrWriter(WriterOwner):
         Parameters
         ----------
         data
-            What `zarrpipe.adapters.as_batch` takes: a `Batch`, an `AtomicData`, a list of them,
-            or the batches of other libraries.
+            A `Batch`, an `AtomicData`, a list of them, or a batch of another library, as for
+            `zarrpipe.adapters.as_batch`.
 
         Raises
         ------
         StoreExistsError
-            If samples are there already.
+            If the store has samples already.
         FieldError
             If a new field has a name that conditions on samples read otherwise.
         """
@@ -129,20 +129,20 @@ class AtomicDataZarrWriter(WriterOwner):
         Parameters
         ----------
         key
-            Name of a field that the store has not.
+            Name of a field that the store lacks.
         data : array_like
-            One row for each atom, edge or sample that was not deleted, in order.
+            One row for each atom, edge or sample, without those that are deleted, in order.
         level
-            What a row belongs to.
+            Level of the rows.
 
         Raises
         ------
         StoreNotFoundError
             If there is no store.
         SchemaError
-            If the store has the field.
+            If the store has the field already.
         FieldError
-            If name, level or number of rows does not fit.
+            If the name, the level or the number of rows does not fit.
         """
         writer = self._existing()
         check_name(key)
@@ -170,7 +170,12 @@ class AtomicDataZarrWriter(WriterOwner):
 
     @synchronized
     def delete(self, indices: int | slice | Sequence[int] | torch.Tensor | AnyArray) -> None:
-        """Take samples out of sight; `defragment` frees their space.
+        """Delete samples by masking them; `defragment` frees their space.
+
+        After an exception other than an interrupt, every sample is still there, and the same
+        indices mean the same samples. An interrupt may come after the deletion: check the number of
+        samples. If the deletion succeeded and only the masks of atoms and edges failed, a warning
+        is issued.
 
         Parameters
         ----------
@@ -181,11 +186,7 @@ class AtomicDataZarrWriter(WriterOwner):
         Raises
         ------
         SampleIndexError
-            If there is no such sample; nothing was deleted.
-
-        Whatever other exception is raised, every sample is still there and a repetition means the
-        same samples. An interrupt may come after the deletion was done: look at what is left. Where
-        it was done and only upkeep failed after it, a warning says so.
+            If a sample does not exist; nothing was deleted.
         """
         writer = self._existing()
         active = np.flatnonzero(self._kept_rows(Level.SYSTEM))
@@ -204,7 +205,7 @@ class AtomicDataZarrWriter(WriterOwner):
             )
 
     def _was_published(self, before: Attributes, deleted: int) -> bool:
-        """Whether a fresh look finds so many more samples deleted than before."""
+        """Whether the store on disk has exactly `deleted` more deleted samples than `before`."""
         group = self._root.open_group()
         if group is None:
             return False
@@ -213,12 +214,12 @@ class AtomicDataZarrWriter(WriterOwner):
 
     @synchronized
     def defragment(self, config: ZarrWriteConfig | Mapping[str, Any] | None = None) -> None:
-        """Write the store anew without the deleted samples; it is swapped in when complete.
+        """Rewrite the store without deleted samples, and swap it in when it is complete.
 
         Parameters
         ----------
         config
-            Chunks and codecs of the new arrays; by default those that the store has.
+            Chunks and codecs of the new arrays; by default those of the store.
         """
         chosen = None if config is None else ZarrWriteConfig.of(config)
         self._writer = defragment(self._existing(), chosen)
@@ -233,7 +234,7 @@ class AtomicDataZarrWriter(WriterOwner):
         return self._open_writer()
 
     def _kept_rows(self, level: Level) -> AnyArray:
-        """Which stored rows of a level belong to samples that were not deleted."""
+        """Which stored rows of a level belong to samples that are not deleted."""
         writer = self._open_writer()
         samples = writer.counts.samples
         kept = writer.array(SAMPLES_MASK).read(0, samples)
@@ -244,7 +245,7 @@ class AtomicDataZarrWriter(WriterOwner):
 
 
 def _tensor_of(name: str, data: Any) -> torch.Tensor:
-    """Tensor on the CPU, without gradients, of what may be one."""
+    """Convert data to a tensor on the CPU without gradients."""
     if isinstance(data, np.ndarray):
         data = plain_array(f"field {name!r}", data)
     try:
@@ -256,7 +257,7 @@ def _tensor_of(name: str, data: Any) -> torch.Tensor:
 
 
 def _spread(item: Field, values: AnyArray, kept: AnyArray) -> AnyArray:
-    """Rows for all that is stored, with fill where samples were deleted."""
+    """Rows for all stored rows, with the fill value where samples are deleted."""
     rows = np.full((len(kept), *item.shape), item.fill, dtype=item.dtype)
     rows[kept] = values
     return rows
@@ -265,8 +266,8 @@ def _spread(item: Field, values: AnyArray, kept: AnyArray) -> AnyArray:
 class AtomicDataZarrReader(Closing):
     """Reader of one store, a dictionary of tensors for each sample.
 
-    `ZarrDataset` reads whole batches and is what a training run wants; this is for looking at
-    samples one by one.
+    `ZarrDataset` reads whole batches, as a training run needs; this reader is for inspecting
+    single samples.
 
     Parameters
     ----------
@@ -293,17 +294,17 @@ class AtomicDataZarrReader(Closing):
         return self._view.schema.units
 
     def read(self, index: int) -> Sample:
-        """Fields of a sample and where it stands.
+        """Fields of a sample, and its place in the store.
 
         Parameters
         ----------
         index
-            Sample, counted from either end, without the deleted.
+            Number of the sample, without deleted ones; negative from the end.
 
         Returns
         -------
         fields : dict of str to torch.Tensor
-            ``[n, ...]``, ``[e, ...]`` and ``[1, ...]`` by level, without those that the sample
+            ``[n, ...]``, ``[e, ...]`` and ``[1, ...]`` by level, except fields that the sample
             lacks; ``neighbor_list`` counts the atoms of the sample.
         metadata : dict
             ``index``, ``source_file`` and ``physical_index``, the row in the store as text.
@@ -311,12 +312,12 @@ class AtomicDataZarrReader(Closing):
         Raises
         ------
         SampleIndexError
-            If there is no such sample.
+            If the sample does not exist.
         """
         return self.read_many([position_of(index, len(self), "sample", self._named)])[0]
 
     def read_many(self, indices: Sequence[int] | torch.Tensor | AnyArray) -> list[Sample]:
-        """Several samples, each as `read` gives it."""
+        """Read several samples; see `read`."""
         wanted = positions_of(indices, len(self), "sample", self._named)
         batch = self._view.gather(wanted)
         rows = self._view.stored_rows(wanted)
@@ -327,7 +328,7 @@ class AtomicDataZarrReader(Closing):
 
     @property
     def _named(self) -> str:
-        """What the reader reads, for errors."""
+        """Name of the store, for error messages."""
         return f"the store {self._view.store}"
 
     def _metadata(self, index: int, row: int) -> dict[str, Any]:
@@ -335,11 +336,11 @@ class AtomicDataZarrReader(Closing):
         return {"index": index, "source_file": source, "physical_index": str(row)}
 
     def refresh(self) -> int:
-        """Look at the store again; the number of samples that are new."""
+        """Update the reader, and return the number of new samples."""
         return self._view.refresh()
 
     def close(self) -> None:
-        """Let go of the store."""
+        """Release the store; a second call does nothing."""
         self._view.close()
 
     def __len__(self) -> int:

@@ -1,9 +1,9 @@
 """Every change of a local file, one function for each.
 
 Callers name the module (``files.write_at(...)``), so that tests can replace any function to fail,
-kill or record. The first functions are single steps, of which the others consist. None follows a
-link at the end of a path. A `durable` change, including that of a name, is synced when its function
-returns.
+kill or record. The first functions are single steps, from which the others are composed. None
+follows a link at the end of a path. A `durable` change, including that of a name, is synced when
+its function returns.
 """
 
 import json

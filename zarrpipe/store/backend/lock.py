@@ -54,7 +54,7 @@ _TRIALS = 8
 
 @dataclass(frozen=True)
 class Holder:
-    """The process that holds a lock, and since when, in seconds since 1970."""
+    """The process that holds a lock; `since` is in seconds since 1970."""
 
     host: str
     pid: int
@@ -82,16 +82,9 @@ def holder_of(directory: Path) -> Holder | None:
 class WriterLock:
     """The right to write a local store, from construction to `release`.
 
-    The directory is created if necessary.
-
-    Raises
-    ------
-    StoreLockedError
-        If another writer holds the lock.
-    StoreReadOnlyError
-        If the directory is not writable.
-    StoreFormatError
-        If the lock is not a regular file.
+    The directory is created if necessary. Raises StoreLockedError if another writer holds the lock,
+    StoreReadOnlyError if the directory is not writable, and StoreFormatError if the lock is not a
+    regular file.
     """
 
     def __init__(self, directory: Path) -> None:

@@ -14,7 +14,7 @@ _MOST_MAPS, _COUNT_EACH = 50_000, 256  # Linux gives a process 65,530, threads a
 
 @functools.cache
 def libc() -> ctypes.CDLL:
-    """Load the C library; functions that a system does not have are no attributes of it."""
+    """Load the C library; functions that the system lacks are missing as attributes."""
     found = ctypes.CDLL(None, use_errno=True)
     pointer, size, integer = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
     found.mmap.restype = pointer
@@ -57,7 +57,7 @@ class AddressRange:
         }
 
     def map(self, start: int, size: int, descriptor: int) -> None:
-        """Map the beginning of a file, shared and read only; zeros for a descriptor of -1."""
+        """Map the beginning of a file, shared and read-only; zeros for a descriptor of -1."""
         if start not in self.starts and len(self.starts) % _COUNT_EACH == 0 and maps_left() <= 0:
             raise OSError(
                 errno.ENOMEM,

@@ -281,8 +281,6 @@ def sample_blocks(
 def any_of(flags: BoolArray, ptr: Int64Array) -> BoolArray:
     """Whether any row of each segment is flagged.
 
-    Examples
-    --------
     >>> any_of(np.array([False, True, False]), np.array([4, 4, 6, 7])).tolist()
     [False, True, False]
     """

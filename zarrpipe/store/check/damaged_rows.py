@@ -212,8 +212,6 @@ def _first_line(error: BaseException) -> str:
 def runs(flags: BoolArray) -> Iterator[tuple[int, int]]:
     """Begin and end of each run of True.
 
-    Examples
-    --------
     >>> list(runs(np.array([True, True, False, True])))
     [(0, 2), (3, 4)]
     """

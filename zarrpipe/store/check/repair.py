@@ -251,7 +251,7 @@ def _gaps(
 ) -> Iterator[tuple[int, int, int, int]]:
     """Runs of broken entries: first, last, and the sound values before and after them.
 
-    After the last entry of the array, the value is the number of rows.
+    After the last entry of the array, this value is the number of rows.
     """
     broken = np.zeros(counts.samples + 1, dtype=bool)
     broken[counts.broken[path]] = True
@@ -310,8 +310,8 @@ def _restore_pointers(
 ) -> tuple[int | None, Int64Array]:
     """Write the broken pointers that are proven, and with `drop` all of them.
 
-    Returns the number of samples, None if entries are still broken, and the samples [K] to be
-    deleted, since their borders are unknown.
+    Returns the number of samples, None if entries are still broken, and the samples [K] to delete
+    because their borders are unknown.
     """
     atoms = _restored_atoms(store, counts)
     proven = {ATOMS_PTR: atoms, EDGES_PTR: _restored_edges(store, counts, atoms)}

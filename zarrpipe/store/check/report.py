@@ -172,8 +172,6 @@ def worst_first(findings: list[Finding]) -> tuple[Finding, ...]:
 def some(numbers: Any, one: str, many: str = "") -> str:
     """The count of numbers and the first of them; `many` is the plural of `one`.
 
-    Examples
-    --------
     >>> some([3], "sample"), some(range(7), "sample")
     ('1 sample (3)', '7 samples (0, 1, 2, 3, 4, ...)')
     """

@@ -35,16 +35,10 @@ _TABLE_ROWS = 2 * len(SEGMENTED) + 1
 
 
 class Part(NamedTuple):
-    """Samples of one store.
+    """Samples [J] int64 of one store, numbered without deleted ones.
 
-    Parameters
-    ----------
-    store
-        Number of the store among the gather's.
-    samples : array [J] int64
-        Samples, counted without the deleted.
-    places : array [J] int64, optional
-        Their places in the batch; by default they are the batch.
+    `store` is the number of the store in the gather. `places` [J] int64 are the places of the
+    samples in the batch; None if they are the whole batch.
     """
 
     store: int
@@ -53,13 +47,7 @@ class Part(NamedTuple):
 
 
 class Gather:
-    """Reads batches out of stores.
-
-    Parameters
-    ----------
-    snapshots : sequence of Snapshot
-        The stores.
-    """
+    """Reads batches from stores."""
 
     def __init__(self, snapshots: Sequence[Snapshot]) -> None:
         self._snapshots = snapshots
@@ -74,27 +62,15 @@ class Gather:
         known: int | None = None,
         generations: tuple[str, ...] | None = None,
     ) -> Batch:
-        """Batch of samples.
+        """Read a batch.
 
-        Parameters
-        ----------
-        index : array [K] int64, or sequence of Part
-            Samples of the only store in C order, or at least one part.
-        fields
-            Fields besides those that every batch has; None for all.
-        known
-            How many samples of the only store may be asked for; by default all.
-        generations
-            Of each store, the generation that the samples are of; by default any.
+        `index` has samples [K] int64 of the only store, in C order, or at least one part. `fields`
+        are read besides those that every batch has; None for all. Only the first `known` samples of
+        the only store may be read, by default all. `generations` are those of the stores for which
+        the samples are numbered, by default any.
 
-        Raises
-        ------
-        IndexError
-            If there is no such sample.
-        FieldError
-            If no store has a field.
-        StoreFormatError
-            If a store was rewritten, or its pointers or edges are damaged.
+        Raises IndexError if a sample does not exist, FieldError if no store has a field, and
+        StoreFormatError if a store was rewritten, or its pointers or edges are damaged.
         """
         plan = self._plan(fields)
         if generations is not None and plan.generations != generations:
@@ -110,13 +86,13 @@ class Gather:
             return plan.read_parts(index)
 
     def prefetch(self, parts: Sequence[Part], fields: tuple[str, ...] | None) -> None:
-        """Bring samples to memory in the background."""
+        """Load samples in the background."""
         plan = self._plan(fields)
         for part in parts:
             plan.sources[part.store].prefetch(part.samples)
 
     def units(self, snapshot: Snapshot, fields: tuple[str, ...] | None) -> list[Unit]:
-        """How the arrays of one of the stores are cut."""
+        """Units of the arrays of one of the stores."""
         found = [array.unit(snapshot) for array in self._plan(fields).arrays]
         return [unit for unit in found if unit is not None]
 
@@ -129,7 +105,7 @@ class Gather:
         plan = self._plans.get(fields)
         if plan is not None and plan.current:
             return plan
-        with contextlib.ExitStack() as locks:  # else a refresh comes in between
+        with contextlib.ExitStack() as locks:  # so that no refresh comes in between
             for snapshot in self._snapshots:
                 locks.enter_context(snapshot.lock)
             with detect_changes(*self._snapshots):
@@ -159,9 +135,9 @@ class Gather:
 
 
 class _Plan:
-    """How batches of some fields are read, as long as no store changes.
+    """Reads batches of some fields until a store changes.
 
-    A store that lacks a field gives its fill, and its samples count as without the field.
+    A store that lacks a field yields its fill value, and its samples count as without the field.
     """
 
     def __init__(
@@ -193,20 +169,20 @@ class _Plan:
         only = self.sources[0]
         simple = len(snapshots) == 1 and not only.missing and not self._unfinished
         self.fused = simple and only.row_cache is None
-        """Whether a batch is one compiled call."""
+        """Whether one compiled call reads a batch."""
         self._numbers = POINTER_ROWS + 1 + len(self._specs) + 1
         self._sample_bytes = _mean_bytes(snapshots[0], self.arrays)
 
     @property
     def current(self) -> bool:
-        """Whether no store has changed since."""
+        """Whether no store has changed since the plan was made."""
         for snapshot, version in self._versions:  # noqa: SIM110  a generator takes twice as long
             if snapshot.version != version:
                 return False
         return True
 
     def read(self, samples: Int64Array, known: int) -> Batch:
-        """Batch of samples of the only store, by one compiled call."""
+        """Read a batch from the only store, by one compiled call."""
         read, source, numbers = self._kernels.read, self.sources[0], np.empty(self._numbers, _INT64)
         buffer = self._pool.lend(len(samples) * self._sample_bytes)
         while True:
@@ -220,7 +196,7 @@ class _Plan:
         return Batch._of_bytes(BatchBytes(self._specs, numbers, buffer[:nbytes]))
 
     def read_parts(self, parts: Sequence[Part]) -> Batch:
-        """Batch of the samples of at least one part."""
+        """Read a batch of the samples of at least one part."""
         count, kernels = sum(len(part.samples) for part in parts), self._kernels
         table = np.empty((_TABLE_ROWS, count + 1), dtype=np.int64)
         for store, samples, places in parts:
@@ -245,7 +221,7 @@ class _Plan:
         )
 
     def _refuse(self, status: int, source: Source, samples: Int64Array) -> None:
-        """Raise the error that a status of a kernel stands for, if it is one."""
+        """Raise the error that a status of a kernel means, if any."""
         if status == self._kernels.OUTSIDE:
             raise source.outside(samples)
         if status == self._kernels.DAMAGED:
@@ -285,18 +261,9 @@ def copy_segments(
 ) -> None:
     """Copy segments of rows, as a gather does.
 
-    Parameters
-    ----------
-    stored : array [n, ...]
-        Rows in C order.
-    starts : array [B] int64
-        First row of each segment in `stored`.
-    ptr : array [B + 1] int64
-        Pointers of the segments in `out`.
-    places : array [J] int64
-        Segments to copy; empty for all.
-    out : array [ptr[-1], ...]
-        Rows in C order, of the dtype and row shape of `stored`.
+    Segment b is copied from row ``starts[b]`` of `stored` to rows ``ptr[b]`` to ``ptr[b + 1]`` of
+    `out`. `places` [J] are the segments to copy; empty for all. `starts` [B], `ptr` [B + 1] and
+    `places` are int64; `stored` and `out` have C order, the same dtype and the same row shape.
     """
     from zarrpipe.store.read import kernels  # noqa: PLC0415  numba takes half a second
 
@@ -317,7 +284,7 @@ def _shifted_level(array: BatchArray) -> int:
 
 
 def _specs(arrays: Sequence[BatchArray]) -> tuple[ArraySpec, ...]:
-    """The arrays of a batch and its pointers."""
+    """Arrays of a batch, and its pointers."""
     copied = []
     for array in arrays:
         role, level = PRESENT if array.field is None else FIELD, LEVELS[array.level].number
@@ -327,7 +294,7 @@ def _specs(arrays: Sequence[BatchArray]) -> tuple[ArraySpec, ...]:
 
 
 def _mean_bytes(snapshot: Snapshot, arrays: Sequence[BatchArray]) -> int:
-    """Bytes of a batch by sample, roughly."""
+    """Approximate mean bytes of a sample in a batch."""
     extent = snapshot.extent
     total = sum(array.row_bytes * extent.rows(array.level) for array in arrays)
     return total // max(extent.samples, 1) + 64 * len(arrays)

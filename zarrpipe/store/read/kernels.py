@@ -41,10 +41,10 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 OUTSIDE, DAMAGED = -1, -2
-"""There is no such sample; pointers fall, are negative, or exceed the committed rows."""
+"""A sample does not exist; pointers fall, are negative, or exceed the committed rows."""
 
 _ALIGNMENT = 64
-_PREFETCHED = 1 << 14  # bytes: what a second-level cache has room for
+_PREFETCHED = 1 << 14  # bytes that fit into a second-level cache
 _LINE = 64
 _ALL = np.zeros(0, dtype=np.int64)
 _ADDRESS = types.intp
@@ -70,7 +70,7 @@ def _memcpy(typingctx, target, source, nbytes):  # type: ignore[no-untyped-def]
 
 @intrinsic
 def _prefetch(typingctx, address):  # type: ignore[no-untyped-def]
-    """Ask for a cache line at the second level; any address is allowed."""
+    """Prefetch a cache line into the second level; any address is allowed."""
 
     def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
         pointer, number = cgutils.voidptr_t, ir.IntType(32)
@@ -108,12 +108,12 @@ def _store(typingctx, address, value):  # type: ignore[no-untyped-def]
 
 
 def _compiled(signature: Any) -> Any:
-    """Compile at import, from the cache on disk where there can be one."""
+    """Compile at import, or load from the cache on disk if a place for it is writable."""
 
     def compiled(function: Any) -> Any:
         try:
             return njit(signature, nogil=True, cache=True)(function)
-        except RuntimeError:  # neither the package nor a home directory can be written
+        except RuntimeError:  # neither the package nor a home directory is writable
             return njit(signature, nogil=True)(function)
 
     return compiled
@@ -121,10 +121,10 @@ def _compiled(signature: Any) -> Any:
 
 @_compiled(types.int64(_READ, types.int64, _READ, _READ, _TABLE))
 def locate(samples, known, places, source, table):  # type: ignore[no-untyped-def]
-    """Look samples [J] up in the pointers of a store.
+    """Look up samples [J] in the pointers of a store, and fill columns of the table.
 
-    `known` is how many samples may be asked for. `places` [J] says which columns of the table are
-    filled; empty for the first J. Returns 0, `OUTSIDE` or `DAMAGED`.
+    Only the first `known` samples may be read. `places` [J] are the columns; empty for the first J.
+    Returns 0, `OUTSIDE` or `DAMAGED`.
     """
     levels = (table.shape[0] - 1) // 2
     for j in range(len(samples)):
@@ -149,7 +149,7 @@ def locate(samples, known, places, source, table):  # type: ignore[no-untyped-de
 
 @_compiled(types.void(_TABLE, _ARRAYS, _INT64))
 def lay_out(table, arrays, layout):  # type: ignore[no-untyped-def]
-    """Turn the counts of a table into pointers, and decide where each array of the batch is."""
+    """Turn the counts of a table into pointers, and set the offset of each array of the batch."""
     levels, count = (table.shape[0] - 1) // 2, table.shape[1] - 1
     layout[0], layout[levels + 1] = count, count + 1
     for level in range(1, levels + 1):
@@ -172,7 +172,7 @@ def lay_out(table, arrays, layout):  # type: ignore[no-untyped-def]
 
 @_compiled(types.void(_TABLE, _READ, _READ, _ARRAYS, _READ, _BYTES))
 def copy(table, places, source, arrays, layout, out):  # type: ignore[no-untyped-def]
-    """Copy the rows of the samples at `places` (empty: of all) from a store to their places."""
+    """Copy the rows of the samples at `places` (empty: all) from a store into the batch."""
     levels = (table.shape[0] - 1) // 2
     count = len(places) if len(places) else table.shape[1] - 1
     for column in range(arrays.shape[1]):
@@ -182,7 +182,7 @@ def copy(table, places, source, arrays, layout, out):  # type: ignore[no-untyped
         begin = out.ctypes.data + layout[levels + 2 + column]
         asked = prefetched = 0
         for j in range(count):
-            while asked < count and prefetched < _PREFETCHED:  # most of the time is waiting
+            while asked < count and prefetched < _PREFETCHED:  # waiting takes most time
                 k = places[asked] if len(places) else asked
                 start = table[0, k] if level == 0 else table[2 * level - 1, k]
                 rows = 1 if level == 0 else table[2 * level, k + 1] - table[2 * level, k]
@@ -206,7 +206,7 @@ def copy(table, places, source, arrays, layout, out):  # type: ignore[no-untyped
 
 @_compiled(types.void(_TABLE, _READ, _BYTES))
 def put_pointers(table, layout, out):  # type: ignore[no-untyped-def]
-    """Write the pointers of a batch to their places."""
+    """Write the pointers into the batch."""
     levels = (table.shape[0] - 1) // 2
     for level in range(1, levels + 1):
         begin = out.ctypes.data + layout[len(layout) - 2 - levels + level]
@@ -216,9 +216,9 @@ def put_pointers(table, layout, out):  # type: ignore[no-untyped-def]
 
 @_compiled(types.int64(_READ, types.int64, _READ, _ARRAYS, _INT64, _BYTES))
 def read(samples, known, source, arrays, layout, out):  # type: ignore[no-untyped-def]
-    """Do all steps for a batch out of one store; returns its length in bytes, or an error.
+    """Read a batch from one store; return its length in bytes, or an error.
 
-    If that is more than there is room for in `out`, nothing was copied.
+    Nothing is copied if the batch is longer than `out`.
     """
     levels = (len(layout) - 3 - arrays.shape[1]) // 2
     table = np.empty((2 * levels + 1, len(samples) + 1), dtype=np.int64)

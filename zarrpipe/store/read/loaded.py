@@ -26,7 +26,7 @@ class LoadedArray:
 
     @property
     def data(self) -> AnyArray:
-        """Rows that were loaded; see `ArrayReader.data`."""
+        """Loaded rows; see `ArrayReader.data`."""
         view = self._buffer[: self._rows]
         view.flags.writeable = False
         return view
@@ -50,13 +50,8 @@ class LoadedArray:
     def grow(self) -> None:
         """Load rows that are new or were not committed; see `ArrayReader.grow`.
 
-        Loading stops behind the last row that is not zero: shapes run ahead, or are absurd.
-        Committed rows are not loaded again.
-
-        Raises
-        ------
-        StoreFormatError
-            If the last committed row is another than it was.
+        Loading stops after the last non-zero row, since the shape may be far ahead, or absurd.
+        Raises StoreFormatError if the last committed row has changed.
         """
         array = self._array = self._open()
         first = stop = int(np.count_nonzero(self._buffer[: self._rows]))
@@ -74,7 +69,7 @@ class LoadedArray:
                 "again to read what it has now"
             )
         zeros = np.flatnonzero(self._buffer[max(first, 1) : self._rows] == 0)
-        if len(zeros):  # chunks are read side by side: a later one may be of a later moment
+        if len(zeros):  # chunks are read concurrently, so a later one may be newer
             self._buffer[max(first, 1) + zeros[0] : self._rows] = 0
 
     def _load(self, array: zarr.Array[Any], start: int, stop: int) -> None:

@@ -1,9 +1,9 @@
-"""A plain local array as one NumPy array: its chunk files, mapped back to back.
+"""A plain local array as one NumPy array: its chunk files, mapped one after another.
 
-A chunk file is looked at before it is mapped, and again at a refresh: the last of an array at each,
-the others a few at a time. One that is truncated in between makes the system stop the process with
-SIGBUS when its rows are touched, which no library can turn into an exception; nothing of zarrpipe
-ever shortens a chunk file.
+A chunk file is checked before it is mapped and again at a refresh: the last chunk of an array each
+time, the others a few at a time. If a file is truncated in between, an access to its rows stops the
+process with SIGBUS, which no library can turn into an exception. zarrpipe never shortens a chunk
+file.
 """
 
 import math
@@ -27,7 +27,7 @@ from zarrpipe.store.backend.mapped_memory import AddressRange, maps_left
 from zarrpipe.store.format.layout import is_plain
 
 _MOST_OPEN = 8
-_LOOKED_AT = 3  # other chunks than the last, at each refresh
+_LOOKED_AT = 3  # chunks besides the last one, at each refresh
 _MOST_FILES = 1 << 14  # a process may have 65,530 maps
 _LARGEST_FILLED = 1 << 30
 _RESERVE_FACTOR = 4
@@ -35,28 +35,18 @@ _LEAST_RESERVE = 1 << 26
 
 
 def can_be_mapped(array: zarr.Array[Any], directory: Path | None) -> bool:
-    """Whether the chunk files of an array are its rows; `directory` is its own if it is local."""
+    """Whether an array can be mapped; `directory` is that of the array, if it is local."""
     few = -(-array.shape[0] // max(array.chunks[0], 1)) <= min(_MOST_FILES, maps_left())
     return directory is not None and few and is_plain(array) and MappedArray.fits(array)
 
 
 class MappedArray:
-    """Chunk files of a plain local array, mapped back to back and read only.
+    """Chunk files of a plain local array, mapped one after another and read-only.
 
-    Arrays that were taken from `data` stay valid when the mapping moves or the files are
-    unlinked. An absent chunk file reads as the fill value.
-
-    Parameters
-    ----------
-    array
-        The array, as it was opened.
-    directory
-        Its own.
-    reopen : callable, optional
-        Opens it again, to ask for its shape; by default the shape is not asked for.
-    absent_chunks
-        Which chunks of committed rows may lack a file: any, the first ones up to one that has, or
-        none.
+    Arrays from `data` stay valid when the mapping moves or files are unlinked. An absent chunk file
+    reads as the fill value; `absent_chunks` limits which ones may be absent. `directory` is that of
+    the array. `reopen` opens the array again to read its shape; without it, the shape is not
+    checked.
     """
 
     def __init__(
@@ -96,19 +86,19 @@ class MappedArray:
 
     @property
     def first_file(self) -> int | None:
-        """Inode of the first chunk file, which no other file gets as long as it is mapped."""
+        """Inode of the first chunk file, not reused by the system while the file is mapped."""
         return self._inodes[0] if self._inodes else None
 
     def drop_pages(self) -> None:
-        """Take pages out of this process that it has touched; the page cache keeps them."""
+        """Drop the accessed pages from this process; the page cache keeps them."""
         self._range.drop_pages(len(self._inodes) * self._chunk_bytes)
 
     def in_file(self) -> "PointerFile":
-        """The rows of a one-dimensional array, to look at those that may not be committed."""
+        """Files of a one-dimensional array, for access to rows that may not be committed."""
         return PointerFile(self._data, self._inodes, self._path, self._fill)
 
     def within(self, rows: int) -> int:
-        """How many of the first `rows` the shape of the array allows."""
+        """Number of the first `rows` that are within the shape of the array."""
         if rows > self._allocated and self._reopen is not None:
             self._allocated = int(self._reopen().shape[0])
         return rows if self._reopen is None else min(rows, self._allocated)
@@ -128,7 +118,7 @@ class MappedArray:
             self._data = self._view()
 
     def grow(self) -> None:
-        """Map further chunk files as long as there are; see `ArrayReader.grow`."""
+        """Map further chunk files as long as they exist; see `ArrayReader.grow`."""
         before = len(self._inodes)
         self._fill_holes()
         while os.path.lexists(self._path(len(self._inodes))):
@@ -141,15 +131,11 @@ class MappedArray:
             self._data = self._view()
 
     def verify(self) -> None:
-        """Look at mapped files again, and map those that were replaced.
+        """Check mapped files again, and map those that were replaced.
 
-        Zarr replaces a chunk file by another of its name when it writes to it. One that was removed
-        stays mapped. Of many chunks the last is looked at, and a few of the others in turn.
-
-        Raises
-        ------
-        StoreFormatError
-            If one has another size; its rows must not be touched any more.
+        Zarr replaces a chunk file when it writes to it. A removed file stays mapped. Each call
+        checks the last chunk, and a few of the others in turn. Raises StoreFormatError if a file
+        has another size; its rows must not be accessed any more.
         """
         last = len(self._inodes) - 1
         if last < 0:
@@ -168,7 +154,7 @@ class MappedArray:
         self._next = (self._next + others) % max(last, 1)
 
     def _path(self, index: int) -> str:
-        """As `chunk_file` of layout, in less time."""
+        """Same as `chunk_file` of the layout, but faster."""
         before, after = self._path_parts
         return f"{before}{index}{after}"
 
@@ -180,7 +166,7 @@ class MappedArray:
         return mapped.view(self._dtype).reshape(-1, *self._row_shape)
 
     def _room_for(self, chunks: int) -> None:
-        """Move to a larger range when the one that is reserved would be outgrown."""
+        """Move to a larger address range if the chunks exceed the reserved one."""
         if chunks * self._chunk_bytes <= self._range.size:
             return
         before = self._range
@@ -192,7 +178,7 @@ class MappedArray:
             raise
 
     def _check_holes(self, inodes: Sequence[int | None], rows: int) -> None:
-        """Refuse a chunk without a file behind one that has, or with rows beside new ones."""
+        """Refuse an absent chunk that follows an existing one or is only partly committed."""
         if self._absent_chunks != "leading":
             return
         there = [index for index, inode in enumerate(inodes) if inode is not None]
@@ -202,7 +188,7 @@ class MappedArray:
                 raise self._lacks(index)
 
     def _opened(self, index: int) -> int | None:
-        """Map a chunk file, or fill values if it is absent; returns its inode."""
+        """Map a chunk file, or fill values if it is absent, and return its inode."""
         inode = self._map(index)
         if inode is None:
             if self._absent_chunks == "none" or (
@@ -213,7 +199,7 @@ class MappedArray:
         return inode
 
     def _map(self, index: int) -> int | None:
-        """Map a chunk file; returns its inode, or None if it is absent."""
+        """Map a chunk file and return its inode, or None if it is absent."""
         path = self._path(index)
         try:
             descriptor = open_regular(path)
@@ -235,7 +221,7 @@ class MappedArray:
         self._range.map(index * self._chunk_bytes, self._chunk_bytes, descriptor)
 
     def _map_fill(self, index: int) -> None:
-        """Let an absent chunk read as the fill value."""
+        """Map fill values for an absent chunk."""
         fill = np.full(1, self._fill, dtype=self._dtype)
         if not fill.view(np.uint8).any():
             self._place(index, -1)
@@ -256,7 +242,7 @@ class MappedArray:
         )
 
     def _filled_chunk(self) -> int:
-        """Descriptor of an unnamed file with a chunk of fill, which all holes share."""
+        """Descriptor of an unnamed file with a chunk of fill values, which all holes share."""
         descriptor = os.memfd_create("zarrpipe-fill") if hasattr(os, "memfd_create") else _unnamed()
         values = np.full(self._chunk_bytes // self._dtype.itemsize, self._fill, self._dtype)
         with open(descriptor, "wb", closefd=False) as file:
@@ -273,19 +259,9 @@ class MappedArray:
 class PointerFile:
     """A mapped one-dimensional array, read from its files instead of through the map.
 
-    A page of a hole that is touched through a map is allocated by tmpfs, and where that is full
-    the process is stopped with SIGBUS. Read as a file, a hole costs nothing.
-
-    Parameters
-    ----------
-    data
-        The rows of all chunks, as they are mapped.
-    inodes
-        Of the chunk files; None for one that is not there.
-    path
-        Gives the path of a chunk file.
-    fill
-        What rows hold that have no chunk file.
+    On tmpfs, an access to a hole through a map allocates a page, and stops the process with SIGBUS
+    if the file system is full. Reading the file allocates nothing. `inodes` are those of the chunk
+    files, None for absent ones, which read as `fill`; `path` returns the path of a chunk file.
     """
 
     def __init__(
@@ -300,7 +276,7 @@ class PointerFile:
 
     @contextmanager
     def opened(self) -> Iterator["PointerFile"]:
-        """Files, the last few at a time, are open until the end of the block."""
+        """Keep the last few files open until the end of the block."""
         try:
             yield self
         finally:
@@ -335,7 +311,7 @@ class PointerFile:
         if descriptor is None:
             return self._data[start:stop]
         size, content = self._data.itemsize, b""
-        while left := (stop - start) * size - len(content):  # a file system may give less at once
+        while left := (stop - start) * size - len(content):  # a read may return less
             more = os.pread(descriptor, left, place * size + len(content))
             if not more:
                 raise StoreFormatError(f"{self._path(index)} was truncated")
@@ -343,7 +319,7 @@ class PointerFile:
         return np.frombuffer(content, self._data.dtype)
 
     def _open(self, index: int) -> int | None:
-        """Open a chunk file; None if it is not the one any more that is mapped."""
+        """Open a chunk file; None if it is not the mapped one any more."""
         if index not in self._opened:
             self._close_all_but(_MOST_OPEN - 1)
             self._opened[index] = None
@@ -359,7 +335,7 @@ class PointerFile:
 
 
 def _unnamed() -> int:
-    """Descriptor of a file without a name, where the system has no memfd."""
+    """Descriptor of a file without a name, for systems without memfd."""
     import tempfile  # noqa: PLC0415  rarely needed
 
     with tempfile.TemporaryFile() as file:

@@ -1,8 +1,8 @@
 """Prefetch of mapped arrays into the page cache.
 
-A fault on a page that is on the disk costs a thousand times the copy of it, and faults come one by
-one. Arrays that fit into memory are read through once, in the order of the files, in a thread. Of
-larger ones, the pages of upcoming samples are requested together.
+A page fault that reads the disk costs a thousand times the copy of the page, and page faults are
+sequential. A thread reads arrays that fit into memory once, in file order. For larger arrays, the
+pages of upcoming samples are requested together.
 """
 
 import mmap
@@ -17,20 +17,14 @@ from zarrpipe.data.csr import AnyArray, Int64Array
 from zarrpipe.data.fields import Level
 from zarrpipe.store.backend.mapped_memory import libc
 
-_STEP = 1 << 19  # a system may ask its disk for no more than this at once
+_STEP = 1 << 19  # a system may limit each request to the disk to this
 _WARM = 0.98
 _SHARE = 0.7
 PAGE = mmap.PAGESIZE
 
 
 class PageCache:
-    """The mapped arrays of a store that are read together.
-
-    Parameters
-    ----------
-    arrays : sequence of (array, Level)
-        Mapped rows and their level.
-    """
+    """Prefetches the mapped arrays of a store, given with the levels of their rows."""
 
     def __init__(self, arrays: Sequence[tuple[AnyArray, Level]]) -> None:
         self._arrays = arrays
@@ -41,7 +35,7 @@ class PageCache:
         self._fits = cold < _SHARE * available_memory()
 
     def prefetch(self, segments: Callable[[Level], tuple[Int64Array, Int64Array]]) -> None:
-        """Bring rows to memory in the background; `segments` gives those of a level."""
+        """Load rows in the background; `segments` returns their starts and stops at a level."""
         if self._warm:
             return
         if not self._fits:
@@ -67,7 +61,7 @@ class PageCache:
 
 
 def _read_through(arrays: Sequence[AnyArray]) -> None:
-    """Bring whole arrays to memory in step, so that the same samples of each are there."""
+    """Load whole arrays in step, so that the same samples of all arrays are loaded together."""
     steps = max(-(-array.nbytes // _STEP) for array in arrays)
     for step in range(steps):
         for array in arrays:
@@ -77,7 +71,7 @@ def _read_through(arrays: Sequence[AnyArray]) -> None:
 
 
 def will_need(address: int, nbytes: int) -> None:
-    """Ask the system for the pages of a mapping, where it takes such advice."""
+    """Advise the system to load the pages of a mapping, if it supports this."""
     if nbytes <= 0 or not hasattr(mmap, "MADV_WILLNEED"):
         return
     start = address - address % PAGE
@@ -85,7 +79,7 @@ def will_need(address: int, nbytes: int) -> None:
 
 
 def cold_bytes(array: AnyArray) -> int:
-    """Bytes of a mapping that are not in the page cache; 0 where the system does not say."""
+    """Bytes of a mapping that are not in the page cache; 0 if the system cannot tell."""
     if array.nbytes == 0 or not hasattr(libc(), "mincore"):
         return 0
     start = array.ctypes.data - array.ctypes.data % PAGE
@@ -97,7 +91,7 @@ def cold_bytes(array: AnyArray) -> int:
 
 
 def available_memory() -> int:
-    """Bytes that can be had without swapping, as the kernel and the control group say."""
+    """Bytes that are available without swapping, by the kernel and the control group."""
     kernel = [line.split() for line in _lines(Path("/proc/meminfo"))]
     available = [int(words[1]) * 1024 for words in kernel if words[0] == "MemAvailable:"]
     group = [line.strip() for line in _lines(Path("/sys/fs/cgroup/memory.max"))]

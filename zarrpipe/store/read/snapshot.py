@@ -1,4 +1,4 @@
-"""What a reader knows of a store: its attributes, its committed samples, its open arrays."""
+"""The state of a store in a reader: attributes, committed samples and open arrays."""
 
 import os
 import threading
@@ -30,7 +30,7 @@ _ATTEMPTS = 100
 
 @dataclass(frozen=True)
 class SnapshotState:
-    """Attributes, committed samples, and the samples that are not deleted (None: all)."""
+    """Attributes, number of committed samples, and samples that are not deleted (None: all)."""
 
     attributes: Attributes
     samples: int
@@ -40,21 +40,9 @@ class SnapshotState:
 class Snapshot:
     """The state of a store at one moment, which `refresh` updates.
 
-    Hold `lock` while reading several values that have to be of one state.
-
-    Parameters
-    ----------
-    root
-        Place of the store.
-    cache_config
-        Cache of the rows that cannot be mapped.
-
-    Raises
-    ------
-    StoreNotFoundError
-        If there is no Zarr group.
-    StoreFormatError
-        If it is not a store of atomic systems, damaged, or of a newer format.
+    Hold `lock` while reading several values that must belong to one state. Raises
+    StoreNotFoundError if there is no Zarr group, and StoreFormatError if it is not a store of
+    atomic systems, damaged, or of a newer format.
     """
 
     attributes: Attributes
@@ -66,7 +54,7 @@ class Snapshot:
         self._arrays = StoreArrays(root, self._cache_config, lambda: _still_current(this))
         self.extent = RowCounts()
         self.active: Int64Array | None = None
-        self._deleted: int | None = None  # how many were when `active` was found
+        self._deleted: int | None = None  # number of deleted samples at the time of `active`
         self.version = 0
         self.lock = threading.RLock()
         self._seen: object = None
@@ -85,18 +73,14 @@ class Snapshot:
 
     @property
     def count(self) -> int:
-        """Number of samples, without the deleted."""
+        """Number of samples, without deleted ones."""
         return self.extent.samples if self.active is None else len(self.active)
 
     def refresh(self) -> None:
-        """Look at the store again.
+        """Update the state from the store.
 
-        Raises
-        ------
-        StoreNotFoundError
-            If the store is gone; known samples can still be read.
-        StoreFormatError
-            If it is damaged, or another store with the same name of its generation took its place.
+        Raises StoreNotFoundError if the store is gone; known samples can still be read then. Raises
+        StoreFormatError if it is damaged, or replaced by another store of the same generation.
         """
         with self.lock:
             self.version += 1
@@ -112,10 +96,8 @@ class Snapshot:
     def rows(self, path: str, rows: int) -> AnyArray:
         """First `rows` of an array as one NumPy array, which may be longer.
 
-        Raises
-        ------
-        StoreFormatError
-            If the rows are not in memory yet, and the store was emptied or rewritten meanwhile.
+        Raises StoreFormatError if the rows are not in memory yet, and the store was emptied or
+        rewritten meanwhile.
         """
         with detect_changes(self):
             reader = self.array(path, rows)
@@ -124,7 +106,7 @@ class Snapshot:
         return reader.data
 
     def array(self, path: str, rows: int) -> ArrayReader:
-        """Reader of an array; its first `rows` are in memory if it is not cached; see `rows`."""
+        """Reader of an array, with its first `rows` in memory unless it is cached; see `rows`."""
         reader = self._arrays.open(path)
         if isinstance(reader, CachedArray):
             reader.commit(rows)
@@ -140,19 +122,19 @@ class Snapshot:
         return reader
 
     def pointers(self, path: str) -> Int64Array:
-        """Pointer array [samples + 1] int64, which may be longer; none of it without samples."""
+        """Pointers, at least [samples + 1] int64; a single 0 if there are no samples."""
         if self.extent.samples == 0:
             return np.zeros(1, dtype=np.int64)
         return np.asarray(self.rows(path, self.extent.samples + 1), dtype=np.int64)
 
     def drop_pages(self, path: str) -> None:
-        """Release the memory of this process that a mapped array takes; the page cache keeps it."""
+        """Drop the pages of a mapped array from this process; the page cache keeps them."""
         reader = self._arrays.find(path)
         if isinstance(reader, MappedArray):
             reader.drop_pages()
 
     def unit_rows(self, path: str) -> int:
-        """Rows of a shard of an array, or of a chunk where there are no shards."""
+        """Rows of a shard of an array, or of a chunk if it has no shards."""
         array = self._arrays.zarr_array(path)
         return int((array.shards or array.chunks)[0])
 
@@ -176,12 +158,9 @@ class Snapshot:
         return SnapshotState(self.attributes, self.extent.samples, self.active)
 
     def restore(self, state: SnapshotState) -> None:
-        """Return to an earlier state, from which `refresh` goes on.
+        """Return to an earlier state, from which `refresh` continues.
 
-        Raises
-        ------
-        StoreFormatError
-            If the store was emptied or rewritten since.
+        Raises StoreFormatError if the store was emptied or rewritten since.
         """
         same = self.attributes.generation == state.attributes.generation
         if not same or self.extent.samples < state.samples:
@@ -196,7 +175,10 @@ class Snapshot:
             self._seen = None
 
     def physical(self, index: Int64Array | None = None) -> Int64Array:
-        """Rows of samples in the store; all of them by default."""
+        """Rows [K] int64 in the store of samples [K], by default of all.
+
+        Raises IndexError if a sample does not exist.
+        """
         count = self.count
         if index is None:
             return np.arange(count) if self.active is None else self.active
@@ -225,7 +207,7 @@ class Snapshot:
         self._check_place()
 
     def _check_place(self) -> None:
-        """Refuse another store in the place of the one that is open."""
+        """Refuse another store at the place of the open one."""
         if self.attributes.ours and self._first_chunk_replaced():
             raise StoreFormatError(
                 f"{self.root} was replaced by another copy of the store, a backup for example, and "
@@ -233,9 +215,9 @@ class Snapshot:
             )
 
     def _first_chunk_replaced(self) -> bool:
-        """Whether the first chunk of pointers is another file than the one that is mapped.
+        """Whether the first chunk of pointers is another file than the mapped one.
 
-        zarrpipe never replaces it, and the inode of a mapped file is not given to another.
+        zarrpipe never replaces this file, and the system does not reuse the inode of a mapped file.
         """
         pointers, directory = self._arrays.find(ATOMS_PTR), self.root.directory
         if directory is None or not isinstance(pointers, MappedArray) or not pointers.first_file:
@@ -243,11 +225,11 @@ class Snapshot:
         try:
             found = os.stat(f"{directory}{os.sep}{ATOMS_PTR}{os.sep}c{os.sep}0")  # noqa: PTH116  in less time
         except OSError:
-            return False  # it was emptied, or is being: known samples are still mapped
+            return False  # the store is being emptied; known samples stay mapped
         return found.st_ino != pointers.first_file
 
     def _load(self, known: Attributes | None) -> None:
-        """Read attributes and pointers until both are of one state."""
+        """Read attributes and pointers until both belong to one state."""
         for _ in range(_ATTEMPTS):
             seen = root_fingerprint(self.root)
             try:
@@ -299,7 +281,7 @@ class Snapshot:
                     f"{self.root} lacks the array {ATOMS_PTR}, which says where its "
                     f"{self.attributes.num_samples} samples are"
                 )
-            return  # it was only just made; a foreign store was asked for it before
+            return  # the store is new; `_read_root` has refused a foreign one
         self._check_place()
         self._arrays.verify()
         before = self.extent.samples
@@ -321,13 +303,13 @@ class Snapshot:
             self._arrays.check_required(self.schema, extent)
         if active is not None:
             active = np.concatenate([active, np.arange(before, samples)])
-        # Last and together: an interrupt before leaves the state as it was.
+        # Last and together, so that an interrupt before leaves the state unchanged.
         self.extent, self.active, self._last_sample = extent, active, last_sample
 
 
 @contextmanager
 def detect_changes(*snapshots: Snapshot) -> Iterator[None]:
-    """Raise that a store was emptied, rewritten or replaced, where that is why it looks damaged."""
+    """Turn an error about damage into one about a store that was emptied, rewritten or replaced."""
     try:
         yield
     except StoreFormatError:
@@ -339,22 +321,19 @@ def detect_changes(*snapshots: Snapshot) -> Iterator[None]:
 def root_fingerprint(root: Root) -> object:
     """Value that changes with the attributes of the root.
 
-    Raises
-    ------
-    StoreNotFoundError
-        If there is no store.
+    Raises StoreNotFoundError if there is no store.
     """
     if root.directory is not None:
         with suppress(FileNotFoundError):
             return _document(f"{root.directory}{os.sep}zarr.json")
-    group = root.open_group()  # which tells an array or something else from a missing store
+    group = root.open_group()  # raises for an array or other content at the place
     if group is None:
         raise StoreNotFoundError(f"there is no Zarr store at {root}")
     return group.attrs.asdict()
 
 
 def _document(path: str) -> object:
-    """State of a metadata document; inodes and times are used again, its content is not."""
+    """State of a metadata document, with its content, since inodes and times are reused."""
     descriptor = open_regular(path)
     try:
         found = os.fstat(descriptor)

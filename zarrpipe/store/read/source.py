@@ -1,4 +1,4 @@
-"""One store's side of a gather: where its arrays are, and which rows samples have in them."""
+"""The part of a gather for one store: its arrays, and the rows of samples in them."""
 
 import math
 from collections.abc import Callable, Collection, Sequence
@@ -23,16 +23,9 @@ Segments = tuple[Int64Array, Int64Array]
 
 
 class Unit(NamedTuple):
-    """A shard of an array, or a chunk where there are no shards.
+    """A shard, or a chunk of an array without shards: `rows` rows of `row_bytes` bytes.
 
-    Parameters
-    ----------
-    level
-        Level of the array.
-    rows, row_bytes
-        Rows of a unit, and bytes of one.
-    cached
-        Whether rows are fetched into a cache.
+    A `cached` unit is fetched into a cache.
     """
 
     level: Level
@@ -43,18 +36,9 @@ class Unit(NamedTuple):
 
 @dataclass(frozen=True)
 class BatchArray:
-    """One array of a batch that is copied out of stores.
+    """An array of a batch that is copied from stores, with rows of `shape`.
 
-    Parameters
-    ----------
-    name
-        Name of the field.
-    level
-        Level that has the rows.
-    dtype, shape
-        Dtype, and shape of a row.
-    field
-        The field; None for the array that says which samples have it.
+    If `field` is None, it records which samples have the field `name`.
     """
 
     name: str
@@ -65,12 +49,12 @@ class BatchArray:
 
     @classmethod
     def of(cls, item: Field) -> "BatchArray":
-        """Rows of a field."""
+        """Array of the rows of a field."""
         return cls(item.name, item.level, item.dtype, item.shape, item)
 
     @classmethod
     def of_presence(cls, name: str) -> "BatchArray":
-        """Whether each sample has a field."""
+        """Array that records which samples have a field."""
         return cls(name, Level.SYSTEM, np.dtype("bool"), (), None)
 
     @property
@@ -80,7 +64,7 @@ class BatchArray:
 
     @property
     def index_of(self) -> Level | None:
-        """The level whose row numbers are the values; None for values that are none."""
+        """Level whose row numbers the values are; None for other values."""
         return None if self.field is None else INDEX_FIELDS.get(self.name)
 
     def path(self, snapshot: Snapshot) -> str | None:
@@ -96,7 +80,7 @@ class BatchArray:
         return None if path is None else snapshot.array(path, extent.rows(self.level))
 
     def unit(self, snapshot: Snapshot) -> Unit | None:
-        """How the array of a store is cut; None if it has none."""
+        """Unit of the array of a store; None if it has none."""
         path, reader = self.path(snapshot), self.reader(snapshot)
         if path is None or reader is None:
             return None
@@ -109,21 +93,9 @@ class BatchArray:
 
 
 class Source:
-    """The arrays of one store that a gather reads.
+    """The arrays of one store that a gather reads, and the pointers of `levels`.
 
-    Parameters
-    ----------
-    snapshot
-        The store.
-    arrays
-        Arrays of the batch.
-    levels
-        Levels whose pointers are needed.
-
-    Raises
-    ------
-    StoreFormatError
-        If an array of the store has another dtype or row shape, or too few rows.
+    Raises StoreFormatError if an array has another dtype or row shape, or too few rows.
     """
 
     def __init__(
@@ -155,7 +127,7 @@ class Source:
             for place, (array, values) in enumerate(zip(arrays, rows, strict=True))
             if values is None
         ]
-        """Places of the arrays that the store lacks, and what samples have instead."""
+        """Positions of the arrays that the store lacks, and their fill values."""
         self._active = snapshot.active
         self._pointers = {
             level: snapshot.pointers(path) for level, path in SEGMENTED.items() if level in levels
@@ -165,12 +137,12 @@ class Source:
         for level in SEGMENTED:
             address = _address(self._pointers.get(level))
             vector += [extent.rows(level), address, LEVELS[level].least]
-        self._rows = rows  # keeps what the addresses are of
+        self._rows = rows  # keeps the arrays alive, whose addresses follow
         self.vector = np.array([*vector, *map(_address, rows)], dtype=np.int64)
         """Description of the store; see `zarrpipe.store.read.kernels`."""
 
     def _check(self, array: BatchArray, values: AnyArray | None, rows: int) -> None:
-        """Refuse an array whose rows would be read wrongly."""
+        """Refuse an array whose rows would be misread."""
         wanted = (array.dtype, array.shape)
         if values is not None and (
             len(values) < rows or (values.dtype, values.shape[1:]) != wanted
@@ -182,14 +154,9 @@ class Source:
             )
 
     def read(self, segments: Callable[[Level], Segments], copy: Callable[[], None]) -> None:
-        """Call `copy` when the rows that it needs are in memory.
+        """Call `copy` when its rows are in memory, and again if they were evicted meanwhile.
 
-        Parameters
-        ----------
-        segments
-            Gives the starts [J] and stops [J] of the rows of a level.
-        copy
-            Copies them; called again if they were evicted meanwhile.
+        `segments` returns the starts [J] and stops [J] of the rows of a level.
         """
         if self.row_cache is None:
             copy()
@@ -200,7 +167,7 @@ class Source:
         self.row_cache.read([(array, *by_level[level]) for array, level in self._cached], copy)
 
     def prefetch(self, samples: Int64Array) -> None:
-        """Bring samples to memory in the background; those that do not exist are passed over."""
+        """Load samples in the background, except those that do not exist."""
         known = samples[(samples >= 0) & (samples < self.samples)]
         if self._page_cache is None:
             self._page_cache = PageCache(self._mapped)
@@ -210,7 +177,7 @@ class Source:
             self.row_cache.prefetch(wanted)
 
     def _segments(self, samples: Int64Array, level: Level) -> Segments:
-        """Starts and stops of the rows of samples."""
+        """Starts [J] and stops [J] of the rows of samples [J] at a level."""
         rows = samples if self._active is None else self._active[samples]
         pointers = self._pointers.get(level)
         return (rows, rows + 1) if pointers is None else (pointers[rows], pointers[rows + 1])
@@ -222,7 +189,7 @@ class Source:
         )
 
     def damaged(self) -> StoreFormatError:
-        """Error for pointers that cannot be followed."""
+        """Error for invalid pointers."""
         names = " or ".join(SEGMENTED.values())
         return StoreFormatError(
             f"{self._root}: {names} falls, is negative or runs past the rows that there are: it "

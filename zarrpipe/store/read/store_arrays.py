@@ -1,4 +1,4 @@
-"""The arrays of one store that a reader has opened, and what their pointers say is committed."""
+"""The arrays of one store that a reader has opened, and the rows that their pointers commit."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -39,17 +39,8 @@ from zarrpipe.store.read.mapped import MappedArray, can_be_mapped
 class StoreArrays:
     """Readers of arrays by path: mapped, loaded or cached.
 
-    Chunk files on a network file system are not mapped: a page there may stay as it was, or be
-    taken away.
-
-    Parameters
-    ----------
-    root
-        Place of the store.
-    cache_config
-        Where rows go that cannot be mapped.
-    check
-        See `RowCache`.
+    Files on a network file system are not mapped, since a mapped page may stay stale or vanish. See
+    `RowCache` for `check`.
     """
 
     def __init__(self, root: Root, cache_config: CacheConfig, check: Callable[[], object]) -> None:
@@ -61,12 +52,12 @@ class StoreArrays:
         self._ids_readable = True
 
     def follow(self, group: zarr.Group, attributes: Attributes) -> None:
-        """Open arrays out of this group from now on."""
+        """Open arrays of this group from now on."""
         self._group, self._attributes = group, attributes
         self._ids_readable = True
 
     def find(self, path: str) -> ArrayReader | None:
-        """Reader of an array that was opened, or None."""
+        """Reader of an open array, or None."""
         return self._readers.get(path)
 
     def open(self, path: str) -> ArrayReader:
@@ -85,7 +76,7 @@ class StoreArrays:
         self._readers.pop(path, None)
 
     def verify(self) -> None:
-        """Look at mapped files again; see `MappedArray.verify`."""
+        """Check mapped files again; see `MappedArray.verify`."""
         for path, reader in list(self._readers.items()):
             if isinstance(reader, MappedArray):
                 try:
@@ -111,18 +102,16 @@ class StoreArrays:
         return self._row_cache
 
     def committed_samples(self, before: int) -> int:
-        """Number of samples that the pointers to atoms commit; `before` of them were checked.
+        """Number of samples that the pointers to atoms commit; the first `before` were checked.
 
-        Raises
-        ------
-        StoreFormatError
-            If pointers do not rise, were lost since the store was closed, or differ from their map.
+        Raises StoreFormatError if pointers do not increase, were lost since the store was closed,
+        or differ from their map.
         """
         pointers = self.open(ATOMS_PTR)
         pointers.grow()
         with _in_files(pointers) as values:
             first, last = new_samples(values, before)
-            if last and isinstance(pointers, MappedArray):  # chunks are larger than shapes
+            if last and isinstance(pointers, MappedArray):  # chunks may exceed the shape
                 last = pointers.within(last + 1) - 1
             samples = rising_samples(f"{self.root}: {ATOMS_PTR}", values, first, last)
         if samples > before and not pointers.data[samples]:
@@ -139,12 +128,10 @@ class StoreArrays:
         return samples
 
     def row_counts(self, samples: int, before: int) -> RowCounts:
-        """Rows of the first `samples`; the pointers of `before` of them were checked.
+        """Rows of the first `samples`; the pointers of the first `before` were checked.
 
-        Raises
-        ------
-        StoreFormatError
-            If pointers do not begin with zero, or those to a level other than atoms fall.
+        Raises StoreFormatError if pointers do not begin with zero, or those of a level other than
+        atoms decrease.
         """
         if samples == 0:
             return RowCounts()
@@ -163,12 +150,9 @@ class StoreArrays:
         return RowCounts(tuple(counts))
 
     def active_samples(self, samples: int) -> Int64Array | None:
-        """Those of the first `samples` that were not deleted; None if none was deleted.
+        """Samples among the first `samples` that are not deleted; None if none is deleted.
 
-        Raises
-        ------
-        StoreFormatError
-            If the mask and the attributes disagree.
+        Raises StoreFormatError if the mask and the attributes disagree.
         """
         deleted = self._attributes.deleted
         if samples == 0 or (self._attributes.ours and deleted == 0):
@@ -185,7 +169,7 @@ class StoreArrays:
         return None if len(active) == samples else active
 
     def check_required(self, schema: Schema, counts: RowCounts) -> None:
-        """Refuse samples without a required field, or with one that has too few rows."""
+        """Refuse samples without a required field, or with too few rows of one."""
         for name in REQUIRED_FIELDS if counts.samples else ():
             item = schema.get(name)
             if item is None:
@@ -194,9 +178,9 @@ class StoreArrays:
             check_rows(array.store_path, array.shape[0], counts.atoms)
 
     def last_sample(self, samples: int) -> dict[str, int]:
-        """End pointers and id of the last of `samples`, by path, as mapped files have them.
+        """End pointers and id of the last of `samples`, by path, of mapped arrays only.
 
-        They tell whether other samples were put in their place.
+        They differ if other samples took the place of the known ones.
         """
         found = {}
         for path in SEGMENTED.values() if samples else ():
@@ -216,7 +200,7 @@ class StoreArrays:
         return found
 
     def _opened(self, path: str) -> ArrayReader:
-        # What opens an array again keeps no reference to self, which would be a cycle.
+        # `reopen` must not refer to self, which would make a reference cycle.
         directory, reopen = self.root.directory, partial(_required, self._group, path)
         absent_chunks = allowed_absent_chunks(self._attributes, path)
         mappable = directory is not None and not is_far(directory)
@@ -240,7 +224,7 @@ def _required(group: zarr.Group, path: str) -> zarr.Array[Any]:
 
 @contextmanager
 def _in_files(pointers: ArrayReader) -> Iterator[AnyArray | Indexable]:
-    """Pointers, read from their files if they are mapped, as touched pages take up memory."""
+    """Read mapped pointers from their files, since accessed pages would take up memory."""
     if isinstance(pointers, MappedArray):
         with pointers.in_file().opened() as values:
             yield values

@@ -27,23 +27,11 @@ _MANY = 1 << 16
 
 
 class StoreView:
-    """The samples that a store had when it was last looked at.
+    """The samples of a store at the last refresh, without deleted ones.
 
-    A writer may append meanwhile; `refresh` looks again. Deleted samples are not counted.
-
-    Parameters
-    ----------
-    store : StoreLike
-        The store to read.
-    cache_config : CacheConfig, optional
-        Cache of the rows that cannot be mapped; by default in memory.
-
-    Raises
-    ------
-    StoreNotFoundError
-        If there is no Zarr group.
-    StoreFormatError
-        If it is not a store of atomic systems, damaged, or of a newer format.
+    A writer may go on appending. `cache_config` is that of rows that cannot be mapped, by default
+    in memory. Raises StoreNotFoundError if there is no Zarr group, and StoreFormatError if it is
+    not a store of atomic systems, damaged, or of a newer format.
     """
 
     def __init__(self, store: StoreLike, cache_config: CacheConfig | None = None) -> None:
@@ -70,7 +58,7 @@ class StoreView:
 
     @property
     def num_samples(self) -> int:
-        """Number of samples N, without the deleted."""
+        """Number of samples N, without deleted ones."""
         return self._snapshot.count
 
     @property
@@ -112,8 +100,8 @@ class StoreView:
         return self.ids_of(np.arange(self.num_samples))
 
     def ids_of(self, samples: Int64Array) -> UInt64Array:
-        """As `ids`, of the samples [K] int64 alone."""
-        if self._with_ids[0] != self._snapshot.version:  # to look takes longer than to read
+        """Ids [K] uint64 of the structures of samples [K] int64; see `ids`."""
+        if self._with_ids[0] != self._snapshot.version:  # the look-up takes longer than the read
             self._with_ids = (self._snapshot.version, self._snapshot.has(IDS))
         if self._with_ids[1]:
             stored: UInt64Array = self._of_samples(IDS, samples)
@@ -126,16 +114,13 @@ class StoreView:
         return np.concatenate([np.zeros(0, dtype=np.uint64), *blocks])
 
     def stored_rows(self, index: AnyArray) -> Int64Array:
-        """Rows [K] int64 of samples in the store, where deleted samples count."""
+        """Rows [K] int64 of samples in the store, counting deleted samples."""
         return self._snapshot.physical(np.asarray(index, dtype=np.int64))
 
     def system_field(self, name: str, samples: Int64Array | None = None) -> AnyArray:
         """Rows [N, ...] of a field at system level, or of `samples` [K] int64; fill where absent.
 
-        Raises
-        ------
-        FieldError
-            If the store has no such field at system level.
+        Raises FieldError if the store has no such field at system level.
         """
         item = self.schema.get(name)
         if item is None or item.level is not Level.SYSTEM:
@@ -146,10 +131,7 @@ class StoreView:
     def present(self, name: str, samples: Int64Array | None = None) -> AnyArray:
         """Whether each sample has a field, [N] bool, or each of `samples` [K] int64.
 
-        Raises
-        ------
-        FieldError
-            If the store has no such field.
+        Raises FieldError if the store has no such field.
         """
         if name not in self.schema:
             raise FieldError(f"{self._root} has no field {name!r}; it has {list(self.schema)}")
@@ -158,29 +140,18 @@ class StoreView:
         return self._of_samples(present_path(name), samples)
 
     def gather(self, index: AnyArray, fields: Sequence[str] | None = None) -> Batch:
-        """Batch of the samples at `index`, copied out of the store.
+        """Copy the samples at `index` [K] int64, in any order and with repeats, into a batch.
 
-        Parameters
-        ----------
-        index : array [K] int64
-            Samples, from 0 to N - 1, in any order, repeats allowed.
-        fields : sequence of str, optional
-            Fields besides positions and atomic_numbers; all by default. With a field at edge
-            level come the edges of each sample.
-
-        Raises
-        ------
-        IndexError
-            If there is no such sample.
-        FieldError
-            If the store has no such field.
+        `fields` are read besides positions and atomic_numbers; None for all. A field at edge level
+        brings the edges of each sample. Raises IndexError if a sample does not exist, and
+        FieldError if the store has no such field.
         """
         self._check_open()
         wanted = np.ascontiguousarray(index, dtype=np.int64)
         return self.rows.read(wanted, None if fields is None else tuple(fields))
 
     def row_starts(self, level: Level) -> Int64Array | None:
-        """First row of each sample and the end [N+1] of a level; None for systems."""
+        """First row of each sample at a level, and the end, [N+1] int64; None for systems."""
         if level not in SEGMENTED:
             return None
         samples, active = self._snapshot.extent.samples, self._snapshot.active
@@ -193,23 +164,16 @@ class StoreView:
         return self.rows.units(self._snapshot, None if fields is None else tuple(fields))
 
     def prefetch(self, index: AnyArray, fields: Sequence[str] | None = None) -> None:
-        """Bring the samples at `index` to memory in the background; see `gather`.
-
-        It costs little where they are in memory already.
-        """
+        """Load the samples at `index` in the background, at little cost if they are in memory."""
         self._check_open()
         wanted = np.ascontiguousarray(index, dtype=np.int64)
         self.rows.prefetch([Part(0, wanted)], None if fields is None else tuple(fields))
 
     def refresh(self) -> int:
-        """Look at the store again; the number of samples that are new.
+        """Update the view, and return the number of new samples.
 
-        Where samples were deleted or the store was emptied the number may be negative.
-
-        Raises
-        ------
-        StoreNotFoundError
-            If the store is gone; known samples can still be read.
+        It may be negative if samples were deleted or the store was emptied. Raises
+        StoreNotFoundError if the store is gone; known samples can still be read.
         """
         self._check_open()
         before = self.num_samples
@@ -227,11 +191,11 @@ class StoreView:
             raise StoreClosedError(f"the reader of {self._root} was closed: open a new one")
 
     def _of_samples(self, path: str, samples: Int64Array | None = None) -> AnyArray:
-        """Copy of the rows of samples, by default all, in an array at system level."""
+        """Copy the rows of samples, by default all, from an array at system level."""
         stored = self._snapshot.rows(path, self._snapshot.extent.samples)
         if samples is None and self._snapshot.active is None:
             return stored[: self._snapshot.extent.samples].copy()
         values = stored.take(self._snapshot.physical(samples), axis=0)
-        if samples is not None and len(samples) >= _MANY:  # goes through them all, once
+        if samples is not None and len(samples) >= _MANY:  # accesses most pages, once
             self._snapshot.drop_pages(path)
         return values

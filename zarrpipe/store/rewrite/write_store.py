@@ -123,8 +123,6 @@ def fitted(chosen: ZarrArrayConfig, spec: ArraySpec, rows: int) -> ZarrArrayConf
     Mapped chunks have up to 64 MiB, for few files with little unused space. Decoded chunks have up
     to 8 MiB, or 1 MiB in shards of up to 64 MiB.
 
-    Examples
-    --------
     >>> from zarrpipe.data.fields import Level
     >>> positions = ArraySpec("core/positions", Level.ATOM, np.dtype("f4"), (3,), 0.0)
     >>> fitted(ZarrArrayConfig(), positions, 100_000).chunk_size

@@ -1,4 +1,4 @@
-"""An append as data: which arrays it needs, and which rows go where, in commit order."""
+"""Plan of an append: the arrays to create, and the rows to write, in commit order."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,17 +31,7 @@ _STAGES = {SAMPLES_MASK: 1, **dict.fromkeys(SEGMENTED.values(), 1), ATOMS_PTR: 2
 
 
 class RowWrite(NamedTuple):
-    """Rows of one array.
-
-    Parameters
-    ----------
-    path
-        Array, as a place in the store.
-    start
-        First row.
-    values
-        Rows, of the array's dtype.
-    """
+    """Rows to write to the array at `path` from row `start` on, of the array's dtype."""
 
     path: str
     start: int
@@ -53,16 +43,8 @@ def plan_append(
 ) -> list[RowWrite]:
     """Writes of an append in commit order: fields, presence, ids, masks, and pointers last.
 
-    Parameters
-    ----------
-    schema
-        Fields of the store, those that are new with this batch included.
-    nullable
-        Fields that have a presence array, those that get one with this batch included.
-    counts
-        What is committed.
-    batch
-        Systems that fit the schema, on the CPU and without gradients; at least one.
+    `schema` and `nullable` include the changes that the batch causes. The batch has at least one
+    system, fits the schema, and is on the CPU without gradients.
     """
     first, arrays = counts.samples, _arrays(batch)
     writes = []
@@ -82,10 +64,8 @@ def plan_append(
 
 
 def in_stages(writes: Sequence[RowWrite]) -> list[list[RowWrite]]:
-    """Writes in groups that must follow each other, each of writes that may go on at once.
+    """Divide writes into consecutive stages; the writes of a stage may run concurrently.
 
-    Examples
-    --------
     >>> rows = np.zeros(1)
     >>> paths = ["core/positions", IDS, SAMPLES_MASK, "meta/edges_ptr", ATOMS_PTR]
     >>> stages = in_stages([RowWrite(path, 0, rows) for path in paths])
@@ -99,12 +79,9 @@ def in_stages(writes: Sequence[RowWrite]) -> list[list[RowWrite]]:
 
 
 def on_host(batch: Batch) -> Batch:
-    """Batch on the CPU and without gradients: itself where it is already so.
+    """Copy a batch to the CPU without gradients, unless it is already there.
 
-    Raises
-    ------
-    FieldError
-        If a tensor is on the meta device.
+    Raises FieldError if a tensor is on the meta device.
     """
     tensors = [*map(batch.row_pointers, SEGMENTED), *batch.fields.values()]
     if any(tensor.is_meta for tensor in tensors):
@@ -115,12 +92,9 @@ def on_host(batch: Batch) -> Batch:
 
 
 def masked(batch: Batch, mask: Any) -> Batch:
-    """Systems of a batch for which the mask is True.
+    """Systems of a batch for which the mask [N] is True.
 
-    Raises
-    ------
-    FieldError
-        If it is no mask of bools, one for each system.
+    Raises FieldError if the mask is not a dense bool array with one entry for each system.
     """
     expected = f"expected bool and ({batch.num_graphs},): one entry for each system of the batch"
     if isinstance(mask, np.ndarray):
@@ -145,15 +119,15 @@ def masked(batch: Batch, mask: Any) -> Batch:
 
 
 def _arrays(batch: Batch) -> dict[str, AnyArray]:
-    """Fields as arrays that share the tensors' memory."""
+    """Fields as arrays that share memory with the tensors."""
     return {name: value.numpy() for name, value in batch.fields.items()}
 
 
 def plan_fill(spec: ArraySpec, rows: int, chunk_rows: int) -> RowWrite | None:
-    """Fill written out for an array that is new where there are already `rows`, or None.
+    """Write of fill values for a new array in a store of `rows` rows; None if not needed.
 
-    Whole chunks before read as the fill value because they are not there; in the chunk that the
-    next append continues, a hole would read as zeros.
+    Whole chunks are left absent and read as the fill value. In the chunk that the next append
+    continues, a hole would read as zeros.
     """
     start = rows - rows % chunk_rows
     if start == rows:
@@ -162,28 +136,21 @@ def plan_fill(spec: ArraySpec, rows: int, chunk_rows: int) -> RowWrite | None:
 
 
 def _rows(item: Field, counts: RowCounts, values: AnyArray) -> AnyArray:
-    """Rows of a field as they are stored; row numbers count the rows of the store."""
+    """Rows of a field as stored; row numbers count the rows of the store."""
     rows = values if values.dtype is item.dtype else values.astype(item.dtype, copy=False)
     return rows if item.index_of is None else rows + counts.rows(item.index_of)
 
 
 def _fill(item: Field, batch: Batch) -> AnyArray:
-    """Rows of a field that the batch lacks."""
+    """Fill values for a field that the batch lacks."""
     return np.full((batch.rows(item.level), *item.shape), item.fill, dtype=item.dtype)
 
 
 @dataclass(frozen=True)
 class NewArray:
-    """An array to be made.
+    """An array to create in a store that has `rows` rows of its level.
 
-    Parameters
-    ----------
-    spec
-        The array.
-    rows
-        How many rows of its level are stored already.
-    absent
-        Whether these rows are to read False, not as the fill value.
+    If `absent`, these rows read False instead of the fill value.
     """
 
     spec: ArraySpec
@@ -191,7 +158,7 @@ class NewArray:
     absent: bool = False
 
     def fill(self, chunk_rows: int) -> RowWrite | None:
-        """Write for the rows that are stored already; None if the fill value does."""
+        """Write for the stored rows; None if they read as the fill value."""
         if self.absent:
             return RowWrite(self.spec.path, 0, np.zeros(self.rows, dtype=bool))
         return plan_fill(self.spec, self.rows, chunk_rows)
@@ -199,17 +166,7 @@ class NewArray:
 
 @dataclass(frozen=True)
 class SchemaChange:
-    """Arrays that a batch makes necessary, and the store's attributes once they are there.
-
-    Parameters
-    ----------
-    arrays
-        To be made, in this order.
-    schema
-        Fields of the store with the new ones.
-    nullable
-        Fields that have a presence array then.
-    """
+    """Arrays to create, in order, and the schema and nullable fields of the store after it."""
 
     arrays: tuple[NewArray, ...]
     schema: Schema
@@ -223,20 +180,9 @@ def plan_schema_change(
     batch: Batch,
     units: Mapping[str, str] = MappingProxyType({}),
 ) -> SchemaChange | None:
-    """Plan the arrays to make before a batch is appended; None if there are none.
+    """Plan the arrays to create before a batch that fits `schema` is appended, or return None.
 
-    Parameters
-    ----------
-    schema
-        Fields of the store, which the batch fits.
-    nullable
-        Fields that have a presence array.
-    counts
-        What is committed.
-    batch
-        Systems to be appended.
-    units
-        Units of own fields that are new.
+    `units` are those of custom fields, by field name.
     """
     new = schema.new_fields(batch, units)
     missing = {name for name in schema if name not in batch} | batch.partly_present

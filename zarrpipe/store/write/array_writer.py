@@ -1,7 +1,7 @@
-"""Writing the rows of one array: by position into plain local chunk files, or through Zarr.
+"""Write the rows of one array: by position into plain local chunk files, or through Zarr.
 
-Either keeps the array's shape ahead of its rows by whole chunks, so that hardly an append touches
-metadata, and `trim` makes the shape exact. Rows may be written again; nothing is ever moved.
+Both keep the shape of the array ahead of its rows by whole chunks, so that few appends write
+metadata; `trim` makes the shape exact. Rows may be overwritten, but they never move.
 """
 
 import json
@@ -27,7 +27,7 @@ _BLOCK = 1 << 20
 
 
 class ArrayWriter(Protocol):
-    """Rows of one array, as a writer sees them."""
+    """Writer of the rows of one array."""
 
     @property
     def chunk_rows(self) -> int:
@@ -36,7 +36,7 @@ class ArrayWriter(Protocol):
 
     @property
     def fill(self) -> Any:
-        """What rows hold that were never written."""
+        """Value of rows that were never written."""
         ...
 
     def write(self, start: int, values: AnyArray) -> None:
@@ -44,55 +44,49 @@ class ArrayWriter(Protocol):
         ...
 
     def commit(self, start: int, values: AnyArray) -> None:
-        """Write rows as `write` does, but so that row `start` appears after all others."""
+        """Write rows like `write`, but so that row `start` appears after all others."""
         ...
 
     def reserve(self, rows: int) -> None:
-        """Let the shape run ahead of `rows` by whole chunks, without writing any."""
+        """Extend the shape beyond `rows` by whole chunks, without writing any."""
         ...
 
     def read(self, start: int, stop: int) -> AnyArray:
-        """Rows as they are, whether committed or not."""
+        """Rows from `start` to `stop`, whether committed or not."""
         ...
 
     def require(self, rows: int) -> None:
-        """Refuse a chunk that is not there and should hold the last of the first `rows`.
-
-        Raises
-        ------
-        StoreFormatError
-            If it is not there, in an array that leaves none out.
-        """
+        """Raise StoreFormatError if a dense array has lost the chunk of row ``rows - 1``."""
         ...
 
     def clear_from(self, row: int) -> None:
-        """Make rows from `row` on read as zeros, the last of them first."""
+        """Set rows from `row` on to zero, the last of them first."""
         ...
 
     def clear_all(self) -> None:
-        """Drop every row, the first chunk first."""
+        """Remove all rows, the first chunk first."""
         ...
 
     def trim(self, rows: int) -> None:
-        """Make the shape exact."""
+        """Set the shape to exactly `rows`."""
         ...
 
     def sync(self) -> None:
-        """Bring what was written to the disk, where the column is durable."""
+        """Sync written rows, if the writer is durable."""
         ...
 
     def close(self) -> None:
-        """Release files."""
+        """Close files."""
         ...
 
 
 def open_array_writer(
     array: zarr.Array[Any], directory: Path | None, *, durable: bool = False
 ) -> ArrayWriter:
-    """Column of an array; `directory` is the array's own where it is a local one.
+    """Open the writer of an array; `directory` is that of the array, if it is local.
 
-    A durable one has its changes on the disk when they return, and written rows after `sync`. Of
-    an array that is written through Zarr that is the duty of its store.
+    A durable writer syncs rows at `sync`, and any other change before the call returns. For an
+    array that is written through Zarr, the durability is up to its store.
     """
     if directory is not None and is_plain(array):
         return PlainArrayWriter(array, directory, durable=durable)
@@ -100,10 +94,10 @@ def open_array_writer(
 
 
 class PlainArrayWriter:
-    """Rows written by position into chunk files that have their full size from the beginning.
+    """Writes rows by position into chunk files of full size.
 
-    A new chunk file is sparse and appears under its name only when it has its size, so that
-    every file that a reader meets is a valid chunk. Its holes read as zeros.
+    A new chunk file is sparse and appears under its name only at its full size, so that readers
+    find only valid chunks. Its holes read as zeros.
     """
 
     def __init__(self, array: zarr.Array[Any], directory: Path, *, durable: bool = False) -> None:
@@ -124,7 +118,7 @@ class PlainArrayWriter:
 
     @property
     def fill(self) -> Any:
-        """What rows hold that were never written."""
+        """Value of rows that were never written."""
         return self._fill
 
     def write(self, start: int, values: AnyArray) -> None:
@@ -136,7 +130,7 @@ class PlainArrayWriter:
             return
         values = np.ascontiguousarray(values)
         self._unsynced = True
-        if self._open is not None:  # most often all rows are in the chunk that is open
+        if self._open is not None:  # usually, all rows are in the open chunk
             index, descriptor = self._open
             first = start - index * self._chunk_rows
             if first >= 0 and first + len(values) <= self._chunk_rows:
@@ -151,24 +145,24 @@ class PlainArrayWriter:
             row = end
 
     def commit(self, start: int, values: AnyArray) -> None:
-        """Write one row after all others; see `ArrayWriter.commit`.
+        """Write the first row after all others; see `ArrayWriter.commit`.
 
-        One item is never written by half, so that a full disk leaves all rows or not the first.
+        A single item is never written partly, so that a full disk leaves all rows or not the first.
         """
         if len(values) > 1:
             self.write(start + 1, values[1:])
         self.write(start, values[:1])
 
     def reserve(self, rows: int) -> None:
-        """Let the shape run ahead, to twice what is needed; see `ArrayWriter.reserve`.
+        """Extend the shape to twice the required size; see `ArrayWriter.reserve`.
 
-        To replace a metadata document costs more than several appends.
+        Replacing a metadata document costs more than several appends.
         """
         if rows > self._shape[0]:
             self._reshape(2 * -(-rows // self._chunk_rows) * self._chunk_rows)
 
     def read(self, start: int, stop: int) -> AnyArray:
-        """Rows as they are; see `ArrayWriter.read`."""
+        """Rows from `start` to `stop`; see `ArrayWriter.read`."""
         values = np.empty((stop - start, *self._shape[1:]), dtype=self._dtype)
         flat = values.reshape(stop - start, math.prod(self._shape[1:]))
         row = start
@@ -188,14 +182,14 @@ class PlainArrayWriter:
         return values
 
     def require(self, rows: int) -> None:
-        """Refuse a chunk of committed rows that is not there; see `ArrayWriter.require`."""
+        """Refuse a lost chunk of committed rows; see `ArrayWriter.require`."""
         index = (rows - 1) // self._chunk_rows
         path = chunk_file(self._directory, index, len(self._shape))
         if self._dense and not path.exists():
             raise lost_chunk(path, index * self._chunk_rows, rows)
 
     def clear_from(self, row: int) -> None:
-        """Make rows from `row` on read as zeros; see `ArrayWriter.clear_from`."""
+        """Set rows from `row` on to zero; see `ArrayWriter.clear_from`."""
         self.close()
         index, first = divmod(row, self._chunk_rows)
         for number in sorted(self._chunk_numbers(), reverse=True):
@@ -206,7 +200,7 @@ class PlainArrayWriter:
                 _clear(path, start, durable=self._durable)
 
     def clear_all(self) -> None:
-        """Drop every row, the first chunk first."""
+        """Remove all rows, the first chunk first."""
         self.close()
         for number in sorted(self._chunk_numbers()):
             path = chunk_file(self._directory, number, len(self._shape))
@@ -217,19 +211,19 @@ class PlainArrayWriter:
         self.trim(0)
 
     def trim(self, rows: int) -> None:
-        """Make the shape exact."""
+        """Set the shape to exactly `rows`."""
         if self._shape[0] != rows:
             self._reshape(rows)
 
     def sync(self) -> None:
-        """Bring what was written to the disk, where the column is durable."""
+        """Sync written rows, if the writer is durable."""
         if self._durable and self._unsynced and self._open is not None:
             files.sync_data(self._open[1])
         self._unsynced = False
 
     def close(self) -> None:
         """Close the chunk file."""
-        opened, self._open = self._open, None  # first, so that no interrupt leaves it behind
+        opened, self._open = self._open, None  # first, so that an interrupt cannot keep it
         if opened is not None:
             os.close(opened[1])
 
@@ -240,9 +234,9 @@ class PlainArrayWriter:
         return [n for n in numbers if chunk_file(self._directory, n, len(self._shape)).exists()]
 
     def _chunk(self, index: int, first: int) -> int:
-        """Descriptor of a chunk file, which is made if it is not there.
+        """Descriptor of a chunk file, which is created if it does not exist.
 
-        A file that a cut of power left short is made whole, if it has the rows before `first`.
+        A file that a power cut left short is extended, if it has the rows before `first`.
         """
         if self._open is not None and self._open[0] == index:
             return self._open[1]
@@ -279,7 +273,7 @@ class PlainArrayWriter:
 
 
 class ZarrArrayWriter:
-    """Rows written through zarr-python: compressed, sharded, in memory or far away."""
+    """Writes rows through zarr-python: compressed, sharded, in memory or remote."""
 
     def __init__(self, array: zarr.Array[Any]) -> None:
         self._dense = is_dense(array)
@@ -290,12 +284,12 @@ class ZarrArrayWriter:
 
     @property
     def chunk_rows(self) -> int:
-        """Rows of what is stored as one object: a chunk, or a shard of them."""
+        """Rows of a stored object: a chunk or a shard."""
         return self._unit
 
     @property
     def fill(self) -> Any:
-        """What rows hold that were never written."""
+        """Value of rows that were never written."""
         return self._array.fill_value
 
     def write(self, start: int, values: AnyArray) -> None:
@@ -309,7 +303,7 @@ class ZarrArrayWriter:
             self._write_chunk(first, values[first - start : last - start])
 
     def _reserved(self, start: int, count: int) -> list[tuple[int, int]]:
-        """Rows from `start` on, split at the borders of chunks, once the shape holds them all."""
+        """Reserve rows, and split them at the borders of chunks."""
         stop, unit = start + count, self._unit
         self.reserve(stop)
         borders = [start, *range(start - start % unit + unit, stop, unit), stop]
@@ -318,52 +312,52 @@ class ZarrArrayWriter:
     def _write_chunk(self, start: int, values: AnyArray) -> None:
         with translate_zarr_errors(
             self._array.store_path
-        ):  # a chunk that is there in part is decoded first
+        ):  # a chunk that is partly written is decoded first
             self._array[start : start + len(values)] = values
 
     def reserve(self, rows: int) -> None:
-        """Let the shape run ahead; see `ArrayWriter.reserve`."""
+        """Extend the shape by whole chunks; see `ArrayWriter.reserve`."""
         if rows > self._array.shape[0]:
             self._array.resize((-(-rows // self._unit) * self._unit, *self._array.shape[1:]))
 
     def read(self, start: int, stop: int) -> AnyArray:
-        """Rows as they are; see `ArrayWriter.read`."""
+        """Rows from `start` to `stop`; see `ArrayWriter.read`."""
         with translate_zarr_errors(self._array.store_path):
             return np.asarray(self._array[start:stop])
 
     def require(self, rows: int) -> None:
-        """Refuse a chunk of committed rows that is not there; see `ArrayWriter.require`."""
+        """Refuse a lost chunk of committed rows; see `ArrayWriter.require`."""
         index = (rows - 1) // self._unit
         place = chunk_place(self._array, index)
         if self._dense and not sync(place.exists()):
             raise lost_chunk(place, index * self._unit, rows)
 
     def clear_from(self, row: int) -> None:
-        """Make rows from `row` on read as zeros; see `ArrayWriter.clear_from`."""
+        """Set rows from `row` on to zero; see `ArrayWriter.clear_from`."""
         if row < self._array.shape[0]:
             with translate_zarr_errors(self._array.store_path):
                 self._array[row:] = np.zeros((), dtype=self._array.dtype)
 
     def clear_all(self) -> None:
-        """Drop every row, the first chunk first."""
+        """Remove all rows, the first chunk first."""
         if self._array.shape[0]:
             self._array[: self._unit] = np.zeros((), dtype=self._array.dtype)
             self.trim(0)
 
     def trim(self, rows: int) -> None:
-        """Make the shape exact."""
+        """Set the shape to exactly `rows`."""
         if self._array.shape[0] != rows:
             self._array.resize((rows, *self._array.shape[1:]))
 
     def sync(self) -> None:
-        """A durable store has what was written on the disk already."""
+        """Do nothing, since a durable store syncs every write."""
 
     def close(self) -> None:
-        """Nothing is held open."""
+        """Do nothing, since no file is open."""
 
 
 def _read_into(file: RawIOBase, rows: AnyArray) -> bool:
-    """Fill rows with what a file has next; False where it ends before."""
+    """Fill rows from a file; False if the file ends before."""
     left = rows.reshape(-1).view(np.uint8).data
     while left:
         taken = file.readinto(left)
@@ -374,9 +368,9 @@ def _read_into(file: RawIOBase, rows: AnyArray) -> bool:
 
 
 def _clear(path: Path, start: int, *, durable: bool) -> None:
-    """Write zeros over what is not zero from an offset on, the last block first.
+    """Overwrite non-zero bytes from an offset on with zeros, the last block first.
 
-    The file stays, since a reader that has mapped it does not look for another of its name.
+    The file is kept, since a reader that has mapped it does not open a new file of the same name.
     """
     descriptor = files.reopen(path)
     try:
@@ -385,7 +379,7 @@ def _clear(path: Path, start: int, *, durable: bool) -> None:
         for offset in reversed(range(start, size, _BLOCK)):
             block = os.pread(descriptor, min(_BLOCK, size - offset), offset)
             found = np.flatnonzero(np.frombuffer(block, np.uint8))
-            if len(found):  # holes stay holes: there may be no room to fill them
+            if len(found):  # holes stay holes, since the disk may be full
                 first, last = int(found[0]), int(found[-1])
                 files.write_at(descriptor, memoryview(bytes(last + 1 - first)), offset + first)
                 cleared = True

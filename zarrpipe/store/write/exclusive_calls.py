@@ -1,8 +1,7 @@
-"""Calls on an object that owns the writer of a store: one at a time, and none survives a failure.
+"""Run the calls on an owner of a store's writer one at a time, and end the writer on a failure.
 
-Whatever leaves a call by an exception while the store was being changed ends the writer, and the
-next call opens the store anew. A call from inside another one, of a signal handler, a hook or a
-destructor, is refused.
+An exception during a change of the store ends the writer, and the next call opens the store anew. A
+call from inside another one (by a signal handler, a hook or a destructor) is refused.
 """
 
 import os
@@ -30,7 +29,7 @@ class Closing:
     """Base of objects that are closed at the end of a with statement."""
 
     def close(self) -> None:
-        """Let go; a second call does nothing."""
+        """Release the store; a second call does nothing."""
         raise NotImplementedError
 
     def __enter__(self) -> Self:
@@ -46,7 +45,7 @@ class Closing:
 
 
 class ForkSafeLock:
-    """One lock for each process, since a forked child does not have the thread that holds it."""
+    """One lock for each process, since a forked child lacks the thread that holds it."""
 
     def __init__(self) -> None:
         self._locks: dict[int, threading.RLock] = {}
@@ -59,10 +58,10 @@ class ForkSafeLock:
 
     @property
     def mine(self) -> bool:
-        """Whether this thread holds the lock, or works for the one that does.
+        """Whether this thread holds the lock, or runs a task for the thread that does.
 
-        The lock itself is asked, as `threading.Condition` does: a flag of our own would be left
-        wrong by an interrupt beside the `with` statement, which CPython makes safe.
+        The lock itself is asked, as in `threading.Condition`. An interrupt at the border of the
+        `with` statement, which CPython makes safe, would leave a flag of our own wrong.
         """
         if self._helper is not None and self._helper == (os.getpid(), threading.get_ident()):
             return True
@@ -87,10 +86,10 @@ class ForkSafeLock:
 def synchronized(
     method: Callable[Concatenate[_Owner, _Arguments], _Result],
 ) -> Callable[Concatenate[_Owner, _Arguments], _Result]:
-    """Let threads wait for each other, refuse calls from inside, and end what an error left.
+    """Serialize calls of threads, refuse nested ones, and end the writer if one fails.
 
-    What a signal handler raises is raised when the method has ended, except in an append in place,
-    which a thread would slow down.
+    An exception of a signal handler is raised after the method has ended, except in an append in
+    place, which a helper thread would slow down.
     """
 
     @wraps(method)
@@ -112,19 +111,7 @@ def synchronized(
 
 
 class WriterOwner(Closing):
-    """Base of the sink and of the writer with nvalchemi's API.
-
-    Parameters
-    ----------
-    root
-        Place of the store.
-    config
-        Chunks and codecs of the arrays that are created.
-    capacity
-        Samples that are expected at most, for the size of chunks.
-    durable
-        Whether what a call stored outlasts a loss of power once it returns.
-    """
+    """Base of `ZarrData` and `AtomicDataZarrWriter`; see `StoreWriter` for the arguments."""
 
     def __init__(
         self, root: Root, config: ZarrWriteConfig, capacity: int, *, durable: bool
@@ -141,7 +128,7 @@ class WriterOwner(Closing):
         *args: _Arguments.args,
         **kwargs: _Arguments.kwargs,
     ) -> _Result:
-        """Do what a method is about, while the lock is held."""
+        """Run a method under the lock, then close the writer if the owner was closed."""
         try:
             result = method(self, *args, **kwargs)
             if self._closed:
@@ -153,11 +140,11 @@ class WriterOwner(Closing):
             return result
 
     def close(self) -> None:
-        """Make array shapes exact and let other writers in; a second call does nothing.
+        """Make array shapes exact and release the lock; a second call does nothing.
 
-        From inside another call of the same thread, as of a signal handler, it returns at once,
-        and the call under way closes when it ends. If that one fails, the store is free and
-        readable, and a further `close` makes the shapes exact.
+        From inside another call of the same thread, such as in a signal handler, it returns at
+        once, and the running call closes when it ends. If that call fails, the store is released
+        and readable, and another `close` makes the shapes exact.
         """
         self._closed = True
         if not self._mutex.mine:
@@ -168,19 +155,19 @@ class WriterOwner(Closing):
         """Do nothing: every call on a closed object ends by closing its writer."""
 
     def _close_writer(self) -> None:
-        """Make what was written exact, after a failed call with a store that is opened anew."""
+        """Close the writer, which is opened anew first if a call has failed."""
         if self._writer is None:
             return
         if self._writer.closed and self._root.open_group() is not None:
             try:
                 self._open_writer()
-            except StoreLockedError:  # another writer has it, and has tidied up when it opened it
+            except StoreLockedError:  # another writer has settled it on opening
                 self._writer.abandon()
         self._writer.close()
         self._writer = None
 
     def _end_failed(self) -> None:
-        """Let go of a writer that an exception left in the middle of a change."""
+        """Release a writer that an exception interrupted during a change."""
         if self._writer is not None and (self._closed or self._writer.closed):
             self._writer.abandon()
 
@@ -190,7 +177,7 @@ class WriterOwner(Closing):
             raise StoreClosedError(f"the {kind} of {self._root} was closed: open a new one")
 
     def _open_writer(self) -> StoreWriter:
-        """The writer, which is opened anew after one that failed."""
+        """Return the writer, opened anew after a failure."""
         if self._writer is None or self._writer.closed:
             if self._writer is not None:
                 self._writer.abandon()

@@ -1,4 +1,4 @@
-"""The arrays of a store as a writer has them open, by path."""
+"""The open arrays of a store's writer, by path."""
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -37,18 +37,9 @@ Result = TypeVar("Result")
 
 
 class OpenArrays:
-    """Writers of the arrays of one store.
+    """Array writers of one store; see `StoreWriter` for the arguments.
 
-    Parameters
-    ----------
-    root
-        Place of the store.
-    config
-        Chunks and codecs of the arrays that are created.
-    capacity
-        Samples that are expected at most, for the size of chunks.
-    durable
-        Whether writes are on the disk when they are carried out, pointers after all others.
+    If `durable`, writes are synced before they return, pointers to atoms after all others.
     """
 
     def __init__(
@@ -63,24 +54,21 @@ class OpenArrays:
 
     @property
     def in_place(self) -> bool:
-        """Whether rows are written into local files, without zarr and without threads."""
+        """Whether rows are written directly into local files, without Zarr and threads."""
         return self._plain and not self._durable
 
     @property
     def paths(self) -> frozenset[str]:
-        """Places of the arrays that are open."""
+        """Paths of the open arrays."""
         return frozenset(self._writers)
 
     def __getitem__(self, path: str) -> ArrayWriter:
         return self._writers[path]
 
     def open_stored(self, group: zarr.Group, schema: Schema, nullable: Iterable[str]) -> RowCounts:
-        """Open all arrays of a store, and find what is committed in them.
+        """Open all arrays of a store, and return its committed rows.
 
-        Raises
-        ------
-        StoreFormatError
-            If there are samples and one is not there.
+        Raises StoreFormatError if a store with samples lacks an array.
         """
         pointers, *others = [*meta_specs(), *map(field_spec, schema.values())]
         first = self.open(group, pointers)
@@ -92,14 +80,14 @@ class OpenArrays:
 
     def _found(self, group: zarr.Group, spec: ArraySpec) -> ArrayWriter:
         array = find_array(group, spec.path)
-        if array is None:  # made anew it would say other things of the samples
+        if array is None:  # a new array would change the samples
             raise StoreFormatError(
                 f"{self._root} has samples and lacks the array {spec.path}: see zarrpipe check"
             )
         return self._add(array, spec)
 
     def open(self, group: zarr.Group, spec: ArraySpec, *, fresh: bool = False) -> ArrayWriter:
-        """Open an array, which is made if it is not there, or anew if it is to be `fresh`."""
+        """Open an array, and create it if it is missing, or in any case if `fresh`."""
         array = None if fresh else find_array(group, spec.path)
         if array is None:
             array = create_array(group, spec, self._config, self._capacity)
@@ -116,7 +104,7 @@ class OpenArrays:
     def open_all(
         self, group: zarr.Group, specs: Iterable[ArraySpec], *, fresh: bool = False
     ) -> list[ArrayWriter]:
-        """Open arrays as `open` does."""
+        """Open arrays like `open`, concurrently in a remote store."""
         return self._open_each(specs, partial(self.open, group, fresh=fresh))
 
     def _open_each(
@@ -125,7 +113,7 @@ class OpenArrays:
         return self._each([partial(open_one, spec) for spec in specs])
 
     def _each(self, tasks: Sequence[Callable[[], Result]]) -> list[Result]:
-        """Results of tasks, which run concurrently on a far store."""
+        """Run tasks, concurrently for a remote store."""
         return run_concurrently(tasks) if self._far else [task() for task in tasks]
 
     def carry_out(self, writes: Sequence[RowWrite]) -> None:
@@ -143,27 +131,22 @@ class OpenArrays:
                     self._writers[path].write(start, values)
 
     def _write_durably(self, writes: Sequence[RowWrite]) -> None:
-        """Carry out writes and bring them to the disk."""
+        """Carry out writes, and sync them."""
         for write in writes:
             _write(self._writers, write)
         written = [self._writers[path] for path in dict.fromkeys(write.path for write in writes)]
         if len(written) == 1:
             written[0].sync()
-        elif written:  # the disk takes them together
+        elif written:  # the disk syncs them together
             if self._threads is None:
                 self._threads = ThreadPoolExecutor(_SYNCS, thread_name_prefix="zarrpipe-sync")
             run_concurrently([writer.sync for writer in written], self._threads)
 
     def check_ends(self, schema: Schema, counts: RowCounts) -> None:
-        """Refuse a store that has lost chunks which a writer would make anew.
+        """Raise StoreFormatError if the store has lost a chunk that a writer would create anew.
 
-        They are those that the next append goes on with, and those of masks: rows that were in
-        them would be there again, as zeros, and nobody would miss them.
-
-        Raises
-        ------
-        StoreFormatError
-            If one is not there.
+        It checks the chunks that the next append continues, and those of masks, whose lost rows
+        would reappear as zeros without notice.
         """
         tasks = [
             partial(self[path].require, rows)
@@ -180,7 +163,7 @@ class OpenArrays:
         self._each(tasks)
 
     def trim(self, schema: Schema, counts: RowCounts) -> None:
-        """Make every shape that of what is committed."""
+        """Set all shapes to the committed rows."""
         for path, rows in self._rows(schema, counts).items():
             self[path].trim(rows)
 
@@ -192,7 +175,7 @@ class OpenArrays:
         return {path: exact.get(path, counts.samples) for path in self._writers}
 
     def release(self) -> None:
-        """Wait for threads, close files and forget the arrays."""
+        """Wait for threads, close files, and drop the arrays."""
         if self._threads is not None:
             self._threads.shutdown(cancel_futures=True)
             self._threads = None
@@ -201,9 +184,9 @@ class OpenArrays:
         self._writers.clear()
 
     def _committed(self, entries: int) -> RowCounts:
-        """What is committed, according to pointers of which `entries` are allocated.
+        """Find the committed rows, given the number of allocated pointers.
 
-        All are looked at, and as many at a time as a far store gives in one answer.
+        It reads all pointers, in blocks of the size that a remote store returns at once.
         """
         pointers, samples = self[ATOMS_PTR], 0
         while samples + 1 < entries:
@@ -219,7 +202,7 @@ class OpenArrays:
 
 
 def _write(writers: Mapping[str, ArrayWriter], write: RowWrite) -> None:
-    """Write rows; pointers to atoms so that the samples appear all at once."""
+    """Write rows, but commit pointers to atoms, so that the samples appear all at once."""
     path, start, values = write
     if path == ATOMS_PTR:
         writers[path].commit(start, values)
@@ -230,26 +213,16 @@ def _write(writers: Mapping[str, ArrayWriter], write: RowWrite) -> None:
 def write_in_stages(writers: Mapping[str, ArrayWriter], writes: Sequence[RowWrite]) -> None:
     """Carry out writes stage by stage in commit order, those of a stage concurrently.
 
-    Parameters
-    ----------
-    writers
-        By path.
-    writes
-        In commit order.
-
-    Raises
-    ------
-    BaseException
-        The first of those that the writes of a stage raised; no later stage was begun.
+    Raises the first error of a stage, and does not begin the next one.
     """
     for stage in in_stages(writes):
         run_concurrently(partial(_write, writers, write) for write in stage)
 
 
 def wait_for_zarr() -> None:
-    """Wait for requests that zarr's event loop still carries out for calls that were interrupted.
+    """Wait for requests of interrupted calls that Zarr's event loop still runs.
 
-    An interrupt ends the call that waits for a request, and not the request.
+    An interrupt ends the call that waits for a request, but not the request.
     """
 
     async def settle() -> None:

@@ -1,8 +1,8 @@
-"""Opening the root of a store for writing: only what is ours or new is written into.
+"""Open the root of a store for writing, and refuse to change foreign files.
 
-A writer changes only what is in the store itself. Readers follow links; a writer that did would
-write, cut or remove a file elsewhere, so links are refused before anything is changed. So are other
-people's things in the place of a new array.
+A writer changes only files in the store itself. Readers follow links, but a writer that did so
+would write, truncate or remove files elsewhere. So links are refused before any change, and so are
+foreign files in the place of a new array.
 """
 
 import dataclasses
@@ -43,13 +43,7 @@ _LAST = 4
 
 
 def check_durable(root: Root, *, durable: bool) -> None:
-    """Refuse to promise of a store that it outlasts a loss of power where it cannot.
-
-    Raises
-    ------
-    FieldError
-        If it is in memory.
-    """
+    """Raise FieldError if a store in memory should be durable."""
     if durable and isinstance(root.path.store, MemoryStore):
         raise FieldError(
             f"durable=True, but {root} is in memory and does not outlast a loss of power: give a "
@@ -58,22 +52,12 @@ def check_durable(root: Root, *, durable: bool) -> None:
 
 
 def check_writable(root: Root) -> list[Path]:
-    """Refuse a place that zarrpipe must not write to.
+    """Refuse a place that zarrpipe must not write to, and find unfinished files of killed writers.
 
-    Returns
-    -------
-    list of Path
-        Files that writers which were killed have not finished.
-
-    Raises
-    ------
-    StoreReadOnlyError
-        If the zarr store was opened for reading alone.
-    StoreExistsError
-        If it is a directory of other things.
-    StoreFormatError
-        If a Zarr group that zarrpipe did not write stands there, or, in a local store, a link or
-        something else through which a writer would change what is elsewhere.
+    Raises StoreReadOnlyError if the Zarr store was opened read-only, StoreExistsError for a
+    directory with other content, and StoreFormatError for a foreign Zarr group. A local store with
+    a link or the like, through which a writer would change files elsewhere, raises
+    StoreFormatError, too.
     """
     if root.read_only:
         raise StoreReadOnlyError(f"{root} was opened read-only: open it for writing")
@@ -95,10 +79,10 @@ def check_writable(root: Root) -> list[Path]:
 
 
 def _check_own_directory(directory: Path) -> None:
-    """Refuse to mix a new store into a directory of other things.
+    """Refuse to create a store in a directory with other content.
 
-    Hidden files are no obstacle, nor is what a writer leaves that was killed before it made the
-    root's metadata: a lock, and metadata that are not finished.
+    Hidden files are accepted, and so are the leftovers of a writer that was killed before it
+    created the root: a lock, and unfinished metadata.
     """
     leftovers = {directory / "meta", directory / LOCK_FILE, (directory / LOCK_FILE).parent}
     inside = [*directory.iterdir(), *(directory / "meta").glob("*"), *directory.glob("meta/*/*")]
@@ -117,12 +101,9 @@ def _check_own_directory(directory: Path) -> None:
 
 
 class RootMetadata:
-    """Attributes and schema of a store as its writer knows and replaces them.
+    """Attributes and schema of a store, as its writer knows and replaces them.
 
-    Parameters
-    ----------
-    root
-        Place of the store, which is made if it is not there.
+    The root is created if it does not exist.
     """
 
     def __init__(self, root: Root) -> None:
@@ -132,11 +113,11 @@ class RootMetadata:
         self.schema = read_schema(self.group, self.attributes)
 
     def publish(self, schema: Schema, **changes: Any) -> None:
-        """Replace schema and attributes in one step, and keep attributes that others have set."""
+        """Replace schema and attributes in one step, and keep attributes of users."""
         self._replace(schema, dataclasses.replace(self.attributes, **changes))
 
     def empty(self) -> None:
-        """Publish that there are no samples and fields, as of a new generation."""
+        """Publish a new generation without samples and fields."""
         self._replace(Schema({}), Attributes(0, generation=new_generation()))
 
     def _replace(self, schema: Schema, attributes: Attributes) -> None:
@@ -147,7 +128,7 @@ class RootMetadata:
 
 
 def _open_root(root: Root) -> tuple[zarr.Group, Attributes]:
-    """Root group with its parts, which are made where they are not there, and its attributes."""
+    """Open the root group, create its missing parts, and read its attributes."""
     group = root.open_group()
     attributes = None if group is None else Attributes.read(group)
     if group is None or attributes is None or not attributes.ours:
@@ -164,25 +145,12 @@ def _open_root(root: Root) -> tuple[zarr.Group, Attributes]:
 
 
 def unfinished_files(directory: Path, arrays: Iterable[str], *, whole: bool = False) -> list[Path]:
-    """Files that a writer which was killed has not finished, in what a writer may change.
+    """Find unfinished files of killed writers among the files that a writer may change.
 
-    Of the rows of a field only the last chunks are looked into, where an append goes on; a writer
-    that comes to another one looks at it then.
-
-    Parameters
-    ----------
-    directory
-        Of the store; it may itself be reached by a link.
-    arrays
-        Places of arrays, whether they are there or not.
-    whole
-        Whether all chunks are looked into.
-
-    Raises
-    ------
-    StoreFormatError
-        If there is a link, a FIFO, a device, a file and a directory in each other's place, or a
-        chunk with a second name, which is of another store too.
+    Only the last chunks of a field are checked, which an append continues, or all if `whole`; a
+    writer checks any other chunk when it opens it. `directory` may be a link, and `arrays` need not
+    exist. Raises StoreFormatError for a link, a FIFO, a device, a file in place of a directory or
+    the reverse, and a chunk with a second hard link, which belongs to another store, too.
     """
     found: list[Path] = []
     for folder in (directory, *(directory / name for name in GROUPS)):
@@ -195,23 +163,10 @@ def unfinished_files(directory: Path, arrays: Iterable[str], *, whole: bool = Fa
 
 
 def check_free(group: zarr.Group, directory: Path | None, paths: Sequence[str]) -> None:
-    """Refuse to make arrays where something stands that is no leftover of a writer of ours.
+    """Refuse to create arrays in the place of anything but leftovers of zarrpipe.
 
-    Parameters
-    ----------
-    group
-        Root of the store, whose attributes do not name the arrays.
-    directory
-        Its directory, if it is local.
-    paths
-        Places of the arrays.
-
-    Raises
-    ------
-    SchemaError
-        If there is an array or group of somebody else's, or a folder with other things.
-    StoreFormatError
-        If there is a link or a file.
+    The attributes of `group` do not name the arrays. Raises SchemaError for a foreign array, group
+    or non-empty folder, and StoreFormatError for a link or a file.
     """
     for path in paths:
         if directory is not None and not _is_folder(directory / path):
@@ -229,7 +184,7 @@ def check_free(group: zarr.Group, directory: Path | None, paths: Sequence[str]) 
 
 
 def _is_folder(path: Path) -> bool:
-    """Whether there is a directory; nothing else may be there."""
+    """Whether a directory exists; raises StoreFormatError for anything else."""
     try:
         mode = path.lstat().st_mode
     except FileNotFoundError:
@@ -241,7 +196,7 @@ def _is_folder(path: Path) -> bool:
 
 
 def _look_at(folder: Path, found: list[Path]) -> None:
-    """Check the document of a group and find half-written ones."""
+    """Check the metadata document of a group, and find unfinished ones."""
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name == "zarr.json":
@@ -251,7 +206,7 @@ def _look_at(folder: Path, found: list[Path]) -> None:
 
 
 def _look_through(folder: Path, found: list[Path], *, whole: bool) -> None:
-    """Check all that is in a folder, and find what is half-written; of chunks those at the end."""
+    """Check the files in a folder, but only the last chunks, and find unfinished ones."""
     with os.scandir(folder) as scan:
         entries = list(scan)
     for entry in entries:

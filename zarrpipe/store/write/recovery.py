@@ -1,4 +1,4 @@
-"""Settling what a writer that was killed, or ended by an error, left undone."""
+"""Settle the unfinished work of a writer that was killed or failed."""
 
 from collections.abc import Iterable
 from contextlib import suppress
@@ -19,13 +19,10 @@ from zarrpipe.store.write.open_arrays import OpenArrays
 
 
 def check_whole(root: Root, attributes: Attributes, counts: RowCounts) -> None:
-    """Refuse a store that has lost samples, before what is left of them is cleared.
+    """Raise StoreFormatError if the store has lost samples since it was last closed.
 
-    Raises
-    ------
-    StoreFormatError
-        If it has fewer samples than when it was last closed. A writer that empties a store says so
-        first.
+    This comes before the rest of them is cleared. A writer that empties a store publishes this
+    first.
     """
     if counts.samples < attributes.num_samples:
         raise StoreFormatError(
@@ -35,38 +32,30 @@ def check_whole(root: Root, attributes: Attributes, counts: RowCounts) -> None:
 
 
 def remove_unfinished(paths: Iterable[Path]) -> None:
-    """Remove files that a killed writer had not given their names."""
+    """Remove files that a killed writer had not yet renamed to their final names."""
     for path in paths:
-        with suppress(FileNotFoundError):  # its writer lived, and finished it before it closed
+        with suppress(FileNotFoundError):  # its writer was alive and has finished it
             files.unlink(path)
 
 
 def clear_uncommitted(arrays: OpenArrays, counts: RowCounts) -> None:
     """Clear the pointers and masks of samples that are not committed.
 
-    Their other rows stay until they are written over. So do chunk files that an append which
-    failed has made: a reader may have mapped them, and the next append needs them.
+    Their other rows stay until they are overwritten. The chunk files of a failed append stay, too:
+    a reader may have mapped them, and the next append needs them.
     """
     arrays[ATOMS_PTR].clear_from(counts.samples + 1)
     arrays[SAMPLES_MASK].clear_from(counts.samples)
-    if counts.samples == 0:  # the store is new, or a writer was killed while it cleared it
+    if counts.samples == 0:  # the store is new, or a writer was killed while emptying it
         for level in SEGMENTED:
             arrays[LEVELS[level].mask].clear_all()
 
 
 def settle_deletion(arrays: OpenArrays, published: int, counts: RowCounts) -> None:
-    """Take back a deletion that was not published, and complete one that was.
+    """Undo a deletion that was not published, and complete one that was.
 
     A deletion masks samples, publishes their number, and masks their rows of other levels last.
-
-    Parameters
-    ----------
-    arrays
-        Arrays of the store.
-    published
-        Number of deleted samples that readers know.
-    counts
-        What is committed.
+    `published` is the number of deleted samples in the attributes.
     """
     samples, mask = arrays[SAMPLES_MASK], arrays[ATOMS_MASK]
     kept = samples.read(0, counts.samples)
@@ -84,17 +73,7 @@ def settle_deletion(arrays: OpenArrays, published: int, counts: RowCounts) -> No
 
 
 def mask_rows(arrays: OpenArrays, counts: RowCounts, kept: AnyArray) -> None:
-    """Give the rows of levels that have pointers the masks of their samples.
-
-    Parameters
-    ----------
-    arrays
-        Arrays of the store.
-    counts
-        What is committed.
-    kept : array [N] bool
-        Masks of the samples.
-    """
+    """Apply the masks `kept` [N] of samples to their atoms and edges."""
     for level, ends in SEGMENTED.items():
         path = LEVELS[level].mask
         wanted = np.repeat(kept, np.diff(arrays[ends].read(0, counts.samples + 1)))

@@ -1,4 +1,4 @@
-"""The right of a writer to its store, looked at before each change."""
+"""The right of a writer to its store, checked before each change."""
 
 import numpy as np
 import zarr
@@ -10,13 +10,7 @@ from zarrpipe.store.format.layout import ATOMS_PTR, find_array
 
 
 class WriterSession:
-    """A writer's hold on a store, from `begin` until it ends.
-
-    Parameters
-    ----------
-    root
-        Place of the store.
-    """
+    """The hold of a writer on a store, from `begin` to `end`."""
 
     def __init__(self, root: Root) -> None:
         self._root = root
@@ -24,12 +18,9 @@ class WriterSession:
         self.ended = False
 
     def begin(self, lock: StoreLock | None = None) -> None:
-        """Take the lock of the store where there is one, unless the caller holds it already.
+        """Lock the store if its place supports locks, unless the caller has locked it already.
 
-        Raises
-        ------
-        StoreLockedError
-            If another writer has the store open.
+        Raises StoreLockedError if another writer has the store open.
         """
         self._lock = self._root.acquire_lock() if lock is None else lock
 
@@ -40,18 +31,14 @@ class WriterSession:
 
     @property
     def lost(self) -> bool:
-        """Whether the lock stayed with the process that this one was forked from."""
+        """Whether the lock belongs to the process from which this one was forked."""
         return self._lock is not None and not self._lock.held
 
     def check(self) -> None:
-        """Refuse to go on where nothing must be written any more.
+        """Refuse further changes if the writer or its store is gone.
 
-        Raises
-        ------
-        StoreClosedError
-            If the writer was closed, or belongs to the process that this one was forked from.
-        StoreNotFoundError
-            If the store is no longer where it was opened.
+        Raises StoreClosedError if the writer was closed or belongs to the parent process, and
+        StoreNotFoundError if the store was removed or replaced.
         """
         if self.ended:
             raise StoreClosedError(f"the writer of {self._root} was closed: open a new one")
@@ -68,19 +55,9 @@ class WriterSession:
             )
 
     def check_no_other_writer(self, group: zarr.Group, counts: RowCounts) -> None:
-        """Refuse to write over what another writer has written, where no lock keeps it out.
+        """Raise StoreLockedError if another writer has taken or changed a store without locks.
 
-        Parameters
-        ----------
-        group
-            Root of the store.
-        counts
-            What this writer knows to be committed.
-
-        Raises
-        ------
-        StoreLockedError
-            If another has taken the store or written to it.
+        `counts` are the committed rows that this writer knows.
         """
         if self._lock is not None:
             if self._lock.enforced:
@@ -97,7 +74,7 @@ class WriterSession:
             )
 
     def end(self) -> None:
-        """Give the lock up; a second call does nothing, or what an interrupt left undone."""
+        """Release the lock; a second call does nothing, or completes an interrupted one."""
         self.ended = True
         if self._lock is not None:
             self._lock.release()

@@ -1,4 +1,4 @@
-"""The one writer of a store: opens or creates it, appends, and leaves it exact when closed."""
+"""The writer of a store: opens or creates it, appends, and leaves it exact when closed."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -53,38 +53,20 @@ from zarrpipe.store.write.threads import run_uninterrupted
 class StoreWriter:
     """The writer of a store, from opening to `close`, or to the first change that fails.
 
-    It never goes on after a failure: whatever a change raises, an interrupt too, closes its files,
-    gives the lock up and leaves it `closed`. What the call left is settled by the next writer,
-    which believes only what is stored. An error that is raised before anything was changed, as of
+    It never continues after a failure: any exception during a change, including an interrupt,
+    closes its files, releases its lock and leaves it `closed`. The next writer settles the
+    unfinished work, and trusts only stored data. An error before the first change, such as that of
     a batch that does not fit, ends nothing.
 
-    Parameters
-    ----------
-    root
-        Place of the store, which is created if it is not there.
-    config
-        Chunks and codecs of the arrays that are created.
-    capacity
-        Samples that are expected at most, for the size of chunks.
-    lock
-        The lock of a store that the caller has locked already.
-    durable
-        Whether what was written outlasts a loss of power once a call has returned.
-    damaged
-        Whether to open a store that has lost chunks too, for a repair.
+    The store is created if it does not exist. `capacity` is the expected largest number of samples,
+    for the size of chunks. `lock` is that of a store that the caller has locked already. If
+    `durable`, changes survive a loss of power once a call has returned. With `damaged`, a store
+    that has lost chunks is opened for a repair.
 
-    Raises
-    ------
-    StoreLockedError
-        If another writer has the store open.
-    StoreReadOnlyError
-        If the zarr store was opened for reading alone.
-    StoreExistsError
-        If it is a directory of other things.
-    StoreFormatError
-        If a Zarr group that zarrpipe did not write stands there.
-    SchemaError
-        If the config gives a field another unit than the store.
+    Raises StoreLockedError if another writer has the store open, StoreReadOnlyError if the Zarr
+    store was opened read-only, StoreExistsError for a directory with other content,
+    StoreFormatError for a foreign Zarr group, and SchemaError if the config gives a field another
+    unit than the store.
     """
 
     def __init__(
@@ -110,7 +92,7 @@ class StoreWriter:
             self._open(damaged=damaged)
 
     def _open(self, *, damaged: bool = False) -> None:
-        """Find what is committed, and settle what a writer before this one left undone."""
+        """Find the committed rows, and settle the unfinished work of earlier writers."""
         self._accepted: tuple[object, ...] | None = None
         self._statistics = StatisticsUpdater()
         self._metadata = metadata = RootMetadata(self.root)
@@ -121,24 +103,24 @@ class StoreWriter:
         check_whole(self.root, self.attributes, self.counts)
         if self.counts.samples and self.attributes.ours and not damaged:
             self._arrays.check_ends(self.schema, self.counts)
-        self.check_usable()  # or what another writer has put here would be cleared
+        self.check_usable()  # else rows of another writer would be cleared
         if stated is not self.schema:
             metadata.publish(stated)
         clear_uncommitted(self._arrays, self.counts)
-        if self.counts.samples == 0 and self.schema:  # a writer was killed while it emptied it
+        if self.counts.samples == 0 and self.schema:  # a writer was killed while emptying it
             self._remove_all()
             return
         settle_deletion(self._arrays, self.attributes.deleted, self.counts)
         self.publish_deleted()
         self._statistics.open(self)
         if self.durable and self.root.directory is not None:
-            files.sync_tree(self.root.directory)  # what others wrote before, who were not durable
+            files.sync_tree(self.root.directory)  # earlier writers may not have been durable
 
     @contextmanager
     def changing(self) -> Iterator[None]:
         """End this writer if the block raises anything.
 
-        The mark is set before and removed after the change. Wherever an interrupt comes, the
+        The mark is set before the change and removed after it. Wherever an interrupt comes, the
         writer is either closed or still marked, which counts as closed.
         """
         before, self._changing = self._changing, True
@@ -155,17 +137,17 @@ class StoreWriter:
         return self._arrays[path]
 
     def check_usable(self) -> None:
-        """Refuse to go on where nothing must be written any more; see `WriterSession.check`."""
+        """Refuse further changes if the writer or its store is gone; see `WriterSession.check`."""
         self._session.check()
 
     @property
     def closed(self) -> bool:
-        """Whether the writer was closed, or an exception left it in the middle of a change."""
+        """Whether the writer was closed, or an exception interrupted a change."""
         return self._session.ended or self._changing
 
     @property
     def appends_in_place(self) -> bool:
-        """Whether an append that fits is no more than writes into local files."""
+        """Whether an append that fits only writes into local files."""
         return not self.closed and self._session.exclusive and self._arrays.in_place
 
     @property
@@ -175,7 +157,7 @@ class StoreWriter:
 
     @property
     def attributes(self) -> Attributes:
-        """What the root's attributes say."""
+        """Attributes of the root."""
         return self._metadata.attributes
 
     @property
@@ -185,26 +167,19 @@ class StoreWriter:
 
     @property
     def paths(self) -> frozenset[str]:
-        """Places of the arrays that zarrpipe made."""
+        """Paths of the arrays that zarrpipe created."""
         return self._arrays.paths
 
     @property
     def num_samples(self) -> int:
-        """Number of samples, without the deleted."""
+        """Number of samples, without deleted ones."""
         return self.counts.samples - self.attributes.deleted
 
     def append(self, batch: Batch) -> None:
-        """Append systems; they exist, all at once, when the first of their pointers is written.
+        """Append systems, which appear all at once when the first of their pointers is written.
 
-        Parameters
-        ----------
-        batch
-            At least one system.
-
-        Raises
-        ------
-        SchemaError, FieldError
-            If a field does not fit the store; nothing was written.
+        The batch has at least one system. If a field does not fit the store, it raises SchemaError
+        or FieldError before any change.
         """
         self._check_change()
         batch = on_host(batch)
@@ -223,19 +198,19 @@ class StoreWriter:
             self.counts = after
 
     def _prepare(self, change: SchemaChange | None) -> None:
-        """Do what only some appends need: count statistics, and make arrays."""
+        """Count statistics and create arrays before an append that needs this."""
         if self._statistics.is_due(self.counts):
             self._statistics.update(self)
         if change is not None:
             self._carry_out(change)
 
     def _check_change(self) -> None:
-        """Refuse a change to a store that is gone, or that another writer has changed."""
+        """Refuse to change a store that is gone, or that another writer has changed."""
         self.check_usable()
         self._session.check_no_other_writer(self.group, self.counts)
 
     def _plan_change(self, batch: Batch) -> SchemaChange | None:
-        """Check a batch, and plan arrays that the store does not have yet."""
+        """Check a batch, and plan the arrays that the store lacks."""
         self.schema.check(batch)
         plan = plan_schema_change(
             self.schema, self.attributes.nullable, self.counts, batch, self.config.units
@@ -259,15 +234,7 @@ class StoreWriter:
             self._arrays.carry_out(writes)
 
     def add_field(self, item: Field, values: Any) -> None:
-        """Add a field with a row for everything that is stored.
-
-        Parameters
-        ----------
-        item
-            A field that the store has not.
-        values : array
-            One row for each atom, edge or sample that is stored.
-        """
+        """Add a new field, with a row for each stored atom, edge or sample."""
         self._check_change()
         spec = field_spec(item)
         check_free(self.group, self.root.directory, [spec.path])
@@ -280,13 +247,13 @@ class StoreWriter:
         self._accepted = None
 
     def mask_rows(self) -> None:
-        """Give atoms and edges the masks of their samples."""
+        """Apply the masks of samples to their atoms and edges."""
         kept = self.array(SAMPLES_MASK).read(0, self.counts.samples)
         with self.changing():
             mask_rows(self._arrays, self.counts, kept)
 
     def publish_deleted(self) -> None:
-        """Publish how many masks of samples are False, by which readers know deletions."""
+        """Publish the number of deleted samples, by which readers notice deletions."""
         kept = self.array(SAMPLES_MASK).read(0, self.counts.samples)
         deleted = len(kept) - int(np.count_nonzero(kept))
         if deleted != self.attributes.deleted:
@@ -294,20 +261,21 @@ class StoreWriter:
                 self._metadata.publish(self.schema, deleted=deleted)
 
     def zero(self) -> None:
-        """Remove every sample and field, and nothing that zarrpipe did not make.
+        """Remove all samples and fields, and nothing that zarrpipe did not create.
 
-        The removal of the first chunk of pointers empties the store. What fails later is done by
-        the next writer. A disk without room to publish the change raises, with all samples there.
+        Removing the first chunk of pointers empties the store; after a later failure, the next
+        writer completes the rest. If the disk has no room to publish the change, the call raises
+        and all samples remain.
         """
         self._check_change()
         with self.changing():
-            if self.attributes.num_samples:  # or missing pointers would count as damage
+            if self.attributes.num_samples:  # else missing pointers would count as damage
                 self._metadata.publish(self.schema, num_samples=0)
             self._arrays[ATOMS_PTR].clear_all()
             self._remove_all()
 
     def _remove_all(self) -> None:
-        """Remove all arrays of a store without samples, and open it as of a new generation."""
+        """Remove all arrays of a store without samples, and open it with a new generation."""
         paths = self.paths - {ATOMS_PTR}
         self._metadata.empty()
         self._arrays.release()
@@ -318,11 +286,11 @@ class StoreWriter:
         self._open()
 
     def flush(self, *, every: bool = False) -> None:
-        """Make every shape exact, and write the number of samples and the sums of statistics.
+        """Make all shapes exact, and write the number of samples and the sums of statistics.
 
-        The sums may leave some of the last samples to readers, unless `every` one is to be counted.
+        The sums may leave some of the last samples to readers, unless `every` is True.
         """
-        self._check_change()  # or what another writer has written would be cut off
+        self._check_change()  # else rows of another writer would be cut off
         with self.changing():
             self._arrays.trim(self.schema, self.counts)
             if self.attributes.num_samples != self.counts.samples:
@@ -330,7 +298,7 @@ class StoreWriter:
             self._statistics.update(self, every=every)
 
     def close(self) -> None:
-        """Do what `flush` does and give the lock up; a second call does nothing."""
+        """Flush, and release the lock; a second call does nothing."""
         try:
             if not (self.closed or self._session.lost):
                 self.flush(every=True)
@@ -338,8 +306,8 @@ class StoreWriter:
             self.abandon()
 
     def abandon(self) -> None:
-        """Let go of files and lock without touching the store."""
-        if self._changing:  # zarr may still be writing for a call that was interrupted
+        """Release files and lock without changing the store."""
+        if self._changing:  # zarr may still be writing for an interrupted call
             wait_for_zarr()
         try:
             self._arrays.release()

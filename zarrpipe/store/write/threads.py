@@ -1,4 +1,4 @@
-"""Threads of a writer: requests that run concurrently, and calls that no signal interrupts."""
+"""Threads of a writer: concurrent requests, and calls that no signal interrupts."""
 
 import threading
 from _thread import start_new_thread
@@ -15,19 +15,10 @@ Result = TypeVar("Result")
 def run_concurrently(
     tasks: Iterable[Callable[[], Result]], threads: ThreadPoolExecutor | None = None
 ) -> list[Result]:
-    """Run independent tasks in threads; none is still running at return, or after an interrupt.
+    """Run independent tasks in threads; none still runs at return, or after an interrupt.
 
-    Parameters
-    ----------
-    tasks
-        What to do.
-    threads
-        Threads to use, which an interrupt shuts down; by default some that end with the tasks.
-
-    Raises
-    ------
-    BaseException
-        The first of those that the tasks raised.
+    An interrupt shuts down `threads`; by default, they are created for this call. Raises the first
+    error of the tasks, after all have ended.
     """
     if threads is None:
         with ThreadPoolExecutor(_THREADS, thread_name_prefix="zarrpipe-write") as pool:
@@ -42,11 +33,11 @@ def run_concurrently(
 
 
 def run_uninterrupted(task: Callable[[], Result]) -> Result:
-    """Run a task to its end, and raise what a signal handler raised meanwhile afterwards.
+    """Run a task to its end, then raise any exception of a signal handler.
 
-    Python runs signal handlers in the main thread alone, so the task runs in another one. What
-    interrupts zarr's wait for its event loop can leave a lock of `threading.Event` taken, on which
-    the event loop then hangs for ever. The main thread waits in a single call of C instead.
+    Python runs signal handlers in the main thread only, so another thread runs the task. An
+    exception during Zarr's wait for its event loop could leave a lock of `threading.Event` taken,
+    on which the event loop would hang forever. The main thread waits in a single C call instead.
     """
     if threading.get_ident() != threading.main_thread().ident:
         return task()
@@ -65,7 +56,7 @@ def run_uninterrupted(task: Callable[[], Result]) -> Result:
 
 
 class _Uninterrupted(Generic[Result]):
-    """A task in a thread; it is started at most once, however often `wait` is interrupted."""
+    """A task for a thread, started at most once, however often `wait` is interrupted."""
 
     def __init__(self, task: Callable[[], Result]) -> None:
         self._tasks = [task]
@@ -75,13 +66,13 @@ class _Uninterrupted(Generic[Result]):
         self.ended = False
 
     def wait(self) -> None:
-        """Start the task, if it was not, and wait for its end."""
+        """Start the task if necessary, and wait for its end."""
         if self._tasks:
             start_new_thread(self._run, ())
         self._done.get()
 
     def withdraw(self) -> bool:
-        """Whether the task was not started, and now never will be."""
+        """Cancel the task, unless it was started; return whether this succeeded."""
         try:
             self._tasks.pop()
         except IndexError:
@@ -101,7 +92,7 @@ class _Uninterrupted(Generic[Result]):
         self._done.put(None)
 
     def result(self) -> Result:
-        """What the task returned or raised."""
+        """Return the result of the task, or raise its error."""
         if self._error is not None:
             raise self._error
         return self._results[0]
