@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, ValuesView
 from dataclasses import dataclass, replace
+from functools import cached_property
 from types import MappingProxyType
 
 import numpy as np
@@ -26,7 +27,12 @@ class Field:
     unit: str
     group: str
 
-    @property
+    @cached_property
+    def path(self) -> str:
+        """Path of the field's array in a store."""
+        return f"{self.group}/{self.name}"
+
+    @cached_property
     def index_of(self) -> Level | None:
         """The level whose row numbers are the values, if they are row numbers."""
         return INDEX_FIELDS.get(self.name)
@@ -138,20 +144,10 @@ class Schema(Mapping[str, Field]):
         return f"Schema({', '.join(self)})"
 
 
-def batch_signature(batch: Batch) -> tuple[object, ...]:
-    """Key that is equal for batches that fit the same schemas.
-
-    Examples
-    --------
-    >>> from zarrpipe import AtomicData, Batch
-    >>> one, two = AtomicData([[0.0, 0.0, 0.0]], [2]), AtomicData([[0.0, 0.0, 0.0]] * 2, [1, 1])
-    >>> both, single = Batch.from_data_list([one, two]), Batch.from_data_list([two])
-    >>> batch_signature(both) == batch_signature(single)
-    True
-    """
-    fields = batch.fields
-    rows = [(value.dtype, value.shape[1:]) for value in fields.values()]
-    return (*fields, *batch.levels.items(), *rows, batch.partly_present)
+def batch_signature(batch: Batch, arrays: Mapping[str, np.ndarray]) -> tuple[object, ...]:
+    """Key that is equal for batches that fit the same schemas; `arrays` has their fields."""
+    rows = [(values.dtype, values.shape[1:]) for values in arrays.values()]
+    return (*arrays, *batch.levels.items(), *rows, batch.partly_present)
 
 
 def field_from_array(

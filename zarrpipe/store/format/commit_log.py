@@ -5,9 +5,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from zarrpipe.data.batch import Batch
 from zarrpipe.data.csr import AnyArray
-from zarrpipe.data.fields import LEVELS, SEGMENTED, Level
+from zarrpipe.data.fields import LEVELS, Level
 from zarrpipe.errors import StoreFormatError
 
 _BLOCK = 1 << 17
@@ -46,11 +45,6 @@ class RowCounts:
     def rows(self, level: Level) -> int:
         """Committed rows of a field of `level`."""
         return self.counts[LEVELS[level].number]
-
-    def after(self, batch: Batch) -> "RowCounts":
-        """Counts after a commit of `batch`, which is on the CPU."""
-        added = [batch.num_graphs, *(int(batch.row_pointers(one).numpy()[-1]) for one in SEGMENTED)]
-        return RowCounts(tuple(old + new for old, new in zip(self.counts, added, strict=True)))
 
 
 def committed_samples(pointers: AnyArray | Indexable, known: int = 0) -> int:

@@ -79,17 +79,12 @@ def meta_specs() -> tuple[ArraySpec, ...]:
 
 def field_spec(item: Field) -> ArraySpec:
     """Spec of the array of a field."""
-    return ArraySpec(field_path(item), item.level, item.dtype, item.shape, item.fill)
+    return ArraySpec(item.path, item.level, item.dtype, item.shape, item.fill)
 
 
 def present_spec(item: Field) -> ArraySpec:
     """Spec of the array of flags of a nullable field."""
     return ArraySpec(present_path(item.name), Level.SYSTEM, np.dtype("bool"), (), True)
-
-
-def field_path(item: Field) -> str:
-    """Path of a field's array."""
-    return f"{item.group}/{item.name}"
 
 
 def present_path(name: str) -> str:
@@ -226,7 +221,7 @@ def _check_field(item: Field, group: zarr.Group) -> None:
     if item.dtype.kind not in KINDS[spec.kind] or spec.shape not in (None, item.shape):
         shape = "any shape" if spec.shape is None else f"shape {spec.shape}"
         raise StoreFormatError(
-            f"{group.store_path}/{field_path(item)} has dtype {item.dtype} and rows of shape "
+            f"{group.store_path}/{item.path} has dtype {item.dtype} and rows of shape "
             f"{item.shape}, the registry has {item.name!r} as {spec.kind.value} of {shape}"
         )
 

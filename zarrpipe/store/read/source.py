@@ -14,7 +14,7 @@ from zarrpipe.data.schema import Field
 from zarrpipe.errors import StoreFormatError
 from zarrpipe.store.backend.array_reader import ArrayReader
 from zarrpipe.store.cache.array import CachedArray
-from zarrpipe.store.format.layout import field_path, present_path
+from zarrpipe.store.format.layout import present_path
 from zarrpipe.store.read.mapped import MappedArray
 from zarrpipe.store.read.page_cache import PageCache
 from zarrpipe.store.read.snapshot import Snapshot
@@ -72,7 +72,7 @@ class BatchArray:
         if self.field is None:
             return present_path(self.name) if self.name in snapshot.attributes.nullable else None
         own = snapshot.schema.get(self.name)
-        return None if own is None else field_path(own)
+        return None if own is None else own.path
 
     def reader(self, snapshot: Snapshot) -> ArrayReader | None:
         """Reader of the array of a store; None if it has none."""

@@ -27,7 +27,6 @@ from zarrpipe.store.format.layout import (
     ATOMS_PTR,
     IDS,
     SAMPLES_MASK,
-    field_path,
     find_array,
     is_dense,
 )
@@ -174,7 +173,7 @@ class StoreArrays:
             item = schema.get(name)
             if item is None:
                 raise StoreFormatError(f"{self.root} has samples and no field {name!r}")
-            array = self.zarr_array(field_path(item))
+            array = self.zarr_array(item.path)
             check_rows(array.store_path, array.shape[0], counts.atoms)
 
     def last_sample(self, samples: int) -> dict[str, int]:

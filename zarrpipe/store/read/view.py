@@ -15,7 +15,6 @@ from zarrpipe.store.backend.location import Root, StoreLike
 from zarrpipe.store.cache.directory import CacheConfig
 from zarrpipe.store.format.layout import (
     IDS,
-    field_path,
     present_path,
 )
 from zarrpipe.store.read.gather import Gather, Part
@@ -126,7 +125,7 @@ class StoreView:
         if item is None or item.level is not Level.SYSTEM:
             have = [item.name for item in self.schema.at(Level.SYSTEM)]
             raise FieldError(f"{self._root} has no field {name!r} at system level; it has {have}")
-        return self._of_samples(field_path(item), samples)
+        return self._of_samples(item.path, samples)
 
     def present(self, name: str, samples: Int64Array | None = None) -> AnyArray:
         """Whether each sample has a field, [N] bool, or each of `samples` [K] int64.

@@ -20,7 +20,6 @@ from zarrpipe.store.backend.array_reader import MissingChunks, allowed_absent_ch
 from zarrpipe.store.backend.location import Root
 from zarrpipe.store.format.layout import (
     IDS,
-    field_path,
     find_array,
     is_dense,
     is_plain,
@@ -73,7 +72,7 @@ class MergeSource:
 
     def field(self, item: Field) -> AnyArray:
         """Every row of a field, including those of deleted samples, with the dtype of `item`."""
-        rows = self._flat(field_path(self.schema[item.name]), item.level, item.dtype)
+        rows = self._flat(self.schema[item.name].path, item.level, item.dtype)
         if rows.shape[1:] != item.shape:  # compiled kernels would write out of bounds
             raise self._changed()
         return rows

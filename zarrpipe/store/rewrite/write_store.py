@@ -26,7 +26,6 @@ from zarrpipe.store.format.layout import (
     ArraySpec,
     chunk_rows,
     create_array,
-    field_path,
     field_spec,
     meta_specs,
     present_path,
@@ -64,7 +63,7 @@ def write_store(
     arrays = _create(group, root, plan, config, capacity)
     group = group.update_attributes({**(others or {}), **attributes.to_dict(schema)})
     for item in plan.schema.values():
-        _fill(arrays[field_path(item)], plan, item.name, done)
+        _fill(arrays[item.path], plan, item.name, done)
     if plan.counts.samples:
         for name, has in plan.present.items():
             arrays[present_path(name)].write(0, has)

@@ -18,7 +18,6 @@ from zarrpipe.store.format.layout import (
     EDGES_PTR,
     IDS,
     SAMPLES_MASK,
-    field_path,
     present_path,
 )
 from zarrpipe.store.format.metadata import Attributes
@@ -250,4 +249,4 @@ def _label(
 
 
 def _rows(store: CountedStore, name: str, start: int, stop: int) -> AnyArray:
-    return store.array(field_path(store.schema[name])).read(start, stop)
+    return store.array(store.schema[name].path).read(start, stop)

@@ -10,9 +10,9 @@ import torch
 
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.csr import AnyArray
-from zarrpipe.data.fields import COMMIT_ORDER, SEGMENTED
+from zarrpipe.data.fields import COMMIT_ORDER, LEVELS, SEGMENTED
 from zarrpipe.data.ids import batch_ids
-from zarrpipe.data.schema import Field, Schema
+from zarrpipe.data.schema import Schema
 from zarrpipe.data.validate import plain_array
 from zarrpipe.errors import FieldError
 from zarrpipe.store.format.commit_log import RowCounts
@@ -21,7 +21,6 @@ from zarrpipe.store.format.layout import (
     IDS,
     SAMPLES_MASK,
     ArraySpec,
-    field_path,
     field_spec,
     present_path,
     present_spec,
@@ -39,28 +38,41 @@ class RowWrite(NamedTuple):
 
 
 def plan_append(
-    schema: Schema, nullable: frozenset[str], counts: RowCounts, batch: Batch
-) -> list[RowWrite]:
-    """Writes of an append in commit order: fields, presence, ids, masks, and pointers last.
+    schema: Schema,
+    nullable: frozenset[str],
+    counts: RowCounts,
+    batch: Batch,
+    arrays: Mapping[str, AnyArray],
+) -> tuple[list[RowWrite], RowCounts]:
+    """Writes of an append in commit order, and the rows that are committed after it.
 
-    `schema` and `nullable` include the changes that the batch causes. The batch has at least one
-    system, fits the schema, and is on the CPU without gradients.
+    Fields come first, then presence, ids, masks, and pointers last. `schema` and `nullable` include
+    the changes that the batch causes. The batch has at least one system and fits the schema;
+    `arrays` has its fields, see `host_arrays`.
     """
-    first, arrays = counts.samples, _arrays(batch)
+    first, systems, starts = counts.samples, batch.num_graphs, counts.counts
     writes = []
     for item in schema.values():
-        values = arrays.get(item.name)
-        rows = _fill(item, batch) if values is None else _rows(item, counts, values)
-        writes.append(RowWrite(field_path(item), counts.rows(item.level), rows))
+        start, values = starts[LEVELS[item.level].number], arrays.get(item.name)
+        if values is None:
+            values = np.full((batch.rows(item.level), *item.shape), item.fill, dtype=item.dtype)
+        elif values.dtype is not item.dtype:
+            values = values.astype(item.dtype, copy=False)
+        if item.index_of is not None:
+            values = values + counts.rows(item.index_of)
+        writes.append(RowWrite(item.path, start, values))
     for name in sorted(nullable):
-        here = batch.present(name).numpy() if name in arrays else np.zeros(batch.num_graphs, bool)
+        here = batch.present(name).numpy() if name in arrays else np.zeros(systems, bool)
         writes.append(RowWrite(present_path(name), first, here))
     writes.append(RowWrite(IDS, first, batch_ids(batch, arrays)))
-    writes.append(RowWrite(SAMPLES_MASK, first, np.ones(batch.num_graphs, dtype=bool)))
+    writes.append(RowWrite(SAMPLES_MASK, first, np.ones(systems, dtype=bool)))
+    after = [first + systems, *starts[1:]]
     for level in COMMIT_ORDER:
-        ends = batch.row_pointers(level).numpy()[1:] + counts.rows(level)
+        number = LEVELS[level].number
+        ends = batch.row_pointers(level).numpy()[1:] + starts[number]
         writes.append(RowWrite(SEGMENTED[level], first + 1, ends))
-    return writes
+        after[number] = int(ends[-1])
+    return writes, RowCounts(tuple(after))
 
 
 def in_stages(writes: Sequence[RowWrite]) -> list[list[RowWrite]]:
@@ -78,17 +90,20 @@ def in_stages(writes: Sequence[RowWrite]) -> list[list[RowWrite]]:
     return [stage for stage in stages if stage]
 
 
-def on_host(batch: Batch) -> Batch:
-    """Copy a batch to the CPU without gradients, unless it is already there.
+def host_arrays(batch: Batch) -> tuple[Batch, dict[str, AnyArray]]:
+    """Batch on the CPU without gradients, and its fields as arrays that share its memory.
 
     Raises FieldError if a tensor is on the meta device.
     """
-    tensors = [*map(batch.row_pointers, SEGMENTED), *batch.fields.values()]
-    if any(tensor.is_meta for tensor in tensors):
-        raise FieldError("a batch on the meta device has no data that could be stored")
-    if all(tensor.is_cpu and not tensor.requires_grad for tensor in tensors):
-        return batch
-    return batch.detach().cpu()
+    try:
+        return batch, _arrays(batch)
+    except (RuntimeError, TypeError):  # it is on another device, or has gradients
+        if any(value.is_meta for value in batch.fields.values()):
+            raise FieldError(
+                "a batch on the meta device has no data that could be stored"
+            ) from None
+        batch = batch.detach().cpu()
+        return batch, _arrays(batch)
 
 
 def masked(batch: Batch, mask: Any) -> Batch:
@@ -119,7 +134,7 @@ def masked(batch: Batch, mask: Any) -> Batch:
 
 
 def _arrays(batch: Batch) -> dict[str, AnyArray]:
-    """Fields as arrays that share memory with the tensors."""
+    """Fields as arrays that share the tensors' memory."""
     return {name: value.numpy() for name, value in batch.fields.items()}
 
 
@@ -133,17 +148,6 @@ def plan_fill(spec: ArraySpec, rows: int, chunk_rows: int) -> RowWrite | None:
     if start == rows:
         return None
     return RowWrite(spec.path, start, np.full((rows - start, *spec.shape), spec.fill, spec.dtype))
-
-
-def _rows(item: Field, counts: RowCounts, values: AnyArray) -> AnyArray:
-    """Rows of a field as stored; row numbers count the rows of the store."""
-    rows = values if values.dtype is item.dtype else values.astype(item.dtype, copy=False)
-    return rows if item.index_of is None else rows + counts.rows(item.index_of)
-
-
-def _fill(item: Field, batch: Batch) -> AnyArray:
-    """Fill values for a field that the batch lacks."""
-    return np.full((batch.rows(item.level), *item.shape), item.fill, dtype=item.dtype)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ _Owner = TypeVar("_Owner", bound="WriterOwner")
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
 
-_QUICK = frozenset({"_write", "_append", "_length"})
+_QUICK, _READS = frozenset({"_write", "_append"}), frozenset({"read", "_length"})
 
 
 class Closing:
@@ -102,11 +102,12 @@ def synchronized(
                 "afterwards, or hand a batch to ZarrData.defer"
             )
         with self._mutex.here():
-            if quick and self._writer is not None and self._writer.appends_in_place:
+            in_place = self._writer is not None and self._writer.appends_in_place
+            if reads or (quick and in_place):
                 return self._carry_out(method, *args, **kwargs)
             return self._mutex.run_uninterrupted(partial(self._carry_out, method, *args, **kwargs))
 
-    quick = method.__name__ in _QUICK
+    quick, reads = method.__name__ in _QUICK, method.__name__ in _READS
     return call
 
 

@@ -21,7 +21,6 @@ from zarrpipe.store.format.layout import (
     SAMPLES_MASK,
     ArraySpec,
     create_array,
-    field_path,
     field_spec,
     find_array,
     meta_specs,
@@ -171,7 +170,7 @@ class OpenArrays:
         """Number of committed rows of each array."""
         exact = dict.fromkeys(SEGMENTED.values(), counts.samples + 1)
         exact |= {spec.mask: counts.rows(level) for level, spec in LEVELS.items()}
-        exact |= {field_path(item): counts.rows(item.level) for item in schema.values()}
+        exact |= {item.path: counts.rows(item.level) for item in schema.values()}
         return {path: exact.get(path, counts.samples) for path in self._writers}
 
     def release(self) -> None:
