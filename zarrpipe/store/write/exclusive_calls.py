@@ -63,9 +63,12 @@ class ForkSafeLock:
         The lock itself is asked, as in `threading.Condition`. An interrupt at the border of the
         `with` statement, which CPython makes safe, would leave a flag of our own wrong.
         """
+        lock = self.here()
         if self._helper is not None and self._helper == (os.getpid(), threading.get_ident()):
-            return True
-        return bool(self.here()._is_owned())  # type: ignore[attr-defined]
+            if not lock.acquire(blocking=False):
+                return True  # its holder waits for this thread
+            lock.release()  # a task that an error ended at its last line has left its mark
+        return bool(lock._is_owned())  # type: ignore[attr-defined]
 
     def run_uninterrupted(self, task: Callable[[], _Result]) -> _Result:
         """Run a task for the thread that holds the lock; see `threads.run_uninterrupted`."""
