@@ -367,9 +367,9 @@ def test_every_prefix_of_a_plan(tmp_path, kind, config):
 def test_the_order_of_a_plan():
     """Fields, ids and masks, edge pointers, and the atom pointers last."""
     batch = numbered_batch(range(4))
-    state = (Schema.of(batch), frozenset({"energy"}), RowCounts((3, 20, 7)))
+    state = (Schema.of(batch), frozenset({"energy"}), RowCounts.of(3, 20, 7))
     plan, after = plan_append(*state, *host_arrays(batch))
-    assert after == RowCounts((7, 30, 13))
+    assert after == RowCounts.of(7, 30, 13)
     assert [write.path for write in plan[-5:]] == [
         "present/energy",
         "meta/ids",

@@ -9,8 +9,9 @@ import numpy.typing as npt
 import zarr
 
 from zarrpipe.data.csr import AnyArray, Int64Array, pointers, segment_rows
-from zarrpipe.data.fields import CORE_FIELDS, Level
+from zarrpipe.data.fields import CORE_FIELDS
 from zarrpipe.data.ids import UInt64Array, mix, unit_places
+from zarrpipe.data.levels import Level
 from zarrpipe.data.schema import Schema
 from zarrpipe.store.format.commit_log import RowCounts
 from zarrpipe.store.format.layout import (

@@ -9,24 +9,28 @@ import numpy as np
 import torch
 
 from zarrpipe.data.batch import Batch
+from zarrpipe.data.categories import translation
 from zarrpipe.data.csr import AnyArray
-from zarrpipe.data.fields import COMMIT_ORDER, LEVELS, SEGMENTED
 from zarrpipe.data.ids import batch_ids
-from zarrpipe.data.schema import Schema
+from zarrpipe.data.levels import Level
+from zarrpipe.data.schema import Field, Schema
 from zarrpipe.data.validate import plain_array
 from zarrpipe.errors import FieldError
 from zarrpipe.store.format.commit_log import RowCounts
 from zarrpipe.store.format.layout import (
     ATOMS_PTR,
+    EDGES_PTR,
     IDS,
     SAMPLES_MASK,
     ArraySpec,
     field_spec,
+    pointer_spec,
     present_path,
     present_spec,
 )
 
-_STAGES = {SAMPLES_MASK: 1, **dict.fromkeys(SEGMENTED.values(), 1), ATOMS_PTR: 2}
+_TRUE = np.ones(256, dtype=bool)
+_STAGES = {SAMPLES_MASK: 1, EDGES_PTR: 1, ATOMS_PTR: 2}
 
 
 class RowWrite(NamedTuple):
@@ -50,12 +54,17 @@ def plan_append(
     the changes that the batch causes. The batch has at least one system and fits the schema;
     `arrays` has its fields, see `host_arrays`.
     """
-    first, systems, starts = counts.samples, batch.num_graphs, counts.counts
-    writes = []
+    first, systems = counts.samples, batch.num_graphs
+    starts, writes = {Level.SYSTEM: first, **counts.by_level}, []
     for item in schema.values():
-        start, values = starts[LEVELS[item.level].number], arrays.get(item.name)
+        start, values = starts.get(item.level), arrays.get(item.name)
+        if start is None:
+            start = counts.rows(item.level)
         if values is None:
-            values = np.full((batch.rows(item.level), *item.shape), item.fill, dtype=item.dtype)
+            shape = (batch.num_rows(item.level), *item.shape)
+            values = np.full(shape, item.fill, dtype=item.dtype)
+        elif item.categories is not None:
+            values = _stored_codes(item, values, batch)
         elif values.dtype is not item.dtype:
             values = values.astype(item.dtype, copy=False)
         if item.index_of is not None:
@@ -65,14 +74,27 @@ def plan_append(
         here = batch.present(name).numpy() if name in arrays else np.zeros(systems, bool)
         writes.append(RowWrite(present_path(name), first, here))
     writes.append(RowWrite(IDS, first, batch_ids(batch, arrays)))
-    writes.append(RowWrite(SAMPLES_MASK, first, np.ones(systems, dtype=bool)))
-    after = [first + systems, *starts[1:]]
-    for level in COMMIT_ORDER:
-        number = LEVELS[level].number
-        ends = batch.row_pointers(level).numpy()[1:] + starts[number]
-        writes.append(RowWrite(SEGMENTED[level], first + 1, ends))
-        after[number] = int(ends[-1])
-    return writes, RowCounts(tuple(after))
+    kept = _TRUE[:systems] if systems <= len(_TRUE) else np.ones(systems, dtype=bool)
+    writes.append(RowWrite(SAMPLES_MASK, first, kept))
+    after: dict[Level, int] = {}
+    for level in reversed(schema.pointer_levels):  # those of atoms, which commit, come last
+        ends = _ends(batch, level, systems) + starts.get(level, 0)
+        writes.append(RowWrite(level.pointers, first + 1, ends))
+        after[level] = int(ends[-1])
+    return writes, RowCounts(first + systems, after)
+
+
+def _stored_codes(item: Field, codes: AnyArray, batch: Batch) -> AnyArray:
+    """Codes [B] of a batch in the vocabulary of the store, which has all its strings."""
+    given, stored = batch.roles[item.name].categories, item.categories
+    table = None if given is None or stored is None else translation(given, stored)
+    return codes if table is None else table[codes]
+
+
+def _ends(batch: Batch, level: Level, systems: int) -> AnyArray:
+    """End [B] of the rows of each system of a batch at a level, which the batch may lack."""
+    ptr = batch._pointers.get(level)
+    return np.zeros(systems, dtype=np.int64) if ptr is None else ptr.numpy()[1:]
 
 
 def in_stages(writes: Sequence[RowWrite]) -> list[list[RowWrite]]:
@@ -86,7 +108,8 @@ def in_stages(writes: Sequence[RowWrite]) -> list[list[RowWrite]]:
     """
     stages: list[list[RowWrite]] = [[], [], []]
     for write in writes:
-        stages[_STAGES.get(write.path, 0)].append(write)
+        is_pointer = write.path.startswith("meta/level_ptrs/")
+        stages[_STAGES.get(write.path, int(is_pointer))].append(write)
     return [stage for stage in stages if stage]
 
 
@@ -154,17 +177,17 @@ def plan_fill(spec: ArraySpec, rows: int, chunk_rows: int) -> RowWrite | None:
 class NewArray:
     """An array to create in a store that has `rows` rows of its level.
 
-    If `absent`, these rows read False instead of the fill value.
+    If `zeros`, these rows are written as zeros or False; else they read as the fill value.
     """
 
     spec: ArraySpec
     rows: int
-    absent: bool = False
+    zeros: bool = False
 
     def fill(self, chunk_rows: int) -> RowWrite | None:
         """Write for the stored rows; None if they read as the fill value."""
-        if self.absent:
-            return RowWrite(self.spec.path, 0, np.zeros(self.rows, dtype=bool))
+        if self.zeros:
+            return RowWrite(self.spec.path, 0, np.zeros(self.rows, dtype=self.spec.dtype))
         return plan_fill(self.spec, self.rows, chunk_rows)
 
 
@@ -193,12 +216,18 @@ def plan_schema_change(
     if counts.samples:
         missing |= {item.name for item in new}
     missing -= nullable
-    if not new and not missing:
+    grown = schema.with_categories(batch)
+    if not new and not missing and grown is schema:
         return None
-    extended = schema.extended(new)
-    arrays = [NewArray(field_spec(item), counts.rows(item.level)) for item in new]
+    extended = grown.extended(new)
+    arrays = [
+        NewArray(pointer_spec(level), counts.samples + 1, zeros=True)
+        for level in extended.pointer_levels
+        if level not in schema.pointer_levels
+    ]
+    arrays += [NewArray(field_spec(item), counts.rows(item.level)) for item in new]
     arrays += [
-        NewArray(present_spec(extended[name]), counts.samples, absent=name not in schema)
+        NewArray(present_spec(extended[name]), counts.samples, zeros=name not in schema)
         for name in sorted(missing)
     ]
     return SchemaChange(tuple(arrays), extended, nullable | missing)

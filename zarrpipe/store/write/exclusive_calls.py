@@ -58,12 +58,15 @@ class ForkSafeLock:
 
     @property
     def mine(self) -> bool:
-        """Whether this thread holds the lock, or runs a task for the thread that does.
+        """Whether this thread holds the lock, or runs a task for the thread that does."""
+        return self.holds(self.here())
+
+    def holds(self, lock: "threading.RLock") -> bool:
+        """As `mine`, for the lock of this process.
 
         The lock itself is asked, as in `threading.Condition`. An interrupt at the border of the
         `with` statement, which CPython makes safe, would leave a flag of our own wrong.
         """
-        lock = self.here()
         if self._helper is not None and self._helper == (os.getpid(), threading.get_ident()):
             if not lock.acquire(blocking=False):
                 return True  # its holder waits for this thread
@@ -97,14 +100,15 @@ def synchronized(
 
     @wraps(method)
     def call(self: _Owner, /, *args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
-        if self._mutex.mine:
+        lock = self._mutex.here()
+        if self._mutex.holds(lock):
             name = f"{type(self).__name__}.{method.__name__.strip('_')}"
             raise StoreBusyError(
                 f"{name} was called from inside another call on {self._root} (by a signal handler, "
                 "a hook or a destructor): nothing was changed; set a flag there and call it "
                 "afterwards, or hand a batch to ZarrData.defer"
             )
-        with self._mutex.here():
+        with lock:
             in_place = self._writer is not None and self._writer.appends_in_place
             if reads or (quick and in_place):
                 return self._carry_out(method, *args, **kwargs)

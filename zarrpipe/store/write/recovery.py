@@ -7,12 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from zarrpipe.data.csr import AnyArray
-from zarrpipe.data.fields import LEVELS, SEGMENTED
 from zarrpipe.errors import StoreFormatError
 from zarrpipe.store.backend import files
 from zarrpipe.store.backend.location import Root
 from zarrpipe.store.format.commit_log import RowCounts
-from zarrpipe.store.format.layout import ATOMS_MASK, ATOMS_PTR, SAMPLES_MASK
+from zarrpipe.store.format.layout import ATOMS_MASK, ATOMS_PTR, EDGES_PTR, ROW_MASKS, SAMPLES_MASK
 from zarrpipe.store.format.metadata import Attributes
 from zarrpipe.store.write.append_plan import RowWrite
 from zarrpipe.store.write.open_arrays import OpenArrays
@@ -47,8 +46,8 @@ def clear_uncommitted(arrays: OpenArrays, counts: RowCounts) -> None:
     arrays[ATOMS_PTR].clear_from(counts.samples + 1)
     arrays[SAMPLES_MASK].clear_from(counts.samples)
     if counts.samples == 0:  # the store is new, or a writer was killed while emptying it
-        for level in SEGMENTED:
-            arrays[LEVELS[level].mask].clear_all()
+        for path in ROW_MASKS:
+            arrays[path].clear_all()
 
 
 def settle_deletion(arrays: OpenArrays, published: int, counts: RowCounts) -> None:
@@ -74,8 +73,7 @@ def settle_deletion(arrays: OpenArrays, published: int, counts: RowCounts) -> No
 
 def mask_rows(arrays: OpenArrays, counts: RowCounts, kept: AnyArray) -> None:
     """Apply the masks `kept` [N] of samples to their atoms and edges."""
-    for level, ends in SEGMENTED.items():
-        path = LEVELS[level].mask
+    for path, ends in zip(ROW_MASKS, (ATOMS_PTR, EDGES_PTR), strict=True):
         wanted = np.repeat(kept, np.diff(arrays[ends].read(0, counts.samples + 1)))
         unit = arrays[path].chunk_rows
         for start in range(0, len(wanted), unit):

@@ -9,13 +9,14 @@ import numpy as np
 import zarr
 
 from zarrpipe.data.batch import Batch
-from zarrpipe.data.fields import LEVELS, SEGMENTED
 from zarrpipe.data.schema import Field, Schema, batch_signature
 from zarrpipe.store.backend import files
 from zarrpipe.store.backend.location import Root, StoreLock
 from zarrpipe.store.format.config import ZarrWriteConfig
 from zarrpipe.store.format.layout import (
+    ATOMS_MASK,
     ATOMS_PTR,
+    EDGES_MASK,
     SAMPLES_MASK,
     field_spec,
 )
@@ -191,8 +192,8 @@ class StoreWriter:
             writes, after = plan_append(
                 self.schema, self.attributes.nullable, self.counts, batch, arrays
             )
-            for level in SEGMENTED:
-                self._arrays[LEVELS[level].mask].reserve(after.rows(level))
+            self._arrays[ATOMS_MASK].reserve(after.atoms)
+            self._arrays[EDGES_MASK].reserve(after.edges)
             self._arrays.carry_out(writes)
             self.counts = after
 
