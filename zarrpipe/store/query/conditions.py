@@ -1,17 +1,18 @@
 """Conditions on samples as text: a small part of Python's expressions.
 
 Nothing is executed. A text is parsed into a tree in which only the nodes listed here are allowed;
-`zarrpipe.dataset.field_values` evaluates the tree with one array per field.
+`zarrpipe.store.query.evaluation` evaluates the tree with one array per column.
 """
 
 import ast
 import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
+from zarrpipe.data.elements import atomic_number
 from zarrpipe.errors import ArgumentError, ArgumentTypeError
 
 
@@ -42,49 +43,70 @@ COMPARISONS: dict[type, Callable[[Any, Any], Any]] = {
     ast.In: _is_among,
     ast.NotIn: _is_not_among,
 }
+_OF_TEXTS = (ast.Eq, ast.NotEq, ast.In, ast.NotIn)
 _PARTS = (
     "comparisons, and, or, not, in (1, 2), + - * / %, abs(), numbers, fields that have one "
-    "number for each sample, num_atoms, num_edges and has(field)"
+    "number for each sample, num_atoms, num_edges, max_force, energy_per_atom, volume, density, "
+    "formula == 'H2O', has(field) and has_element('Cu')"
+)
+_CALLS = "expected has(field), abs(number) or has_element('Cu')"
+_TEXT_ALONE = (
+    "a text can only be compared with a column of texts, by ==, !=, in or not in, as in "
+    "formula == 'H2O' or formula in ('H2O', 'CH4')"
 )
 _DEEPEST = 50
 
 
+class TextComparison(NamedTuple):
+    """A column that is compared with texts, given with their nodes: is it, or not, one of them."""
+
+    column: ast.Name
+    texts: dict[str, ast.expr]
+    negated: bool
+
+
 @dataclass(frozen=True)
 class Condition:
-    """A parsed condition; see `ZarrDataset.where` for the syntax.
+    """A parsed condition, or number of samples; see `ZarrDataset.where` for the syntax.
 
-    `values` and `presences` have the fields whose values it needs, and those in ``has()``, each
-    with the node that mentions it first.
+    `values`, `texts` and `presences` have the columns whose numbers or texts it needs, and those in
+    ``has()``, each with the node that mentions it first. `argument` is its name in messages.
     """
 
     text: str
     tree: ast.expr
+    argument: str
     values: dict[str, ast.AST]
+    texts: dict[str, ast.AST]
     presences: dict[str, ast.AST]
 
     @classmethod
-    def of(cls, text: str) -> "Condition":
-        """Parse a condition; raise TypeError for other types and ValueError for other syntax.
+    def of(cls, text: str, argument: str = "where", example: str = "round >= 3") -> "Condition":
+        """Parse a condition.
+
+        Raises `ArgumentTypeError` for another type than str, and `ArgumentError` for a part that is
+        not allowed.
 
         Examples
         --------
-        >>> condition = Condition.of("3 <= round < 7 and has(forces)")
-        >>> list(condition.values), list(condition.presences)
-        (['round'], ['forces'])
+        >>> condition = Condition.of("3 <= round < 7 and has(forces) and formula != 'H2O'")
+        >>> list(condition.values), list(condition.texts), list(condition.presences)
+        (['round'], ['formula'], ['forces'])
         """
         if not isinstance(text, str):
-            raise ArgumentTypeError(f"where is {text!r}, expected a text such as 'round >= 3'")
+            raise ArgumentTypeError(f"{argument} is {text!r}, expected a text such as {example!r}")
         text = " ".join(text.split())
         if not text:
-            raise ArgumentError("where is empty, expected a condition such as 'round >= 3'")
+            raise ArgumentError(f"{argument} is empty, expected a text such as {example!r}")
         try:
-            condition = cls(text, ast.parse(text, mode="eval").body, {}, {})
+            condition = cls(text, ast.parse(text, mode="eval").body, argument, {}, {}, {})
         except SyntaxError as error:
             raise ArgumentError(
-                f"where={text!r} is no expression, {_place_of(error, text)}; it may have {_PARTS}"
+                f"{argument}={text!r} is no expression, {_place_of(error, text)}; it may have "
+                f"{_PARTS}"
             ) from error
         except (ValueError, RecursionError, MemoryError) as error:
-            raise ArgumentError(f"where={text[:80]!r} cannot be read: {error}") from error
+            raise ArgumentError(f"{argument}={text[:80]!r} cannot be read: {error}") from error
         condition._read(condition.tree, 0)
         return condition
 
@@ -92,7 +114,8 @@ class Condition:
         """Raise an error that names the place of a node in the text."""
         part = ast.get_source_segment(self.text, node) or self.text
         before = self.text.encode()[: getattr(node, "col_offset", 0)].decode()
-        raise error(f"where={self.text!r}, at {part!r} (character {len(before) + 1}): {what}")
+        place = f"at {part!r} (character {len(before) + 1})"
+        raise error(f"{self.argument}={self.text!r}, {place}: {what}")
 
     def _read(self, node: ast.AST, depth: int) -> None:
         """Collect the names in a node; refuse nodes that are not allowed."""
@@ -102,27 +125,39 @@ class Condition:
             self.values.setdefault(node.id, node)
         elif isinstance(node, ast.Call):
             self._read_call(node, depth)
+        elif isinstance(node, ast.Compare) and (text := _first_text(node)) is not None:
+            compared = text_comparison(node)
+            if compared is None:
+                self.fail(text, _TEXT_ALONE)
+            self.texts.setdefault(compared.column.id, compared.column)
         else:
             self._check(node)
             for child in _operands(node):
                 self._read(child, depth + 1)
 
     def _read_call(self, node: ast.Call, depth: int) -> None:
-        name = node.func.id if isinstance(node.func, ast.Name) else None
-        if name not in ("has", "abs") or len(node.args) != 1 or node.keywords:
-            self.fail(node, "expected has(field) or abs(number)")
-        argument = node.args[0]
-        if name == "abs":
-            self._read(argument, depth + 1)
-        elif isinstance(argument, ast.Name):
-            self.presences.setdefault(argument.id, argument)
-        else:
-            self.fail(argument, "expected the name of a field in has()")
+        match node:
+            case ast.Call(func=ast.Name(id="abs"), args=[argument], keywords=[]):
+                self._read(argument, depth + 1)
+            case ast.Call(func=ast.Name(id="has"), args=[argument], keywords=[]):
+                if not isinstance(argument, ast.Name):
+                    self.fail(argument, "expected the name of a field in has()")
+                self.presences.setdefault(argument.id, argument)
+            case ast.Call(func=ast.Name(id="has_element"), args=[argument], keywords=[]):
+                symbol = _text(argument)
+                if symbol is None:
+                    self.fail(argument, "expected a symbol in quotes, as in has_element('Cu')")
+                try:
+                    atomic_number(symbol)
+                except ArgumentError as error:
+                    self.fail(argument, str(error))
+            case _:
+                self.fail(node, _CALLS)
 
     def _check(self, node: ast.AST) -> None:
         match node:
-            case ast.Constant(value=str() | bytes()):
-                self.fail(node, f"text is not allowed in a condition; it may have {_PARTS}")
+            case ast.Constant(value=str()):
+                self.fail(node, _TEXT_ALONE)
             case ast.Constant(value=value):
                 known = type(value) in (int, float, bool)
             case ast.BinOp(op=op):
@@ -165,6 +200,39 @@ def listed(node: ast.expr) -> list[int | float] | None:
     except ValueError:
         return None
     return list(values) if all(type(one) in (int, float, bool) for one in values) else None
+
+
+def text_comparison(node: ast.Compare) -> TextComparison | None:
+    """The comparison of a column with texts; None if it has another part."""
+    match node:
+        case ast.Compare(left=ast.Name() as column, ops=[op], comparators=[other]):
+            pass
+        case ast.Compare(left=other, ops=[op], comparators=[ast.Name() as column]):
+            if isinstance(op, ast.In | ast.NotIn):
+                return None
+        case _:
+            return None
+    items = _items(other) if isinstance(op, ast.In | ast.NotIn) else [other]
+    texts = {text: one for one in items if (text := _text(one)) is not None}
+    if not texts or None in map(_text, items) or type(op) not in _OF_TEXTS:
+        return None
+    return TextComparison(column, texts, isinstance(op, ast.NotEq | ast.NotIn))
+
+
+def _first_text(node: ast.Compare) -> ast.expr | None:
+    """The first operand of a comparison, or item of an operand, that is a text."""
+    operands = [part for one in (node.left, *node.comparators) for part in (one, *_items(one))]
+    return next((one for one in operands if _text(one) is not None), None)
+
+
+def _text(node: ast.AST) -> str | None:
+    """The text that a node is."""
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else None
+
+
+def _items(node: ast.AST) -> list[ast.expr]:
+    """Nodes of a list, a tuple or a set; none of another node."""
+    return node.elts if isinstance(node, ast.Tuple | ast.List | ast.Set) else []
 
 
 def _operands(node: ast.AST) -> Iterator[ast.AST]:
