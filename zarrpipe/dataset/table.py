@@ -1,5 +1,7 @@
 """Values of one row per sample, over several stores: sizes, ids, fields of systems, conditions."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
@@ -214,7 +216,7 @@ class SampleTable:
         """Positions [n] int64 of the samples with the smallest values; see `nlargest`."""
         return self._ranked(column, n, descending=False)
 
-    def to_pandas(self, fields: Sequence[str] | None = None) -> "pd.DataFrame":
+    def to_pandas(self, fields: Sequence[str] | None = None) -> pd.DataFrame:
         """Table of one row for each sample, by position.
 
         A field of several numbers has a column for each, such as ``dipole_0``. A sample that lacks

@@ -1,5 +1,7 @@
 """The stores as one map-style torch Dataset, read a batch at a time."""
 
+from __future__ import annotations
+
 import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +15,7 @@ from torch.utils.data._utils.collate import default_collate_fn_map
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.csr import Int64Array, position_of
 from zarrpipe.data.levels import Level, pointer_levels
-from zarrpipe.data.schema import Field
+from zarrpipe.data.schema import Field, schema_table
 from zarrpipe.data.system import AtomicData
 from zarrpipe.dataset.blocks import Blocks, exceed_caches, shuffled_blocks
 from zarrpipe.dataset.resident import Resident, device_named
@@ -112,10 +114,19 @@ class ZarrDataset(SampleTable, Dataset[AtomicData]):
         self._stores.check_current()
 
     def __repr__(self) -> str:
+        return f"<{self._title}: {', '.join(self._fields or self.schema)}>"
+
+    def _repr_html_(self) -> str:
+        """Table of the fields that are read, which notebooks show."""
+        shown = {name: self.schema[name] for name in self._fields or self.schema}
+        return schema_table(self._title, shown)
+
+    @property
+    def _title(self) -> str:
         count = "1 sample" if len(self) == 1 else f"{len(self)} samples"
         stores = "1 store" if self.num_stores == 1 else f"{self.num_stores} stores"
-        fields = self._fields or [*self.schema]
-        return f"<{type(self).__name__} of {count} in {stores}: {', '.join(fields)}>"
+        chosen = "" if self._where is None else f" where {self._where}"
+        return f"{type(self).__name__} of {count} in {stores}{chosen}"
 
     def __getitem__(self, index: int) -> AtomicData:
         try:

@@ -1,5 +1,7 @@
 """Stores as a LightningDataModule."""
 
+from __future__ import annotations
+
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial

@@ -1,5 +1,7 @@
 """Rewrite stores for fast reading: `merge` to another place, `compact` in place."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any

@@ -1,0 +1,51 @@
+"""A batch that a store has already, as of a cell of a notebook that is run twice."""
+
+import numpy as np
+
+from zarrpipe.data.ids import UInt64Array
+from zarrpipe.store.format.layout import IDS
+from zarrpipe.store.read.view import StoreView
+
+_REMEMBERED = 1 << 14
+_LOCAL, _FAR = 1 << 22, 1 << 16
+
+
+class Repetitions:
+    """Suspects batches of one sink of being stored again, at the cost of one look-up each.
+
+    The first batch is suspected, and every batch that begins with the first structure of one of the
+    first 16,384 batches of this sink. Nothing is suspected after a call of `found`.
+    """
+
+    def __init__(self) -> None:
+        self._firsts: set[int] = set()
+        self._is_over = False
+
+    def suspects(self, ids: UInt64Array) -> bool:
+        """Whether to look for the ids [B] of a batch among those that were stored before it."""
+        if self._is_over:
+            return False
+        first, suspected = int(ids[0]), not self._firsts
+        suspected = suspected or first in self._firsts
+        if len(self._firsts) < _REMEMBERED:
+            self._firsts.add(first)
+        return suspected
+
+    def found(self) -> None:
+        """Suspect no further batch, since one warning is enough."""
+        self._is_over = True
+
+
+def are_stored(view: StoreView, ids: UInt64Array, count: int) -> bool:
+    """Whether the ids [B] are all among those of the first `count` samples of a store.
+
+    Of large stores only the first and the last samples are looked at.
+    """
+    if not view.snapshot.has(IDS):
+        return False
+    half = (_LOCAL if view.snapshot.root.directory is not None else _FAR) // 2
+    places = np.arange(count)
+    if count > 2 * half:
+        places = np.concatenate([places[:half], places[-half:]])
+    known = view.ids_of(places)
+    return bool((known == ids[0]).any()) and bool(np.isin(ids, known).all())
