@@ -73,7 +73,8 @@ class ZarrData(WriterOwner):
         store that is not local is as durable as it says itself; one in memory is not.
     if_exists : {"append", "error", "replace"}
         Of a store that has samples: go on with it, refuse it, or remove at once all that zarrpipe
-        made for them, and nothing else, as `zero` does. A warning says what is removed.
+        made for them, and nothing else, as `zero` does. A warning says what is removed, and the
+        sink is the only writer from then on.
 
     Raises
     ------
@@ -199,8 +200,8 @@ class ZarrData(WriterOwner):
 
         A `UserWarning` says, once for each sink, that all structures of a batch were stored
         already, as by a cell of a notebook that is run twice. Looked for are the first batch, among
-        at most 4,194,304 samples (65,536 of a store that is not local), and batches that begin as
-        one that this sink wrote.
+        at most 4,194,304 samples (65,536 where ids cannot be mapped), and batches that begin as one
+        that this sink wrote.
 
         Parameters
         ----------
@@ -228,13 +229,25 @@ class ZarrData(WriterOwner):
             If the batch is of no known kind (ArgumentTypeError).
         """
         self._check_open()
-        if is_stream(batch):
+        if not isinstance(batch, Batch) and is_stream(batch):
             self._check_stream(batch, mask)
             for chosen in stream_batches(batch):
-                self._warn_of_repetition(*self._write(chosen))
+                self._write_one(chosen)
         else:
             chosen = as_batch(batch)
-            self._warn_of_repetition(*self._write(chosen if mask is None else masked(chosen, mask)))
+            self._write_one(chosen if mask is None else masked(chosen, mask))
+
+    def _write_one(self, batch: Batch) -> None:
+        """Append a batch, and warn, for the caller of `write`, where it was stored already."""
+        ids, stored = self._write(batch)
+        if self._repetitions.suspects(ids) and self._were_stored(ids, stored):
+            self._repetitions.found()
+            warnings.warn(
+                f"the {len(ids)} structures of a batch were in {self._root} already and are there "
+                "twice now: if a cell or a script was run again, open the sink with "
+                "if_exists='replace' or 'error'; AtomicDataZarrWriter.delete removes samples",
+                stacklevel=3,
+            )
 
     def _check_stream(self, source: Any, mask: object) -> None:
         """Refuse a mask of a dataset or iterable, and a dataset for which there is no room."""
@@ -247,26 +260,17 @@ class ZarrData(WriterOwner):
         if count is not None and stored + count > self._capacity:
             raise self._full(stored, count)
 
-    def _warn_of_repetition(self, ids: UInt64Array, stored: int) -> None:
-        """Warn where the batch that was appended to `stored` samples was among them."""
-        if not len(ids) or not self._repetitions.suspects(ids):
-            return
-        if stored and self._were_stored(ids, stored):
-            self._repetitions.found()
-            warnings.warn(
-                f"the {len(ids)} structures of a batch were in {self._root} already and are there "
-                "twice now: if a cell or a script was run again, open the sink with "
-                "if_exists='replace' or 'error'; AtomicDataZarrWriter.delete removes samples",
-                stacklevel=3,
-            )
-
     @synchronized
     def _were_stored(self, ids: UInt64Array, stored: int) -> bool:
-        view = self._reader()
-        if view is None:
+        """Whether the ids [B] are all among those of the first samples, as far as can be read."""
+        try:
+            view = self._reader()
+            if view is None or not stored:
+                return False
+            view.refresh()
+            return are_stored(view, ids, stored)
+        except (OSError, StoreFormatError):  # the batch is stored: this must not fail its write
             return False
-        view.refresh()
-        return are_stored(view, ids, stored)
 
     @synchronized
     def _write(self, batch: Batch) -> tuple[UInt64Array, int]:

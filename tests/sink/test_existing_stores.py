@@ -5,6 +5,7 @@ import warnings
 import numpy as np
 import pytest
 import zarr
+from zarr.codecs import ZstdCodec
 
 from zarrpipe import AtomicDataZarrWriter, ZarrData, ZarrDataset, merge
 from zarrpipe.errors import (
@@ -188,12 +189,34 @@ def test_deleted_structures_may_be_stored_again(tmp_path, strict):
 
 
 def test_of_large_stores_both_ends_are_looked_at(tmp_path, monkeypatch, strict):
-    monkeypatch.setattr(repetition, "_LOCAL", 8)
+    monkeypatch.setattr(repetition, "_MAPPED", 8)
     write(tmp_path / "store", range(30))
     write(tmp_path / "store", [12, 13])
     for again in ([28, 29], [0, 3]):
         with warnings.catch_warnings(), AGAIN:
             write(tmp_path / "store", again)
+
+
+@pytest.mark.usefixtures("strict")
+def test_of_ids_that_have_to_be_decoded_those_of_small_stores_are_looked_at(tmp_path, monkeypatch):
+    packed = {"config": {"meta": {"compressors": [ZstdCodec()]}}}
+    write(tmp_path / "store", range(6), **packed)
+    with warnings.catch_warnings(), AGAIN:
+        write(tmp_path / "store", [2, 3], **packed)
+    monkeypatch.setattr(repetition, "_FETCHED", 4)
+    write(tmp_path / "store", [2, 3], **packed)
+
+
+@pytest.mark.usefixtures("strict")
+def test_ids_that_cannot_be_read_do_not_fail_a_write(tmp_path, monkeypatch):
+    write(tmp_path / "store", range(6))
+
+    def failing(view, ids, count):
+        raise OSError("the network is down")
+
+    monkeypatch.setattr("zarrpipe.sink.are_stored", failing)
+    write(tmp_path / "store", range(6))
+    assert numbers(tmp_path / "store") == energies(range(6), range(6))
 
 
 def test_the_first_structures_of_so_many_batches_are_remembered(place, monkeypatch, strict):

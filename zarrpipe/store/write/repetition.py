@@ -4,10 +4,11 @@ import numpy as np
 
 from zarrpipe.data.ids import UInt64Array
 from zarrpipe.store.format.layout import IDS
+from zarrpipe.store.read.mapped import MappedArray
 from zarrpipe.store.read.view import StoreView
 
 _REMEMBERED = 1 << 14
-_LOCAL, _FAR = 1 << 22, 1 << 16
+_MAPPED, _FETCHED = 1 << 22, 1 << 16
 
 
 class Repetitions:
@@ -23,12 +24,12 @@ class Repetitions:
 
     def suspects(self, ids: UInt64Array) -> bool:
         """Whether to look for the ids [B] of a batch among those that were stored before it."""
-        if self._is_over:
+        if self._is_over or not len(ids):
             return False
-        first, suspected = int(ids[0]), not self._firsts
-        suspected = suspected or first in self._firsts
-        if len(self._firsts) < _REMEMBERED:
-            self._firsts.add(first)
+        first, firsts = ids.item(0), self._firsts
+        suspected = first in firsts or not firsts
+        if len(firsts) < _REMEMBERED:
+            firsts.add(first)
         return suspected
 
     def found(self) -> None:
@@ -39,13 +40,16 @@ class Repetitions:
 def are_stored(view: StoreView, ids: UInt64Array, count: int) -> bool:
     """Whether the ids [B] are all among those of the first `count` samples of a store.
 
-    Of large stores only the first and the last samples are looked at.
+    Of a large store whose ids are mapped only the first and the last samples are looked at. Ids
+    that have to be fetched or decoded are looked at in small stores alone.
     """
     if not view.snapshot.has(IDS):
         return False
-    half = (_LOCAL if view.snapshot.root.directory is not None else _FAR) // 2
     places = np.arange(count)
-    if count > 2 * half:
-        places = np.concatenate([places[:half], places[-half:]])
+    if not isinstance(view.snapshot.array(IDS, 0), MappedArray):
+        if count > _FETCHED:
+            return False
+    elif count > _MAPPED:
+        places = np.concatenate([places[: _MAPPED // 2], places[-_MAPPED // 2 :]])
     known = view.ids_of(places)
     return bool((known == ids[0]).any()) and bool(np.isin(ids, known).all())
