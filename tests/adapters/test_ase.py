@@ -93,11 +93,11 @@ def test_stress_is_strain_derivative_of_the_energy_so_that_compression_is_negati
 def test_a_live_calculator_is_never_run_and_stale_results_are_left_out(ase):
     atoms = ase.build.molecule("H2O")
     atoms.calc = ase.calculators.emt.EMT()
-    assert "energy" not in as_batch(atoms)
+    assert "energy" not in from_ase(atoms)
     value = atoms.get_potential_energy()
-    assert as_batch(atoms).energy.tolist() == [[value]]
+    assert from_ase(atoms).energy.tolist() == [[value]]
     atoms.positions[0, 0] += 0.1
-    assert as_batch(atoms).keys["system"] == {"cell", "pbc"}
+    assert from_ase(atoms).keys["system"] == {"cell", "pbc"}
     assert atoms.calc.results, "the calculator keeps its results"
 
 

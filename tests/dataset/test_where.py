@@ -9,6 +9,7 @@ import torch
 from zarrpipe import AtomicDataZarrWriter, ZarrData
 from zarrpipe.dataset.zarr_dataset import ZarrDataset
 from zarrpipe.errors import ArgumentError, ArgumentTypeError, SchemaError
+from zarrpipe.store.query.conditions import Condition
 
 
 def rounds(data, count, tag, *, labelled=True, **system):
@@ -177,6 +178,19 @@ def test_a_condition_says_of_each_sample_what_python_says(labelled, text):
 def test_what_is_no_condition_is_said_with_its_place(labelled, text, kind, message):
     with pytest.raises(kind, match=message):
         labelled[0].where(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "normal"),
+    [
+        ("  round  >=\n\t3 ", "round >= 3"),
+        ("kind  ==  'two  spaces'", "kind == 'two  spaces'"),
+        ('kind  ==  "it\'s  a"  and  round  > 3', 'kind == "it\'s  a" and round > 3'),
+        (r"kind  ==  'it\'s  a'  and  1", r"kind == 'it\'s  a' and 1"),
+    ],
+)
+def test_spaces_count_in_quotes_alone(text, normal):
+    assert Condition.of(text).text == normal
 
 
 def test_a_condition_is_a_text(labelled):

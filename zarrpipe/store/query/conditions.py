@@ -6,6 +6,7 @@ Nothing is executed. A text is parsed into a tree in which only the nodes listed
 
 import ast
 import operator
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, NoReturn
@@ -55,6 +56,8 @@ _TEXT_ALONE = (
     "formula == 'H2O' or formula in ('H2O', 'CH4')"
 )
 _DEEPEST = 50
+_SPACES = re.compile(r"""('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")|\s+""")
+"""A text in quotes, which is kept as it is, or spaces."""
 
 
 class TextComparison(NamedTuple):
@@ -95,7 +98,7 @@ class Condition:
         """
         if not isinstance(text, str):
             raise ArgumentTypeError(f"{argument} is {text!r}, expected a text such as {example!r}")
-        text = " ".join(text.split())
+        text = _SPACES.sub(lambda found: found[1] or " ", text).strip()
         if not text:
             raise ArgumentError(f"{argument} is empty, expected a text such as {example!r}")
         try:
