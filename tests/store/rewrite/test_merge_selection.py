@@ -99,6 +99,19 @@ def test_kept_statistics_are_those_of_what_was_copied(parts, tmp_path):
         assert data.statistics.forces_rms == pytest.approx(rms)
 
 
+def test_statistics_of_other_samples_are_not_taken_for_those_that_were_copied(tmp_path, data):
+    batch = data.batch(20).add_field("round", torch.arange(20) // 10, "system")
+    data.append(tmp_path / "store", batch[:10])  # closed: these ten are in the stored sums
+    sink = zp.ZarrData(tmp_path / "store", capacity=1000)
+    sink.write(batch[10:])
+    sink._writer.abandon()  # as a kill would
+    zp.merge(tmp_path / "store", tmp_path / "late", where="round == 1")
+    module = zp.ZarrDataModule(tmp_path / "late", split=(1.0, 0.0, 0.0), batch_size=4)
+    module.setup("fit")
+    rms = batch[10:].forces.square().sum(-1).mean().div(3).sqrt().item()
+    assert module.statistics.forces_rms == pytest.approx(rms)
+
+
 @pytest.mark.parametrize("parts", ["plain"], indirect=True)
 def test_wrong_selections_are_refused_before_anything_is_written(parts, tmp_path):
     place = tmp_path / "target"
