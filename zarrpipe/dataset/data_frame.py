@@ -1,7 +1,7 @@
 """Samples as a pandas table."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -36,29 +36,26 @@ class _Column:
         self._shape = () if plain or is_number(schema[name]) else schema[name].shape
         dtype = np.dtype("int64") if self._is_text else column_dtype(name, schema)
         self._values = np.zeros((count, *self._shape), dtype)
-        self._known = np.ones(count, dtype=bool)
+        self._known = np.zeros(count, dtype=bool)
         self._vocabulary: dict[str, int] = {}
 
     def fill(self, positions: Int64Array, columns: StoreColumns) -> None:
         """Take the values of some samples."""
-        known = columns.present(self.name)
-        self._known[positions] = True if known is None else known
+        present = columns.present(self.name)
+        known = np.arange(len(positions)) if present is None else np.flatnonzero(present)
         if self._is_text:
-            self._values[positions] = self._codes(columns)
-        elif self._shape:
-            self._values[positions] = columns.field(self.name)
+            values = self._codes(columns, known)
         else:
-            self._values[positions] = columns.values(self.name)
+            values = (columns.field if self._shape else columns.values)(self.name)[known]
+        self._values[positions[known]], self._known[positions[known]] = values, True
 
-    def _codes(self, columns: StoreColumns) -> AnyArray:
-        """Codes in the vocabulary of this column."""
-        _, first, places = np.unique(
-            columns.values(self.name), return_index=True, return_inverse=True
-        )
-        vocabulary = self._vocabulary
-        texts = columns.texts(self.name, first)
-        codes = [vocabulary.setdefault(text, len(vocabulary)) for text in texts]
-        return np.array(codes, dtype=np.int64)[places]
+    def _codes(self, columns: StoreColumns, known: Int64Array) -> AnyArray:
+        """Codes in the vocabulary of this column of the samples that have a text."""
+        codes = columns.values(self.name)[known]
+        _, first, places = np.unique(codes, return_index=True, return_inverse=True)
+        texts, vocabulary = columns.texts(self.name, known[first]), self._vocabulary
+        own = [vocabulary.setdefault(text, len(vocabulary)) for text in texts]
+        return np.array(own, dtype=np.int64)[places]
 
     def series(self, pandas: Any) -> Iterator[tuple[str, Any]]:
         """Columns of a table by name, one for each number of a row."""
@@ -79,26 +76,18 @@ class _Column:
         return kind(values.copy(), ~self._known)
 
 
-class _Table(Protocol):
-    @property
-    def schema(self) -> Mapping[str, Field]: ...
-
-    def column_parts(self) -> Iterator[Part]: ...
-
-    def __len__(self) -> int: ...
-
-
-def data_frame(table: _Table, fields: Sequence[str] | None) -> "pd.DataFrame":
-    """Table of all samples; see `SampleTable.to_pandas`."""
-    schema = table.schema
+def data_frame(
+    schema: Mapping[str, Field], count: int, parts: Iterable[Part], fields: Sequence[str] | None
+) -> "pd.DataFrame":
+    """Table of the `count` samples of all parts; see `SampleTable.to_pandas`."""
     names = _names(fields, schema)
     pandas = require("pandas", "pandas")
-    columns = [_Column(name, schema, len(table)) for name in names]
-    for positions, part in table.column_parts():
+    columns = [_Column(name, schema, count) for name in names]
+    for positions, part in parts:
         for column in columns:
             column.fill(positions, part)
     found = {name: values for column in columns for name, values in column.series(pandas)}
-    return pandas.DataFrame(found, index=pandas.RangeIndex(len(table)))
+    return pandas.DataFrame(found, index=pandas.RangeIndex(count))
 
 
 def _names(fields: Sequence[str] | None, schema: Mapping[str, Field]) -> list[str]:

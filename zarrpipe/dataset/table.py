@@ -235,9 +235,9 @@ class SampleTable:
         SchemaError
             If there is no such column, or it has not one row for each sample.
         """
-        return data_frame(self, fields)
+        return data_frame(self.schema, len(self), self._column_parts(), fields)
 
-    def column_parts(self) -> Iterator[tuple[Int64Array, StoreColumns]]:
+    def _column_parts(self) -> Iterator[tuple[Int64Array, StoreColumns]]:
         """Positions [K] of samples of one store and their columns, until all samples were given."""
         for positions, rows in self._in_blocks():
             for here, columns, _ in self._columns(rows, self.schema):
