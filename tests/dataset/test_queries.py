@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from zarrpipe import ZarrData, ZarrDataset
+from zarrpipe import Batch, ZarrData, ZarrDataset, merge
 from zarrpipe.errors import ArgumentError, ArgumentTypeError, MissingLibraryError, SchemaError
 from zarrpipe.testing import assert_batches_equal
 
@@ -198,3 +198,65 @@ def test_a_table_of_what_has_no_row_for_each_sample_is_refused(rounds, monkeypat
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(MissingLibraryError, match=r"'pandas' is needed .*zarrpipe\[pandas\]"):
         dataset.to_pandas()
+
+
+@pytest.fixture
+def kinds(tmp_path, data):
+    """Two stores whose vocabularies differ, one without strings, and the string of each sample."""
+    given = [["bulk", "slab", "bulk", "two  words"], ["slab", "it's", "bulk"], [None, None]]
+    places = []
+    for tag, strings in enumerate(given):
+        batch = data.batch(len(strings), tag=tag)
+        systems = batch.to_data_list()
+        for system, kind in zip(systems, strings, strict=True):
+            if kind is not None:
+                system.add_field("kind", [kind], "system")
+        places.append(tmp_path / str(tag))
+        data.append(places[-1], Batch.from_data_list(systems))
+    data.append(places[1], data.batch(1, tag=9))  # lacks the field
+    return places, [*given[0], *given[1], None, *given[2]]
+
+
+STRINGS = {
+    "kind == 'bulk'": lambda kind: kind == "bulk",
+    "'slab' == kind": lambda kind: kind == "slab",
+    "kind != 'bulk'": lambda kind: kind is not None and kind != "bulk",
+    "not kind == 'bulk'": lambda kind: kind is not None and kind != "bulk",
+    "kind in ('slab', 'two  words', 'none of them')": lambda kind: kind in ("slab", "two  words"),
+    "kind not in ['slab', 'bulk']": lambda kind: kind not in ("slab", "bulk", None),
+    'kind == "it\'s" and num_atoms > 0': lambda kind: kind == "it's",
+    "kind == 'other'": lambda kind: False,
+    "has(kind)": lambda kind: kind is not None,
+}
+
+
+@pytest.mark.parametrize("text", STRINGS)
+def test_strings_are_compared_in_the_vocabulary_of_each_store(kinds, text, tmp_path):
+    places, strings = kinds
+    wanted = [place for place, kind in enumerate(strings) if STRINGS[text](kind)]
+    assert ZarrDataset(places).where(text).tolist() == wanted
+    assert merge(places, tmp_path / "merged", where=text) == len(wanted)
+    if wanted:
+        merged = ZarrDataset(tmp_path / "merged").to_pandas(["kind"]).kind
+        assert merged.tolist() == [strings[place] for place in wanted]
+
+
+def test_a_table_has_strings_as_a_categorical(kinds):
+    pandas = pytest.importorskip("pandas")
+    places, strings = kinds
+    table = ZarrDataset(places).to_pandas()
+    assert isinstance(table.kind.dtype, pandas.CategoricalDtype)
+    assert table.kind.isna().tolist() == [kind is None for kind in strings]
+    assert table.kind.dropna().tolist() == [kind for kind in strings if kind is not None]
+    assert {*table.kind.cat.categories} == {*strings} - {None}
+
+
+def test_strings_have_no_order_and_are_no_numbers(kinds):
+    dataset = ZarrDataset(kinds[0])
+    for text in ("kind < 3", "kind + 1 == 2"):
+        with pytest.raises(SchemaError, match="'kind' has texts: compare it with a text"):
+            dataset.where(text)
+    with pytest.raises(SchemaError, match="'kind' has texts"):
+        dataset.nlargest("kind", 1)
+    with pytest.raises(SchemaError, match="did you mean 'kind'"):
+        dataset.where("kinds == 'bulk'")

@@ -134,13 +134,13 @@ class SampleTable:
             Comparisons (``3 <= round < 7``, ``round in (1, 2)``), ``and``, ``or``, ``not``,
             ``+ - * / %``, ``abs()``, numbers, ``has(field)`` for fields of any level,
             ``has_element("Cu")``, and columns: fields at system level that have one number for
-            each sample, ``num_atoms``, ``num_edges``, and, unless a field has this name,
-            ``max_force`` (the largest norm of the forces of a sample, eV/Angstrom),
-            ``energy_per_atom`` (eV), ``volume`` (Angstrom^3; only of a cell that has one),
-            ``density`` (g/cm^3, with `atomic_masses` where a sample has them), and ``formula``,
-            which is compared with texts, in any order of the elements (``formula == "H2O"``,
-            ``formula in ("H2O", "CH4")``). Numbers count in the precision of the field that they
-            are compared with.
+            each sample, fields of strings (``config_type in ("bulk", "slab")``), ``num_atoms``,
+            ``num_edges``, and, unless a field has this name, ``max_force`` (the largest norm of the
+            forces of a sample, eV/Angstrom), ``energy_per_atom`` (eV), ``volume`` (Angstrom^3; only
+            of a cell that has one), ``density`` (g/cm^3, with `atomic_masses` where a sample has
+            them), and ``formula``, which is compared with texts, in any order of the elements
+            (``formula == "H2O"``, ``formula in ("H2O", "CH4")``). Numbers count in the precision of
+            the field that they are compared with.
         index : array [K] of int, optional
             Samples to look at, which are given back where they meet it, in this order.
         beside : mapping of str to Field, optional

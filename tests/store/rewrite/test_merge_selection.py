@@ -124,3 +124,36 @@ def test_wrong_selections_are_refused_before_anything_is_written(parts, tmp_path
     with pytest.raises(ArgumentTypeError, match="fields is 'forces', expected a list of names"):
         zp.merge(parts, place, fields="forces")
     assert not place.exists()
+
+
+def test_levels_of_ones_own_go_with_their_last_field(tmp_path):
+    bond = zp.Level.segmented("bond")
+    other = {
+        bond: {"bond_atoms": [[0, 1], [1, 0]], "bond_order": [1.0, 2.0]},
+        "angle": {"angle_bonds": [[0, 1]]},
+        zp.Level.product("pair", bond, "atom"): {"coupling": torch.arange(4.0)},
+    }
+    system = zp.AtomicData(
+        [[0.0, 0.0, 0.0], [0.0, 0.0, 1.0]],
+        [1, 8],
+        other_levels=other,
+        index_of={"bond_atoms": "atom", "angle_bonds": "bond"},
+    )
+    with zp.ZarrData(tmp_path / "store") as sink:
+        sink.write([system, system])
+    whole = zp.ZarrDataset(tmp_path / "store").read([0, 1])
+    chosen = [["bond_atoms"], ["angle_bonds", "bond_order"], [], ["coupling", "bond_order"]]
+    for place, fields in enumerate(chosen):
+        target = tmp_path / str(place)
+        assert zp.merge(tmp_path / "store", target, fields=fields, where="num_atoms == 2") == 2
+        merged = zp.ZarrDataset(target).read([0, 1])
+        assert {*merged.fields} == {"positions", "atomic_numbers", *fields}
+        for name in fields:
+            assert torch.equal(merged[name], whole[name]), name
+        assert zp.check(target).ok
+    for name in ("angle_bonds", "coupling"):
+        with pytest.raises(
+            SchemaError, match=f"{name!r}, which refers to bonds: add a field of bo"
+        ):
+            zp.merge(tmp_path / "store", tmp_path / "target", fields=[name])
+    assert not (tmp_path / "target").exists()

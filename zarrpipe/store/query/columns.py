@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from zarrpipe.data.batch import Batch
+from zarrpipe.data.categories import Vocabulary
 from zarrpipe.data.csr import AnyArray, Int64Array, pointers
 from zarrpipe.data.elements import formula_code, formulas
 from zarrpipe.data.fields import COUNTS, REQUIRED_FIELDS, FieldSpec
@@ -32,9 +33,11 @@ def derived_column(name: str, schema: Mapping[str, Field]) -> DerivedColumn | No
 
 
 def is_text(name: str, schema: Mapping[str, Field]) -> bool:
-    """Whether a column has texts."""
+    """Whether a column has texts: a field of strings, or a derived column."""
     derived = derived_column(name, schema)
-    return derived is not None and derived.is_text
+    if derived is not None:
+        return derived.is_text
+    return name in schema and schema[name].categories is not None
 
 
 def is_number(known: Field | FieldSpec) -> bool:
@@ -93,7 +96,7 @@ class NoColumns:
 
     def code(self, name: str, text: str) -> int | None:
         """See `StoreColumns.code`."""
-        return formula_code(text) if name == "formula" else None
+        return None if derived_column(name, self._schema) is None else formula_code(text)
 
     def has_element(self, number: int) -> BoolArray:
         """No values."""
@@ -145,15 +148,26 @@ class StoreColumns:
 
         Raises ValueError if the column cannot have such a text.
         """
-        return formula_code(text) if name == "formula" else None
+        if derived_column(name, self._schema) is not None:
+            return formula_code(text)
+        strings = self._strings(name)
+        return strings.index(text) if text in strings else None
 
     def texts(self, name: str, places: Int64Array) -> list[str]:
         """Texts [J] of the samples at some places [J] among the K in a column of texts."""
+        if derived_column(name, self._schema) is None:
+            strings = self._strings(name)
+            return [strings[code] for code in self.values(name)[places].tolist()]
         some, texts = StoreColumns(self._view, self._samples[places], self._schema), list[str]()
-        for _, batch in some.batches() if name == "formula" else ():
+        for _, batch in some.batches():
             numbers = batch.fields["atomic_numbers"].numpy()
             texts += formulas(numbers, batch.batch_ptr.numpy())
         return texts
+
+    def _strings(self, name: str) -> Vocabulary:
+        """Vocabulary of a field of strings in this store."""
+        known = self._view.schema.get(name)
+        return () if known is None or known.categories is None else known.categories
 
     def has_element(self, number: int) -> BoolArray:
         """Which samples have an atom of an element, [K]."""

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from zarrpipe.data.levels import Level
+from zarrpipe.data.schema import Field
 from zarrpipe.data.validate import check_count
 from zarrpipe.errors import (
     FieldError,
@@ -69,8 +70,8 @@ def merge(
         Condition that a sample has to meet to be copied; see `ZarrDataset.where`. Only the fields
         that it needs are read for it, block by block.
     fields : sequence of str, optional
-        Fields to copy, beside positions and atomic numbers; by default all. A neighbour list and
-        what else belongs to edges goes with the last field of the edges.
+        Fields to copy, beside positions and atomic numbers; by default all. The rows of edges, or
+        of a level of your own, go with their last field.
     config : ZarrWriteConfig or mapping, optional
         Chunks and codecs; sizes that it leaves open follow from the number of rows. By default
         arrays are uncompressed, in few chunk files of up to 64 MiB, which are the fastest to read.
@@ -203,13 +204,7 @@ def _select(
     schema = {name: item for source in reversed(sources) for name, item in source.schema.items()}
     names = field_names(fields)
     check_fields(names or (), schema)
-    for item in (schema[name] for name in names or ()):
-        counted = item.index_of or Level.ATOM
-        if counted != Level.ATOM and not any(schema[name].level == counted for name in names or ()):
-            raise SchemaError(
-                f"fields has {item.name!r}, whose values count {counted}s: add a field of "
-                f"{counted}s, or leave {item.name!r} out"
-            )
+    _check_levels([schema[name] for name in names or ()])
     if condition is not None:
         check_condition(condition, schema)
         for source in sources:
@@ -217,6 +212,18 @@ def _select(
     if names is not None:
         for source in sources:
             source.select_fields(names)
+
+
+def _check_levels(fields: Sequence[Field]) -> None:
+    """Refuse fields that refer to rows of a level which keeps no field."""
+    kept = {Level.ATOM, *(item.level for item in fields)}
+    for item in fields:
+        for level in (*item.level.parents, *([] if item.index_of is None else [item.index_of])):
+            if level not in kept:
+                raise SchemaError(
+                    f"fields has {item.name!r}, which refers to {level}s: add a field of {level}s, "
+                    f"or leave {item.name!r} out"
+                )
 
 
 def _write(

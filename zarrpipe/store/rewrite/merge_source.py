@@ -83,7 +83,8 @@ class MergeSource:
         """Keep the fields of some names; a level that loses all its fields has no rows any more."""
         before = self.schema
         self.schema = Schema({name: item for name, item in before.items() if name in names})
-        self._dropped = frozenset(_levels(before) - _levels(self.schema))
+        lost = {i.level for i in before.values()} - {i.level for i in self.schema.values()}
+        self._dropped = frozenset(lost)
         self._is_whole = False
 
     def segments(self, level: Level) -> tuple[Int64Array, Int64Array]:
@@ -190,11 +191,6 @@ class MergeSource:
             path: _decoded(array, rows, chosen, self._scratch, MissingChunks(absent_chunks))
         }
         return self._decoded[path]
-
-
-def _levels(schema: Schema) -> set[Level]:
-    """Levels of fields, and the parents of these."""
-    return {one for item in schema.values() for one in (item.level, *item.level.parents)}
 
 
 def other_attributes(group: zarr.Group) -> dict[str, Any]:
