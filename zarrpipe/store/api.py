@@ -1,5 +1,7 @@
 """Write and read a store step by step, with the API of nvalchemi's zarr writer and reader."""
 
+from __future__ import annotations
+
 import reprlib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
