@@ -11,7 +11,13 @@ from zarr.storage import MemoryStore
 import zarrpipe as zp
 from zarrpipe import AtomicData, Batch, ZarrData, ZarrDataset
 from zarrpipe.data.categories import MOST_CATEGORIES
-from zarrpipe.errors import FieldError, SchemaError, StoreFormatError, UnknownFieldError
+from zarrpipe.errors import (
+    ArgumentError,
+    FieldError,
+    SchemaError,
+    StoreFormatError,
+    UnknownFieldError,
+)
 from zarrpipe.store.read.view import StoreView
 
 
@@ -22,6 +28,7 @@ def systems(strings, start=0):
             AtomicData(
                 [[float(start + number), 0.0, 0.0]],
                 [1],
+                energy=1.0,
                 system=None if string is None else {"config_type": string},
             )
             for number, string in enumerate(strings)
@@ -179,3 +186,54 @@ def test_a_hundred_thousand_strings(tmp_path):
         sink.write(Batch(fields, torch.arange(len(names) + 1), levels={"mp_id": "system"}))
     found = ZarrDataset(tmp_path / "store").__getitems__([99_999, 5])
     assert found.strings("mp_id") == ["mp-99999", "mp-5"]
+
+
+def test_conditions_splits_weights_and_tables(tmp_path):
+    """Strings stand for themselves wherever values do, whatever codes the stores have."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    kinds = ("bulk", "slab", "gas", *(f"cluster-{number}" for number in range(7)))
+    strings = [kinds[number % 10] for number in range(60)]
+    with ZarrData(first) as sink:
+        sink.write(systems(strings))
+    with ZarrData(second) as sink:
+        sink.write(systems([*strings[::-1], None], 100))
+    expected = [*strings, *strings[::-1], None]
+    dataset = ZarrDataset([first, second])
+    assert dataset.strings("config_type") == expected
+    assert dataset.strings("config_type", [120, 61, 0]) == [None, *(expected[n] for n in (61, 0))]
+    for condition, chosen in (
+        ("config_type == 'slab'", {"slab"}),
+        ("config_type != 'slab'", {*kinds} - {"slab"}),
+        ("config_type in ('gas', 'slab', 'none')", {"gas", "slab"}),
+        ("not config_type in ['gas']", {*kinds} - {"gas"}),
+        ("has(config_type) and config_type == 'none'", set()),
+    ):
+        found = dataset.where(condition).tolist()
+        assert found == [place for place, one in enumerate(expected) if one in chosen], condition
+    with pytest.raises(SchemaError, match="'config_type' has texts: compare it with a text"):
+        dataset.where("config_type < 3")
+    module = zp.ZarrDataModule(
+        [first, second], split=(0.5, 0.5, 0.0), split_by="config_type", where="has(config_type)"
+    )
+    module.setup("fit")
+    sides = [
+        {*module.train_dataset.strings("config_type")},
+        {*module.val_dataset.strings("config_type")},
+    ]
+    assert not sides[0] & sides[1]
+    assert sides[0] | sides[1] == {*kinds}
+    sampler = zp.GraphBatchSampler(
+        dataset, 10, seed=0, weights={"config_type": {"gas": 3.0, "other": 1.0}}
+    )
+    drawn = [expected[place] for batch in sampler for place in batch]
+    assert sum(one == "gas" for one in drawn) / len(drawn) == pytest.approx(0.75, abs=0.02)
+    with pytest.raises(
+        ArgumentError, match=r"has config_type = 'bulk', and weights name \['gas'\]"
+    ):
+        list(zp.GraphBatchSampler(dataset, 10, weights={"config_type": {"gas": 1.0}}))
+    numbers = ZarrDataset(first, where="num_atoms == 1")
+    with pytest.raises(ArgumentError, match=r"name \['new'\], and its values are numbers"):
+        list(zp.GraphBatchSampler(numbers, 10, weights={"energy": {"new": 1.0}}))
+    frame = dataset.to_pandas(["config_type"])
+    assert frame["config_type"][:120].tolist() == expected[:120]
+    assert frame["config_type"][120:].isna().all()

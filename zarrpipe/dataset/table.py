@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from zarrpipe.data.categories import decoded, translation
 from zarrpipe.data.csr import AnyArray, Int64Array, positions_of
 from zarrpipe.data.fields import CORE_FIELDS
 from zarrpipe.data.levels import Level
@@ -81,6 +82,8 @@ class SampleTable:
     def system_field(self, name: str, index: Index | None = None) -> AnyArray:
         """Field at system level of every sample, [N, ...], or of those at integers [K].
 
+        Those of a field of strings are places in ``schema[name].categories``; see `strings`.
+
         Raises
         ------
         SchemaError
@@ -93,9 +96,32 @@ class SampleTable:
                 raise SchemaError(
                     f"store {views.index(view)} has no field {name!r}, it has {sorted(view.schema)}"
                 )
-            return view.system_field(name, samples)
+            values = view.system_field(name, samples)
+            own, wanted = view.schema[name].categories, self.schema[name].categories
+            table = None if own is None or wanted is None else translation(own, wanted)
+            return values if table is None else table[values]
 
         return self._collected(self._rows_or_all(index), values_of)
+
+    def strings(self, name: str, index: Index | None = None) -> list[str | None]:
+        """String of every sample for a field of strings, or of those at integers [K].
+
+        None stands for a sample that lacks the field.
+
+        Raises
+        ------
+        SchemaError
+            If no store has the field, or its values are numbers.
+        """
+        check_fields([name], self.schema)
+        vocabulary = self.schema[name].categories
+        if vocabulary is None:
+            raise SchemaError(f"field {name!r} has numbers: read them with system_field({name!r})")
+        rows, has = self._rows_or_all(index), self.present(name, index)
+        codes = np.zeros(len(rows), dtype=np.int64)
+        places = np.arange(len(self)) if index is None else np.asarray(index).reshape(-1)
+        codes[has] = self.system_field(name, places[has])
+        return decoded(codes.tolist(), has.tolist(), vocabulary)
 
     def present(self, name: str, index: Index | None = None) -> npt.NDArray[np.bool_]:
         """Which samples have a field, [N] bool, or of those at integers [K].

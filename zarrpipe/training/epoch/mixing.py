@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from zarrpipe.data.categories import Vocabulary
 from zarrpipe.data.csr import AnyArray, Int64Array
 from zarrpipe.data.levels import Level
 from zarrpipe.data.schema import Field
@@ -102,24 +103,42 @@ class _ByValue:
     """Shares of the epoch by the values of a field, in ascending order."""
 
     field: str
-    values: tuple[float, ...]
+    values: tuple[Any, ...]
     shares: tuple[float, ...]
     other: float | None
 
     def expected(self, data: Any, samples: IndexArray, total: int) -> Expected:
         values, has = _scalars(data, self.field, samples)
+        strings = _strings_of(data, self.field)
+        groups = self._of_numbers(values) if strings is None else self._of_strings(values, strings)
+        groups[~has] = len(self.values)
+        if self.other is None and groups.max() == len(self.values):
+            place = int(np.argmax(groups))
+            found = _found(self.field, values, has, place, strings)
+            raise ArgumentError(
+                f"sample {samples[place]} has {found}, and weights name {list(self.values)}: name "
+                f"it too, or give the rest a share as {OTHER!r}"
+            )
+        return _of_groups(groups, (*self.shares, self.other or 0.0), total)
+
+    def _of_numbers(self, values: AnyArray) -> Int64Array:
+        """Which of the named values each sample [n] has; their number for another value."""
+        if any(isinstance(one, str) for one in self.values):
+            raise ArgumentError(
+                f"weights of field {self.field!r} name {list(self.values)}, and its values are "
+                f"numbers: expected numbers or {OTHER!r}"
+            )
         keys = np.array(self.values, dtype=values.dtype if values.dtype.kind == "f" else None)
         groups = np.searchsorted(keys, values)
         groups[groups == len(keys)] = 0
-        groups[(keys[groups] != values) | ~has] = len(keys)
-        if self.other is None and groups.max() == len(keys):
-            place = int(np.argmax(groups))
-            raise ArgumentError(
-                f"sample {samples[place]} has {_found(self.field, values, has, place)}, and "
-                f"weights name {list(self.values)}: name it too, or give the rest a share as "
-                f"{OTHER!r}"
-            )
-        return _of_groups(groups, (*self.shares, self.other or 0.0), total)
+        groups[keys[groups] != values] = len(keys)
+        return groups
+
+    def _of_strings(self, codes: AnyArray, strings: Vocabulary) -> Int64Array:
+        """As `_of_numbers`, for codes [n] in a vocabulary."""
+        places = {str(value): place for place, value in enumerate(self.values)}
+        known = [places.get(string, len(places)) for string in strings]
+        return np.array([*known, len(places)], dtype=np.int64)[codes]
 
     def plain(self) -> Any:
         named: list[tuple[Any, float]] = list(zip(self.values, self.shares, strict=True))
@@ -175,10 +194,12 @@ def _by_value(weights: Mapping[Any, Any]) -> _ByValue:
         )
     ((field, by_value),) = weights.items()
     _shares(list(by_value.values()), f"weights of field {field!r}")
-    named = {_number(key, field): float(by_value[key]) for key in by_value if key != OTHER}
-    if len(named) + (OTHER in by_value) != len(by_value):
+    keys = [key for key in by_value if key != OTHER]
+    as_text = any(isinstance(key, str) and not _is_number(key) for key in keys)
+    named = {str(key) if as_text else _number(key, field): float(by_value[key]) for key in keys}
+    if len(named) < len(keys):
         raise ArgumentError(f"weights of field {field!r} name a value twice: {list(by_value)}")
-    values = tuple(sorted(named))
+    values: tuple[Any, ...] = tuple(sorted(named))
     other = float(by_value[OTHER]) if OTHER in by_value else None
     return _ByValue(str(field), values, tuple(named[value] for value in values), other)
 
@@ -192,6 +213,14 @@ def _shares(given: list[Any], name: str) -> tuple[float, ...]:
     if not all(0 <= share < math.inf for share in shares) or not sum(shares) > 0:
         raise ArgumentError(f"{name} are {given!r}, expected numbers of 0 or more, not all 0")
     return shares
+
+
+def _is_number(text: str) -> bool:
+    """Whether a text is a number."""
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def _number(key: Any, field: Any) -> float:
@@ -259,5 +288,20 @@ def _of_systems(schema: Mapping[str, Field]) -> list[str]:
     return sorted(name for name in own if math.prod(schema[name].shape or ()) == 1)
 
 
-def _found(name: str, values: AnyArray, has: npt.NDArray[np.bool_], place: int) -> str:
-    return f"{name} = {values[place]}" if has[place] else f"no field {name!r}"
+def _strings_of(data: Any, name: str) -> Vocabulary | None:
+    """Vocabulary of a field of strings; None for a field of numbers."""
+    item: Field | None = getattr(data, "schema", {}).get(name)
+    return None if item is None else item.categories
+
+
+def _found(
+    name: str,
+    values: AnyArray,
+    has: npt.NDArray[np.bool_],
+    place: int,
+    strings: Vocabulary | None = None,
+) -> str:
+    if not has[place]:
+        return f"no field {name!r}"
+    value = values[place] if strings is None else repr(strings[values[place]])
+    return f"{name} = {value}"

@@ -1,5 +1,6 @@
 """Which samples of a dataset are in which split; a sample keeps its split while a store grows."""
 
+import hashlib
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -109,7 +110,7 @@ class SplitRule:
         if not len(samples):
             return np.zeros(0, dtype=np.int8)
         if self.by != "id":
-            keys = group_keys(_groups(dataset, self.by, samples))
+            keys = _keys_by(dataset, self.by, samples)
         elif self.files or max(self.shares) < 1.0:
             keys = dataset.ids_of(samples)
         else:
@@ -199,6 +200,16 @@ def _is_share(value: object) -> bool:
             return False
         return True
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _keys_by(dataset: ZarrDataset, name: str, samples: Int64Array) -> UInt64Array:
+    """Key [K] of the value of the field that keeps samples together; of a string, its hash."""
+    values, known = _groups(dataset, name, samples), dataset.schema.get(name)
+    if known is None or known.categories is None:
+        return group_keys(values)
+    hashes = [hashlib.blake2b(text.encode(), digest_size=8).digest() for text in known.categories]
+    keys: UInt64Array = np.frombuffer(b"".join(hashes), dtype="<u8").astype(np.uint64)[values]
+    return keys
 
 
 def _groups(dataset: ZarrDataset, name: str, samples: Int64Array) -> npt.NDArray[Any]:
