@@ -20,8 +20,9 @@ from zarrpipe.store.cache.array import CachedArray
 from zarrpipe.store.cache.directory import CacheConfig
 from zarrpipe.store.cache.row_cache import RowCache
 from zarrpipe.store.format.commit_log import RowCounts
-from zarrpipe.store.format.layout import ATOMS_PTR, find_array, is_empty, read_schema
+from zarrpipe.store.format.layout import ATOMS_PTR, IDS, find_array, is_empty, read_schema
 from zarrpipe.store.format.metadata import Attributes
+from zarrpipe.store.read.loaded import LoadedArray
 from zarrpipe.store.read.mapped import MappedArray
 from zarrpipe.store.read.store_arrays import StoreArrays
 
@@ -146,6 +147,13 @@ class Snapshot:
     def has(self, path: str) -> bool:
         """Whether the store has an array at `path`."""
         return find_array(self._group, path) is not None
+
+    def stored_ids(self) -> int:
+        """How many of the first samples have stored ids; others were appended by another writer."""
+        if not self.has(IDS):
+            return 0
+        reader, samples = self._arrays.open(IDS), self.extent.samples
+        return min(reader.stored, samples) if isinstance(reader, LoadedArray) else samples
 
     def release(self) -> None:
         """Drop all arrays."""

@@ -1,6 +1,6 @@
 """Settle the unfinished work of a writer that was killed or failed."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -8,14 +8,25 @@ import numpy as np
 
 from zarrpipe.data.csr import AnyArray
 from zarrpipe.data.fields import LEVELS, SEGMENTED
+from zarrpipe.data.ids import structure_ids, zero_missing
+from zarrpipe.data.schema import Schema
 from zarrpipe.errors import StoreFormatError
 from zarrpipe.store.backend import files
 from zarrpipe.store.backend.location import Root
 from zarrpipe.store.format.commit_log import RowCounts
-from zarrpipe.store.format.layout import ATOMS_MASK, ATOMS_PTR, SAMPLES_MASK
+from zarrpipe.store.format.layout import (
+    ATOMS_MASK,
+    ATOMS_PTR,
+    IDS,
+    SAMPLES_MASK,
+    field_path,
+    present_path,
+)
 from zarrpipe.store.format.metadata import Attributes
 from zarrpipe.store.write.append_plan import RowWrite
 from zarrpipe.store.write.open_arrays import OpenArrays
+
+_IDS_BLOCK = 4096
 
 
 def check_whole(root: Root, attributes: Attributes, counts: RowCounts) -> None:
@@ -29,6 +40,44 @@ def check_whole(root: Root, attributes: Attributes, counts: RowCounts) -> None:
             f"{root} was closed with {attributes.num_samples} samples and has pointers of "
             f"{counts.samples}: it is damaged; see zarrpipe check"
         )
+
+
+def take_over(
+    arrays: OpenArrays, schema: Schema, nullable: Collection[str], counts: RowCounts
+) -> None:
+    """Complete what another Zarr writer left behind: chunks of fill, presence, and ids last.
+
+    Samples that it appended have every field.
+    """
+    stored = arrays[IDS].rows
+    if stored < counts.samples:
+        for name in sorted(nullable):
+            present = np.ones(counts.samples - stored, dtype=bool)
+            arrays.carry_out([RowWrite(present_path(name), stored, present)])
+    arrays.take_over(schema, counts)
+    for start in range(stored, counts.samples, _IDS_BLOCK):
+        stop = min(start + _IDS_BLOCK, counts.samples)
+        ids = _structure_ids(arrays, schema, nullable, start, stop)
+        arrays.carry_out([RowWrite(IDS, start, ids)])
+
+
+def _structure_ids(
+    arrays: OpenArrays, schema: Schema, nullable: Collection[str], start: int, stop: int
+) -> AnyArray:
+    """Ids [stop - start] uint64 of samples."""
+    ptr = arrays[ATOMS_PTR].read(start, stop + 1)
+    positions, numbers = (
+        arrays[field_path(schema[name])].read(int(ptr[0]), int(ptr[-1]))
+        for name in ("positions", "atomic_numbers")
+    )
+    box = {}
+    for name in ("cell", "pbc"):
+        if name in schema:
+            box[name] = arrays[field_path(schema[name])].read(start, stop)
+            if name in nullable:
+                present = arrays[present_path(name)].read(start, stop)
+                box[name] = zero_missing(box[name], present)
+    return structure_ids(positions, numbers, ptr - ptr[0], **box)
 
 
 def remove_unfinished(paths: Iterable[Path]) -> None:

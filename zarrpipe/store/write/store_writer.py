@@ -45,6 +45,7 @@ from zarrpipe.store.write.recovery import (
     mask_rows,
     remove_unfinished,
     settle_deletion,
+    take_over,
 )
 from zarrpipe.store.write.session import WriterSession
 from zarrpipe.store.write.threads import run_uninterrupted
@@ -106,6 +107,8 @@ class StoreWriter:
         self.check_usable()  # else rows of another writer would be cleared
         if stated is not self.schema:
             metadata.publish(stated)
+        if self.counts.samples:
+            take_over(self._arrays, self.schema, self.attributes.nullable, self.counts)
         clear_uncommitted(self._arrays, self.counts)
         if self.counts.samples == 0 and self.schema:  # a writer was killed while emptying it
             self._remove_all()
