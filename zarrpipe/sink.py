@@ -31,6 +31,7 @@ from zarrpipe.store.format.config import ZarrWriteConfig
 from zarrpipe.store.read.view import StoreView
 from zarrpipe.store.write.append_plan import masked
 from zarrpipe.store.write.exclusive_calls import WriterOwner, synchronized
+from zarrpipe.store.write.write_buffer import WriteBuffer, make_buffer
 
 _MOST_SAMPLES = 1 << 40
 
@@ -62,6 +63,18 @@ class ZarrData(WriterOwner):
         Whether what `write` stored outlasts a loss of power once it returns, for which each write
         waits for the disk. Without it, what was written outlasts the process, whatever ends it. A
         store that is not local is as durable as it says itself; one in memory is not.
+    buffer : int, optional
+        Number of samples that wait in memory, on their device, before a thread appends them
+        together. `write` then copies a batch and returns in microseconds, so that a simulation on
+        a device hands over every step. What waits is written when there are so many samples, when
+        the first has waited for `buffer_seconds`, and by `flush`, `read`, `drain`, `zero`, `close`
+        and the end of the interpreter. **A kill loses what waits**: what was handed over in the
+        last `buffer_seconds` and one write, and at most twice `buffer` samples, for which `write`
+        waits. `len` counts what waits; other readers see it when it is written. A batch of other
+        fields than the last one is written at once, after what waits. An error of the thread is
+        raised by the next `write` as `DeferredWriteError`, and its batch stays queued.
+    buffer_seconds : float
+        Longest time that a sample waits.
 
     Raises
     ------
@@ -92,6 +105,8 @@ class ZarrData(WriterOwner):
         config: ZarrWriteConfig | Mapping[str, Any] | None = None,
         *,
         durable: bool = False,
+        buffer: int | None = None,
+        buffer_seconds: float = 1.0,
     ) -> None:
         whole = isinstance(capacity, int | np.integer) and not isinstance(capacity, bool)
         if not whole or not 0 < capacity <= _MOST_SAMPLES:
@@ -102,6 +117,9 @@ class ZarrData(WriterOwner):
         self._store = store
         super().__init__(Root.of(store), ZarrWriteConfig.of(config), int(capacity), durable=durable)
         self._deferred: deque[Batch] = deque()
+        self._buffer: WriteBuffer | None = None
+        if buffer is not None:
+            self._buffer = make_buffer(buffer, buffer_seconds, self._write_waiting)
         self._view: StoreView | None = None
         self._removed: frozenset[str] = frozenset()  # fields of what was drained or removed
         view = self._reader()
@@ -165,15 +183,25 @@ class ZarrData(WriterOwner):
             If the batch is of no known kind (ArgumentTypeError).
         """
         self._check_open()
-        chosen = as_batch(batch)
-        self._write(chosen if mask is None else masked(chosen, mask))
+        chosen = as_batch(batch) if mask is None else masked(as_batch(batch), mask)
+        if self._buffer is not None and self._buffer.takes(chosen) and not self._mutex.mine:
+            self._buffer.put(chosen)
+        else:
+            self._write(chosen)
 
     @synchronized
     def _write(self, batch: Batch) -> None:
         self._check_open()
         self._write_deferred(done=False)
         self._append(batch)
+        if self._buffer is not None and batch.num_graphs:
+            self._buffer.accept(batch, self._capacity - self._count())
         self._write_deferred(done=True)
+
+    @synchronized
+    def _write_waiting(self) -> None:
+        """Write what waits in the buffer, from its thread."""
+        self._write_deferred(done=False)
 
     def defer(self, batch: Any, mask: npt.ArrayLike | torch.Tensor | None = None) -> None:
         """Queue a batch from a place where `write` cannot be called, as in a signal handler.
@@ -201,8 +229,8 @@ class ZarrData(WriterOwner):
             self._deferred.append(chosen.detach().clone().cpu())
 
     def _write_deferred(self, *, done: bool) -> None:
-        """Write the deferred batches, before or after (`done`) the work of a call."""
-        while self._deferred:
+        """Write deferred and buffered batches, before or after (`done`) the work of a call."""
+        while self._deferred or self._queue_buffered():
             batch, before = self._deferred[0], self._count()
             try:
                 self._append(batch)
@@ -222,6 +250,14 @@ class ZarrData(WriterOwner):
                 )
                 raised.batch = batch if refused else None
                 raise raised from error
+
+    def _queue_buffered(self) -> bool:
+        """Queue what waits in the buffer; whether there was something."""
+        buffer = self._buffer
+        if buffer is None or not buffer.count:
+            return False
+        self._mutex.run_uninterrupted(lambda: self._deferred.extend(buffer.take()))
+        return bool(self._deferred)
 
     def _append(self, batch: Batch) -> None:
         """Append a batch if there is room for it."""
@@ -248,6 +284,8 @@ class ZarrData(WriterOwner):
         StoreNotFoundError
             If the store was removed.
         """
+        if self._buffer is not None:
+            self._write_deferred(done=False)
         return self._read()
 
     def drain(self) -> Batch:
@@ -303,6 +341,8 @@ class ZarrData(WriterOwner):
             return
         writer = self._open_writer()
         self._removed |= frozenset(writer.schema)
+        if self._buffer is not None:
+            self._buffer.accept(None)
         try:
             writer.zero()
         except Exception as error:
@@ -328,7 +368,7 @@ class ZarrData(WriterOwner):
     def flush(self) -> None:
         """Make array shapes exact and write the number of samples, for plain Zarr tools.
 
-        What was written is readable without it.
+        What was written is readable without it, but for what waits in a buffer.
         """
         self._check_open()
         self._write_deferred(done=False)
@@ -358,7 +398,10 @@ class ZarrData(WriterOwner):
 
     @synchronized
     def _length(self) -> int:
-        return self._count()
+        if self._buffer is None:
+            return self._count()
+        queued = sum(batch.num_graphs for batch in self._deferred)
+        return self._count() + queued + self._buffer.count
 
     def _count(self) -> int:
         if self._writer is not None and not self._writer.closed:
