@@ -108,14 +108,9 @@ class ZarrData(WriterOwner):
         buffer: int | None = None,
         buffer_seconds: float = 1.0,
     ) -> None:
-        whole = isinstance(capacity, int | np.integer) and not isinstance(capacity, bool)
-        if not whole or not 0 < capacity <= _MOST_SAMPLES:
-            raise ArgumentError(
-                f"capacity={capacity!r}, expected a positive integer of samples, at most "
-                f"{_MOST_SAMPLES}"
-            )
+        capacity = _checked_capacity(capacity)
         self._store = store
-        super().__init__(Root.of(store), ZarrWriteConfig.of(config), int(capacity), durable=durable)
+        super().__init__(Root.of(store), ZarrWriteConfig.of(config), capacity, durable=durable)
         self._deferred: deque[Batch] = deque()
         self._buffer: WriteBuffer | None = None
         if buffer is not None:
@@ -140,6 +135,18 @@ class ZarrData(WriterOwner):
     def capacity(self) -> int:
         """Most samples that the sink may hold."""
         return self._capacity
+
+    def resize(self, capacity: int) -> None:
+        """Let the sink hold at least so many samples; a smaller capacity changes nothing.
+
+        Sizes of chunks stay what the first capacity made them.
+
+        Raises
+        ------
+        ArgumentError
+            If it is not a positive integer.
+        """
+        self._capacity = max(self._capacity, _checked_capacity(capacity))
 
     @property
     def is_full(self) -> bool:
@@ -453,3 +460,14 @@ class ZarrData(WriterOwner):
             except StoreNotFoundError:
                 return None
         return self._view
+
+
+def _checked_capacity(capacity: int) -> int:
+    """Capacity as an integer; raises ArgumentError for one that a sink cannot have."""
+    whole = isinstance(capacity, int | np.integer) and not isinstance(capacity, bool)
+    if not whole or not 0 < capacity <= _MOST_SAMPLES:
+        raise ArgumentError(
+            f"capacity={capacity!r}, expected a positive integer of samples, at most "
+            f"{_MOST_SAMPLES}"
+        )
+    return int(capacity)

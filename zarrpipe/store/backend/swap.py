@@ -167,7 +167,7 @@ def _link_others(source: Path, target: Path, ours: frozenset[str]) -> None:
     """Link or copy everything that zarrpipe did not write into the new store."""
     others = [Path(entry.name) for entry in source.iterdir()]
     others = [path for path in others if path.name not in (*GROUPS, "zarr.json")]
-    for group in GROUPS:
+    for group in (name for name in GROUPS if (source / name).is_dir()):
         inside = (Path(group, entry.name) for entry in (source / group).iterdir())
         others += [p for p in inside if p.name != "zarr.json" and p.as_posix() not in ours]
     for path in others:

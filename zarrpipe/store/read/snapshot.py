@@ -150,10 +150,18 @@ class Snapshot:
 
     def stored_ids(self) -> int:
         """How many of the first samples have stored ids; others were appended by another writer."""
-        if not self.has(IDS):
-            return 0
-        reader, samples = self._arrays.open(IDS), self.extent.samples
-        return min(reader.stored, samples) if isinstance(reader, LoadedArray) else samples
+        return self._with_ids(self._arrays.open(IDS)) if self.has(IDS) else 0
+
+    @property
+    def has_foreign_rows(self) -> bool:
+        """Whether another writer wrote some of the samples, whose edges may be wrong."""
+        ids = self._arrays.find(IDS)
+        appended = ids is not None and self._with_ids(ids) < self.extent.samples
+        return appended or not self.attributes.ours
+
+    def _with_ids(self, ids: ArrayReader) -> int:
+        samples = self.extent.samples
+        return min(ids.stored, samples) if isinstance(ids, LoadedArray) else samples
 
     def release(self) -> None:
         """Drop all arrays."""

@@ -50,6 +50,7 @@ class MergeSource:
         self.attributes = self._snapshot.attributes
         self.schema = self._snapshot.schema
         self.samples = self._snapshot.physical()
+        self.has_foreign_rows = self._snapshot.has_foreign_rows
         self._group = _open_group(root)
         self.others = other_attributes(self._group)
         self._mapped: dict[str, AnyArray] = {}

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from zarrpipe.data.csr import AnyArray
-from zarrpipe.data.fields import LEVELS, SEGMENTED
+from zarrpipe.data.fields import LEVELS, SEGMENTED, Level
 from zarrpipe.data.ids import structure_ids, zero_missing
-from zarrpipe.data.schema import Schema
+from zarrpipe.data.schema import Field, Schema
 from zarrpipe.errors import StoreFormatError
 from zarrpipe.store.backend import files
 from zarrpipe.store.backend.location import Root
@@ -43,14 +43,24 @@ def check_whole(root: Root, attributes: Attributes, counts: RowCounts) -> None:
 
 
 def take_over(
-    arrays: OpenArrays, schema: Schema, nullable: Collection[str], counts: RowCounts
+    arrays: OpenArrays,
+    schema: Schema,
+    nullable: Collection[str],
+    counts: RowCounts,
+    *,
+    damaged: bool,
 ) -> None:
     """Complete what another Zarr writer left behind: chunks of fill, presence, and ids last.
 
-    Samples that it appended have every field.
+    Samples that it appended have every field. Raises StoreFormatError before any change if their
+    row numbers (edges) count from their batch, as those that nvalchemi appends do, unless a
+    `damaged` store is being repaired.
     """
     stored = arrays[IDS].rows
     if stored < counts.samples:
+        for item in schema.values():
+            if item.index_of is not None and not damaged:
+                _check_row_numbers(arrays, item, item.index_of, range(stored, counts.samples))
         for name in sorted(nullable):
             present = np.ones(counts.samples - stored, dtype=bool)
             arrays.carry_out([RowWrite(present_path(name), stored, present)])
@@ -59,6 +69,24 @@ def take_over(
         stop = min(start + _IDS_BLOCK, counts.samples)
         ids = _structure_ids(arrays, schema, nullable, start, stop)
         arrays.carry_out([RowWrite(IDS, start, ids)])
+
+
+def _check_row_numbers(arrays: OpenArrays, item: Field, target: Level, samples: range) -> None:
+    """Refuse row numbers outside of their samples."""
+    for start in range(samples.start, samples.stop, _IDS_BLOCK):
+        stop = min(start + _IDS_BLOCK, samples.stop)
+        ptr, ends = (
+            arrays[SEGMENTED[level]].read(start, stop + 1) for level in (item.level, target)
+        )
+        values = arrays[field_path(item)].read(int(ptr[0]), int(ptr[-1]))
+        counts, shape = np.diff(ptr), (-1, *(1,) * len(item.shape))
+        low, high = (np.repeat(one, counts).reshape(shape) for one in (ends[:-1], ends[1:]))
+        if ((values < low) | (values >= high)).any():
+            raise StoreFormatError(
+                f"{field_path(item)} of samples {start} to {stop}, which another writer appended, "
+                "refers to rows outside their sample: nvalchemi stores it relative to the batch; "
+                "run `zarrpipe check --repair`"
+            )
 
 
 def _structure_ids(
