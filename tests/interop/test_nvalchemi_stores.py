@@ -1,6 +1,6 @@
 """One store for nvalchemi 0.3 and zarrpipe: each reads, appends to and trains on the other's."""
 
-import sys
+import importlib
 
 import numpy as np
 import pytest
@@ -9,7 +9,13 @@ import zarr
 from seeded_systems import assert_batches_equal, check_store, make_batches, make_system
 
 import zarrpipe as zp
-from zarrpipe.adapters import as_batch, nvalchemi_dataset, nvalchemi_reader, to_nvalchemi
+from zarrpipe.adapters import (
+    as_batch,
+    nvalchemi_dataset,
+    nvalchemi_reader,
+    nvalchemi_sink,
+    to_nvalchemi,
+)
 from zarrpipe.data.ids import batch_ids
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:nvalchemi")
@@ -135,6 +141,7 @@ def test_edges_that_it_appends_to_ours_are_refused_and_put_right(nvalchemi, tmp_
     first, second = [as_batch(batch) for batch in theirs(make_batches([4, 5]))]
     with zp.ZarrData(store) as sink:
         sink.write(first)
+    new_in_03(nvalchemi.AtomicDataZarrReader(store))  # 0.2 leaves out fields of the user's own
     nvalchemi.AtomicDataZarrWriter(store).append(to_nvalchemi(second))
     with pytest.raises(ValueError, match="`zarrpipe check --repair`"):
         zp.ZarrDataset(store).read(range(9))
@@ -145,6 +152,22 @@ def test_edges_that_it_appends_to_ours_are_refused_and_put_right(nvalchemi, tmp_
     whole = zp.Batch.concatenate([first, second])
     assert_batches_equal(zp.ZarrDataset(store).read(range(9)), whole)
     check_store(nvalchemi, store, whole.to_data_list())
+
+
+def test_what_it_deletes_of_ours_is_taken_over_by_the_next_writer(nvalchemi, tmp_path):
+    """It masks rows and says so nowhere else; see docs/nvalchemi.md."""
+    store = tmp_path / "s.zarr"
+    whole = zp.Batch.concatenate(make_batches(SIZES))
+    with zp.ZarrData(store) as sink:
+        sink.write(whole)
+    nvalchemi.AtomicDataZarrWriter(store).delete([2, 5])
+    assert "deleted" in zp.check(store).kinds("warning")
+    with zp.ZarrData(store) as sink:
+        sink.write(whole)
+    kept = [0, 1, 3, 4, 6, 7]
+    expected = zp.Batch.concatenate([whole.index_select(kept), whole])
+    assert_batches_equal(zp.ZarrDataset(store).read(range(len(expected))), expected)
+    check_store(nvalchemi, store, expected.to_data_list())
 
 
 def test_its_store_is_adopted_and_continued_by_both(nvalchemi, tmp_path):
@@ -272,22 +295,48 @@ def test_a_training_loop_of_its_own_follows_a_store_that_grows(nvalchemi, store)
     assert weights.abs().sum() > 0
 
 
-def test_our_sink_is_one_of_its_sinks(nvalchemi, tmp_path):
-    """It registers as a subclass, and its own code takes it."""
-    sinks = sys.modules["nvalchemi.dynamics.hooks"]
-    assert sinks  # imported by the fixture
-    from nvalchemi.dynamics import sinks as module  # noqa: PLC0415  an optional library
+@pytest.fixture
+def sinks(nvalchemi):
+    assert nvalchemi
+    return importlib.import_module("nvalchemi.dynamics.sinks")
 
-    sink = zp.ZarrData(tmp_path / "s", capacity=2, buffer=4)
-    for name in ("write", "read", "drain", "zero", "capacity", "is_full", "local_rank"):
-        assert hasattr(sink, name), name
-    if hasattr(module, "ResizableSink"):
-        assert isinstance(sink, module.ResizableSink)
+
+@pytest.mark.parametrize("buffer", [None, 4])
+def test_our_sink_is_one_of_its_sinks(sinks, tmp_path, buffer):
+    with zp.ZarrData(tmp_path / "s", capacity=2, buffer=buffer) as ours:
+        sink = nvalchemi_sink(ours)
+        assert isinstance(sink, sinks.DataSink)
+        if hasattr(sinks, "ResizableSink"):
+            assert isinstance(sink, sinks.ResizableSink)
+            assert isinstance(ours, sinks.ResizableSink)
         sink.resize(10)
-    batch = theirs(make_batches([3]))[0]
-    for _ in range(3):
+        reference = sinks.HostMemory(10)
+        batch = theirs(make_batches([3]))[0]
+        for one in (sink, reference):
+            for mask in (None, torch.tensor([True, False, True]), torch.zeros(3, dtype=torch.bool)):
+                one.write(batch, mask)
+        assert (len(sink), sink.capacity, sink.is_full) == (5, 10, False)
+        same_batches(sink.read(), reference.read())
+        same_batches(sink.drain(), reference.drain())
+        assert len(sink) == 0
+        with pytest.raises(RuntimeError, match="empty"):
+            sink.read()
         sink.write(batch)
-    assert len(sink) == 9
-    expected = as_batch(batch)
-    assert_batches_equal(sink.drain(), zp.Batch.concatenate([expected] * 3))
-    sink.close()
+        sink.zero()
+        assert len(sink) == 0
+
+
+def test_its_dynamics_overflows_into_our_sink_and_takes_it_back(nvalchemi, tmp_path):
+    base = importlib.import_module("nvalchemi.dynamics.base")
+    mixin = base._CommunicationMixin
+    with zp.ZarrData(tmp_path / "s") as ours:
+        stage = mixin(sinks=[nvalchemi_sink(ours)], max_batch_size=8)
+        batch = theirs(make_batches([3]))[0]
+        stage._overflow_to_sinks(batch)
+        stage._overflow_to_sinks(batch, torch.tensor([False, True, False]))
+        assert len(ours) == 4
+        stage._drain_sinks_to_batch()
+        assert len(ours) == 0
+        found = as_batch(stage.active_batch)
+        expected = as_batch(batch)
+        assert_batches_equal(found, zp.Batch.concatenate([expected, expected.index_select([1])]))

@@ -11,11 +11,11 @@ tensors stay on their device and keep their dtype, and gradients are not carried
 
 from zarrpipe.adapters.ase import from_ase, to_ase
 from zarrpipe.adapters.mace import from_mace
-from zarrpipe.adapters.nvalchemi import (
-    from_nvalchemi,
+from zarrpipe.adapters.nvalchemi import from_nvalchemi, to_nvalchemi
+from zarrpipe.adapters.nvalchemi_interfaces import (
     nvalchemi_dataset,
     nvalchemi_reader,
-    to_nvalchemi,
+    nvalchemi_sink,
 )
 from zarrpipe.adapters.pyg import from_pyg, to_pyg
 from zarrpipe.adapters.registry import as_batch, register
@@ -30,6 +30,7 @@ __all__ = [
     "from_torch_sim",
     "nvalchemi_dataset",
     "nvalchemi_reader",
+    "nvalchemi_sink",
     "register",
     "to_ase",
     "to_nvalchemi",

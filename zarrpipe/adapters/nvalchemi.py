@@ -1,28 +1,20 @@
 """nvalchemi: its `Batch` and `AtomicData`, whose names and shapes are ours too."""
 
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from zarrpipe.adapters.assemble import assemble, require, without_presence
 from zarrpipe.compat import nvalchemi_levels
 from zarrpipe.data.batch import Batch
-from zarrpipe.data.fields import CORE_FIELDS, INDEX_FIELDS, SEGMENTED, Level
-from zarrpipe.errors import FieldError, StoreEmptyError
+from zarrpipe.data.fields import CORE_FIELDS, Level
+from zarrpipe.errors import FieldError
 
 if TYPE_CHECKING:
     from nvalchemi.data import AtomicData as NvalchemiData
     from nvalchemi.data import Batch as NvalchemiBatch
-    from nvalchemi.data import Dataset
-    from nvalchemi.data.datapipes.backends.base import Reader
 
 _LEVELS = {"node": Level.ATOM, "edge": Level.EDGE, "system": Level.SYSTEM}
-_GROUPS = {"atoms": Level.ATOM, "edges": Level.EDGE, "system": Level.SYSTEM}
-_KEYS = {"node": "atoms", "edge": "edges", "system": "system"}
 _EPHEMERAL = frozenset({"neighbor_matrix", "neighbor_matrix_shifts", "num_neighbors"})
 
 
@@ -116,190 +108,3 @@ def _to_system(fields: Any, levels: Any, library: Any) -> Any:
     for name in own:
         add[levels[name]](name, cast[name])
     return data
-
-
-class GatheredSamples(Protocol):
-    """What gives batches of samples by index: a `ZarrDataset`."""
-
-    @property
-    def schema(self) -> Mapping[str, Any]:
-        """Fields by name, each with its level."""
-        ...
-
-    def read(self, index: Any) -> Batch:
-        """Batch of the samples at integers [K]."""
-        ...
-
-    def refresh(self) -> int:
-        """Look for new samples."""
-        ...
-
-    def __len__(self) -> int: ...
-
-
-def nvalchemi_reader(dataset: GatheredSamples, *, pin_memory: bool = False) -> "Reader":
-    """A ``Reader`` of nvalchemi that reads a `ZarrDataset` by its gather.
-
-    It goes where nvalchemi takes one of its own readers: into its ``Dataset``, ``InMemoryDataset``
-    and ``MultiDataset``. Its ``DataLoader`` is faster with `nvalchemi_dataset`.
-
-    Parameters
-    ----------
-    dataset : ZarrDataset
-        Samples of one or several stores; its fields, condition and transform apply.
-    pin_memory : bool
-        Whether tensors are page-locked.
-
-    Returns
-    -------
-    nvalchemi.data.datapipes.backends.base.Reader
-        Its samples are dicts of tensors, ``[n, ...]``, ``[e, ...]`` and ``[1, ...]`` by level,
-        with neighbours that count from the sample. A field that a sample lacks is NaN or 0.
-
-    Raises
-    ------
-    MissingLibraryError
-        If nvalchemi is not installed.
-    """
-    base: Any = require("nvalchemi.data.datapipes.backends.base", "nvalchemi").Reader
-
-    class ZarrPipeReader(base):  # type: ignore[misc]
-        def __len__(self) -> int:
-            return len(dataset)
-
-        @property
-        def field_levels(self) -> dict[str, str]:
-            return {name: str(item.level.value) for name, item in dataset.schema.items()}
-
-        def _load_many_samples(self, indices: Sequence[int]) -> list[dict[str, torch.Tensor]]:
-            return _sample_dicts(dataset.read(np.asarray(indices, dtype=np.int64)))
-
-        def get_metadata(self, index: int) -> tuple[int, int]:
-            batch = dataset.read(np.array([index]))
-            return batch.num_nodes, batch.num_edges
-
-        def refresh(self) -> None:
-            if dataset.refresh():
-                self._metadata_revision += 1
-
-    return ZarrPipeReader(pin_memory=pin_memory)
-
-
-def nvalchemi_dataset(
-    dataset: GatheredSamples, *, device: "str | torch.device | None" = None
-) -> "Dataset":
-    """A ``Dataset`` of nvalchemi whose batches are gathered whole, for its ``DataLoader``.
-
-    nvalchemi makes a batch out of one object for each sample; here one gather makes its tensors.
-
-    Parameters
-    ----------
-    dataset : ZarrDataset
-        Samples of one or several stores. Its `transform` takes the place of nvalchemi's.
-    device : str or torch.device, optional
-        Device of the batches; by default a GPU if there is one.
-
-    Returns
-    -------
-    nvalchemi.data.Dataset
-        With ``load_batches`` and the calls with which a ``DataLoader`` prefetches. All else is
-        that of nvalchemi over `nvalchemi_reader`.
-
-    Raises
-    ------
-    MissingLibraryError
-        If nvalchemi is not installed.
-
-    Examples
-    --------
-    >>> from nvalchemi.data import DataLoader  # doctest: +SKIP
-    >>> samples = zarrpipe.ZarrDataset("run.zarr")  # doctest: +SKIP
-    >>> loader = DataLoader(nvalchemi_dataset(samples), batch_size=64)  # doctest: +SKIP
-    """
-    base: Any = require("nvalchemi.data", "nvalchemi").Dataset
-
-    class ZarrPipeDataset(base):  # type: ignore[misc]
-        def __init__(self) -> None:
-            super().__init__(nvalchemi_reader(dataset), device=device, skip_validation=True)
-            self._gathers = ThreadPoolExecutor(1, thread_name_prefix="zarrpipe-gather")
-            self._pending: deque[Future[list[Any]]] = deque()
-
-        def load_batches(
-            self,
-            batch_index_lists: Sequence[Sequence[int]],
-            stream: "torch.cuda.Stream | None" = None,
-        ) -> list[Any]:
-            with torch.cuda.stream(stream):  # nothing without one
-                batches = [
-                    _whole_batch(dataset.read(np.asarray(indices, dtype=np.int64)), self)
-                    for indices in batch_index_lists
-                ]
-            if stream is not None:
-                stream.synchronize()
-            return batches
-
-        def prefetch_fused_batches(
-            self,
-            batch_index_lists: Sequence[Sequence[int]],
-            stream: "torch.cuda.Stream | None" = None,
-        ) -> None:
-            lists = [list(indices) for indices in batch_index_lists]
-            self._pending.append(self._gathers.submit(self.load_batches, lists, stream))
-
-        def has_pending_fused_batches(self) -> bool:
-            return bool(self._pending)
-
-        def get_fused_batches(self) -> Iterator[Any]:
-            if not self._pending:
-                raise StoreEmptyError("no batches were asked for: call prefetch_fused_batches")
-            yield from self._pending.popleft().result()
-
-        def cancel_prefetch(self, index: int | None = None) -> None:
-            super().cancel_prefetch(index)
-            if index is None:
-                self._pending.clear()
-
-        @property
-        def prefetch_count(self) -> int:
-            return int(super().prefetch_count) + len(self._pending)
-
-        def close(self) -> None:
-            self._gathers.shutdown(cancel_futures=True)
-            super().close()
-
-    return ZarrPipeDataset()
-
-
-def _sample_dicts(batch: Batch) -> list[dict[str, torch.Tensor]]:
-    """Tensors of each system, with neighbours that count from it."""
-    sizes = {level: batch.row_pointers(level).diff().tolist() for level in SEGMENTED}
-    columns = []
-    for name, values in batch.fields.items():
-        level, target = batch.levels[name], INDEX_FIELDS.get(name)
-        if target is not None:
-            starts = batch.row_pointers(target)[:-1]
-            counts = batch.row_pointers(level).diff()
-            values = values - starts.repeat_interleave(counts)[:, None]  # noqa: PLW2901
-        columns.append(torch.split(values, sizes.get(level, 1)))
-    return [dict(zip(batch.fields, row, strict=True)) for row in zip(*columns, strict=True)]
-
-
-def _whole_batch(batch: Batch, dataset: Any) -> Any:
-    """The batch as one of nvalchemi, on the device of its dataset, without copies of systems."""
-    library = require("nvalchemi.data", "nvalchemi")
-    storage = require("nvalchemi.data.level_storage", "nvalchemi")
-    batch = batch.to(dataset.target_device)
-    schema, groups = storage.LevelSchema(), {}
-    for group, level in _GROUPS.items():
-        data = {name: value for name, value in batch.fields.items() if batch.levels[name] is level}
-        for name in data.keys() - CORE_FIELDS.keys():
-            schema.set(name, group, is_segmented=level in SEGMENTED)
-        options: dict[str, Any] = {"device": batch.device, "attr_map": schema, "validate": False}
-        if data and level in SEGMENTED:
-            lengths = batch.row_pointers(level).diff()
-            groups[group] = storage.SegmentedLevelStorage(data, segment_lengths=lengths, **options)
-        elif data:
-            groups[group] = storage.UniformLevelStorage(data, **options)
-    keys = {name: {*groups.get(group, ())} for name, group in _KEYS.items()}
-    stored = storage.MultiLevelStorage(groups=groups, attr_map=schema, validate=False)
-    return library.Batch(device=batch.device, storage=stored, keys=keys)
