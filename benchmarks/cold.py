@@ -70,7 +70,7 @@ def _row_bytes(dataset: zp.ZarrDataset) -> list[int]:
     """Bytes of each field of all samples."""
     rows = {"system": len(dataset), "atom": int(dataset.num_atoms.sum())}
     return [
-        rows[item.level.value] * item.dtype.itemsize * int(np.prod(item.shape, dtype=int))
+        rows[item.level] * item.dtype.itemsize * int(np.prod(item.shape, dtype=int))
         for item in dataset.schema.values()
     ]
 

@@ -33,7 +33,7 @@ from reliability.report import Findings, Order
 from reliability.truth import numbers_of, samples
 from zarrpipe import AtomicDataZarrReader, Batch, ZarrData, ZarrDataset
 from zarrpipe.data.csr import AnyArray
-from zarrpipe.data.fields import Level
+from zarrpipe.data.levels import Level
 from zarrpipe.errors import ZarrPipeError
 from zarrpipe.store.read.view import StoreView
 

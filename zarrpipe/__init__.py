@@ -4,6 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from zarrpipe.data.batch import Batch
+from zarrpipe.data.levels import Level
 from zarrpipe.data.system import AtomicData
 from zarrpipe.dataset.zarr_dataset import ZarrDataset, collate
 from zarrpipe.sink import ZarrData
@@ -27,6 +28,7 @@ __all__ = [
     "Batch",
     "DataMonitor",
     "GraphBatchSampler",
+    "Level",
     "ZarrArrayConfig",
     "ZarrData",
     "ZarrDataModule",

@@ -5,11 +5,13 @@ A name in `PRIVATE_NAMES` may go in any release; a test looks each one up in wha
 another finds private names that are used and not listed.
 """
 
-from collections.abc import MutableMapping
+from collections.abc import Iterable, Mapping, MutableMapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from zarr.core.sync import sync
+
+from zarrpipe.errors import FieldError
 
 if TYPE_CHECKING:
     from zarr.abc.buffer import Buffer
@@ -21,6 +23,8 @@ __all__ = [
     "PrivateName",
     "memory_content",
     "nvalchemi_levels",
+    "nvalchemi_schema",
+    "nvalchemi_system_levels",
     "row_chunks",
     "sync",
     "torch_sim_extras",
@@ -147,6 +151,18 @@ PRIVATE_NAMES = (
     ),
     *FIT_LOOP_COUNTS,
     *FIT_LOOP_RESUME,
+    PrivateName(
+        "nvalchemi.data:Batch",
+        "_storage",
+        "compat",
+        "kinds and parents of levels of a user's own; a batch gives only their names",
+    ),
+    PrivateName(
+        "nvalchemi.data:AtomicData",
+        "_level_schema",
+        "compat",
+        "whether a system was taken from a batch with levels of a user's own",
+    ),
 )
 """Every name outside of the libraries' public interfaces that zarrpipe uses."""
 
@@ -167,13 +183,51 @@ def row_chunks(row_shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(max(extent, 1) for extent in row_shape)
 
 
-def nvalchemi_levels(batch: Any) -> dict[str, str]:
-    """Level of each field of an nvalchemi batch, which from 0.3 on may be of the user's own."""
+def nvalchemi_levels(batch: Any) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
+    """Definitions of the levels of a user's own in an nvalchemi batch, and the level of each field.
+
+    Releases before 0.3 have no such levels.
+    """
     levels = {name: level for level, names in (batch.keys or {}).items() for name in names}
+    definitions = {}
     for level, names in getattr(batch, "level_keys", {}).items():
         if level not in ("atoms", "edges", "system"):
+            schema = batch._storage.attr_map
+            definitions[level] = {"kind": schema.level_kind(level)}
+            if definitions[level]["kind"] == "product":
+                sides = dict(zip(("left", "right"), schema.product_parents[level], strict=True))
+                definitions[level] |= sides
             levels |= dict.fromkeys(names, level)
-    return levels
+    return definitions, levels
+
+
+def nvalchemi_system_levels(data: Any) -> bool:
+    """Whether an nvalchemi system was taken from a batch with levels of a user's own."""
+    schema = getattr(data, "_level_schema", None)
+    return schema is not None and len(schema.level_names) > 3  # atoms, edges, system
+
+
+def nvalchemi_schema(levels: Iterable[Any], fields: Mapping[str, tuple[Any, Any]]) -> Any:
+    """``LevelSchema`` of nvalchemi 0.3 with levels and fields (level, torch dtype) of ours."""
+    try:
+        from nvalchemi.data.level_storage import LevelSchema  # noqa: PLC0415  optional
+
+        schema = LevelSchema()
+        add_product = schema.add_product_level
+    except (ImportError, AttributeError) as error:
+        raise FieldError(
+            f"levels {[str(level) for level in levels]} need nvalchemi 0.3: upgrade it, or leave "
+            "their fields out with batch.without(...)"
+        ) from error
+    for level in levels:
+        if level.kind == "product":
+            definition = level.definition
+            add_product(str(level), left=definition["left"], right=definition["right"])
+        else:
+            schema.add_level(str(level), segmented=level.kind == "segmented")
+    for name, (level, dtype) in fields.items():
+        schema.set(name, str(level), dtype=dtype, is_segmented=level.kind != "uniform")
+    return schema
 
 
 def torch_sim_extras(state: Any) -> tuple[dict[str, Any], dict[str, Any]]:

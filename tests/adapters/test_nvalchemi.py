@@ -1,14 +1,13 @@
 """The adapter on stand-ins with the attributes of nvalchemi 0.2; tests/interop has the library."""
 
 import sys
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 
 import zarrpipe as zp
-from zarrpipe.adapters import as_batch, to_nvalchemi
-from zarrpipe.errors import FieldError
+from zarrpipe.adapters import as_batch, from_nvalchemi, to_nvalchemi
 
 
 def stand_in(module, name, **attributes):
@@ -83,13 +82,29 @@ def test_no_edges_and_buffers_that_are_longer_than_the_data():
     assert batch.energy.tolist() == [[1.0], [2.0]]
 
 
-def test_a_field_at_a_level_of_the_users_own_is_refused():
-    """It has as many rows as there are atoms, and is not taken for a field of atoms."""
-    batch = fake_batch({**TENSORS, "order": torch.ones(5)}, KEYS, [3, 2], [2, 1])
+def test_fields_at_levels_of_the_users_own():
+    """One has as many rows as there are atoms, and is not taken for a field of atoms."""
+    own = {
+        "order": torch.arange(5.0),
+        "ends": torch.tensor([[0, 1]] * 5),
+        "rotor": torch.ones(2, 1),
+    }
+    batch = fake_batch({**TENSORS, **own, "pairs": torch.ones(13)}, KEYS, [3, 2], [2, 1])
     batch.level_keys = {"atoms": KEYS["node"], "edges": KEYS["edge"], "system": KEYS["system"]}
-    batch.level_keys["bond"] = {"order"}
-    with pytest.raises(FieldError, match=r"'order' is at the level 'bond'.*drop_level\('bond'\)"):
-        as_batch(batch)
+    batch.level_keys |= {"bond": {"order", "ends"}, "frame": {"rotor"}, "atom_pair": {"pairs"}}
+    kinds = {"bond": "segmented", "frame": "uniform", "atom_pair": "product"}
+    parents = {"atom_pair": ("atoms", "atoms")}
+    attr_map = SimpleNamespace(level_kind=kinds.get, product_parents=parents)
+    batch._storage = SimpleNamespace(attr_map=attr_map)
+    ptr = {"bond": [0, 1, 5], "atom_pair": [0, 9, 13]}
+    batch.level_ptr = lambda name: torch.tensor(ptr[name], dtype=torch.int32)
+    found = from_nvalchemi(batch, index_of={"ends": "atom"})
+    assert found.level_ptr("bond").tolist() == [0, 1, 5]
+    assert found.order.tolist() == [0.0, 1.0, 2.0, 3.0, 4.0]
+    assert found.ends.tolist() == [[0, 1], *[[3, 4]] * 4]
+    assert found.roles["ends"].index_of == "atom"
+    assert [found.levels[name] for name in ("order", "rotor", "pairs")] == [*kinds]
+    assert as_batch(batch).ends.tolist() == [[0, 1]] * 5
 
 
 def test_single_systems():

@@ -7,7 +7,7 @@ import torch
 import zarrpipe as zp
 from zarrpipe.adapters import as_batch, from_ase, to_torch_sim
 from zarrpipe.compat import torch_sim_pbc_is_bool
-from zarrpipe.data.fields import Level
+from zarrpipe.data.levels import Level
 from zarrpipe.errors import FieldError
 
 CELLS = torch.tensor(

@@ -18,7 +18,8 @@ from zarrpipe.data.csr import (
     tensor_pointers,
     tensor_segment_rows,
 )
-from zarrpipe.data.fields import FieldSpec, Kind, Level
+from zarrpipe.data.fields import FieldSpec, Kind
+from zarrpipe.data.levels import Level
 from zarrpipe.data.schema import Schema
 from zarrpipe.errors import (
     FieldError,

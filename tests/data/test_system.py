@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from zarrpipe import AtomicData
-from zarrpipe.data.fields import CORE_FIELDS, Kind, Level, as_field_dtype, check_name, level_of
+from zarrpipe.data.fields import CORE_FIELDS, Kind, as_field_dtype, check_name, level_of
+from zarrpipe.data.levels import Level
 from zarrpipe.errors import FieldError
 
 
@@ -282,10 +283,10 @@ def test_registry():
     for name, spec in CORE_FIELDS.items():
         check_name(name)
         assert spec.name == name
-        assert level_of(name) is level_of(name, spec.level.value) is spec.level
+        assert level_of(name) is level_of(name, str(spec.level)) is spec.level
         dtype = {Kind.BOOL: torch.bool, Kind.INTEGER: torch.int64}.get(spec.kind, torch.float32)
         assert as_field_dtype(name, torch.zeros(1, dtype=dtype)).dtype is dtype
-    with pytest.raises(FieldError, match="'x' has level 'node'; expected 'atom', 'edge'"):
+    with pytest.raises(FieldError, match="has level 'node'; expected 'system', 'atom' or 'edge'"):
         level_of("x", "node")
     with pytest.raises(FieldError, match="'x' is not in the registry"):
         level_of("x")

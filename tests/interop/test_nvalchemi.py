@@ -21,7 +21,6 @@ from seeded_systems import (
 
 import zarrpipe as zp
 from zarrpipe.adapters import as_batch, to_nvalchemi
-from zarrpipe.errors import FieldError
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:nvalchemi")
 
@@ -235,17 +234,18 @@ def test_its_batches_and_systems_become_ours_and_back(nvalchemi):
     assert_batches_equal(as_batch(theirs.index_select([4, 1])), back.index_select([4, 1]))
 
 
-def test_a_field_at_a_level_of_its_own_is_refused(nvalchemi):
+def test_a_field_at_a_level_of_its_own_keeps_it(nvalchemi):
     """Five bonds beside five atoms are not taken for a field of atoms."""
     batch = to_nvalchemi(zp.Batch.from_data_list([make_system(seed) for seed in range(2)]))
     if not hasattr(batch, "add_level"):
         pytest.skip("nvalchemi 0.2 has no levels of the user's own")
     batch.add_level("bond", segmented=True)
-    batch.add_key("order", [torch.ones(count) for count in batch.num_nodes_list], level="bond")
-    with pytest.raises(FieldError, match=r"'order' is at the level 'bond'.*drop_level\('bond'\)"):
-        as_batch(batch)
-    batch.drop_level("bond")
-    assert "order" not in as_batch(batch)
+    orders = [torch.arange(float(count)) for count in batch.num_nodes_list]
+    batch.add_key("order", orders, level="bond")
+    found = as_batch(batch)
+    assert found.levels["order"] == "bond"
+    assert torch.equal(found["order"].flatten(), torch.cat(orders))
+    assert found.level_ptr("bond").diff().tolist() == batch.num_nodes_list
 
 
 def test_its_names_levels_and_shapes_are_in_our_registry(nvalchemi):

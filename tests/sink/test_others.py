@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -369,3 +370,24 @@ def test_a_sink_stays_in_its_process(tmp_path, duplicate):
             duplicate(sink)
         sink.write(numbered_batch(range(2)))
     sink.close()
+
+
+def test_a_mark_of_a_helper_that_was_interrupted_holds_nothing():
+    """An error at the last line of a task leaves the mark of its thread, and not the lock."""
+    mutex = ForkSafeLock()
+    mutex._helper = (os.getpid(), threading.get_ident())
+    assert not mutex.mine
+    held, done = threading.Event(), threading.Event()
+
+    def hold():
+        with mutex.here():
+            held.set()
+            done.wait(60)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    assert held.wait(60)
+    assert mutex.mine  # its holder waits for this thread
+    done.set()
+    thread.join()
+    assert not mutex.mine

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from zarr.storage import MemoryStore
 
 from zarrpipe import Batch, ZarrData
-from zarrpipe.data.fields import FieldSpec, Kind, Level
+from zarrpipe.data.fields import FieldSpec, Kind
+from zarrpipe.data.levels import Level
 from zarrpipe.store.format import layout
 from zarrpipe.store.read.view import StoreView
 from zarrpipe.testing import assert_batches_equal, assert_plain_zarr, random_batch

@@ -10,7 +10,8 @@ import torch
 from zarrpipe.adapters.ase_label_warning import STRUCTURE, warn_of_unused_labels
 from zarrpipe.adapters.assemble import as_rows, as_tensor, require
 from zarrpipe.data.batch import Batch
-from zarrpipe.data.fields import CORE_FIELDS, Level, level_of
+from zarrpipe.data.fields import CORE_FIELDS, level_of
+from zarrpipe.data.levels import Level
 from zarrpipe.data.system import AtomicData
 from zarrpipe.errors import ArgumentTypeError, FieldError
 

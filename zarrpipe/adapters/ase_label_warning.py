@@ -13,14 +13,8 @@ import torch
 
 from zarrpipe.adapters.assemble import as_rows
 from zarrpipe.data.container import check_not_taken
-from zarrpipe.data.fields import (
-    CORE_FIELDS,
-    Level,
-    as_field_dtype,
-    check_name,
-    check_new_names,
-    level_of,
-)
+from zarrpipe.data.fields import CORE_FIELDS, as_field_dtype, check_name, check_new_names, level_of
+from zarrpipe.data.levels import Level
 from zarrpipe.errors import FieldError
 
 STRUCTURE = frozenset({"positions", "numbers", "atomic_numbers", "cell", "pbc"})

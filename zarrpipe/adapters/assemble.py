@@ -3,7 +3,7 @@
 import importlib
 import math
 from collections.abc import Mapping
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,8 @@ import torch
 
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.csr import tensor_pointers
-from zarrpipe.data.fields import CORE_FIELDS, Kind, Level
+from zarrpipe.data.fields import CORE_FIELDS, Kind
+from zarrpipe.data.levels import Level
 from zarrpipe.data.validate import plain_array
 from zarrpipe.errors import FieldError, MissingLibraryError
 
@@ -97,24 +98,37 @@ def assemble(
     num_atoms: torch.Tensor,
     num_edges: torch.Tensor | None = None,
     present: Mapping[str, torch.Tensor] | None = None,
+    *,
+    level_ptrs: Mapping[Level, torch.Tensor] = MappingProxyType({}),
+    index_of: Mapping[str, Level | str] = MappingProxyType({}),
 ) -> Batch:
     """Batch of named tensors with their levels, shaped by `fit_rows`.
 
-    `num_atoms` and `num_edges` are [B], with no edges by default; `present` is as in `Batch`.
+    `num_atoms` and `num_edges` are [B], with no edges by default; `present`, `level_ptrs` and
+    `index_of` are as in `Batch`.
     """
-    counts = {Level.ATOM: num_atoms, Level.SYSTEM: torch.ones_like(num_atoms)}
+    counts = {Level.ATOM: num_atoms}
     counts[Level.EDGE] = torch.zeros_like(num_atoms) if num_edges is None else num_edges
     ptr = {level: tensor_pointers(count.to(torch.int64)) for level, count in counts.items()}
-    rows = {level: int(ends[-1]) for level, ends in ptr.items()}
+    rows = {level: int(ends[-1]) for level, ends in {**ptr, **level_ptrs}.items()}
     dtype = fields["positions"][1].dtype if "positions" in fields else torch.get_default_dtype()
     shaped = {
-        name: fit_rows(name, value, level, rows[level], dtype)
+        name: fit_rows(name, value, level, rows.get(level, len(num_atoms)), dtype)
         for name, (level, value) in fields.items()
     }
     levels = {name: level for name, (level, _) in fields.items()}
-    return Batch(shaped, ptr[Level.ATOM], ptr[Level.EDGE], levels=levels, present=present)
+    return Batch(
+        shaped,
+        ptr[Level.ATOM],
+        ptr[Level.EDGE],
+        levels=levels,
+        level_ptrs=dict(level_ptrs.items()),
+        index_of=index_of,
+        present=present,
+    )
 
 
 def without_presence(batch: Batch) -> Batch:
     """Batch in which every system has every field, with fill values where it lacked one."""
-    return Batch(dict(batch.fields), batch.batch_ptr, batch.edge_ptr, levels=dict(batch.levels))
+    fields, roles, pointers, _ = batch._parts
+    return Batch._trusted(dict(fields), dict(roles), pointers, {})

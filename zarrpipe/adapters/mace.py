@@ -8,7 +8,7 @@ import torch
 from zarrpipe.adapters.pyg import Graphs
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.collate import fill_value
-from zarrpipe.data.fields import Level
+from zarrpipe.data.levels import Level
 from zarrpipe.errors import FieldError
 
 _NAMES = {

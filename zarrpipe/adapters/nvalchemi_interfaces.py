@@ -13,8 +13,9 @@ import torch
 
 from zarrpipe.adapters.assemble import require
 from zarrpipe.data.batch import Batch
-from zarrpipe.data.fields import CORE_FIELDS, INDEX_FIELDS, SEGMENTED, Level
-from zarrpipe.errors import StoreEmptyError
+from zarrpipe.data.fields import CORE_FIELDS
+from zarrpipe.data.levels import Level
+from zarrpipe.errors import FieldError, StoreEmptyError
 
 if TYPE_CHECKING:
     from nvalchemi.data import Dataset
@@ -76,7 +77,7 @@ def nvalchemi_reader(dataset: GatheredSamples, *, pin_memory: bool = False) -> "
 
         @property
         def field_levels(self) -> dict[str, str]:
-            return {name: str(item.level.value) for name, item in dataset.schema.items()}
+            return {name: str(item.level) for name, item in dataset.schema.items()}
 
         def _load_many_samples(self, indices: Sequence[int]) -> list[dict[str, torch.Tensor]]:
             return _sample_dicts(dataset.read(np.asarray(indices, dtype=np.int64)))
@@ -263,31 +264,42 @@ def nvalchemi_sink(sink: Sink) -> "DataSink":
 
 def _sample_dicts(batch: Batch) -> list[dict[str, torch.Tensor]]:
     """Tensors of each system, with neighbours that count from it."""
-    sizes = {level: batch.row_pointers(level).diff().tolist() for level in SEGMENTED}
+    _check_levels(batch)
+    sizes = {level: batch.level_ptr(level).diff().tolist() for level in batch.pointer_levels}
     columns = []
     for name, values in batch.fields.items():
-        level, target = batch.levels[name], INDEX_FIELDS.get(name)
+        level, target = batch.levels[name], batch.roles[name].index_of
         if target is not None:
-            starts = batch.row_pointers(target)[:-1]
-            counts = batch.row_pointers(level).diff()
+            starts, counts = batch.level_ptr(target)[:-1], batch.level_ptr(level).diff()
             values = values - starts.repeat_interleave(counts)[:, None]  # noqa: PLW2901
         columns.append(torch.split(values, sizes.get(level, 1)))
     return [dict(zip(batch.fields, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+def _check_levels(batch: Batch) -> None:
+    """Refuse levels of the user's own, which are handed over system by system alone."""
+    own = sorted({str(level) for level in batch.levels.values() if not level.built_in})
+    if own:
+        raise FieldError(
+            f"the samples have fields at the levels {own}: leave them out with the fields= of "
+            "ZarrDataset, or convert batches with zarrpipe.adapters.to_nvalchemi"
+        )
 
 
 def _whole_batch(batch: Batch, device: torch.device) -> Any:
     """The batch as one of nvalchemi on a device, without an object for each system."""
     library = require("nvalchemi.data", "nvalchemi")
     storage = require("nvalchemi.data.level_storage", "nvalchemi")
+    _check_levels(batch)
     batch = batch.to(device)
     schema, groups = storage.LevelSchema(), {}
     for group, level in _GROUPS.items():
         data = {name: value for name, value in batch.fields.items() if batch.levels[name] is level}
         for name in data.keys() - CORE_FIELDS.keys():
-            schema.set(name, group, is_segmented=level in SEGMENTED)
+            schema.set(name, group, is_segmented=level.has_pointers)
         options: dict[str, Any] = {"device": batch.device, "attr_map": schema, "validate": False}
-        if data and level in SEGMENTED:
-            lengths = batch.row_pointers(level).diff()
+        if data and level.has_pointers:
+            lengths = batch.level_ptr(level).diff()
             groups[group] = storage.SegmentedLevelStorage(data, segment_lengths=lengths, **options)
         elif data:
             groups[group] = storage.UniformLevelStorage(data, **options)

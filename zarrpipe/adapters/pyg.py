@@ -7,7 +7,8 @@ import torch
 
 from zarrpipe.adapters.assemble import assemble, require, without_presence
 from zarrpipe.data.batch import Batch
-from zarrpipe.data.fields import CORE_FIELDS, Level, level_of
+from zarrpipe.data.fields import CORE_FIELDS, level_of
+from zarrpipe.data.levels import Level
 from zarrpipe.errors import FieldError
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import torch
 from zarrpipe.adapters.assemble import assemble, require
 from zarrpipe.compat import torch_sim_extras, torch_sim_pbc_is_bool
 from zarrpipe.data.batch import Batch
-from zarrpipe.data.fields import Level
+from zarrpipe.data.levels import Level
 from zarrpipe.errors import FieldError
 
 if TYPE_CHECKING:

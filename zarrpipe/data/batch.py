@@ -1,15 +1,18 @@
 """Many systems as one: each field is one tensor in which the systems follow each other (CSR)."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Self
+from dataclasses import replace
+from typing import Any, ClassVar, Self, cast
 
 import torch
 
 from zarrpipe.data.buffers import Bytes, moved, owned
+from zarrpipe.data.categories import checked_vocabulary
 from zarrpipe.data.collate import PackedTensors, Parts, concatenated, one_system, selected
 from zarrpipe.data.container import FieldTensors
 from zarrpipe.data.csr import position_of, positions_of
-from zarrpipe.data.fields import INDEX_FIELDS, REQUIRED_FIELDS, Level
+from zarrpipe.data.fields import REQUIRED_FIELDS, Role
+from zarrpipe.data.levels import Level
 from zarrpipe.data.system import AtomicData
 from zarrpipe.data.validate import check_indices, check_presence, checked_pointers
 from zarrpipe.errors import ArgumentTypeError, FieldError, UnknownFieldError
@@ -31,6 +34,15 @@ class Batch(FieldTensors):
         The same for edges; needed when there is a field at edge level.
     levels : mapping of str to Level or str, optional
         Levels of fields that are not in the registry.
+    level_ptrs : mapping of Level or str to torch.Tensor [B+1] int64, optional
+        The same as `edge_ptr` for levels of the user's own; a name means a segmented level. Those
+        of a product level count all pairs by default.
+    index_of : mapping of str to Level or str, optional
+        For fields of the user's own that are row numbers, the level whose rows in the batch they
+        count.
+    categories : mapping of str to sequence of str, optional
+        For fields of strings, the vocabulary in which the values ``[B]`` int32 are places; by
+        default, `fields` may have the strings themselves.
     present : mapping of str to torch.Tensor [B] bool, optional
         For each field that some system lacks, which systems have it. A row of a field that is
         absent holds NaN (0 for integers, False for bools).
@@ -66,11 +78,17 @@ class Batch(FieldTensors):
         edge_ptr: torch.Tensor | None = None,
         *,
         levels: Mapping[str, Level | str] | None = None,
+        level_ptrs: Mapping[Level | str, torch.Tensor] | None = None,
+        index_of: Mapping[str, Level | str] | None = None,
+        categories: Mapping[str, Sequence[str]] | None = None,
         present: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
         for what, given in (
             ("fields", fields),
             ("levels", levels or {}),
+            ("level_ptrs", level_ptrs or {}),
+            ("index_of", index_of or {}),
+            ("categories", categories or {}),
             ("present", present or {}),
         ):
             if not isinstance(given, Mapping):
@@ -80,12 +98,18 @@ class Batch(FieldTensors):
         for name in REQUIRED_FIELDS:
             if name not in fields:
                 raise FieldError(f"a batch needs the field {name!r}; it has {sorted(fields)}")
-        self._fields, self._levels, self._present = {}, {}, {}
+        self._fields, self._roles, self._present = {}, {}, {}
         self._batch_idx = self._buffer = self._bytes = None
-        self._pointers = checked_pointers({Level.ATOM: batch_ptr, Level.EDGE: edge_ptr})
+        own = _own_pointers(levels or {}, level_ptrs or {})
+        self._pointers = checked_pointers({Level.ATOM: batch_ptr, Level.EDGE: edge_ptr, **own})
         self._fields["positions"] = fields["positions"]
         for name, value in fields.items():
-            self.add_field(name, value, (levels or {}).get(name))
+            counted = (index_of or {}).get(name)
+            self.add_field(name, value, (levels or {}).get(name), index_of=counted)
+        for name, strings in (categories or {}).items():
+            vocabulary = checked_vocabulary(name, strings)
+            self._roles[name] = replace(self._role_for(name, None), categories=vocabulary)
+            self._check_categories(name, self._roles[name], self._field(name))
         for name, mask in (present or {}).items():
             if name not in self._fields or name in REQUIRED_FIELDS:
                 raise FieldError(
@@ -99,7 +123,7 @@ class Batch(FieldTensors):
     def _trusted(
         cls,
         fields: dict[str, torch.Tensor],
-        levels: dict[str, Level],
+        roles: dict[str, Role],
         pointers: dict[Level, torch.Tensor],
         present: dict[str, torch.Tensor],
         *,
@@ -110,13 +134,13 @@ class Batch(FieldTensors):
         Most of them are views of `buffer`, which a transfer copies in one piece.
         """
         batch = cls.__new__(cls)
-        batch._put(fields, levels, pointers, present, buffer)
+        batch._put(fields, roles, pointers, present, buffer)
         return batch
 
     def _put(
         self,
         fields: dict[str, torch.Tensor],
-        levels: dict[str, Level],
+        roles: dict[str, Role],
         pointers: dict[Level, torch.Tensor],
         present: dict[str, torch.Tensor],
         buffer: Bytes | torch.Tensor | None,
@@ -124,7 +148,7 @@ class Batch(FieldTensors):
         """Fill the slots."""
         put = object.__setattr__  # the class's own looks for fields, which costs more than all this
         put(self, "_fields", fields)
-        put(self, "_levels", levels)
+        put(self, "_roles", roles)
         put(self, "_pointers", pointers)
         put(self, "_present", present)
         put(self, "_batch_idx", None)
@@ -199,10 +223,10 @@ class Batch(FieldTensors):
     @property
     def num_edges(self) -> int:
         """Number of edges E of the whole batch."""
-        for name, level in self._levels.items():
-            if level is Level.EDGE:
+        for name, role in self._roles.items():
+            if role.level is Level.EDGE:
                 return self._fields[name].shape[0]
-        return self.rows(Level.EDGE)
+        return self.num_rows(Level.EDGE)
 
     @property
     def batch_ptr(self) -> torch.Tensor:
@@ -214,9 +238,26 @@ class Batch(FieldTensors):
         """Pointers to the edges of each system, [B+1] int64."""
         return self._pointers[Level.EDGE]
 
-    def row_pointers(self, level: Level) -> torch.Tensor:
-        """Pointers to the rows that each system has at a level with pointers, [B+1] int64."""
-        return self._pointers[level]
+    def level_ptr(self, level: str) -> torch.Tensor:
+        """Pointers to the rows that each system has at a level, [B+1] int64.
+
+        Raises
+        ------
+        FieldError
+            If the batch has no such level.
+        """
+        ptr = self._pointers.get(level)  # type: ignore[call-overload]
+        if ptr is not None:
+            return cast("torch.Tensor", ptr)
+        if all(role.level != level for role in self._roles.values()) and level != Level.SYSTEM:
+            have = ["system", *map(str, self._pointers)]
+            raise FieldError(f"the batch has no level {level!r}; it has {have}")
+        return torch.arange(self.num_graphs + 1, device=self.batch_ptr.device)
+
+    @property
+    def pointer_levels(self) -> tuple[Level, ...]:
+        """Levels whose systems may have any number of rows: atoms, edges and a user's own."""
+        return tuple(self._pointers)
 
     @property
     def batch_idx(self) -> torch.Tensor:
@@ -302,25 +343,49 @@ class Batch(FieldTensors):
             return mask
         return torch.full((self.num_graphs,), name in self._fields, device=self.batch_ptr.device)
 
-    def rows_per_graph(self, level: Level) -> torch.Tensor:
-        """Number of rows that a field of `level` has in each system, [B] int64."""
-        ptr = self._pointers.get(level)
-        return torch.ones_like(self.batch_ptr[1:]) if ptr is None else ptr.diff()
+    def rows_per_graph(self, level: str) -> torch.Tensor:
+        """Number of rows that a field of `level` has in each system, [B] int64.
 
-    def rows(self, level: Level) -> int:
+        None where the batch lacks the level.
+        """
+        ptr = self._pointers.get(level)  # type: ignore[call-overload]
+        if ptr is not None:
+            return cast("torch.Tensor", ptr.diff())
+        lacks = isinstance(level, Level) and level.has_pointers
+        return (torch.zeros_like if lacks else torch.ones_like)(self.batch_ptr[1:])
+
+    def num_rows(self, level: str) -> int:
         """Number of rows that a field of `level` has here."""
-        ptr = self._pointers.get(level)
-        return self.num_graphs if ptr is None else int(ptr[-1])
+        ptr = self._pointers.get(level)  # type: ignore[call-overload]
+        if ptr is not None:
+            return int(ptr[-1])
+        return 0 if isinstance(level, Level) and level.has_pointers else self.num_graphs
 
-    def add_field(self, name: str, value: Any, level: Level | str | None = None) -> Self:
+    def add_field(
+        self,
+        name: str,
+        value: Any,
+        level: Level | str | None = None,
+        *,
+        index_of: Level | str | None = None,
+    ) -> Self:
         """Set a field for every system; see `FieldTensors.add_field`.
 
-        An edge of a ``neighbor_list`` must stay inside its system.
+        Row numbers count the rows of the whole batch, and must stay inside their system, as an edge
+        of a ``neighbor_list``. A new level of the user's own with any number of rows is given
+        to the constructor, by `level_ptrs`.
         """
-        if name in INDEX_FIELDS:
+        role = self._role_for(name, level, index_of)
+        if role.level.has_pointers and role.level not in self._pointers:
+            raise FieldError(
+                f"field {name!r} is at level {role.level!r}, whose rows the batch does not "
+                f"know: give Batch(..., level_ptrs={{level: pointers}})"
+            )
+        if role.index_of is not None:
             value = self._as_tensor(name, value)
-            check_indices(name, value, self._level_for(name, level), self._pointers)
-        super().add_field(name, value, level)
+            own, target = self.level_ptr(role.level), self.level_ptr(role.index_of)
+            check_indices(name, value, own, target, (role.level, role.index_of))
+        super().add_field(name, value, level, index_of=index_of)
         self._present.pop(name, None)
         return self
 
@@ -337,7 +402,7 @@ class Batch(FieldTensors):
                 raise FieldError(f"field {name!r} cannot be left out of {sorted(self._fields)}")
         return self._trusted(
             {name: value for name, value in self._fields.items() if name not in names},
-            {name: level for name, level in self._levels.items() if name not in names},
+            {name: role for name, role in self._roles.items() if name not in names},
             self._pointers,
             {name: mask for name, mask in self._present.items() if name not in names},
         )
@@ -346,7 +411,7 @@ class Batch(FieldTensors):
         """Batch with other tensors for some of its fields; all else is shared."""
         return self._trusted(
             {**self._fields, **fields},
-            dict(self._levels),
+            dict(self._roles),
             self._pointers,
             dict(self._present),
             buffer=self._buffer,
@@ -365,7 +430,7 @@ class Batch(FieldTensors):
 
     @property
     def _parts(self) -> Parts:
-        return self._fields, self._levels, self._pointers, self._present
+        return self._fields, self._roles, self._pointers, self._present
 
     def to_data_list(self) -> list[AtomicData]:
         """Every system, as `get_data` gives it."""
@@ -391,7 +456,7 @@ class Batch(FieldTensors):
     def _map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Self:
         return self._trusted(
             {name: function(value) for name, value in self._fields.items()},
-            dict(self._levels),
+            dict(self._roles),
             {level: function(ptr) for level, ptr in self._pointers.items()},
             {name: function(mask) for name, mask in self._present.items()},
         )
@@ -404,12 +469,12 @@ class Batch(FieldTensors):
             return self._map(copy)
         tensors = {("field", name): value for name, value in self._fields.items()}
         tensors |= {("present", name): mask for name, mask in self._present.items()}
-        tensors |= {("pointers", level.value): ptr for level, ptr in self._pointers.items()}
+        tensors |= {("pointers", str(level)): ptr for level, ptr in self._pointers.items()}
         buffer, copied = moved(torch.as_tensor(self._buffer), tensors, copy)
         return self._trusted(
             {name: copied["field", name] for name in self._fields},
-            dict(self._levels),
-            {level: copied["pointers", level.value] for level in self._pointers},
+            dict(self._roles),
+            {level: copied["pointers", str(level)] for level in self._pointers},
             {name: copied["present", name] for name in self._present},
             buffer=buffer,
         )
@@ -432,4 +497,18 @@ class Batch(FieldTensors):
         return f"Batch({sizes}, num_edges={self.num_edges}, {', '.join(self._fields)})"
 
 
-_MADE_LATER = ("_fields", "_levels", "_batch_idx", "_pointers", "_present")
+def _own_pointers(
+    levels: Mapping[str, Level | str], pointers: Mapping[Level | str, torch.Tensor]
+) -> dict[Level, torch.Tensor | None]:
+    """Pointers of the levels of a user's own in the arguments of a batch; None where not given."""
+    found: dict[Level, torch.Tensor | None] = {
+        level if isinstance(level, Level) else Level.segmented(level): ptr
+        for level, ptr in pointers.items()
+    }
+    for level in levels.values():
+        if isinstance(level, Level) and level.has_pointers and not level.built_in:
+            found.setdefault(level, None)
+    return found
+
+
+_MADE_LATER = ("_fields", "_roles", "_batch_idx", "_pointers", "_present")

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -11,26 +11,27 @@ from zarrpipe.data.batch import Batch
 from zarrpipe.data.buffers import ALIGNMENT, Bytes
 from zarrpipe.data.collate import Parts
 from zarrpipe.data.csr import AnyArray, Int64Array
-from zarrpipe.data.fields import LEVELS, SEGMENTED, Level
+from zarrpipe.data.fields import CORE_FIELDS, Role
+from zarrpipe.data.levels import BUILT_IN, Level
 
-POINTER_ROWS = len(LEVELS)
-"""Stands for the level of a pointer array, which has one row more than there are systems."""
 FIELD, PRESENT, POINTERS = range(3)
-"""Roles of an array: a field, its presence, and the pointers of a level."""
+"""Purposes of an array: a field, its presence, and the pointers of a level."""
 
 
 class ArraySpec(NamedTuple):
     """One array of a batch; `shape` is that of a row.
 
-    `role` is `FIELD`, `PRESENT` or `POINTERS`; `level` is the number of a level, or `POINTER_ROWS`;
-    `name` is "" for pointers.
+    `purpose` is `FIELD`, `PRESENT` or `POINTERS`, and `about` the role of a field, or the level of
+    pointers. `rows` says what it has a row for: 0 for systems, 1 to L for the L levels that have
+    pointers, in the order of their arrays, and L + 1 for the entries of pointers.
     """
 
-    role: int
+    purpose: int
     name: str
-    level: int
+    rows: int
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
+    about: Role | Level | None
 
 
 class BatchLayout(NamedTuple):
@@ -48,19 +49,25 @@ class BatchLayout(NamedTuple):
         """Length of the bytes."""
         return self.numbers[-1]
 
+    @property
+    def offsets(self) -> Sequence[int]:
+        """Where each array begins."""
+        return self.numbers[-1 - len(self.arrays) : -1]
+
     def views(self, buffer: Bytes) -> list[AnyArray]:
         """Every array as a view of the bytes."""
         numbers = self.numbers
         return [
-            np.ndarray((numbers[level], *shape), dtype, buffer, offset)
-            for (_, _, level, dtype, shape), offset in zip(
-                self.arrays, numbers[POINTER_ROWS + 1 :], strict=False
-            )
+            np.ndarray((numbers[rows], *shape), dtype, buffer, offset)
+            for (_, _, rows, dtype, shape, _), offset in zip(self.arrays, self.offsets, strict=True)
         ]
 
     def __reduce__(self) -> tuple[Callable[..., "BatchLayout"], tuple[object, ...]]:
         """Plain tuples, which pickle several times faster than named ones."""
-        arrays = tuple((*spec[:3], spec.dtype.str, spec.shape) for spec in self.arrays)
+        arrays = tuple(
+            (*spec[:3], spec.dtype.str, spec.shape, _shortened(spec.name, spec.about))
+            for spec in self.arrays
+        )
         return _layout, (arrays, tuple(self.numbers))
 
 
@@ -89,16 +96,18 @@ class BatchBytes:
         return BatchLayout(self._arrays, numbers)
 
     def parts(self) -> Parts:
-        """Fields, levels, pointers and presence."""
-        fields, levels, present, pointers = {}, {}, {}, []
-        for (role, name, level, _, _), tensor in zip(self._arrays, self._tensors(), strict=True):
-            if role == FIELD:
-                fields[name], levels[name] = tensor, _BY_NUMBER[level]
-            elif role == POINTERS:
-                pointers.append(tensor)
+        """Fields, their roles, pointers and presence."""
+        fields, roles, present, pointers = {}, {}, {}, {}
+        for (purpose, name, _, _, _, about), tensor in zip(
+            self._arrays, self._tensors(), strict=True
+        ):
+            if purpose == FIELD:
+                fields[name], roles[name] = tensor, cast("Role", about)
+            elif purpose == POINTERS:
+                pointers[cast("Level", about)] = tensor
             elif not bool(tensor.all()):
                 present[name] = tensor
-        return fields, levels, dict(zip(SEGMENTED, pointers, strict=True)), present
+        return fields, roles, pointers, present
 
     def transferred(self, copy: Callable[[torch.Tensor], torch.Tensor]) -> "BatchBytes":
         """The same bytes, copied in one piece."""
@@ -110,9 +119,9 @@ class BatchBytes:
         if isinstance(buffer, np.ndarray):
             return [*map(torch.from_numpy, self.layout.views(buffer))]
         storage, first, tensors = buffer.untyped_storage(), buffer.storage_offset(), []
-        numbers = self.layout.numbers
-        for spec, offset in zip(self._arrays, numbers[POINTER_ROWS + 1 :], strict=False):
-            shape, dtype = (numbers[spec.level], *spec.shape), spec.dtype
+        layout = self.layout
+        for spec, offset in zip(self._arrays, layout.offsets, strict=True):
+            shape, dtype = (layout.numbers[spec.rows], *spec.shape), spec.dtype
             tensor = torch.empty(0, dtype=_TORCH[dtype.str], device=buffer.device)
             tensor.set_(storage, (first + offset) // dtype.itemsize, shape, _strides(shape))
             tensors.append(tensor)
@@ -159,14 +168,18 @@ def _laid_out(batch: Batch) -> tuple[BatchLayout, list[torch.Tensor], Bytes | No
     """Layout of a batch, its tensors, and its buffer if that holds all of them."""
     if isinstance(batch._bytes, BatchBytes):
         return batch._bytes.layout, [], np.asarray(batch._bytes.buffer)
-    levels, fields, masks = batch.levels, batch.fields, sorted(batch.partly_present)
-    names = [(FIELD, name, LEVELS[levels[name]].number) for name in fields]
-    names += [(PRESENT, name, LEVELS[Level.SYSTEM].number) for name in masks]
-    names += [(POINTERS, "", POINTER_ROWS)] * len(SEGMENTED)
-    tensors = [*fields.values(), *map(batch.present, masks), *map(batch.row_pointers, SEGMENTED)]
+    roles, fields, masks = batch.roles, batch.fields, sorted(batch.partly_present)
+    levels = batch.pointer_levels
+    numbered = {level: number for number, level in enumerate(levels, 1)}
+    given = [
+        *((FIELD, name, numbered.get(role.level, 0), role) for name, role in roles.items()),
+        *((PRESENT, name, 0, None) for name in masks),
+        *((POINTERS, "", len(levels) + 1, level) for level in levels),
+    ]
+    tensors = [*fields.values(), *map(batch.present, masks), *map(batch.level_ptr, levels)]
     specs = tuple(
-        ArraySpec(*name, _dtype_of(name[1], tensor), tuple(tensor.shape[1:]))
-        for name, tensor in zip(names, tensors, strict=True)
+        ArraySpec(purpose, name, rows, _dtype_of(name, tensor), tuple(tensor.shape[1:]), about)
+        for (purpose, name, rows, about), tensor in zip(given, tensors, strict=True)
     )
     whole = None if batch._buffer is None else np.asarray(batch._buffer)
     offsets = None if whole is None else _offsets_in(whole, tensors)
@@ -176,7 +189,7 @@ def _laid_out(batch: Batch) -> tuple[BatchLayout, list[torch.Tensor], Bytes | No
         for tensor in tensors:
             offsets.append(nbytes)
             nbytes += -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT
-    rows = [batch.rows(level) for level in LEVELS]
+    rows = [batch.num_graphs, *map(batch.num_rows, levels)]
     numbers = (*rows, batch.num_graphs + 1, *offsets, nbytes)
     return BatchLayout(specs, numbers), tensors, whole
 
@@ -202,16 +215,33 @@ def _offsets_in(whole: Bytes, tensors: list[torch.Tensor]) -> list[int] | None:
     return offsets
 
 
+def _shortened(name: str, about: Role | Level | None) -> Role | Level | str | None:
+    """Description of an array that pickles fast: None for what the registry says."""
+    if isinstance(about, Level):
+        return str(about) if about.built_in else about
+    if about is None or (name in CORE_FIELDS and about == CORE_FIELDS[name].role):
+        return None
+    return str(about.level) if about == Role(about.level) and about.level.built_in else about
+
+
+def _full(purpose: int, name: str, about: Role | Level | str | None) -> Role | Level | None:
+    """Description of an array as it was before `_shortened`."""
+    if about is None:
+        return CORE_FIELDS[name].role if purpose == FIELD else None
+    if not isinstance(about, str) or isinstance(about, Level):
+        return about
+    return BUILT_IN[about] if purpose == POINTERS else Role(BUILT_IN[about])
+
+
 def _layout(arrays: tuple[Any, ...], numbers: tuple[int, ...]) -> BatchLayout:
-    """Layout from plain tuples."""
+    """Layout of plain tuples."""
     specs = tuple(
-        ArraySpec(role, name, level, np.dtype(dtype), shape)
-        for role, name, level, dtype, shape in arrays
+        ArraySpec(purpose, name, rows, np.dtype(dtype), shape, _full(purpose, name, about))
+        for purpose, name, rows, dtype, shape, about in arrays
     )
     return BatchLayout(specs, numbers)
 
 
-_BY_NUMBER = tuple(LEVELS)
 _NAMES = "bool uint8 uint16 uint32 uint64 int8 int16 int32 int64 float16 float32 float64 complex64"
 _NUMPY = {getattr(torch, name): np.dtype(name) for name in (*_NAMES.split(), "complex128")}
 _TORCH = {dtype.str: name for name, dtype in _NUMPY.items()}

@@ -1,23 +1,26 @@
 """Base class of a system and of a batch: named tensors with a level, and their transfer."""
 
 import reprlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, ClassVar, Self, cast
 
 import numpy as np
 import torch
 
+from zarrpipe.data.categories import are_strings, check_codes, decoded, encoded
 from zarrpipe.data.fields import (
     CORE_FIELDS,
-    LEVELS,
     Kind,
-    Level,
+    Role,
     as_field_dtype,
     check_dense,
     check_name,
     level_of,
+    role_of,
 )
+from zarrpipe.data.levels import BUILT_IN, Level, described
 from zarrpipe.data.validate import plain_array
 from zarrpipe.errors import FieldError, UnknownFieldError
 
@@ -29,10 +32,10 @@ class FieldTensors:
     attributes where their level is known; `add_field` sets any.
     """
 
-    __slots__ = ("_fields", "_levels")
+    __slots__ = ("_fields", "_roles")
 
     _fields: dict[str, torch.Tensor]
-    _levels: dict[str, Level]
+    _roles: dict[str, Role]
     _also: ClassVar[tuple[str, ...]] = ()
     """Attributes beside the fields that are listed with them."""
 
@@ -44,14 +47,22 @@ class FieldTensors:
     @property
     def levels(self) -> MappingProxyType[str, Level]:
         """Read-only view of the level of each field."""
-        return MappingProxyType(self._levels)
+        return MappingProxyType({name: role.level for name, role in self._roles.items()})
+
+    @property
+    def roles(self) -> MappingProxyType[str, Role]:
+        """Read-only view of what the rows of each field are."""
+        return MappingProxyType(self._roles)
 
     @property
     def keys(self) -> dict[str, set[str]]:
-        """Field names by level: ``{"atom": {...}, "edge": {...}, "system": {...}}``."""
-        found: dict[str, set[str]] = {level.value: set() for level in Level}
-        for name, level in self._levels.items():
-            found[level.value].add(name)
+        """Field names by level: ``{"atom": {...}, "edge": {...}, "system": {...}}``.
+
+        Levels of a user's own follow.
+        """
+        found: dict[str, set[str]] = {level: set() for level in ("atom", "edge", "system")}
+        for name, role in self._roles.items():
+            found.setdefault(str(role.level), set()).add(name)
         return found
 
     @property
@@ -79,19 +90,31 @@ class FieldTensors:
         """Number of edges."""
         raise NotImplementedError
 
-    def rows(self, level: Level) -> int:
+    def num_rows(self, level: str) -> int:
         """Number of rows that a field of `level` has here."""
         raise NotImplementedError
 
-    def rows_per_graph(self, level: Level) -> torch.Tensor:
+    def rows_per_graph(self, level: str) -> torch.Tensor:
         """Number of rows that a field of `level` has in each system, [B] int64."""
+        raise NotImplementedError
+
+    @property
+    def pointer_levels(self) -> tuple[Level, ...]:
+        """Levels whose systems may have any number of rows: atoms, edges and a user's own."""
         raise NotImplementedError
 
     def has(self, name: str) -> torch.Tensor:
         """Which systems have the field, [B] bool; none where it is not here."""
         raise NotImplementedError
 
-    def add_field(self, name: str, value: Any, level: Level | str | None = None) -> Self:
+    def add_field(
+        self,
+        name: str,
+        value: Any,
+        level: Level | str | None = None,
+        *,
+        index_of: Level | str | None = None,
+    ) -> Self:
         """Set a field, replacing one of the same name; returns the object itself.
 
         Parameters
@@ -100,20 +123,27 @@ class FieldTensors:
             A field of the registry, one that is already here, or a new one of the user's own.
         value
             Tensor of shape ``[rows, ...]`` (or what `torch.as_tensor` takes), with one row per
-            atom, edge or system.
+            row of its level; for a field of strings, one string per system.
         level
-            Needed only for a new field that is not in the registry.
+            Needed only for a new field that is not in the registry: ``"atom"``, ``"edge"``,
+            ``"system"``, or a `Level` of the user's own.
+        index_of
+            For row numbers: the level whose rows they count. They are integers.
 
         Raises
         ------
         FieldError
             If the name, level, dtype, number of rows, trailing shape or device does not fit.
         """
-        resolved = self._level_for(name, level)
+        role = self._role_for(name, level, index_of)
+        if name not in CORE_FIELDS and are_strings(value):
+            value, categories = encoded(name, value)
+            role = replace(role, categories=categories)
         tensor = as_field_dtype(name, self._as_tensor(name, value))
-        self._check_shape(name, resolved, tensor)
+        self._check_shape(name, role.level, tensor)
+        self._check_categories(name, role, tensor)
         self._fields[name] = tensor
-        self._levels[name] = resolved
+        self._roles[name] = role
         return self
 
     def _field(self, name: str) -> torch.Tensor:
@@ -130,18 +160,87 @@ class FieldTensors:
         hint = f" (did you mean {meant!r}?)" if here else ""
         return f"{type(self).__name__} has no field {name!r}{hint}; it has {', '.join(have)}"
 
-    def _level_for(self, name: str, level: Level | str | None) -> Level:
-        """Level at which to set a field; refuses a name or level that does not fit."""
+    def _role_for(
+        self, name: str, level: Level | str | None, index_of: Level | str | None = None
+    ) -> Role:
+        """Role of a field to be set; refuses a name, level or target that does not fit."""
         check_name(name)
         check_not_taken(name)
-        here = self._levels.get(name)
-        resolved = here if here is not None and level is None else level_of(name, level)
-        if here is not None and here is not resolved:
+        here, own = self._roles.get(name), {str(one): one for one in self._own_levels()}
+        resolved = here.level if here is not None and level is None else level_of(name, level, own)
+        known = own.get(resolved)
+        if known is not None and not known.same_as(resolved):
             raise FieldError(
-                f"field {name!r} is here at level {here.value!r} and cannot be set at level "
-                f"{resolved.value!r}"
+                f"level {resolved!r} of field {name!r} is {described(resolved)}, and is "
+                f"{described(known)} here: use another name for one of them"
             )
-        return resolved
+        if here is not None and here.level != resolved:
+            raise FieldError(
+                f"field {name!r} is here at level {here.level!r} and cannot be set at level "
+                f"{resolved!r}"
+            )
+        counted = None if index_of is None else self._counted(name, index_of, own)
+        if here is not None and counted is None:
+            return here
+        return role_of(name, resolved, counted)
+
+    def _check_categories(self, name: str, role: Role, codes: torch.Tensor) -> None:
+        """Refuse strings of a field that has none, and codes that are no places in a vocabulary."""
+        if role.categories is None:
+            return
+        if role.level.has_pointers or name in CORE_FIELDS:
+            raise FieldError(
+                f"field {name!r} is given as strings at level {role.level!r}: only a field of the "
+                "user's own at level 'system' can be strings"
+            )
+        check_codes(name, codes, role.categories)
+
+    def categories(self, name: str) -> tuple[str, ...]:
+        """Vocabulary of a field of strings, whose values are places in it.
+
+        Raises
+        ------
+        UnknownFieldError
+            If there is no such field.
+        FieldError
+            If its values are numbers.
+        """
+        self._field(name)
+        found = self._roles[name].categories
+        if found is None:
+            strings = [one for one, role in self._roles.items() if role.categories is not None]
+            raise FieldError(
+                f"the values of field {name!r} are numbers; those of {strings} are not"
+            )
+        return found
+
+    def strings(self, name: str) -> list[str | None]:
+        """String of each system for a field of strings; None where it lacks the field.
+
+        Raises
+        ------
+        UnknownFieldError, FieldError
+            As `categories`.
+        """
+        vocabulary, codes = self.categories(name), self._fields[name].tolist()
+        return decoded(codes, self.has(name).tolist(), vocabulary)
+
+    def _own_levels(self) -> Iterable[Level]:
+        """Levels of a user's own that are here."""
+        found = {role.level for role in self._roles.values()} | {*self.pointer_levels}
+        return (level for level in found if not level.built_in)
+
+    @staticmethod
+    def _counted(name: str, index_of: Level | str, own: Mapping[str, Level]) -> Level:
+        """Level whose rows a field counts."""
+        found = own.get(index_of) or BUILT_IN.get(index_of)
+        if found is None or not found.has_pointers:
+            have = [str(level) for level in (*BUILT_IN.values(), *own.values())]
+            raise FieldError(
+                f"field {name!r} is given as row numbers of {index_of!r}, expected a level "
+                f"with several rows in a system; the levels here are {have}"
+            )
+        return found
 
     def _as_tensor(self, name: str, value: Any) -> torch.Tensor:
         """Value as a tensor on this device; Python numbers take a fitting dtype."""
@@ -160,16 +259,16 @@ class FieldTensors:
 
     def _check_shape(self, name: str, level: Level, value: torch.Tensor) -> None:
         spec = CORE_FIELDS.get(name)
-        rows = self.rows(level)
+        rows = self.num_rows(level)
         if value.ndim == 0 or value.shape[0] != rows:
             raise FieldError(
                 f"field {name!r} has shape {tuple(value.shape)}, expected one row for each of "
-                f"{rows} {level.value}s, as the {LEVELS[level].counted_by} say"
+                f"{rows} {level}s, as the {level.counted_by} say"
             )
         if spec is not None and spec.shape is not None and tuple(value.shape[1:]) != spec.shape:
             raise FieldError(
                 f"field {name!r} has shape {tuple(value.shape)}, expected {(rows, *spec.shape)}: "
-                f"each {level.value} has a row of shape {spec.shape}"
+                f"each {level} has a row of shape {spec.shape}"
             )
 
     def _map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Self:

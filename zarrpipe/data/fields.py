@@ -1,4 +1,4 @@
-"""The tables of levels and of fields, which define both for the whole package.
+"""The registry of fields, which defines them for the whole package.
 
 Names, levels and shapes are those of nvalchemi 0.2; units are those of ASE.
 """
@@ -9,88 +9,13 @@ import reprlib
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 from types import MappingProxyType
 
 import torch
 
+from zarrpipe.data.levels import BUILT_IN, Level, level_names
 from zarrpipe.errors import FieldError
-
-
-class Level(StrEnum):
-    """Owner of a row of a field: an atom, an edge or a system."""
-
-    ATOM = "atom"
-    EDGE = "edge"
-    SYSTEM = "system"
-
-
-@dataclass(frozen=True)
-class LevelSpec:
-    """A row of the table of levels.
-
-    Parameters
-    ----------
-    mask
-        Array of a store that marks the rows that are not deleted.
-    counted_by
-        What fixes the number of rows of a batch, for messages.
-    pointers, batch_pointers
-        Names of the pointer array [N+1] of a store and [B+1] of a batch; None where each sample has
-        one row.
-    parent
-        The level whose rows own rows of this one; None for systems.
-    least
-        Fewest rows of a sample.
-    expected
-        Rows of a sample, for which chunks are sized.
-    """
-
-    number: int
-    mask: str
-    counted_by: str
-    pointers: str | None = None
-    batch_pointers: str | None = None
-    parent: Level | None = None
-    least: int = 1
-    expected: int = 1
-
-
-LEVELS: Mapping[Level, LevelSpec] = MappingProxyType(
-    {
-        Level.SYSTEM: LevelSpec(0, "meta/samples_mask", "batch pointers"),
-        Level.ATOM: LevelSpec(
-            1,
-            "meta/atoms_mask",
-            "positions",
-            pointers="meta/atoms_ptr",
-            batch_pointers="batch_ptr",
-            parent=Level.SYSTEM,
-            expected=64,
-        ),
-        Level.EDGE: LevelSpec(
-            2,
-            "meta/edges_mask",
-            "edge pointers or the neighbor_list",
-            pointers="meta/edges_ptr",
-            batch_pointers="edge_ptr",
-            parent=Level.SYSTEM,
-            least=0,
-            expected=64 * 32,
-        ),
-    }
-)
-"""The table of levels, by number."""
-
-SEGMENTED: Mapping[Level, str] = MappingProxyType(
-    {level: spec.pointers for level, spec in LEVELS.items() if spec.pointers is not None}
-)
-"""Pointer array of each level that has one."""
-
-COMMIT_ORDER = (*(level for level in SEGMENTED if level is not Level.ATOM), Level.ATOM)
-"""Levels in the order in which pointers are written: those of atoms are the commit log."""
-
-COUNTS: Mapping[str, Level] = MappingProxyType({f"num_{level}s": level for level in SEGMENTED})
-"""Names of the numbers of rows of a sample, in conditions and weights."""
 
 
 class Kind(StrEnum):
@@ -132,6 +57,24 @@ class FieldSpec:
     rank: int | None = 0
     index_of: Level | None = None
 
+    @cached_property
+    def role(self) -> "Role":
+        """Role of the field in a system or a batch."""
+        return Role(self.level, self.index_of)
+
+
+@dataclass(frozen=True)
+class Role:
+    """What the rows of a field are, in a system, a batch or a store.
+
+    `index_of` is the level whose row numbers the values are, None for other values. `categories` is
+    the vocabulary of a field of strings, whose values are places in it.
+    """
+
+    level: Level
+    index_of: Level | None = None
+    categories: tuple[str, ...] | None = None
+
 
 def _registry() -> Mapping[str, FieldSpec]:
     atom, edge, system = Level.ATOM, Level.EDGE, Level.SYSTEM
@@ -172,24 +115,25 @@ CORE_FIELDS: Mapping[str, FieldSpec] = _registry()
 
 REQUIRED_FIELDS = ("positions", "atomic_numbers")
 
-INDEX_FIELDS: Mapping[str, Level] = MappingProxyType(
-    {spec.name: spec.index_of for spec in CORE_FIELDS.values() if spec.index_of is not None}
+COUNTS: Mapping[str, Level] = MappingProxyType(
+    {f"num_{level}s": level for level in BUILT_IN.values() if level.has_pointers}
 )
-"""Fields whose values are row numbers, with the level whose rows they count."""
+"""Names of the numbers of rows of a sample, in conditions and weights."""
 
 
-def level_of(name: str, level: Level | str | None = None) -> Level:
+def level_of(
+    name: str, level: Level | str | None = None, own: Mapping[str, Level] = MappingProxyType({})
+) -> Level:
     """Level of a field, from the registry or, for a field of a user's own, from `level`.
 
-    Raises `FieldError` for a `level` that is not one or contradicts the registry, and for a field
-    that is not in the registry without a level.
+    `own` has the levels of a user's own that a name may mean. Raises FieldError if the field is not
+    in the registry and `level` is None, if `level` contradicts the registry, or if it is not a
+    level.
 
     Examples
     --------
-    >>> level_of("forces")
-    <Level.ATOM: 'atom'>
-    >>> level_of("temperature", "system")
-    <Level.SYSTEM: 'system'>
+    >>> level_of("forces"), level_of("temperature", "system")
+    ('atom', 'system')
     """
     known = CORE_FIELDS.get(name)
     if level is None:
@@ -198,24 +142,34 @@ def level_of(name: str, level: Level | str | None = None) -> Level:
             hint = f" (did you mean {near[0]!r}?)" if near else ""
             raise FieldError(
                 f"field {name!r} is not in the registry{hint}, so its level has to be given: "
-                f"{_level_names()}"
+                f"{level_names()}"
             )
         return known.level
-    try:
-        asked = Level(level)
-    except ValueError:
-        raise FieldError(f"field {name!r} has level {level!r}; expected {_level_names()}") from None
-    if known is not None and known.level is not asked:
+    asked = level if isinstance(level, Level) else own.get(level) or BUILT_IN.get(level)
+    if asked is None:
         raise FieldError(
-            f"field {name!r} is given at level {asked.value!r}, the registry has it at "
-            f"{known.level.value!r}: use another name for a field of your own"
+            f"field {name!r} has level {level!r}; expected {level_names()}, or a level of your own "
+            f"such as Level.segmented({level!r})"
+        )
+    if known is not None and known.level != asked:
+        raise FieldError(
+            f"field {name!r} is given at level {str(asked)!r}, the registry has it at "
+            f"{known.level!r}: use another name for a field of your own"
         )
     return asked
 
 
-def _level_names() -> str:
-    *others, last = (repr(level.value) for level in Level)
-    return f"{', '.join(others)} or {last}"
+def role_of(name: str, level: Level, index_of: Level | None = None) -> Role:
+    """Role of a field, for which the registry says what its values are if it has the field."""
+    known = CORE_FIELDS.get(name)
+    if known is None:
+        return Role(level, index_of)
+    if index_of is not None and index_of != known.index_of:
+        raise FieldError(
+            f"field {name!r} is given as row numbers of {index_of!r}, the registry has "
+            f"{'others' if known.index_of else 'none'}: use another name for a field of your own"
+        )
+    return known.role
 
 
 def check_name(name: str) -> None:

@@ -2,12 +2,16 @@
 
 from collections.abc import Iterator, Mapping, ValuesView
 from dataclasses import dataclass, replace
+from functools import cached_property
 from types import MappingProxyType
 
 import numpy as np
+import torch
 
 from zarrpipe.data.batch import Batch
-from zarrpipe.data.fields import CORE_FIELDS, INDEX_FIELDS, Level, level_of, shape_hint
+from zarrpipe.data.categories import Vocabulary, united_vocabulary
+from zarrpipe.data.fields import CORE_FIELDS, Role, level_of, role_of, shape_hint
+from zarrpipe.data.levels import Level, described, pointer_levels, united
 from zarrpipe.errors import SchemaError
 
 
@@ -16,7 +20,9 @@ class Field:
     """A field of a store: rows of `shape` and `dtype` at a level, in a unit ("" for none).
 
     `group` is the group of the store that has its array: "core" for the registry's, "custom" for
-    a user's own (nvalchemi has these in "core" too).
+    a user's own (nvalchemi has these in "core" too), "levels/<level>" at levels of a user's own.
+    `index_of` is the level whose row numbers the values are, None for other values. `categories` is
+    the vocabulary of a field of strings, in which the values are places.
     """
 
     name: str
@@ -25,11 +31,18 @@ class Field:
     shape: tuple[int, ...]
     unit: str
     group: str
+    index_of: Level | None = None
+    categories: Vocabulary | None = None
 
-    @property
-    def index_of(self) -> Level | None:
-        """The level whose row numbers are the values, if they are row numbers."""
-        return INDEX_FIELDS.get(self.name)
+    @cached_property
+    def path(self) -> str:
+        """Path of the field's array in a store."""
+        return f"{self.group}/{self.name}"
+
+    @cached_property
+    def role(self) -> Role:
+        """Role of the field in a batch."""
+        return Role(self.level, self.index_of, self.categories)
 
     @property
     def fill(self) -> float | int | bool:
@@ -51,6 +64,10 @@ class Schema(Mapping[str, Field]):
 
     def __init__(self, fields: Mapping[str, Field]) -> None:
         self._fields = MappingProxyType(dict(fields))
+        self.own_levels = united((), (item.level for item in fields.values()))
+        """Levels of a user's own, parents before products."""
+        self.pointer_levels = pointer_levels(self.own_levels)
+        """Levels that have pointers: atoms, edges, and those of a user's own."""
 
     @classmethod
     def of(cls, batch: Batch) -> "Schema":
@@ -83,21 +100,40 @@ class Schema(Mapping[str, Field]):
                 new.append(replace(fixed, unit=unit))
         return self.extended(tuple(new)) if new else self
 
+    def with_categories(self, batch: Batch) -> "Schema":
+        """Schema whose vocabularies have the strings of a batch too; itself if they have them."""
+        strings = (_field_of(batch, name) for name, role in batch.roles.items() if role.categories)
+        pairs = [(self[item.name], item) for item in strings if item.name in self]
+        grown = [(fixed, with_strings_of(fixed, item)) for fixed, item in pairs]
+        changed = tuple(now for before, now in grown if now is not before)
+        return self.extended(changed) if changed else self
+
     def extended(self, fields: tuple[Field, ...]) -> "Schema":
         """Schema with further fields."""
         return Schema({**self._fields, **{field.name: field for field in fields}})
 
     def check(self, batch: Batch) -> None:
         """Refuse a batch whose fields have another level, row shape or wider dtype."""
+        self._check_levels(batch)
         for name in batch.fields:
             fixed = self.get(name)
             if fixed is None:
                 continue
             given = _field_of(batch, name)
-            if given.level is not fixed.level:
+            if given.level != fixed.level:
                 raise SchemaError(
-                    f"field {name!r} is given at level {given.level.value!r}, the store has it "
-                    f"at {fixed.level.value!r}: use another name"
+                    f"field {name!r} is given at level {given.level!r}, the store has it "
+                    f"at {fixed.level!r}: use another name"
+                )
+            if given.index_of != fixed.index_of:
+                raise SchemaError(
+                    f"field {name!r} counts {_counted(given)}, in the store {_counted(fixed)}: "
+                    "give the same index_of, or use another name"
+                )
+            if (given.categories is None) is not (fixed.categories is None):
+                kinds = ("numbers", "strings")[:: 1 if fixed.categories is not None else -1]
+                raise SchemaError(
+                    f"field {name!r} has {kinds[0]}, the store has {kinds[1]}: use another name"
                 )
             if given.shape != fixed.shape:
                 raise SchemaError(
@@ -117,9 +153,20 @@ class Schema(Mapping[str, Field]):
                     f"cast may lose information: {way}"
                 )
 
+    def _check_levels(self, batch: Batch) -> None:
+        """Refuse a level of a user's own that the store defines otherwise."""
+        known = {str(level): level for level in self.own_levels}
+        for level in batch.pointer_levels:
+            fixed = known.get(level)
+            if fixed is not None and not fixed.same_as(level):
+                raise SchemaError(
+                    f"level {level!r} is {described(level)}, in the store it is "
+                    f"{described(fixed)}: use another name"
+                )
+
     def at(self, level: Level) -> Iterator[Field]:
         """Fields of one level."""
-        return (field for field in self.values() if field.level is level)
+        return (field for field in self.values() if field.level == level)
 
     def values(self) -> ValuesView[Field]:
         """The fields."""
@@ -138,37 +185,49 @@ class Schema(Mapping[str, Field]):
         return f"Schema({', '.join(self)})"
 
 
-def batch_signature(batch: Batch) -> tuple[object, ...]:
-    """Key that is equal for batches that fit the same schemas.
+def with_strings_of(first: Field, other: Field) -> Field:
+    """Field of one store whose vocabulary has the strings of the same field of another too."""
+    if first.categories is None or other.categories is None:
+        return first
+    strings = united_vocabulary(first.name, (first.categories, other.categories))
+    return first if strings is first.categories else replace(first, categories=strings)
 
-    Examples
-    --------
-    >>> from zarrpipe import AtomicData, Batch
-    >>> one, two = AtomicData([[0.0, 0.0, 0.0]], [2]), AtomicData([[0.0, 0.0, 0.0]] * 2, [1, 1])
-    >>> both, single = Batch.from_data_list([one, two]), Batch.from_data_list([two])
-    >>> batch_signature(both) == batch_signature(single)
-    True
-    """
-    fields = batch.fields
-    rows = [(value.dtype, value.shape[1:]) for value in fields.values()]
-    return (*fields, *batch.levels.items(), *rows, batch.partly_present)
+
+def batch_signature(
+    batch: Batch, arrays: Mapping[str, np.ndarray | torch.Tensor]
+) -> tuple[object, ...]:
+    """Key that is equal for batches that fit the same schemas; `arrays` has their fields."""
+    rows = [(values.dtype, values.shape[1:]) for values in arrays.values()]
+    return (*arrays, *batch.roles.values(), *rows, batch.partly_present, batch.pointer_levels)
 
 
 def field_from_array(
     name: str,
-    level: str | None,
+    level: Level | str | None,
     dtype: np.dtype,
     shape: tuple[int, ...],
+    *,
     group: str | None = None,
+    index_of: Level | None = None,
+    categories: Vocabulary | None = None,
 ) -> Field:
     """Field of an array; by default at the level and in the group that the registry says."""
-    core = CORE_FIELDS.get(name)
+    core, at = CORE_FIELDS.get(name), level_of(name, level)
     unit = "" if core is None else core.unit
     usual = "custom" if core is None else "core"
-    return Field(name, level_of(name, level), np.dtype(dtype), shape, unit, group or usual)
+    if not at.built_in:
+        usual = f"levels/{at}"
+    counted = role_of(name, at, index_of).index_of
+    return Field(name, at, np.dtype(dtype), shape, unit, group or usual, counted, categories)
 
 
 def _field_of(batch: Batch, name: str) -> Field:
-    value = batch[name]
+    value, role = batch[name], batch.roles[name]
     dtype = np.dtype(str(value.dtype).removeprefix("torch."))
-    return field_from_array(name, batch.levels[name], dtype, tuple(value.shape[1:]))
+    shape = tuple(value.shape[1:])
+    counted, strings = role.index_of, role.categories
+    return field_from_array(name, role.level, dtype, shape, index_of=counted, categories=strings)
+
+
+def _counted(item: Field) -> str:
+    return "no rows" if item.index_of is None else f"{item.index_of}s"

@@ -6,8 +6,10 @@ from typing import Any, Self
 
 import torch
 
+from zarrpipe.data.categories import are_strings
 from zarrpipe.data.container import FieldTensors
-from zarrpipe.data.fields import CORE_FIELDS, INDEX_FIELDS, SEGMENTED, Level, level_of
+from zarrpipe.data.fields import CORE_FIELDS, Role, level_of
+from zarrpipe.data.levels import BUILT_IN, Level
 from zarrpipe.errors import ArgumentTypeError, FieldError
 
 
@@ -24,6 +26,13 @@ class AtomicData(FieldTensors):
         Fields of the user's own by level: ``[n, ...]``, ``[e, ...]`` and ``[1, ...]``. A single
         number of a system becomes ``[1, 1]``, a row of shape ``(1,)`` as the energy is one;
         ``[number]`` is a row of shape ``()``, and a store keeps to the one that it begins with.
+    other_levels : mapping of Level or str to mapping of str to array_like, optional
+        Fields at levels of the user's own, ``[rows, ...]``; a name means a segmented level, as
+        ``{"bond": {"bond_order": [1.0, 2.0]}}``. A field of a product level is ``[n, m, ...]`` or
+        ``[n * m, ...]`` for the n and m rows of its parents, and is kept as the latter.
+    index_of : mapping of str to Level or str, optional
+        For fields of the user's own that are row numbers, the level whose rows in this system they
+        count, as ``{"bond_atoms": "atom"}``.
     **fields : array_like, optional
         Fields of the registry, for example ``energy [1, 1]`` in eV, ``forces [n, 3]`` in
         eV/Angstrom, ``cell [1, 3, 3]`` with lattice vectors as rows, ``pbc [1, 3]``,
@@ -64,9 +73,11 @@ class AtomicData(FieldTensors):
         atom: Mapping[str, Any] | None = None,
         edge: Mapping[str, Any] | None = None,
         system: Mapping[str, Any] | None = None,
+        other_levels: Mapping[Level | str, Mapping[str, Any]] | None = None,
+        index_of: Mapping[str, Level | str] | None = None,
         **fields: Any,
     ) -> None:
-        self._fields, self._levels, self._rows = {}, {}, dict.fromkeys(SEGMENTED, 0)
+        self._fields, self._roles, self._rows = {}, {}, {Level.ATOM: 0, Level.EDGE: 0}
         coordinates = self._as_tensor("positions", positions)
         if coordinates.ndim != 2 or coordinates.shape[1] != 3 or coordinates.shape[0] == 0:
             raise FieldError(
@@ -77,29 +88,25 @@ class AtomicData(FieldTensors):
         self._rows[Level.ATOM] = coordinates.shape[0]
         self.add_field("positions", coordinates)
         self.add_field("atomic_numbers", atomic_numbers)
-        own = ((Level.ATOM, atom), (Level.EDGE, edge), (Level.SYSTEM, system))
-        for level, group in own:
-            if group is not None and not isinstance(group, Mapping):
-                raise ArgumentTypeError(
-                    f"{level.value} is a {type(group).__name__}, expected a mapping of the names "
-                    "of your own fields to their values"
-                )
+        groups = [(Level.ATOM, atom), (Level.EDGE, edge), (Level.SYSTEM, system)]
+        groups += _mapping("other_levels", other_levels).items()
+        counted = _mapping("index_of", index_of)
         given = [
-            (name, value, level_of(name, level))
-            for level, group in ((None, fields), *own)
-            for name, value in (group or {}).items()
+            (name, value, level if level is None else _own_level(level))
+            for level, group in ((None, fields), *groups)
+            for name, value in _mapping(level, group).items()
             if value is not None
         ]
-        for name, value, level in sorted(given, key=lambda item: item[0] not in INDEX_FIELDS):
-            self.add_field(name, value, level)
+        for name, value, level in sorted(given, key=lambda item: _order(item[0], item[2], counted)):
+            self.add_field(name, value, level, index_of=counted.get(name))
 
     @classmethod
     def _trusted(
-        cls, fields: dict[str, torch.Tensor], levels: dict[str, Level], rows: dict[Level, int]
+        cls, fields: dict[str, torch.Tensor], roles: dict[str, Role], rows: dict[Level, int]
     ) -> Self:
         """Wrap tensors that are known to fit, without checking or copying."""
         data = cls.__new__(cls)
-        data._fields, data._levels, data._rows = fields, levels, rows
+        data._fields, data._roles, data._rows = fields, roles, rows
         return data
 
     @property
@@ -112,58 +119,96 @@ class AtomicData(FieldTensors):
         """Always 1."""
         return 1
 
-    def rows(self, level: Level) -> int:
-        """Number of rows that a field of `level` has here."""
-        return self._rows.get(level, 1)
+    @property
+    def pointer_levels(self) -> tuple[Level, ...]:
+        """Levels whose systems may have any number of rows: atoms, edges and a user's own."""
+        return tuple(self._rows)
 
-    def rows_per_graph(self, level: Level) -> torch.Tensor:
+    def num_rows(self, level: str) -> int:
+        """Number of rows that a field of `level` has here; 0 where the system lacks the level."""
+        lacks = isinstance(level, Level) and level.has_pointers
+        return self._rows.get(level, 0 if lacks else 1)  # type: ignore[call-overload,no-any-return]
+
+    def rows_per_graph(self, level: str) -> torch.Tensor:
         """Number of rows that a field of `level` has here, [1] int64."""
-        return torch.tensor([self.rows(level)])
+        return torch.tensor([self.num_rows(level)])
 
     def has(self, name: str) -> torch.Tensor:
         """Whether the system has the field, [1] bool."""
         return torch.full((1,), name in self._fields, device=self.device)
 
-    def add_field(self, name: str, value: Any, level: Level | str | None = None) -> Self:
+    def add_field(
+        self,
+        name: str,
+        value: Any,
+        level: Level | str | None = None,
+        *,
+        index_of: Level | str | None = None,
+    ) -> Self:
         """Set a field; see `FieldTensors.add_field`.
 
-        The first field at edge level decides the number of edges.
+        The first field at edge level decides the number of edges, and so at segmented levels of the
+        user's own.
         """
-        resolved = self._level_for(name, level)
-        if resolved not in SEGMENTED:
+        role = self._role_for(name, level, index_of)
+        at = role.level
+        if name not in CORE_FIELDS and are_strings(value):
+            return super().add_field(name, value, at, index_of=index_of)
+        if not at.has_pointers:
             value = _with_leading_one(name, self._as_tensor(name, value), value)
-        elif resolved is not Level.ATOM:
+        elif at != Level.ATOM:
             value = self._as_tensor(name, value)
-            if name in INDEX_FIELDS:
-                self._check_indices(name, value)
-            if value.ndim and not self.keys[resolved] - {name}:
-                return self._count_rows_by(name, value, resolved)
-        return super().add_field(name, value, level)
+            if at.parents:
+                value = self._as_pairs(name, value, at)
+            if role.index_of is not None:
+                self._check_indices(name, value, role.index_of)
+            if value.ndim and not self.keys.get(at, set()) - {name}:
+                return self._count_rows_by(name, value, role)
+        elif role.index_of is not None:
+            value = self._as_tensor(name, value)
+            self._check_indices(name, value, role.index_of)
+        return super().add_field(name, value, at, index_of=index_of)
 
-    def _count_rows_by(self, name: str, value: torch.Tensor, level: Level) -> Self:
+    def _as_pairs(self, name: str, value: torch.Tensor, level: Level) -> torch.Tensor:
+        """Rows [n * m, ...] of a field at a product level that may be given as [n, m, ...]."""
+        n, m = (self.num_rows(parent) for parent in level.parents)
+        if value.shape[:2] == (n, m):
+            return value.flatten(0, 1)
+        if value.shape[:1] == (n * m,):
+            return value
+        left, right = level.parents
+        raise FieldError(
+            f"field {name!r} has shape {tuple(value.shape)}, expected ({n}, {m}, ...) or "
+            f"({n * m}, ...): one row for each pair of {left}s and {right}s"
+        )
+
+    def _count_rows_by(self, name: str, value: torch.Tensor, role: Role) -> Self:
         """Set the only field of its level; its length becomes the level's number of rows."""
-        before, self._rows[level] = self._rows[level], int(value.shape[0])
+        before = self._rows.get(role.level)
+        self._rows[role.level] = int(value.shape[0])
         try:
-            return super().add_field(name, value, level)
+            return super().add_field(name, value, role.level, index_of=role.index_of)
         except FieldError:
-            self._rows[level] = before
+            if before is None:
+                del self._rows[role.level]
+            else:
+                self._rows[role.level] = before
             raise
 
-    def _check_indices(self, name: str, values: torch.Tensor) -> None:
+    def _check_indices(self, name: str, values: torch.Tensor, counted: Level) -> None:
         """Refuse row numbers outside of this system."""
-        if values.numel() == 0:
+        if values.numel() == 0 or values.is_floating_point():
             return
-        counted = INDEX_FIELDS[name]
         low, high = int(values.min()), int(values.max())
-        if low < 0 or high >= self.rows(counted):
+        if low < 0 or high >= self.num_rows(counted):
             raise FieldError(
                 f"field {name!r} has indices from {low} to {high}, expected 0 to "
-                f"{self.rows(counted) - 1}: they count the {counted.value}s of this system alone"
+                f"{self.num_rows(counted) - 1}: they count the {counted}s of this system alone"
             )
 
     def _map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Self:
         fields = {name: function(value) for name, value in self._fields.items()}
-        return self._trusted(fields, dict(self._levels), dict(self._rows))
+        return self._trusted(fields, dict(self._roles), dict(self._rows))
 
     def __getitem__(self, name: str) -> torch.Tensor:
         return self._field(name)
@@ -171,6 +216,32 @@ class AtomicData(FieldTensors):
     def __repr__(self) -> str:
         names = ", ".join(self._fields)
         return f"AtomicData(num_nodes={self.num_nodes}, num_edges={self.num_edges}, {names})"
+
+
+def _mapping(what: str | None, given: Any) -> Mapping[Any, Any]:
+    """Argument that must be a mapping; an empty one for None."""
+    if given is not None and not isinstance(given, Mapping):
+        kind = "of your own fields to their values" if what != "index_of" else "of fields to levels"
+        raise ArgumentTypeError(
+            f"{what} is a {type(given).__name__}, expected a mapping of the names {kind}"
+        )
+    return given or {}
+
+
+def _own_level(level: Level | str) -> Level:
+    """Level of a group of fields; a name that is not built in means a segmented level."""
+    if isinstance(level, Level):
+        return level
+    return BUILT_IN.get(level) or Level.segmented(level)
+
+
+def _order(
+    name: str, level: Level | None, index_of: Mapping[str, Level | str]
+) -> tuple[bool, bool, bool]:
+    """Place of a field among those to set: pairs last, and row numbers after what they count."""
+    at = level_of(name, level)
+    counted = index_of.get(name, CORE_FIELDS[name].index_of if name in CORE_FIELDS else None)
+    return bool(at.parents), counted not in (None, Level.ATOM), counted is None
 
 
 def _with_leading_one(name: str, value: torch.Tensor, given: Any) -> torch.Tensor:

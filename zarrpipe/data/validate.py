@@ -7,7 +7,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from zarrpipe.data.fields import INDEX_FIELDS, LEVELS, SEGMENTED, Level
+from zarrpipe.data.csr import tensor_pointers
+from zarrpipe.data.levels import Level, pointer_levels
 from zarrpipe.errors import ArgumentError, ArgumentTypeError, FieldError
 
 
@@ -62,29 +63,52 @@ def plain_array(what: str, value: npt.NDArray[Any], way: str = "") -> npt.NDArra
 
 
 def checked_pointers(given: Mapping[Level, Any]) -> dict[Level, torch.Tensor]:
-    """Pointer arrays [B+1] int64 of all levels that have them; None stands for no rows.
+    """Pointer arrays [B+1] int64 of all levels that have them, those of `given` included.
 
-    Refuses pointers that fall, leave a system with too few rows, or differ in length from those of
-    atoms.
+    None stands for no rows, and for all pairs at a product level. Refuses pointers that fall, leave
+    a system with too few rows, differ in length from those of atoms, or are those of a product
+    and count other than all pairs or none.
     """
     pointers: dict[Level, torch.Tensor] = {}
-    for level in SEGMENTED:
-        atoms = pointers.get(Level.ATOM)
+    for level in pointer_levels(given):
         ptr: Any = given.get(level)
-        if atoms is not None and ptr is None:
-            ptr = torch.zeros_like(atoms)
+        if ptr is None and level.parents:
+            ptr = tensor_pointers(_pairs(level, pointers))
+        elif ptr is None and Level.ATOM in pointers:
+            ptr = torch.zeros_like(pointers[Level.ATOM])
         _check_pointers(level, ptr)
         pointers[level] = ptr
-        if atoms is not None and ptr.shape != atoms.shape:
+        atoms = pointers[Level.ATOM]
+        if ptr.shape != atoms.shape:
             raise FieldError(
-                f"{LEVELS[level].batch_pointers} has {len(ptr)} entries and batch_ptr "
+                f"{level.batch_pointers} has {len(ptr)} entries and batch_ptr "
                 f"{len(atoms)}; both need one more than there are systems"
             )
+        if level.parents:
+            _check_pairs(level, ptr, _pairs(level, pointers))
     return pointers
 
 
+def _pairs(level: Level, pointers: Mapping[Level, torch.Tensor]) -> torch.Tensor:
+    """Number of pairs [B] of rows of the parents of a product level in each system."""
+    left, right = (pointers[parent].diff() for parent in level.parents)
+    return left * right
+
+
+def _check_pairs(level: Level, ptr: torch.Tensor, pairs: torch.Tensor) -> None:
+    rows = ptr.diff()
+    wrong = ((rows != pairs) & (rows != 0)).nonzero()
+    if wrong.numel():
+        system = int(wrong[0])
+        names = " and ".join(f"{parent}s" for parent in level.parents)
+        raise FieldError(
+            f"{level.batch_pointers} gives system {system} {int(rows[system])} rows, expected "
+            f"{int(pairs[system])}, one for each pair of {names}, or none"
+        )
+
+
 def _check_pointers(level: Level, ptr: Any) -> None:
-    name, least = str(LEVELS[level].batch_pointers), LEVELS[level].least
+    name, least = level.batch_pointers, level.least
     _check_tensor(name, ptr)
     if ptr.ndim != 1 or ptr.dtype is not torch.int64 or ptr.shape[0] < 1 or int(ptr[0]) != 0:
         raise FieldError(
@@ -113,15 +137,15 @@ def check_presence(name: str, mask: torch.Tensor, systems: int) -> None:
 def check_indices(
     name: str,
     values: torch.Tensor,
-    level: Level,
-    pointers: Mapping[Level, torch.Tensor],
+    own: torch.Tensor,
+    target: torch.Tensor,
+    levels: tuple[Level, Level],
 ) -> None:
-    """Refuse row numbers [rows, ...] that leave their system; other checks refuse a wrong shape.
+    """Refuse row numbers that leave their own system; other checks refuse a wrong shape.
 
-    The values count the rows of the whole batch, whose `pointers` [B+1] are given by level.
+    `values` [rows, ...] count the rows of the whole batch. `own` and `target` are the pointers
+    [B+1] of the field's level and of the counted one, which `levels` names.
     """
-    counted = INDEX_FIELDS[name]
-    own, target = pointers[level], pointers[counted]
     if values.ndim < 1 or values.shape[0] != int(own[-1]) or values.numel() == 0:
         return
     systems = torch.arange(len(own) - 1, device=values.device)
@@ -130,11 +154,11 @@ def check_indices(
     low, high = target[:-1][owner, None], target[1:][owner, None]
     bad = ((rows < low) | (rows >= high)).any(1).nonzero()
     if bad.numel():
-        row = int(bad[0])
+        row, (level, counted) = int(bad[0]), levels
         raise FieldError(
-            f"{level.value} {row} is {values[row].tolist()}, its system {int(owner[row])} has the "
-            f"{counted.value}s {int(low[row])} to {int(high[row]) - 1}: in a batch the {name} "
-            f"counts the {counted.value}s of the whole batch"
+            f"{level} {row} is {values[row].tolist()}, its system {int(owner[row])} has the "
+            f"{counted}s {int(low[row])} to {int(high[row]) - 1}: in a batch the {name} "
+            f"counts the {counted}s of the whole batch"
         )
 
 

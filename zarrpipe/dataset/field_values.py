@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from zarrpipe.data.csr import AnyArray, Int64Array
-from zarrpipe.data.fields import CORE_FIELDS, COUNTS, Level
+from zarrpipe.data.fields import CORE_FIELDS, COUNTS
+from zarrpipe.data.levels import Level
 from zarrpipe.data.schema import Field
 from zarrpipe.dataset.conditions import ARITHMETIC, COMPARISONS, Condition, listed
 from zarrpipe.errors import SchemaError
@@ -94,7 +95,7 @@ def check(condition: Condition, schema: Mapping[str, Field]) -> None:
         if known.level is not Level.SYSTEM or math.prod(known.shape or ()) != 1:
             condition.fail(
                 node,
-                f"field {name!r} at level {known.level.value!r} with rows of shape {known.shape} "
+                f"field {name!r} at level {known.level!r} with rows of shape {known.shape} "
                 f"has not one number for each sample; has({name}) says which samples have it",
                 SchemaError,
             )

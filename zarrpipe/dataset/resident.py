@@ -6,14 +6,17 @@ small array of row numbers there, and nothing comes back.
 
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 from zarrpipe.data.batch import Batch
-from zarrpipe.data.collate import fill_value, shift_rows
+from zarrpipe.data.categories import translated, united_vocabulary
+from zarrpipe.data.collate import fill_value, shift_rows, zero_absent
 from zarrpipe.data.csr import AnyArray, Int64Array, pointers, tensor_segment_rows
-from zarrpipe.data.fields import INDEX_FIELDS, SEGMENTED, Level
+from zarrpipe.data.fields import Role
+from zarrpipe.data.levels import Level, pointer_levels
 from zarrpipe.dataset.stores import Stores
 from zarrpipe.errors import ArgumentError
 
@@ -28,9 +31,9 @@ class Resident:
         self.device = device
         self.order: Stores | None = None  # what the samples are the first of
         self._lock = threading.Lock()
-        self._ptr = {level: np.zeros(1, dtype=np.int64) for level in SEGMENTED}
+        self._ptr = {level: np.zeros(1, dtype=np.int64) for level in pointer_levels(())}
         self._tensors: dict[str, torch.Tensor] = {}
-        self._levels: dict[str, Level] = {}
+        self._roles: dict[str, Role] = {}
         self._present: dict[str, AnyArray] = {}
 
     def __reduce__(self) -> tuple[type["Resident"], tuple[torch.device]]:
@@ -76,19 +79,22 @@ class Resident:
             level: tensor_segment_rows(begins[level], ends[level], total[level]) for level in ptr
         }
         fields = {
-            name: value.index_select(0, rows.get(self._levels[name], chosen))
+            name: value.index_select(0, rows.get(self._roles[name].level, chosen))
             for name, value in tensors.items()
         }
-        for name in fields.keys() & INDEX_FIELDS.keys():
-            level, counted = self._levels[name], INDEX_FIELDS[name]
-            shift = ends[counted][:-1] - begins[counted]
-            shift_rows(fields[name], shift, ends[level].diff(), total[level])
         present = {
             name: self._sent(has[samples])[0]
             for name, has in has_field.items()
             if not has[samples].all()
         }
-        return Batch._trusted(fields, self._levels.copy(), ends, present)
+        for name, role in self._roles.items():
+            if role.index_of is not None:
+                shift, level = ends[role.index_of][:-1] - begins[role.index_of], role.level
+                per_sample = ends[level].diff() if level in ends else torch.ones_like(chosen)
+                rows_of = per_sample, total.get(level, len(samples))
+                shift_rows(fields[name], shift, *rows_of)
+                zero_absent(fields[name], present.get(name), *rows_of)
+        return Batch._trusted(fields, self._roles.copy(), ends, present)
 
     def _sent(self, *arrays: AnyArray) -> list[torch.Tensor]:
         """Arrays of one dtype on the device, in one asynchronous copy."""
@@ -99,21 +105,35 @@ class Resident:
 
     def _add(self, batch: Batch, totals: Mapping[Level, int]) -> None:
         """Append a batch, with room for the expected totals."""
-        held, first = len(self), {level: int(ptr[-1]) for level, ptr in self._ptr.items()}
-        first[Level.SYSTEM] = held
+        held, pointers_of = len(self), dict(self._ptr)
+        for level in batch.pointer_levels:  # the samples so far have no rows of a new level
+            pointers_of.setdefault(level, np.zeros(held + 1, dtype=np.int64))
+        first = {level: int(ptr[-1]) for level, ptr in pointers_of.items()}
         present = {}
-        for name, value in batch.to(self.device).fields.items():
-            level = self._levels[name] = batch.levels[name]
-            rows = value + first[INDEX_FIELDS[name]] if name in INDEX_FIELDS else value
-            self._put(name, rows, first[level], totals[level])
+        for name, given in batch.to(self.device).fields.items():
+            role, rows = self._in_one_vocabulary(name, batch.roles[name], given)
+            self._roles[name] = role
+            rows = rows if role.index_of is None else rows + first[role.index_of]
+            start = first.get(role.level, held)
+            self._put(name, rows, start, totals.get(role.level, totals[Level.SYSTEM]))
             known = self._present.get(name, np.zeros(held, dtype=bool))
             present[name] = np.concatenate([known, batch.present(name).numpy()])
         # Last, so that samples whose fields are not all there do not count as held.
         self._present = present
         self._ptr = {
-            level: np.concatenate([ptr, batch.row_pointers(level)[1:].numpy() + first[level]])
-            for level, ptr in self._ptr.items()
+            level: np.concatenate([ptr, ptr[-1] + batch.rows_per_graph(level).cumsum(0).numpy()])
+            for level, ptr in pointers_of.items()
         }
+
+    def _in_one_vocabulary(
+        self, name: str, role: Role, value: torch.Tensor
+    ) -> tuple[Role, torch.Tensor]:
+        """Role and new values of a field; strings held and new ones get one vocabulary."""
+        held = self._roles.get(name)
+        if held is None or role.categories is None or held.categories is None:
+            return role, value
+        strings = united_vocabulary(name, (held.categories, role.categories))
+        return replace(role, categories=strings), translated(value, role.categories, strings)
 
     def _put(self, name: str, rows: torch.Tensor, start: int, total: int) -> None:
         stop, tensor = start + len(rows), self._tensors.get(name)

@@ -8,7 +8,7 @@ import numpy as np
 
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.csr import AnyArray, Int64Array, pointers
-from zarrpipe.data.schema import Field
+from zarrpipe.data.schema import Field, with_strings_of
 from zarrpipe.errors import ArgumentError, SchemaError, StoreFormatError
 from zarrpipe.store.backend.location import StoreLike
 from zarrpipe.store.cache.directory import CacheConfig
@@ -243,13 +243,15 @@ def common_schema(schemas: Iterable[Mapping[str, Field]]) -> Mapping[str, Field]
     common: dict[str, Field] = {}
     for place, schema in enumerate(schemas):
         for name, item in schema.items():
-            first = common.setdefault(name, item)
-            given = (item.level, item.dtype, item.shape, item.unit)
-            if given != (first.level, first.dtype, first.shape, first.unit):
+            first = common[name] = with_strings_of(common.get(name, item), item)
+            given = (item.level, item.index_of, item.dtype, item.shape, item.unit)
+            fixed = (first.level, first.index_of, first.dtype, first.shape, first.unit)
+            strings = (item.categories is None) is not (first.categories is None)
+            if given != fixed or strings or not item.level.same_as(first.level):
                 raise SchemaError(
-                    f"store {place} has field {name!r} at level {item.level.value!r} with dtype "
+                    f"store {place} has field {name!r} at level {item.level!r} with dtype "
                     f"{item.dtype}, rows of shape {item.shape} and unit {item.unit or None!r}, "
-                    f"a store before it at {first.level.value!r} with {first.dtype}, "
+                    f"a store before it at {first.level!r} with {first.dtype}, "
                     f"{first.shape} and {first.unit or None!r}: convert one"
                 )
     return common

@@ -8,7 +8,8 @@ import numpy.typing as npt
 import torch
 
 from zarrpipe.data.csr import AnyArray, Int64Array, positions_of
-from zarrpipe.data.fields import CORE_FIELDS, Level
+from zarrpipe.data.fields import CORE_FIELDS
+from zarrpipe.data.levels import Level
 from zarrpipe.data.schema import Field
 from zarrpipe.dataset.conditions import Condition
 from zarrpipe.dataset.field_values import StoreFieldValues, meets

@@ -12,7 +12,8 @@ from torch.utils.data._utils.collate import default_collate_fn_map
 
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.csr import Int64Array, position_of
-from zarrpipe.data.fields import REQUIRED_FIELDS, SEGMENTED, Level
+from zarrpipe.data.fields import REQUIRED_FIELDS
+from zarrpipe.data.levels import Level, pointer_levels
 from zarrpipe.data.schema import Field
 from zarrpipe.data.system import AtomicData
 from zarrpipe.dataset.blocks import Blocks, exceed_caches, shuffled_blocks
@@ -196,7 +197,8 @@ class ZarrDataset(SampleTable, Dataset[AtomicData]):
         return resident
 
     def _totals(self) -> dict[Level, int]:
-        rows = {level: int(self._num_rows(level).sum()) for level in SEGMENTED}
+        levels = pointer_levels(item.level for item in self._stores.schema.values())
+        rows = {level: int(self._num_rows(level).sum()) for level in levels}
         return {Level.SYSTEM: len(self), **rows}
 
     def gather(self, index: Index, fields: Sequence[str] | None = None) -> Batch:

@@ -14,7 +14,7 @@ from zarrpipe.store.backend.swap import (
 from zarrpipe.store.check.report import Severity
 from zarrpipe.store.check.run import check
 from zarrpipe.store.format.config import ZarrWriteConfig
-from zarrpipe.store.format.layout import field_path, meta_specs
+from zarrpipe.store.format.layout import store_specs
 from zarrpipe.store.format.metadata import Attributes
 from zarrpipe.store.read.snapshot import Snapshot
 from zarrpipe.store.rewrite.delete_defragment import scratch_of
@@ -79,7 +79,7 @@ def adopt(
         raise StoreFormatError(f"{root} is damaged and is left as it is: {first}")
     source = MergeSource(root, scratch_of(root))
     plan = MergePlan([source])
-    replaced = {spec.path for spec in meta_specs()} | {*map(field_path, source.schema.values())}
+    replaced = {spec.path for spec in store_specs(source.schema)}
     with (
         progress_bar(progress, f"adopt {root}", field_bytes(plan)) as done,
         temp_sibling(place) as (sibling, lock),

@@ -13,16 +13,8 @@ from zarrpipe.adapters import as_batch
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.container import check_not_taken
 from zarrpipe.data.csr import AnyArray, Int64Array, positions_of
-from zarrpipe.data.fields import (
-    CORE_FIELDS,
-    INDEX_FIELDS,
-    SEGMENTED,
-    Level,
-    as_field_dtype,
-    check_name,
-    check_new_names,
-    level_of,
-)
+from zarrpipe.data.fields import CORE_FIELDS, as_field_dtype, check_name, check_new_names, level_of
+from zarrpipe.data.levels import BUILT_IN, Level
 from zarrpipe.data.schema import Field, field_from_array
 from zarrpipe.data.validate import plain_array
 from zarrpipe.errors import (
@@ -150,20 +142,27 @@ class AtomicDataZarrWriter(WriterOwner):
         if key in writer.schema:
             raise SchemaError(f"{self._root} has the field {key!r} already: use another name")
         values = as_field_dtype(key, _tensor_of(key, data)).numpy()
-        kept = self._kept_rows(level_of(key, level))
+        own = {str(one): one for one in writer.schema.own_levels}
+        resolved = level_of(key, level, own)
+        if resolved not in (*BUILT_IN, *own) and resolved.has_pointers:
+            raise FieldError(
+                f"the store has no level {resolved!r}: write new samples with it, since stored "
+                "ones have no rows there"
+            )
+        kept = self._kept_rows(resolved)
         if values.ndim == 0 or len(values) != np.count_nonzero(kept):
             raise FieldError(
                 f"field {key!r} has shape {values.shape}, expected one row for each of "
-                f"{np.count_nonzero(kept)} {Level(level).value}s"
+                f"{np.count_nonzero(kept)} {level}s"
             )
         spec = CORE_FIELDS.get(key)
         if spec is not None and spec.shape is not None and values.shape[1:] != spec.shape:
             raise FieldError(
                 f"field {key!r} has shape {values.shape}, expected {(len(values), *spec.shape)}"
             )
-        if key in INDEX_FIELDS:
+        if CORE_FIELDS.get(key) is not None and CORE_FIELDS[key].index_of is not None:
             raise FieldError(f"a {key} cannot be added to stored samples: write them anew with it")
-        item = field_from_array(key, Level(level), values.dtype, values.shape[1:])
+        item = field_from_array(key, resolved, values.dtype, values.shape[1:])
         item = replace(item, unit=self._config.units.get(key, item.unit))
         writer.add_field(item, _spread(item, values, kept))
         self._make_exact()
@@ -251,9 +250,9 @@ class AtomicDataZarrWriter(WriterOwner):
         writer = self._open_writer()
         samples = writer.counts.samples
         kept = writer.array(SAMPLES_MASK).read(0, samples)
-        if level not in SEGMENTED:
+        if not level.has_pointers:
             return kept
-        counts: Int64Array = np.diff(writer.array(SEGMENTED[level]).read(0, samples + 1))
+        counts: Int64Array = np.diff(writer.array(level.pointers).read(0, samples + 1))
         return np.repeat(kept, counts)
 
 

@@ -9,8 +9,9 @@ import torch
 import zarr
 from zarr.storage import StorePath
 
+from zarrpipe.compat import nvalchemi_schema
 from zarrpipe.data.csr import AnyArray, position_of, positions_of
-from zarrpipe.data.fields import LEVELS, SEGMENTED
+from zarrpipe.data.levels import Level
 from zarrpipe.data.schema import Field
 from zarrpipe.errors import (
     ArgumentError,
@@ -19,7 +20,7 @@ from zarrpipe.errors import (
     StoreFormatError,
 )
 from zarrpipe.store.backend.location import StoreLike
-from zarrpipe.store.format.layout import SAMPLES_MASK, field_path, find_array
+from zarrpipe.store.format.layout import SAMPLES_MASK, find_array
 from zarrpipe.store.read.view import StoreView
 from zarrpipe.store.write.exclusive_calls import Closing
 
@@ -83,25 +84,31 @@ class AtomicDataZarrReader(Closing):
 
     @property
     def field_levels(self) -> dict[str, str]:
-        """Level of each field: "atom", "edge" or "system"."""
-        return {name: item.level.value for name, item in self._view.schema.items()}
+        """Level of each field: "atom", "edge", "system" or one of the user's own."""
+        return {name: str(item.level) for name, item in self._view.schema.items()}
 
     @property
-    def level_schema(self) -> None:
-        """Levels of the user's own: None, since the store has none."""
-        return None
+    def level_schema(self) -> Any:
+        """Levels of the user's own as a ``LevelSchema`` of nvalchemi 0.3; None without any."""
+        own = self._view.schema.own_levels
+        if not own:
+            return None
+        items = (item for item in self._view.schema.values() if item.level in own)
+        fields = {item.name: (item.level, _torch_dtype(item.dtype)) for item in items}
+        return nvalchemi_schema(own, fields)
 
     def schema(self) -> dict[str, FieldSchema]:
         """Level, dtype and shape of a row of every stored field."""
         return {
-            name: FieldSchema(item.level.value, _torch_dtype(item.dtype), item.shape)
+            name: FieldSchema(str(item.level), _torch_dtype(item.dtype), item.shape)
             for name, item in self._view.schema.items()
         }
 
     def level_sizes(self) -> dict[str, int]:
         """Number of rows that the store holds at each level, those of deleted samples included."""
-        extent = self._view.snapshot.extent
-        return {level.value: extent.rows(level) for level in LEVELS}
+        extent, own = self._view.snapshot.extent, self._view.schema.own_levels
+        levels = (Level.SYSTEM, Level.ATOM, Level.EDGE, *own)
+        return {str(level): extent.rows(level) for level in levels}
 
     def field_array(self, field: str) -> zarr.Array[Any]:
         """The Zarr array of a field, read-only.
@@ -113,15 +120,15 @@ class AtomicDataZarrReader(Closing):
         FieldError
             If the store has no such field.
         """
-        place = self._view.snapshot.group.store_path / field_path(self._item(field))
+        place = self._view.snapshot.group.store_path / self._item(field).path
         store = place.store if place.store.read_only else place.store.with_read_only(read_only=True)
         return zarr.open_array(StorePath(store, place.path), mode="r")
 
     def get_metadata(self, index: int) -> tuple[int, int]:
         """Number of atoms and of edges of a sample; see `read` for `index` and errors."""
         samples = positions_of([index], len(self), "sample", self._named)
-        atoms, edges = (self._view.counts_of(level, samples)[0] for level in SEGMENTED)
-        return int(atoms), int(edges)
+        atoms = self._view.counts_of(Level.ATOM, samples)[0]
+        return int(atoms), int(self._view.counts_of(Level.EDGE, samples)[0])
 
     def check_integrity(self) -> None:
         """Refuse a store whose arrays have other numbers of rows than its pointers say.
@@ -136,9 +143,10 @@ class AtomicDataZarrReader(Closing):
         """
         snapshot = self._view.snapshot
         snapshot.refresh()
-        levels = {field_path(item): item.level for item in snapshot.schema.values()}
-        wanted = {path: snapshot.extent.rows(level) for path, level in levels.items()}
-        wanted |= dict.fromkeys(SEGMENTED.values(), self.num_samples + 1)
+        extent, schema = snapshot.extent, snapshot.schema
+        wanted = {item.path: extent.rows(item.level) for item in schema.values()}
+        pointers = (level.pointers for level in schema.pointer_levels)
+        wanted |= dict.fromkeys(pointers, self.num_samples + 1)
         wanted[SAMPLES_MASK] = self.num_samples
         wrong = []
         for path, rows in wanted.items():

@@ -10,7 +10,9 @@ import zarr
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.collate import fill_value
 from zarrpipe.data.csr import Int64Array, pointers
-from zarrpipe.data.fields import CORE_FIELDS, LEVELS, SEGMENTED, FieldSpec, Kind, Level
+from zarrpipe.data.fields import CORE_FIELDS, FieldSpec, Kind
+from zarrpipe.data.levels import BUILT_IN, Level
+from zarrpipe.data.schema import Schema
 from zarrpipe.store.backend.location import StoreLike
 
 _DTYPES = {Kind.INTEGER: torch.int64, Kind.NUMBER: torch.int64, Kind.BOOL: torch.bool}
@@ -139,9 +141,13 @@ def assert_batches_equal(actual: Batch, expected: Batch) -> None:
     """
     _same("fields", sorted(actual.fields), sorted(expected.fields))
     _same("levels", dict(actual.levels), dict(expected.levels))
-    for level in SEGMENTED:
-        here, there = actual.row_pointers(level).tolist(), expected.row_pointers(level).tolist()
-        _same(str(LEVELS[level].batch_pointers), here, there)
+    _same(
+        "index_of", *({n: r.index_of for n, r in one.roles.items()} for one in (actual, expected))
+    )
+    _same("pointer_levels", {*actual.pointer_levels}, {*expected.pointer_levels})
+    for level in expected.pointer_levels:
+        here, there = actual.level_ptr(level).tolist(), expected.level_ptr(level).tolist()
+        _same(level.batch_pointers, here, there)
     _same("partly_present", actual.partly_present, expected.partly_present)
     for name in expected.partly_present:
         here, there = actual.present(name).tolist(), expected.present(name).tolist()
@@ -174,24 +180,30 @@ def assert_plain_zarr(store: StoreLike, whole: Batch, *, exact: bool) -> None:
         Whether shapes and ``num_samples`` must be exact, as they are after a flush.
     """
     group = zarr.open_group(store, mode="r", use_consolidated=False)
-    expected = {path: whole.row_pointers(level) for level, path in SEGMENTED.items()}
-    for level, spec in LEVELS.items():
-        expected[spec.mask] = torch.ones(whole.rows(level), dtype=torch.bool)
-    for name, value in whole.fields.items():
-        expected[f"{'core' if name in CORE_FIELDS else 'custom'}/{name}"] = value
+    expected = {level.pointers: whole.level_ptr(level) for level in whole.pointer_levels}
+    for level in BUILT_IN.values():
+        expected[str(level.mask)] = torch.ones(whole.num_rows(level), dtype=torch.bool)
+    lacking = {}
+    for name, item in Schema.of(whole).items():
+        expected[item.path] = whole[name]
+        if item.index_of is not None:
+            has = whole.present(name).repeat_interleave(whole.rows_per_graph(item.level))
+            lacking[item.path] = ~has.numpy()
     for name in whole.partly_present:
         expected[f"present/{name}"] = whole.present(name)
     for path, value in expected.items():
         array = group[path]
         _same(f"kind of {path}", type(array), zarr.Array)
-        stored = np.asarray(array[...])  # type: ignore[index]
+        stored = np.array(array[...])  # type: ignore[index]
         _same(f"dtype of {path}", stored.dtype, value.numpy().dtype)
         if exact:
             _same(f"shape of {path}", stored.shape, tuple(value.shape))
+        if path in lacking:  # row numbers of systems that lack the field are not specified
+            stored[: len(value)][lacking[path]] = 0
         np.testing.assert_array_equal(stored[: len(value)], value.numpy(), err_msg=path)
-    levels = {name: level.value for name, level in whole.levels.items()}
     listed: Any = group.attrs["fields"]
-    _same("levels", listed["core"] | listed["custom"], levels)
+    listed = listed["core"] | listed["custom"] | listed.get("levels", {})
+    _same("levels", listed, dict(whole.levels))
     if exact:
         _same("num_samples", group.attrs["num_samples"], whole.num_graphs)
 

@@ -9,7 +9,8 @@ import torch
 import zarr
 
 from zarrpipe.data.batch import Batch
-from zarrpipe.data.fields import FieldSpec, Kind, Level
+from zarrpipe.data.fields import FieldSpec, Kind
+from zarrpipe.data.levels import Level
 from zarrpipe.data.system import AtomicData
 from zarrpipe.sink import ZarrData
 from zarrpipe.testing.batches import (
@@ -238,7 +239,7 @@ class SinkContract:
                 sink.write(part)
         found = make_sink().read()
         assert_batches_equal(found, Batch.concatenate(parts))
-        assert {name: found.levels[name].value for name in ("tag", "weights", "bond_order")} == {
+        assert {name: found.levels[name] for name in ("tag", "weights", "bond_order")} == {
             "tag": "system",
             "weights": "atom",
             "bond_order": "edge",

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from zarrpipe.data.fields import Level
+from zarrpipe.data.levels import Level
 from zarrpipe.data.validate import check_count, check_flag
 from zarrpipe.dataset.zarr_dataset import ZarrDataset
 from zarrpipe.errors import ArgumentError

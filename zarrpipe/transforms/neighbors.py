@@ -9,7 +9,8 @@ import torch
 from zarrpipe.adapters.assemble import require
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.csr import AnyArray, Int64Array, pointers, segment_rows
-from zarrpipe.data.fields import Level
+from zarrpipe.data.fields import CORE_FIELDS
+from zarrpipe.data.levels import Level
 from zarrpipe.errors import ArgumentError, FieldError
 
 _FOUND = ("neighbor_list", "neighbor_list_shifts")
@@ -68,7 +69,7 @@ class NeighborList:
         }
         return Batch._trusted(
             {**batch.fields, **edges},
-            {**batch.levels, **dict.fromkeys(edges, Level.EDGE)},
+            {**batch.roles, **{name: CORE_FIELDS[name].role for name in edges}},
             {
                 **batch._pointers,
                 Level.EDGE: torch.from_numpy(pointers(found.counts)).to(like.device),

@@ -10,8 +10,8 @@ import torch
 
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.csr import Int64Array
-from zarrpipe.data.fields import Level
 from zarrpipe.data.ids import UInt64Array, mix
+from zarrpipe.data.levels import Level
 
 FloatArray = npt.NDArray[np.float64]
 

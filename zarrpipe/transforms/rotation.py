@@ -6,8 +6,9 @@ import numpy as np
 import torch
 
 from zarrpipe.data.batch import Batch
-from zarrpipe.data.fields import CORE_FIELDS, SEGMENTED, Level
+from zarrpipe.data.fields import CORE_FIELDS
 from zarrpipe.data.ids import UInt64Array
+from zarrpipe.data.levels import Level
 from zarrpipe.errors import ArgumentError, ArgumentTypeError, FieldError
 from zarrpipe.transforms.random_numbers import FloatArray, uniform
 
@@ -120,10 +121,10 @@ def rotations(numbers: FloatArray) -> FloatArray:
 
 def _rows(batch: Batch, level: Level, turns: torch.Tensor) -> torch.Tensor:
     """Rotation [rows, 3, 3] of each row of a level."""
-    if level not in SEGMENTED:
+    if not level.has_pointers:
         return turns
     rows = batch.rows_per_graph(level)
-    return turns.repeat_interleave(rows, 0, output_size=batch.rows(level))
+    return turns.repeat_interleave(rows, 0, output_size=batch.num_rows(level))
 
 
 def _turned(value: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:

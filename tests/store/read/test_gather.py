@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 import zarrpipe as zp
 from zarrpipe.data.buffers import ALIGNMENT, BufferPool
-from zarrpipe.data.fields import FieldSpec, Kind, Level
+from zarrpipe.data.fields import FieldSpec, Kind
+from zarrpipe.data.levels import Level
 from zarrpipe.errors import StoreFormatError
 from zarrpipe.store.read.view import StoreView
 from zarrpipe.testing import assert_batches_equal, random_batch

@@ -26,8 +26,9 @@ from zarrpipe import (
     ZarrData,
     ZarrWriteConfig,
 )
-from zarrpipe.data.fields import FieldSpec, Level
+from zarrpipe.data.fields import FieldSpec
 from zarrpipe.data.ids import structure_ids
+from zarrpipe.data.levels import Level
 from zarrpipe.errors import (
     FieldError,
     SchemaError,
@@ -290,7 +291,7 @@ class TestAddCustom:
             ("1st", np.zeros(4), "system", "must be a Python identifier"),
             ("_own", np.zeros(4), "system", "without a leading underscore"),
             ("num_graphs", np.zeros(4), "system", r"is taken by \w+.num_graphs"),
-            ("own", np.zeros(4), "bond", "has level 'bond'; expected 'atom'"),
+            ("own", np.zeros(4), "bond", "has level 'bond'; expected 'system', 'atom' or"),
             ("charge", np.zeros((4, 1)), "atom", "registry has it at 'system'"),
             ("charge", np.zeros(4), "system", r"shape \(4,\), expected \(4, 1\)"),
             ("own", np.zeros(4, dtype=complex), "system", "cannot be stored"),
@@ -865,7 +866,7 @@ class TestConfig:
         one, two, three, four = (ZarrArrayConfig(chunk_size=n) for n in (1, 2, 3, 4))
         config = ZarrWriteConfig(one, two, three, {"energy": four})
         found = {
-            (group, name): config.for_array(group, name).chunk_size
+            (group, name): config.for_array(f"{group}/{name}").chunk_size
             for group, name in [
                 ("meta", "ids"),
                 ("present", "energy"),

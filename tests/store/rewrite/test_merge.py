@@ -19,7 +19,8 @@ from zarrpipe import (
     compact,
     merge,
 )
-from zarrpipe.data.fields import FieldSpec, Level
+from zarrpipe.data.fields import FieldSpec
+from zarrpipe.data.levels import Level
 from zarrpipe.errors import (
     FieldError,
     SchemaError,

@@ -372,7 +372,7 @@ LEVELS = {Level.SYSTEM: 1, Level.ATOM: 64, Level.EDGE: 64 * 32}
 
 
 @given(
-    level=st.sampled_from([*Level]),
+    level=st.sampled_from([*LEVELS]),
     dtype=st.sampled_from(["?", "f2", "f4", "f8", "i1", "i4"]),
     shape=st.lists(st.integers(1, 7), max_size=3).map(tuple),
     capacity=st.integers(1, 10**9),

@@ -32,7 +32,7 @@ from zarrpipe.store.format.config import ZarrWriteConfig
 from zarrpipe.store.format.layout import ATOMS_PTR, EDGES_PTR, SAMPLES_MASK
 from zarrpipe.store.read.view import StoreView
 from zarrpipe.store.write import array_writer as columns
-from zarrpipe.store.write.append_plan import plan_append
+from zarrpipe.store.write.append_plan import host_arrays, plan_append
 from zarrpipe.store.write.store_writer import StoreWriter
 from zarrpipe.testing import assert_batches_equal, assert_plain_zarr, numbered_batch
 
@@ -349,7 +349,8 @@ def test_every_prefix_of_a_plan(tmp_path, kind, config):
         sink.write(numbered_batch(range(STORED)))
     view = StoreView(store)
     writer = StoreWriter(root, chosen, 100)
-    plan = plan_append(writer.schema, writer.attributes.nullable, writer.counts, batch)
+    state = (writer.schema, writer.attributes.nullable, writer.counts)
+    plan, _ = plan_append(*state, *host_arrays(batch))
     for write in plan:
         view.refresh()
         fresh = StoreView(store)
@@ -366,7 +367,9 @@ def test_every_prefix_of_a_plan(tmp_path, kind, config):
 def test_the_order_of_a_plan():
     """Fields, ids and masks, edge pointers, and the atom pointers last."""
     batch = numbered_batch(range(4))
-    plan = plan_append(Schema.of(batch), frozenset({"energy"}), RowCounts((3, 20, 7)), batch)
+    state = (Schema.of(batch), frozenset({"energy"}), RowCounts.of(3, 20, 7))
+    plan, after = plan_append(*state, *host_arrays(batch))
+    assert after == RowCounts.of(7, 30, 13)
     assert [write.path for write in plan[-5:]] == [
         "present/energy",
         "meta/ids",

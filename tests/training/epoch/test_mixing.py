@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zarrpipe.data.fields import Level
+from zarrpipe.data.levels import Level
 from zarrpipe.dataset.zarr_dataset import ZarrDataset
 from zarrpipe.training.data_module import ZarrDataModule
 from zarrpipe.training.epoch.mixing import Mixture

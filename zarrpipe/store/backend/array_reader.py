@@ -57,7 +57,7 @@ def allowed_absent_chunks(attributes: Attributes, path: str) -> AbsentChunks:
     """
     if not attributes.ours:
         return "any"
-    group, name = path.split("/")
+    group, _, name = path.rpartition("/")
     return "leading" if group == "present" or name in attributes.nullable else "none"
 
 

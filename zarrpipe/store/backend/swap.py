@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -165,13 +165,22 @@ def swap_directories(first: Path, second: Path) -> None:
 
 def _link_others(source: Path, target: Path, ours: frozenset[str]) -> None:
     """Link or copy everything that zarrpipe did not write into the new store."""
-    others = [Path(entry.name) for entry in source.iterdir()]
-    others = [path for path in others if path.name not in (*GROUPS, "zarr.json")]
-    for group in (name for name in GROUPS if (source / name).is_dir()):
-        inside = (Path(group, entry.name) for entry in (source / group).iterdir())
-        others += [p for p in inside if p.name != "zarr.json" and p.as_posix() not in ours]
-    for path in others:
+    groups = {parent for path in ours for parent in Path(path).parents} | {*map(Path, GROUPS)}
+    for path in _others(source, Path(), groups, ours):
+        (target / path).parent.mkdir(parents=True, exist_ok=True)
         _link(source / path, target / path)
+
+
+def _others(
+    source: Path, folder: Path, groups: Collection[Path], ours: Collection[str]
+) -> Iterator[Path]:
+    """Paths in a folder of a store that are neither of its groups nor of `ours`."""
+    for entry in (source / folder).iterdir():
+        path = folder / entry.name
+        if path in groups:
+            yield from _others(source, path, groups, ours)
+        elif entry.name != "zarr.json" and path.as_posix() not in ours:
+            yield path
 
 
 def _link(source: Path, target: Path) -> None:

@@ -16,7 +16,6 @@ from typing import Any, Literal
 import zarr
 from zarr.storage import LocalStore, MemoryStore, StorePath
 
-from zarrpipe.data.fields import SEGMENTED
 from zarrpipe.data.validate import check_count
 from zarrpipe.errors import (
     ArgumentTypeError,
@@ -24,7 +23,7 @@ from zarrpipe.errors import (
     StoreFormatError,
     StoreNotADirectoryError,
 )
-from zarrpipe.store.format.layout import SAMPLES_MASK, find_array
+from zarrpipe.store.format.layout import ATOMS_PTR, EDGES_PTR, SAMPLES_MASK, find_array
 from zarrpipe.store.format.metadata import Attributes
 
 FORMAT = 1
@@ -77,8 +76,8 @@ def _digest(content: Any) -> str:
 
 def _described(group: zarr.Group, attributes: Attributes) -> list[str]:
     """Metadata of the arrays that are read, found by name, since not every store can be listed."""
-    fields = [f"{part}/{name}" for name in sorted(attributes.levels) for part in ("core", "custom")]
-    found = [find_array(group, path) for path in (*SEGMENTED.values(), SAMPLES_MASK, *fields)]
+    fields = [path for name in sorted(attributes.levels) for path in attributes.paths_of(name)]
+    found = [find_array(group, path) for path in (ATOMS_PTR, EDGES_PTR, SAMPLES_MASK, *fields)]
     return [str(array.metadata.to_dict()) for array in found if array is not None]
 
 

@@ -6,12 +6,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from zarrpipe.data.csr import AnyArray, Int64Array
-from zarrpipe.data.fields import Level
 from zarrpipe.data.ids import structure_ids, zero_missing
+from zarrpipe.data.levels import Level
 from zarrpipe.errors import StoreFormatError
 from zarrpipe.store.check.checked_store import (
     MASKS,
-    POINTERS,
     CheckedStore,
     SampleBlock,
     any_of,
@@ -93,6 +92,22 @@ _TEXTS = {
         f"{{}} with edges to atoms outside the sample; {_PUT_BACK}",
         drop=DELETE,
     ),
+    "row-numbers": FindingText(
+        Severity.ERROR,
+        f"{{}} with row numbers outside the sample; {_PUT_BACK}",
+        drop=DELETE,
+    ),
+    "codes": FindingText(
+        Severity.ERROR,
+        f"{{}} with codes that are no places in the categories of the field; {_PUT_BACK}",
+        drop=DELETE,
+    ),
+    "pairs": FindingText(
+        Severity.ERROR,
+        "{} with another number of rows than one for each pair of rows of the two levels, or none; "
+        f"{_PUT_BACK}",
+        drop=DELETE,
+    ),
     "not-finite": FindingText(
         Severity.WARNING,
         "{} with NaN or infinity among those that have the field; if that is not intended, leave "
@@ -139,10 +154,18 @@ class SampleFindings:
                 infinite = any_of(_any_in_row(~np.isfinite(values)), block.ptr(store.levels[path]))
                 self._add("not-finite", path, block, infinite & has & good)
             self._add_missing_chunks(block, path, has)
-        for path in POINTERS.keys() - {ATOMS_PTR}:
+        for path in store.pointers.keys() - {ATOMS_PTR}:
             self._add_missing_chunks(block, path, ~block.none())
         self._add("atomic-numbers", "core/atomic_numbers", block, unknown_elements(block) & active)
-        self._add("edges", store.paths.get("neighbor_list", ""), block, stray_edges(block) & active)
+        for name, counted in store.index_of.items():
+            kind = "edges" if name == "neighbor_list" else "row-numbers"
+            self._add(kind, store.paths[name], block, stray_rows(block, name, counted) & active)
+        for name, strings in store.attributes.categories.items():
+            if name in store.paths:
+                self._add("codes", store.paths[name], block, no_strings(block, name, len(strings)))
+        for path, level in store.pointers.items():
+            if level.parents:
+                self._add("pairs", path, block, unlike_pairs(block, level))
         self._add("ids", IDS, block, changed_structures(block) & active)
         appended = appended_without_id(block)
         self._add("appended", IDS, block, appended)
@@ -194,16 +217,29 @@ def _any_in_row(flags: BoolArray) -> BoolArray:
     return row
 
 
-def stray_edges(block: SampleBlock) -> BoolArray:
-    """Which samples [n] have an edge to an atom of another sample."""
-    path = block.store.paths.get("neighbor_list")
-    if path is None:
-        return block.none()
+def stray_rows(block: SampleBlock, name: str, counted: Level) -> BoolArray:
+    """Which samples [n] have a row number, as of an atom in an edge, outside the sample."""
+    path = block.store.paths[name]
     values, good = block.rows(path)
-    atoms, edges = block.pointers[Level.ATOM], block.pointers[Level.EDGE]
-    low, high = (np.repeat(ends, np.diff(edges))[:, None] for ends in (atoms[:-1], atoms[1:]))
+    own, target = block.ptr(block.store.levels[path]), block.ptr(counted)
+    shape = (-1, *(1,) * (values.ndim - 1))
+    low, high = (np.repeat(ends, np.diff(own)).reshape(shape) for ends in (target[:-1], target[1:]))
     stray = _any_in_row((values < low) | (values >= high))
-    return any_of(stray, edges) & block.present("neighbor_list") & good
+    return any_of(stray, own) & block.present(name) & good
+
+
+def no_strings(block: SampleBlock, name: str, categories: int) -> BoolArray:
+    """Which samples [n] have a code that is no place in the vocabulary of a field of strings."""
+    values, good = block.rows(block.store.paths[name])
+    strange: BoolArray = (values < 0) | (values >= categories)
+    return strange & block.present(name) & block.active & good
+
+
+def unlike_pairs(block: SampleBlock, level: Level) -> BoolArray:
+    """Which samples [n] have rows of a product level other than all pairs or none."""
+    rows, (left, right) = np.diff(block.ptr(level)), map(block.ptr, level.parents)
+    unlike: BoolArray = (rows != np.diff(left) * np.diff(right)) & (rows != 0)
+    return unlike
 
 
 def unknown_elements(block: SampleBlock) -> BoolArray:
@@ -324,7 +360,7 @@ class StatisticsCheck:
         rows = stored.counts.samples
         ends = (store.arrays[path].value(rows) for path in (ATOMS_PTR, EDGES_PTR))
         active = int(self._sums.total("samples"))
-        valid = stored.belongs(store.attributes, RowCounts((rows, *ends)), active=active)
+        valid = stored.belongs(store.attributes, RowCounts.of(rows, *ends), active=active)
         if valid and not stored.sums.agrees(self._sums):
             message = (
                 "the sums of statistics differ from those of the samples: another tool or damage "

@@ -5,21 +5,15 @@ An array that cannot be opened is a finding and does not end the check.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import zarr
 
 from zarrpipe.data.csr import AnyArray, Int64Array
-from zarrpipe.data.fields import (
-    CORE_FIELDS,
-    LEVELS,
-    REQUIRED_FIELDS,
-    SEGMENTED,
-    FieldSpec,
-    Level,
-    level_of,
-)
+from zarrpipe.data.fields import CORE_FIELDS, REQUIRED_FIELDS, FieldSpec
+from zarrpipe.data.levels import Level, pointer_levels
 from zarrpipe.errors import FieldError, StoreFormatError
 from zarrpipe.store.backend.location import Root
 from zarrpipe.store.check.damaged_rows import (
@@ -31,7 +25,9 @@ from zarrpipe.store.check.damaged_rows import (
 )
 from zarrpipe.store.check.report import Finding, Severity
 from zarrpipe.store.format.layout import (
+    ATOMS_MASK,
     ATOMS_PTR,
+    EDGES_MASK,
     IDS,
     KINDS,
     SAMPLES_MASK,
@@ -42,10 +38,7 @@ from zarrpipe.store.format.layout import (
 )
 from zarrpipe.store.format.metadata import Attributes
 
-POINTERS = {path: level for level, path in SEGMENTED.items()}
-"""Level whose rows an array of pointers points to, by path."""
-
-MASKS = {LEVELS[level].mask: level for level in SEGMENTED}
+MASKS = {ATOMS_MASK: Level.ATOM, EDGES_MASK: Level.EDGE}
 """Level whose rows a mask is for, by path."""
 
 _BYTES = 1 << 23
@@ -55,9 +48,9 @@ _BYTES = 1 << 23
 class CheckedStore:
     """A store and those of its arrays that can be read, by path.
 
-    `paths` has the path of each field by name, `known` every path that was requested. `samples`
-    were committed before any other array was opened; `uncommitted` counts non-zero pointers after
-    them.
+    `paths` has the path of each field by name, `index_of` the level whose rows the values of a
+    field count, `known` every path that was requested. `samples` were committed before any other
+    array was opened; `uncommitted` counts non-zero pointers after them.
     """
 
     root: Root
@@ -68,9 +61,17 @@ class CheckedStore:
     levels: dict[str, Level] = field(
         default_factory=lambda: {spec.path: spec.level for spec in meta_specs()}
     )
+    index_of: dict[str, Level] = field(default_factory=dict)
     known: set[str] = field(default_factory=lambda: {SUMS})
     samples: int = 0
     uncommitted: int = 0
+
+    @cached_property
+    def pointers(self) -> dict[str, Level]:
+        """Level whose rows an array of pointers points to, by path."""
+        used = {*self.attributes.levels.values()}
+        own = [level for name, level in self.attributes.own_levels.items() if name in used]
+        return {level.pointers: level for level in pointer_levels(own)}
 
     @property
     def ours(self) -> bool:
@@ -116,10 +117,14 @@ def open_fields(store: CheckedStore, add: AddFinding) -> None:
     """Open every array except the pointers to atoms, which a check reads first."""
     for spec in meta_specs():
         if spec.path != ATOMS_PTR:
-            required = store.ours or spec.path in (*POINTERS, SAMPLES_MASK)
+            required = store.ours or spec.path in (*store.pointers, SAMPLES_MASK)
             store.open(spec.path, add=add, required=required)
-    for name, level in store.attributes.levels.items():
-        _open_field(store, name, level, add)
+    for path in store.pointers:
+        if path not in store.levels:
+            store.levels[path] = Level.SYSTEM
+            store.open(path, add=add)
+    for name in store.attributes.levels:
+        _open_field(store, name, add)
     for name in sorted(store.attributes.nullable):
         _open_presence(store, name, add)
     for name in REQUIRED_FIELDS:
@@ -130,24 +135,28 @@ def open_fields(store: CheckedStore, add: AddFinding) -> None:
     _check_units(store, add)
 
 
-def _open_field(store: CheckedStore, name: str, level: Any, add: AddFinding) -> None:
-    usual, other = ("core", "custom") if name in CORE_FIELDS else ("custom", "core")
+def _open_field(store: CheckedStore, name: str, add: AddFinding) -> None:
+    paths = store.attributes.paths_of(name)
     try:
-        known = level_of(name, level)
+        known, counted = store.attributes.level_of(name), store.attributes.counted_by(name)
     except FieldError as error:
         message = f"{error}; correct it in zarr.json"
-        add(Finding("level", Severity.ERROR, f"{usual}/{name}", message))
+        add(Finding("level", Severity.ERROR, paths[0], message))
         return
-    rows = store.open(f"{usual}/{name}", f"{other}/{name}", add=add)
+    rows = store.open(*paths, add=add)
     if rows is None:
         return
     store.levels[rows.path] = known
+    core = CORE_FIELDS.get(name)
+    counted = counted if core is None else core.index_of
     wrong = _unlike(CORE_FIELDS.get(name), rows)
     if wrong:
         add(Finding("dtype", Severity.ERROR, rows.path, wrong))
         del store.arrays[rows.path]
     else:
         store.paths[name] = rows.path
+        if counted is not None:
+            store.index_of[name] = counted
 
 
 def _unlike(spec: FieldSpec | None, rows: CheckedRows) -> str:
@@ -213,7 +222,7 @@ class SampleBlock:
 
     def ptr(self, level: Level) -> Int64Array:
         """Pointers [n+1] to the rows of a level."""
-        if level is Level.SYSTEM:
+        if not level.has_pointers:
             return np.arange(self.first, self.first + len(self) + 1)
         return self.pointers[level]
 
@@ -255,12 +264,13 @@ def sample_blocks(
     store: CheckedStore, broken: dict[str, Int64Array], limits: dict[str, int]
 ) -> Iterator[SampleBlock]:
     """Samples without a broken pointer, in blocks of up to 8 MiB of each field."""
-    most = {level: _most_rows(store, level) for level in LEVELS}
+    levels = {Level.SYSTEM, *store.pointers.values()}
+    most = {level: _most_rows(store, level) for level in levels}
     for start in range(0, store.samples, BLOCK_SAMPLES):
         stop = min(start + BLOCK_SAMPLES, store.samples)
         sound = np.ones(stop - start + 1, dtype=bool)
         ptr = {}
-        for path, level in POINTERS.items():
+        for path, level in store.pointers.items():
             ptr[level], _ = store.arrays[path].read(start, stop + 1)
             entries = broken[path]
             sound[entries[(entries >= start) & (entries <= stop)] - start] = False
@@ -293,5 +303,5 @@ def any_of(flags: BoolArray, ptr: Int64Array) -> BoolArray:
 
 def _most_rows(store: CheckedStore, level: Level) -> int:
     """Number of rows of the widest array of a level that fit in a block."""
-    sizes = [rows.row_bytes for path, rows in store.arrays.items() if store.levels[path] is level]
+    sizes = [rows.row_bytes for path, rows in store.arrays.items() if store.levels[path] == level]
     return max(1, _BYTES // max([8, *sizes]))

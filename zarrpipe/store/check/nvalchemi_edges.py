@@ -19,7 +19,7 @@ import zarr
 from zarr.storage import LocalStore, MemoryStore
 
 from zarrpipe.data.csr import AnyArray, Int64Array
-from zarrpipe.data.fields import Level
+from zarrpipe.data.levels import Level
 from zarrpipe.errors import StoreFormatError
 from zarrpipe.store.backend import files
 from zarrpipe.store.backend.swap import swap_directories

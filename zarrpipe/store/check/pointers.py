@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from zarrpipe.data.csr import Int64Array
-from zarrpipe.data.fields import LEVELS, Level
-from zarrpipe.store.check.checked_store import POINTERS, CheckedStore
+from zarrpipe.data.levels import Level
+from zarrpipe.store.check.checked_store import CheckedStore
 from zarrpipe.store.check.damaged_rows import BLOCK_SAMPLES, AddFinding, BoolArray, CheckedRows
 from zarrpipe.store.check.report import Finding, Severity, some
 from zarrpipe.store.format.layout import ATOMS_PTR, IDS, SAMPLES_MASK
@@ -47,12 +47,12 @@ class CheckedCounts:
 def count_committed(store: CheckedStore) -> CheckedCounts | None:
     """Count the rows that the pointers commit; None if an array of pointers cannot be opened."""
     arrays = store.arrays
-    if not POINTERS.keys() <= arrays.keys():
+    if not store.pointers.keys() <= arrays.keys():
         return None
-    limits = {path: _longest(store, level) for path, level in POINTERS.items()}
+    limits = {path: _longest(store, level) for path, level in store.pointers.items()}
     broken, ends = {}, {}
-    for path, level in POINTERS.items():
-        strict = LEVELS[level].least > 0 and store.ours
+    for path, level in store.pointers.items():
+        strict = level.least > 0 and store.ours
         samples = min(store.samples, len(arrays[path]) - 1)
         entries = _broken_entries(arrays[path], samples, limits[path], strict=strict)
         missing = np.arange(len(arrays[path]), store.samples + 1)
@@ -136,7 +136,7 @@ def _longest_rise(
 
 def _longest(store: CheckedStore, level: Level) -> int:
     """Rows of the longest array of a level, which no pointer may exceed."""
-    lengths = [len(rows) for path, rows in store.arrays.items() if store.levels[path] is level]
+    lengths = [len(rows) for path, rows in store.arrays.items() if store.levels[path] == level]
     return max(lengths, default=0)
 
 
@@ -155,7 +155,7 @@ def report_pointers(store: CheckedStore, counts: CheckedCounts, add: AddFinding)
             continue
         tail = len(entries) == counts.samples + 1 - entries[0]
         repair, drop = (RESTORE, TRUNCATE if tail else DROP) if store.ours else ("", "")
-        least = "greater than" if LEVELS[POINTERS[path]].least else "at least"
+        least = "greater than" if store.pointers[path].least else "at least"
         message = (
             f"{some(entries, 'entry', 'entries')} cannot be right: the first must be 0, each "
             f"{least} the one before it and at most {counts.limits[path]:,}, the number of rows; "
@@ -174,7 +174,7 @@ def report_lengths(store: CheckedStore, counts: CheckedCounts, add: AddFinding) 
     """Report arrays whose length differs from the committed rows."""
     ahead = []
     for path, rows in store.arrays.items():
-        needed = counts.rows(store.levels[path]) + (path in POINTERS)
+        needed = counts.rows(store.levels[path]) + (path in store.pointers)
         if len(rows) < needed and not (path == IDS and store.ours):  # see "ids-lacking"
             message = (
                 f"has {len(rows):,} rows, {needed:,} are expected from the pointers: it is unknown "

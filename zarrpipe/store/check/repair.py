@@ -14,13 +14,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from zarrpipe.data.csr import AnyArray, Int64Array
-from zarrpipe.data.fields import COMMIT_ORDER, LEVELS, SEGMENTED
 from zarrpipe.data.ids import structure_ids, zero_missing
 from zarrpipe.store.backend import files
 from zarrpipe.store.backend.lock import WriterLock
 from zarrpipe.store.backend.swap import remove_leftovers
 from zarrpipe.store.check.check_samples import DISCARD, SampleFindings, compute_ids
-from zarrpipe.store.check.checked_store import POINTERS, CheckedStore, sample_blocks
+from zarrpipe.store.check.checked_store import CheckedStore, sample_blocks
 from zarrpipe.store.check.damaged_rows import CheckedRows, runs
 from zarrpipe.store.check.nvalchemi_edges import RELATIVE, EdgeShifts, fix_relative_edges
 from zarrpipe.store.check.pointers import UNMASK, CheckedCounts
@@ -43,7 +42,7 @@ _CAPACITY = 1_000_000
 _MOST_ATOMS, _MOST_EDGES = 1 << 20, 1 << 22
 _MOST_TRIALS = 4_096
 _LOST = ("unreadable", "missing-chunk", "ids", "edges")
-_REPORTED = (*SEGMENTED.values(), IDS)
+_REPORTED = (ATOMS_PTR, EDGES_PTR, IDS)
 _NO_REPAIR = {
     *("attributes", "metadata", "missing", "level", "dtype", "unit"),
     *("length", "mask-lost", "presence"),
@@ -105,7 +104,9 @@ def _masks_lost(store: CheckedStore) -> list[str]:
     return [
         path
         for path, rows in store.arrays.items()
-        if rows.broken and path.startswith(("meta/", "present/")) and path not in _REPORTED
+        if rows.broken
+        and path.startswith(("meta/", "present/"))
+        and path not in (*store.pointers, IDS)
     ]
 
 
@@ -317,7 +318,7 @@ def _restore_pointers(
     proven = {ATOMS_PTR: atoms, EDGES_PTR: _restored_edges(store, counts, atoms)}
     samples, lost = counts.samples, np.zeros(0, dtype=np.int64)
     whole = True
-    for path in (SEGMENTED[level] for level in COMMIT_ORDER):
+    for path in reversed(store.pointers):
         entries: Entries = proven.get(path, {})
         unproven = np.setdiff1d(counts.broken[path], [*entries])
         if drop and len(unproven):
@@ -346,7 +347,7 @@ def _invented(
     Each sample gets at least one atom. The samples next to such an entry have to be deleted.
     """
     found: Entries = {}
-    step = LEVELS[POINTERS[path]].least
+    step = store.pointers[path].least
     for first, last, before, after in _gaps(store, counts, path):
         if not np.isin(np.arange(first, last + 1), unproven).any():
             continue

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from zarrpipe.data.fields import Level
+from zarrpipe.data.levels import Level
 
 _FIRST = 5
 
@@ -188,7 +188,7 @@ def _table(fields: tuple[FieldFacts, ...]) -> list[str]:
     rows = [("field", "level", "dtype", "row", "unit", "present")] if fields else []
     for item in fields:
         shape = "x".join(map(str, item.shape)) or "1"
-        row = (item.name, item.level.value, item.dtype, shape, item.unit or "-")
+        row = (item.name, item.level, item.dtype, shape, item.unit or "-")
         rows.append((*row, f"{item.present:,}"))
     wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [

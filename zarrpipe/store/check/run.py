@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import zarr
 
-from zarrpipe.data.fields import Level
+from zarrpipe.data.levels import Level
 from zarrpipe.errors import StoreFormatError, StoreNotFoundError, StoreReadOnlyError
 from zarrpipe.store.backend.location import Root, StoreLike
 from zarrpipe.store.backend.lock import WriterLock, holder_of

@@ -55,7 +55,8 @@ def report_lock(holder: Holder | None, add: AddFinding) -> None:
 
 def report_strays(store: CheckedStore, add: AddFinding) -> None:
     """Report arrays that the attributes do not name."""
-    for part in GROUPS:
+    parents = {path.rpartition("/")[0] for path in store.known if path.count("/") > 1}
+    for part in (*GROUPS, *sorted(parents)):
         try:
             with translate_zarr_errors(f"{store.root}/{part}"):
                 zarr.open_group(store.group.store_path / part, mode="r", use_consolidated=False)
@@ -67,7 +68,8 @@ def report_strays(store: CheckedStore, add: AddFinding) -> None:
             add(Finding("metadata", Severity.ERROR, part, message))
             continue
         for path in (f"{part}/{name}" for name in sorted(names)):
-            if path not in store.known and not REPAIRED.fullmatch(path.partition("/")[2]):
+            known = path in store.known or path in parents
+            if not known and not REPAIRED.fullmatch(path.rpartition("/")[2]):
                 message = "the attributes do not name it: zarrpipe does not change it"
                 add(Finding("stray", Severity.NOTE, path, message))
 

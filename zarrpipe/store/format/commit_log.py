@@ -1,13 +1,13 @@
 """The commit rule: the pointers to atoms define which samples of a store exist."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 
-from zarrpipe.data.batch import Batch
 from zarrpipe.data.csr import AnyArray
-from zarrpipe.data.fields import LEVELS, SEGMENTED, Level
+from zarrpipe.data.levels import Level
 from zarrpipe.errors import StoreFormatError
 
 _BLOCK = 1 << 17
@@ -24,33 +24,34 @@ class Indexable(Protocol):
 
 @dataclass(frozen=True)
 class RowCounts:
-    """Committed rows of each level, by the level's number."""
+    """Committed samples, and committed rows of the levels that have pointers."""
 
-    counts: tuple[int, ...] = (0,) * len(LEVELS)
+    samples: int = 0
+    by_level: Mapping[Level, int] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, samples: int, atoms: int, edges: int) -> "RowCounts":
+        """Counts of a store without levels of a user's own."""
+        return cls(samples, {Level.ATOM: atoms, Level.EDGE: edges})
 
     @property
-    def samples(self) -> int:
-        """Committed samples."""
-        return self.rows(Level.SYSTEM)
+    def totals(self) -> tuple[int, int, int]:
+        """Committed samples, atoms and edges."""
+        return self.samples, self.atoms, self.edges
 
     @property
     def atoms(self) -> int:
         """Committed atoms."""
-        return self.rows(Level.ATOM)
+        return self.by_level.get(Level.ATOM, 0)
 
     @property
     def edges(self) -> int:
         """Committed edges."""
-        return self.rows(Level.EDGE)
+        return self.by_level.get(Level.EDGE, 0)
 
     def rows(self, level: Level) -> int:
         """Committed rows of a field of `level`."""
-        return self.counts[LEVELS[level].number]
-
-    def after(self, batch: Batch) -> "RowCounts":
-        """Counts after a commit of `batch`, which is on the CPU."""
-        added = [batch.num_graphs, *(int(batch.row_pointers(one).numpy()[-1]) for one in SEGMENTED)]
-        return RowCounts(tuple(old + new for old, new in zip(self.counts, added, strict=True)))
+        return self.by_level.get(level, 0) if level.has_pointers else self.samples
 
 
 def committed_samples(pointers: AnyArray | Indexable, known: int = 0) -> int:

@@ -117,7 +117,7 @@ class ZarrWriteConfig:
     Examples
     --------
     >>> config = ZarrWriteConfig(core={"compressors": ({"name": "zstd"},), "chunk_size": 4096})
-    >>> config.for_array("core", "forces").chunk_size
+    >>> config.for_array("core/forces").chunk_size
     4096
     """
 
@@ -173,12 +173,14 @@ class ZarrWriteConfig:
         array = ZarrArrayConfig(compressors=codecs, sharded=True)
         return cls(meta=array, core=array, custom=array)
 
-    def for_array(self, group: str, name: str) -> ZarrArrayConfig:
-        """Config of one array; arrays in ``present`` use that of ``meta``."""
+    def for_array(self, path: str) -> ZarrArrayConfig:
+        """Config of the array at a path; arrays in ``present`` use that of ``meta``."""
+        group, _, name = path.rpartition("/")
         if name in self.field_overrides and group != "present":
             return self.field_overrides[name]
-        by_group = {"meta": self.meta, "present": self.meta, "core": self.core}
-        return by_group.get(group, self.custom)
+        if group.partition("/")[0] in ("meta", "present"):
+            return self.meta
+        return self.core if group == "core" else self.custom
 
 
 def _codec(where: str, given: Any) -> Codec:

@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from zarr.codecs import BytesCodec
 from zarr.storage import LocalStore, MemoryStore
 
 from zarrpipe.compat import row_chunks
-from zarrpipe.data.fields import CORE_FIELDS, LEVELS, REQUIRED_FIELDS, SEGMENTED, Kind, Level
+from zarrpipe.data.fields import CORE_FIELDS, REQUIRED_FIELDS, Kind
+from zarrpipe.data.levels import Level
 from zarrpipe.data.schema import Field, Schema, field_from_array
 from zarrpipe.errors import FieldError, StoreFormatError
 from zarrpipe.store.format.config import ZarrWriteConfig
@@ -25,17 +27,18 @@ MARK = "zarrpipe"
 """Attribute of every array that zarrpipe created; an unlisted array with it is a leftover."""
 
 GROUPS = ("meta", "core", "custom", "present")
-ATOMS_PTR, EDGES_PTR = SEGMENTED[Level.ATOM], SEGMENTED[Level.EDGE]
-SAMPLES_MASK, ATOMS_MASK = LEVELS[Level.SYSTEM].mask, LEVELS[Level.ATOM].mask
+ATOMS_PTR, EDGES_PTR = Level.ATOM.pointers, Level.EDGE.pointers
+SAMPLES_MASK, ATOMS_MASK, EDGES_MASK = "meta/samples_mask", "meta/atoms_mask", "meta/edges_mask"
 IDS = "meta/ids"
 SUMS = "meta/sums"
 
 _META_KINDS = {
-    **dict.fromkeys(SEGMENTED.values(), "iu"),
-    **{spec.mask: "b" for spec in LEVELS.values()},
+    **dict.fromkeys((ATOMS_PTR, EDGES_PTR), "iu"),
+    **dict.fromkeys((SAMPLES_MASK, ATOMS_MASK, EDGES_MASK), "b"),
     IDS: "u",
 }
-ROW_MASKS = tuple(LEVELS[level].mask for level in SEGMENTED)
+_KINDS_IN = {"present/": "b", "meta/level_ptrs/": "iu"}
+ROW_MASKS = (ATOMS_MASK, EDGES_MASK)
 """Masks of levels that have pointers; only deletions write to them."""
 KINDS = {Kind.FLOAT: "f", Kind.INTEGER: "iu", Kind.NUMBER: "fiu", Kind.BOOL: "biu"}
 
@@ -66,30 +69,34 @@ class ArraySpec:
 
 def meta_specs() -> tuple[ArraySpec, ...]:
     """Specs of the arrays that every store has."""
-    system, pointer, mask = Level.SYSTEM, np.dtype("int64"), np.dtype("bool")
     return (
-        *(ArraySpec(path, system, pointer, (), 0) for path in SEGMENTED.values()),
-        *(
-            ArraySpec(spec.mask, level, mask, (), level in SEGMENTED)
-            for level, spec in LEVELS.items()
-        ),
-        ArraySpec(IDS, system, np.dtype("uint64"), (), 0),
+        *map(pointer_spec, (Level.ATOM, Level.EDGE)),
+        ArraySpec(SAMPLES_MASK, Level.SYSTEM, np.dtype("bool"), (), False),
+        ArraySpec(ATOMS_MASK, Level.ATOM, np.dtype("bool"), (), True),
+        ArraySpec(EDGES_MASK, Level.EDGE, np.dtype("bool"), (), True),
+        ArraySpec(IDS, Level.SYSTEM, np.dtype("uint64"), (), 0),
     )
+
+
+def store_specs(schema: Schema) -> list[ArraySpec]:
+    """Specs of the arrays of a store with these fields, those in ``present`` left out."""
+    own = (level for level in schema.own_levels if level.has_pointers)
+    return [*meta_specs(), *map(pointer_spec, own), *map(field_spec, schema.values())]
+
+
+def pointer_spec(level: Level) -> ArraySpec:
+    """Spec of the pointers [N+1] of a level that has them."""
+    return ArraySpec(level.pointers, Level.SYSTEM, np.dtype("int64"), (), 0)
 
 
 def field_spec(item: Field) -> ArraySpec:
     """Spec of the array of a field."""
-    return ArraySpec(field_path(item), item.level, item.dtype, item.shape, item.fill)
+    return ArraySpec(item.path, item.level, item.dtype, item.shape, item.fill)
 
 
 def present_spec(item: Field) -> ArraySpec:
     """Spec of the array of flags of a nullable field."""
     return ArraySpec(present_path(item.name), Level.SYSTEM, np.dtype("bool"), (), True)
-
-
-def field_path(item: Field) -> str:
-    """Path of a field's array."""
-    return f"{item.group}/{item.name}"
 
 
 def present_path(name: str) -> str:
@@ -106,7 +113,7 @@ def chunk_rows(spec: ArraySpec, capacity: int, *, in_place: bool = False) -> int
     >>> chunk_rows(positions, capacity=1_000_000), chunk_rows(positions, capacity=100_000_000)
     (16384, 2097152)
     """
-    rows_at_capacity = capacity * LEVELS[spec.level].expected
+    rows_at_capacity = capacity * spec.level.expected
     odd_power = spec.row_bytes & -spec.row_bytes
     least = _LEAST_ROWS_IN_PLACE if in_place else _LEAST_ROWS
     rows = max(least, _LARGEST_PAGE // max(odd_power, 1))
@@ -119,8 +126,10 @@ def create_array(
     group: zarr.Group, spec: ArraySpec, config: ZarrWriteConfig, capacity: int
 ) -> zarr.Array[Any]:
     """Create an array without rows, replacing leftovers of a killed writer."""
-    parent, name = spec.path.split("/")
-    chosen = config.for_array(parent, name)
+    parent, name = spec.path.rsplit("/", 1)
+    for folder in accumulate(parent.split("/"), "{}/{}".format) if "/" in parent else ():
+        group.require_group(folder)
+    chosen = config.for_array(spec.path)
     in_place = chosen.is_plain and isinstance(group.store, LocalStore)
     rows = chosen.chunk_size or chunk_rows(spec, capacity, in_place=in_place)
     dense = chosen.write_empty_chunks or in_place or name in REQUIRED_FIELDS
@@ -207,22 +216,28 @@ def chunk_file(directory: Path, index: int, ndim: int) -> Path:
 def read_schema(group: zarr.Group, attributes: Attributes) -> Schema:
     """Schema of a store: levels from its attributes, dtypes and shapes from its arrays."""
     fields = {}
-    usual_of = {name: "core" if name in CORE_FIELDS else "custom" for name in attributes.levels}
-    found = find_arrays(group, [f"{part}/{name}" for name, part in usual_of.items()])
-    for name, level in attributes.levels.items():
-        usual = usual_of[name]
-        other = "custom" if usual == "core" else "core"
-        part, array = usual, found[f"{usual}/{name}"]
-        if array is None:
-            part, array = other, find_array(group, f"{other}/{name}")
+    paths = {name: attributes.paths_of(name) for name in attributes.levels}
+    found = find_arrays(group, [usual for usual, *_ in paths.values()])
+    for name, (usual, *others) in paths.items():
+        path, array = usual, found[usual]
+        for other in others:
+            if array is None:
+                path, array = other, find_array(group, other)
         if array is None:
             raise StoreFormatError(
                 f"{group.store_path}: the attributes name the field {name!r}, but there is no "
-                f"array core/{name} or custom/{name}"
+                f"array {' or '.join(paths[name])}"
             )
         try:
-            dtype = native(np.dtype(array.dtype))
-            item = field_from_array(name, level, dtype, array.shape[1:], part)
+            item = field_from_array(
+                name,
+                attributes.level_of(name),
+                native(np.dtype(array.dtype)),
+                array.shape[1:],
+                group=path.rpartition("/")[0],
+                index_of=attributes.counted_by(name),
+                categories=attributes.categories.get(name),
+            )
         except FieldError as error:
             raise StoreFormatError(f"{group.store_path}: {error}") from error
         fields[name] = _with_unit(item, attributes.units.get(name), group)
@@ -250,7 +265,7 @@ def _check_field(item: Field, group: zarr.Group) -> None:
     if item.dtype.kind not in KINDS[spec.kind] or spec.shape not in (None, item.shape):
         shape = "any shape" if spec.shape is None else f"shape {spec.shape}"
         raise StoreFormatError(
-            f"{group.store_path}/{field_path(item)} has dtype {item.dtype} and rows of shape "
+            f"{group.store_path}/{item.path} has dtype {item.dtype} and rows of shape "
             f"{item.shape}, the registry has {item.name!r} as {spec.kind.value} of {shape}"
         )
 
@@ -283,7 +298,7 @@ def find_array(group: zarr.Group, path: str) -> zarr.Array[Any] | None:
         check_array(found)
         if not isinstance(found.metadata.attributes, dict):
             raise StoreFormatError(f"{place} has attributes that are not an object")
-        kinds = _META_KINDS.get(path, "b" if path.startswith("present/") else "")
+        kinds = _META_KINDS.get(path) or _KINDS_IN.get(f"{path.rpartition('/')[0]}/", "")
         if kinds and (found.ndim != 1 or np.dtype(found.dtype).kind not in kinds):
             raise StoreFormatError(
                 f"{place} has dtype {found.dtype} and shape {found.shape}, expected one dimension "

@@ -7,13 +7,16 @@ from typing import Any
 
 import zarr
 
+from zarrpipe.data.categories import Vocabulary, checked_vocabulary
+from zarrpipe.data.fields import CORE_FIELDS, level_of
+from zarrpipe.data.levels import Level, defined
 from zarrpipe.data.schema import Schema
-from zarrpipe.errors import StoreFormatError
+from zarrpipe.errors import FieldError, StoreFormatError
 
 FORMAT = 1
 """Version of the format that this package writes, and newest version that it reads."""
 
-_MOST_FIELDS, _LONGEST_NAME = 1024, 255
+_MOST_FIELDS, _LONGEST_NAME, _LEVELS_VERSION = 1024, 255, 1
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,9 @@ class Attributes:
     `num_samples` is the number of samples when the store was last closed, `deleted` that of deleted
     samples. `levels` and `units` are by field name. `nullable` fields have an array in `present/`.
     `generation` changes whenever the store is emptied or its samples move, and is "" in a foreign
-    store. `ours` is True if zarrpipe wrote the store.
+    store. `ours` is True if zarrpipe wrote the store. `own_levels` are the levels
+    that users have defined, by name, and `index_of` the levels whose rows own fields count, by
+    field name. `categories` are the vocabularies of fields of strings.
     """
 
     num_samples: int
@@ -33,6 +38,9 @@ class Attributes:
     generation: str = ""
     ours: bool = True
     units: Mapping[str, str] = field(default_factory=dict)
+    own_levels: Mapping[str, Level] = field(default_factory=dict)
+    index_of: Mapping[str, str] = field(default_factory=dict)
+    categories: Mapping[str, Vocabulary] = field(default_factory=dict)
 
     @classmethod
     def read(cls, group: zarr.Group) -> "Attributes":
@@ -64,14 +72,38 @@ class Attributes:
             raise _wrong(group, "generation", "a text", generation)
         if not isinstance(units, dict) or not all(isinstance(unit, str) for unit in units.values()):
             raise _wrong(group, "units", "an object that maps names to texts", units)
+        own_levels, index_of = _definitions(group, attributes), own.get("index_of", {})
+        if not isinstance(index_of, dict) or not all(
+            isinstance(level, str) for level in index_of.values()
+        ):
+            raise _wrong(group, "index_of", "an object that maps names to levels", index_of)
         ours = "zarrpipe" in attributes
-        return cls(count, levels, frozenset(nullable), deleted, generation, ours, units)
+        known = (count, levels, frozenset(nullable), deleted, generation, ours, units)
+        return cls(*known, own_levels, index_of, _vocabularies(group, own))
+
+    def level_of(self, name: str) -> Level:
+        """Level of a field; raises FieldError if it is not one of the store."""
+        return level_of(name, self.levels[name], self.own_levels)
+
+    def counted_by(self, name: str) -> Level | None:
+        """Level whose rows the values of an own field count, if they are row numbers."""
+        counted = self.index_of.get(name)
+        return None if counted is None else level_of(name, counted, self.own_levels)
+
+    def paths_of(self, name: str) -> tuple[str, ...]:
+        """Paths at which the array of a field may be, the usual one first."""
+        level = self.levels[name]
+        if level in self.own_levels:
+            return (f"levels/{level}/{name}",)
+        groups = ("core", "custom") if name in CORE_FIELDS else ("custom", "core")
+        return tuple(f"{group}/{name}" for group in groups)
 
     def to_dict(self, schema: Schema) -> dict[str, Any]:
         """Convert the attributes to JSON, with the levels and units of a schema."""
         levels: dict[str, dict[str, str]] = {"core": {}, "custom": {}}
         for item in schema.values():
-            levels[item.group][item.name] = item.level.value
+            part = item.group if item.level.built_in else "levels"
+            levels.setdefault(part, {})[item.name] = str(item.level)
         units = {item.name: item.unit for item in schema.values() if item.unit}
         own = {
             "format": FORMAT,
@@ -80,7 +112,25 @@ class Attributes:
             "partly_present": sorted(self.nullable),
             "deleted": self.deleted,
         }
-        return {"num_samples": self.num_samples, "fields": levels, "zarrpipe": own}
+        counting = {
+            item.name: str(item.index_of)
+            for item in schema.values()
+            if item.index_of is not None and item.name not in CORE_FIELDS
+        }
+        if counting:
+            own["index_of"] = counting
+        categories = {
+            item.name: list(item.categories)
+            for item in schema.values()
+            if item.categories is not None
+        }
+        if categories:
+            own["categories"] = categories
+        content = {"num_samples": self.num_samples, "fields": levels, "zarrpipe": own}
+        if schema.own_levels:
+            definitions = {str(level): level.definition for level in schema.own_levels}
+            content["levels"] = {"version": _LEVELS_VERSION, "definitions": definitions}
+        return content
 
 
 def new_generation() -> str:
@@ -113,6 +163,38 @@ def _levels(group: zarr.Group, fields: Mapping[str, Any]) -> dict[str, str]:
                 "'edge' or 'system'"
             )
     return levels
+
+
+def _definitions(group: zarr.Group, attributes: Mapping[str, Any]) -> dict[str, Level]:
+    """Levels that users have defined, by name."""
+    found = attributes.get("levels")
+    if found is None:
+        return {}
+    definitions = found.get("definitions") if isinstance(found, dict) else None
+    if not isinstance(definitions, dict) or not all(
+        isinstance(definition, dict) for definition in definitions.values()
+    ):
+        raise _wrong(group, "levels", "an object with definitions of levels", found)
+    if found.get("version") != _LEVELS_VERSION:
+        raise StoreFormatError(
+            f"{group.store_path} defines levels of version {_shown(found.get('version'))}, this "
+            f"zarrpipe reads version {_LEVELS_VERSION}: upgrade zarrpipe"
+        )
+    try:
+        return defined(definitions)
+    except FieldError as error:
+        raise StoreFormatError(f"{group.store_path}: {error}") from error
+
+
+def _vocabularies(group: zarr.Group, own: Mapping[str, Any]) -> dict[str, Vocabulary]:
+    """Vocabulary of each field of strings, by field name."""
+    given = own.get("categories", {})
+    if not isinstance(given, dict) or not all(isinstance(one, list) for one in given.values()):
+        raise _wrong(group, "categories", "an object that maps names to lists of strings", given)
+    try:
+        return {name: checked_vocabulary(name, strings) for name, strings in given.items()}
+    except (FieldError, TypeError) as error:
+        raise StoreFormatError(f"{group.store_path}: {error}") from error
 
 
 def _is_count(value: object) -> bool:

@@ -7,14 +7,13 @@ buffer. Samples of one store whose arrays are mapped need a single compiled call
 import contextlib
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.batch_layout import (
     FIELD,
-    POINTER_ROWS,
     POINTERS,
     PRESENT,
     ArraySpec,
@@ -23,15 +22,15 @@ from zarrpipe.data.batch_layout import (
 )
 from zarrpipe.data.buffers import BufferPool, page_locked
 from zarrpipe.data.csr import AnyArray, Int64Array, pointers, segment_rows
-from zarrpipe.data.fields import LEVELS, REQUIRED_FIELDS, SEGMENTED, Level
-from zarrpipe.data.schema import Field
+from zarrpipe.data.fields import CORE_FIELDS, REQUIRED_FIELDS
+from zarrpipe.data.levels import Level, pointer_levels
+from zarrpipe.data.schema import Field, with_strings_of
 from zarrpipe.errors import FieldError, StoreFormatError
 from zarrpipe.store.read.snapshot import Snapshot, detect_changes
 from zarrpipe.store.read.source import BatchArray, Source, Unit
 
 _ALL = np.zeros(0, dtype=np.int64)
 _INT64 = np.dtype("int64")
-_TABLE_ROWS = 2 * len(SEGMENTED) + 1
 
 
 class Part(NamedTuple):
@@ -116,7 +115,8 @@ class Gather:
     def _chosen(self, names: tuple[str, ...] | None) -> dict[str, Field]:
         have: dict[str, Field] = {}
         for snapshot in self._snapshots:
-            have = {**snapshot.schema, **have}
+            for name, item in snapshot.schema.items():
+                have[name] = with_strings_of(have.get(name, item), item)
         if names is None:
             return have
         for name in names:
@@ -151,14 +151,18 @@ class _Plan:
         nullable = [name for name in fields if any(_may_lack(one, name) for one in snapshots)]
         self.arrays = [BatchArray.of(item) for item in fields.values()]
         self.arrays += [BatchArray.of_presence(name) for name in nullable]
-        self._specs = _specs(self.arrays)
+        used = [array.level for array in self.arrays]
+        used += [array.index_of for array in self.arrays if array.index_of is not None]
+        self._levels = pointer_levels(used)
+        self._number = {level: number for number, level in enumerate(self._levels, 1)}
+        self._specs = _specs(self.arrays, self._levels)
         rows = [
-            (LEVELS[array.level].number, array.row_bytes, _shifted_level(array))
+            (self._number.get(array.level, 0), array.row_bytes, self._shifted_level(array))
             for array in self.arrays
         ]
         self._table = np.ascontiguousarray(np.array(rows, dtype=np.int64).reshape(-1, 3).T)
-        levels = {array.level for array in self.arrays} | {Level.ATOM}
-        self.sources = [Source(one, self.arrays, levels) for one in snapshots]
+        needed = {Level.ATOM, *used, *(one for level in used for one in level.parents)}
+        self.sources = [Source(one, self.arrays, self._levels, needed) for one in snapshots]
         self._foreign = any(one.has_foreign_rows for one in snapshots)
         self._unfinished = [
             place
@@ -170,7 +174,7 @@ class _Plan:
         simple = len(snapshots) == 1 and not only.missing and not self._unfinished
         self.fused = simple and only.row_cache is None
         """Whether one compiled call reads a batch."""
-        self._numbers = POINTER_ROWS + 1 + len(self._specs) + 1
+        self._numbers = len(self._levels) + 2 + len(self._specs) + 1
         self._sample_bytes = _mean_bytes(snapshots[0], self.arrays)
 
     @property
@@ -198,7 +202,7 @@ class _Plan:
     def read_parts(self, parts: Sequence[Part]) -> Batch:
         """Read a batch of the samples of at least one part."""
         count, kernels = sum(len(part.samples) for part in parts), self._kernels
-        table = np.empty((_TABLE_ROWS, count + 1), dtype=np.int64)
+        table = np.empty((2 * len(self._levels) + 1, count + 1), dtype=np.int64)
         for store, samples, places in parts:
             source, where = self.sources[store], _ALL if places is None else places
             status = kernels.locate(samples, source.samples, where, source.vector, table)
@@ -210,15 +214,33 @@ class _Plan:
         for store, _, places in parts:
             source, where = self.sources[store], _ALL if places is None else places
             copy = partial(kernels.copy, table, where, source.vector, self._table, numbers, buffer)
-            source.read(partial(_source_segments, table, where), copy)
+            source.read(partial(self._source_segments, table, where), copy)
             for place, fill in source.missing:
-                views[place][_target_rows(table, where, self.arrays[place].level)] = fill
+                rows = _target_rows(table, where, self._number.get(self.arrays[place].level, 0))
+                views[place][rows] = fill
+            for place, codes in source.translations:
+                chosen = where if len(where) else slice(None)
+                views[place][chosen] = codes[views[place][chosen]]
         kernels.put_pointers(table, numbers, buffer)
         for place in self._unfinished:
             self._finish(place, views, table)
         return Batch._of_bytes(
             BatchBytes(self._specs, numbers, buffer if pinned is None else pinned)
         )
+
+    def _shifted_level(self, array: BatchArray) -> int:
+        """Number of the level whose row numbers a kernel shifts in an array; 0 for none."""
+        whole = array.index_of is not None and array.dtype == _INT64
+        return self._number[array.index_of] if whole and array.index_of is not None else 0
+
+    def _source_segments(
+        self, table: Int64Array, places: Int64Array, level: Level
+    ) -> tuple[Int64Array, Int64Array]:
+        """Starts and stops, in their store, of the rows of the samples at `places` (empty: all)."""
+        chosen = places if len(places) else slice(0, table.shape[1] - 1)
+        number = self._number.get(level, 0)
+        starts = table[max(0, 2 * number - 1), chosen]
+        return starts, starts + np.diff(_pointers(table, number))[chosen]
 
     def _refuse(self, status: int, source: Source, samples: Int64Array) -> None:
         """Raise the error that a status of a kernel means, if any."""
@@ -230,15 +252,15 @@ class _Plan:
     def _finish(self, place: int, views: list[AnyArray], table: Int64Array) -> None:
         """Shift row numbers that are not int64, check those of foreign stores, zero absent ones."""
         array, values = self.arrays[place], views[place]
-        counts = np.diff(_pointers(table, array.level))
-        counted = LEVELS[array.index_of or Level.SYSTEM].number
+        counts = np.diff(_pointers(table, self._number.get(array.level, 0)))
+        counted = self._number[cast("Level", array.index_of)]
         if not self._table[2, place]:
             shift = np.repeat(table[2 * counted, :-1] - table[2 * counted - 1, :-1], counts)
-            values += shift[:, None].astype(values.dtype)
-        if self._foreign:
+            values += shift.reshape(-1, *(1,) * (values.ndim - 1)).astype(values.dtype)
+        if self._foreign and array.name in CORE_FIELDS:
             self._check_index(array, values, table[2 * counted], counts)
         for other, spec in enumerate(self._specs):
-            if (spec.role, spec.name) == (PRESENT, array.name) and not views[other].all():
+            if (spec.purpose, spec.name) == (PRESENT, array.name) and not views[other].all():
                 values[~np.repeat(views[other], counts)] = 0
 
     def _check_index(
@@ -249,7 +271,7 @@ class _Plan:
         if ((values < ptr[owner]) | (values >= ptr[owner + 1])).any():
             names = ", ".join(map(str, self._roots))
             raise StoreFormatError(
-                f"{names}: {array.level.value}s leave their system; nvalchemi stores the "
+                f"{names}: {array.level}s leave their system; nvalchemi stores the "
                 f"{array.name} of every write but the first relative to that write: `zarrpipe "
                 "check --repair` on a copy of the store makes them count from its first atom, "
                 "where that can be told"
@@ -267,30 +289,31 @@ def copy_segments(
     """
     from zarrpipe.store.read import kernels  # noqa: PLC0415  numba takes half a second
 
-    table = np.zeros((_TABLE_ROWS, len(ptr)), dtype=np.int64)
-    level = LEVELS[Level.ATOM].number
-    table[2 * level - 1, :-1], table[2 * level] = starts, ptr
-    source = np.zeros(3 * len(SEGMENTED) + 3, dtype=np.int64)
+    table = np.zeros((3, len(ptr)), dtype=np.int64)  # of one level
+    table[1, :-1], table[2] = starts, ptr
+    source = np.zeros(6, dtype=np.int64)
     source[-1] = stored.ctypes.data
-    arrays = np.array([[level], [stored[:1].nbytes], [0]], dtype=np.int64)
-    layout = np.zeros(POINTER_ROWS + 1 + 1 + len(SEGMENTED) + 1, dtype=np.int64)
+    arrays = np.array([[1], [stored[:1].nbytes], [0]], dtype=np.int64)
+    layout = np.zeros(6, dtype=np.int64)
     kernels.copy(table, places, source, arrays, layout, out.reshape(-1).view(np.uint8))
 
 
-def _shifted_level(array: BatchArray) -> int:
-    """Number of the level whose row numbers a kernel shifts in an array; 0 for none."""
-    whole = array.index_of is not None and array.dtype == _INT64
-    return LEVELS[array.index_of].number if whole and array.index_of is not None else 0
-
-
-def _specs(arrays: Sequence[BatchArray]) -> tuple[ArraySpec, ...]:
+def _specs(arrays: Sequence[BatchArray], levels: Sequence[Level]) -> tuple[ArraySpec, ...]:
     """Arrays of a batch, and its pointers."""
-    copied = []
-    for array in arrays:
-        role, level = PRESENT if array.field is None else FIELD, LEVELS[array.level].number
-        copied.append(ArraySpec(role, array.name, level, array.dtype, array.shape))
-    pointer = ArraySpec(POINTERS, "", POINTER_ROWS, _INT64, ())
-    return (*copied, *[pointer] * len(SEGMENTED))
+    numbered = {level: number for number, level in enumerate(levels, 1)}
+    copied = [
+        ArraySpec(
+            PRESENT if array.field is None else FIELD,
+            array.name,
+            numbered.get(array.level, 0),
+            array.dtype,
+            array.shape,
+            None if array.field is None else array.field.role,
+        )
+        for array in arrays
+    ]
+    entries = len(levels) + 1
+    return (*copied, *(ArraySpec(POINTERS, "", entries, _INT64, (), level) for level in levels))
 
 
 def _mean_bytes(snapshot: Snapshot, arrays: Sequence[BatchArray]) -> int:
@@ -305,26 +328,17 @@ def _may_lack(snapshot: Snapshot, name: str) -> bool:
     return name not in snapshot.schema or name in snapshot.attributes.nullable
 
 
-def _pointers(table: Int64Array, level: Level) -> Int64Array:
+def _pointers(table: Int64Array, number: int) -> Int64Array:
     """Pointers of the batch at a level, after `lay_out`."""
-    if level is Level.SYSTEM:
+    if number == 0:
         return np.arange(table.shape[1])
-    pointers: Int64Array = table[2 * LEVELS[level].number]
+    pointers: Int64Array = table[2 * number]
     return pointers
 
 
-def _source_segments(
-    table: Int64Array, places: Int64Array, level: Level
-) -> tuple[Int64Array, Int64Array]:
-    """Starts and stops, in their store, of the rows of the samples at `places` (empty: all)."""
-    chosen = places if len(places) else slice(0, table.shape[1] - 1)
-    starts = table[max(0, 2 * LEVELS[level].number - 1), chosen]
-    return starts, starts + np.diff(_pointers(table, level))[chosen]
-
-
-def _target_rows(table: Int64Array, places: Int64Array, level: Level) -> Int64Array | slice:
-    """Rows in the batch of the samples at `places` (empty: all)."""
+def _target_rows(table: Int64Array, places: Int64Array, number: int) -> Int64Array | slice:
+    """Rows in the batch of the samples at `places` (empty: all) at a level."""
     if len(places) == 0:
         return slice(None)
-    ptr = _pointers(table, level)
+    ptr = _pointers(table, number)
     return segment_rows(ptr[places], pointers(np.diff(ptr)[places]))

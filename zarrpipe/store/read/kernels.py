@@ -1,7 +1,7 @@
 """The steps of a gather that touch every sample, compiled by numba.
 
 Importing this module imports numba and loads the compiled code, so only functions import it.
-Levels are their numbers in `zarrpipe.data.fields.LEVELS`, of which 0 has no pointers.
+Levels are numbers: 0 for systems, then those that have pointers, in the order of the plan.
 
 Table of the K samples of a batch, int64 [2 L + 1, K + 1] for L levels that have pointers:
 

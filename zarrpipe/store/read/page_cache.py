@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from zarrpipe.data.csr import AnyArray, Int64Array
-from zarrpipe.data.fields import Level
+from zarrpipe.data.levels import Level
 from zarrpipe.store.backend.mapped_memory import libc
 
 _STEP = 1 << 19  # a system may limit each request to the disk to this

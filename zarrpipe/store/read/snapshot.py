@@ -186,7 +186,8 @@ class Snapshot:
             self.attributes, self.active = state.attributes, state.active
             self._deleted = state.attributes.deleted
             self.schema = read_schema(self._group, state.attributes)
-            self.extent = self._arrays.row_counts(state.samples, state.samples)
+            before = RowCounts(state.samples, dict.fromkeys(self.schema.pointer_levels, 0))
+            self.extent = self._arrays.row_counts(state.samples, before, self.schema.pointer_levels)
             self._last_sample = self._arrays.last_sample(state.samples)
             self._seen = None
 
@@ -313,7 +314,8 @@ class Snapshot:
                 f"{self.root}: sample {before - 1} is another than it was: a copy of the store, a "
                 "backup for example, was written over its files; open it again"
             )
-        extent, active = self._arrays.row_counts(samples, before), self.active
+        extent = self._arrays.row_counts(samples, self.extent, self.schema.pointer_levels)
+        active = self.active
         last_sample = self._arrays.last_sample(samples)
         if before == 0:
             self._arrays.check_required(self.schema, extent)

@@ -8,13 +8,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from zarrpipe.data.categories import Int32Array, translation
 from zarrpipe.data.csr import AnyArray, Int64Array
-from zarrpipe.data.fields import INDEX_FIELDS, LEVELS, SEGMENTED, Level
+from zarrpipe.data.levels import Level
 from zarrpipe.data.schema import Field
 from zarrpipe.errors import StoreFormatError
 from zarrpipe.store.backend.array_reader import ArrayReader
 from zarrpipe.store.cache.array import CachedArray
-from zarrpipe.store.format.layout import field_path, present_path
+from zarrpipe.store.format.layout import present_path
 from zarrpipe.store.read.mapped import MappedArray
 from zarrpipe.store.read.page_cache import PageCache
 from zarrpipe.store.read.snapshot import Snapshot
@@ -65,14 +66,14 @@ class BatchArray:
     @property
     def index_of(self) -> Level | None:
         """Level whose row numbers the values are; None for other values."""
-        return None if self.field is None else INDEX_FIELDS.get(self.name)
+        return None if self.field is None else self.field.index_of
 
     def path(self, snapshot: Snapshot) -> str | None:
         """Path of the array in a store; None if it has none."""
         if self.field is None:
             return present_path(self.name) if self.name in snapshot.attributes.nullable else None
         own = snapshot.schema.get(self.name)
-        return None if own is None else field_path(own)
+        return None if own is None else own.path
 
     def reader(self, snapshot: Snapshot) -> ArrayReader | None:
         """Reader of the array of a store; None if it has none."""
@@ -87,19 +88,30 @@ class BatchArray:
         rows = snapshot.unit_rows(path)
         return Unit(self.level, rows, self.row_bytes, isinstance(reader, CachedArray))
 
+    def translation(self, snapshot: Snapshot) -> Int32Array | None:
+        """Code in the batch of each code of a store; None where codes stay as they are."""
+        own = None if self.field is None else snapshot.schema.get(self.name)
+        if own is None or own.categories is None or self.field is None:
+            return None
+        return translation(own.categories, self.field.categories or ())
+
     def fill(self, snapshot: Snapshot) -> Any:
         """Value in the batch for samples of a store that lacks the array."""
         return self.name in snapshot.schema if self.field is None else self.field.fill
 
 
 class Source:
-    """The arrays of one store that a gather reads, and the pointers of `levels`.
+    """The arrays of one store that a gather reads, and the pointers of `needed` ones of `levels`.
 
     Raises StoreFormatError if an array has another dtype or row shape, or too few rows.
     """
 
     def __init__(
-        self, snapshot: Snapshot, arrays: Sequence[BatchArray], levels: Collection[Level]
+        self,
+        snapshot: Snapshot,
+        arrays: Sequence[BatchArray],
+        levels: Sequence[Level],
+        needed: Collection[Level],
     ) -> None:
         self._root = snapshot.root
         self._page_cache: PageCache | None = None
@@ -128,15 +140,23 @@ class Source:
             if values is None
         ]
         """Positions of the arrays that the store lacks, and their fill values."""
+        self.translations = [
+            (place, table)
+            for place, array in enumerate(arrays)
+            if (table := array.translation(snapshot)) is not None
+        ]
+        """Positions of fields of strings, and the batch's code of each code of the store."""
         self._active = snapshot.active
         self._pointers = {
-            level: snapshot.pointers(path) for level, path in SEGMENTED.items() if level in levels
+            level: snapshot.pointers(level.pointers)
+            for level in snapshot.schema.pointer_levels
+            if level in needed
         }
         self.samples = snapshot.count
         vector = [snapshot.count, _address(self._active)]
-        for level in SEGMENTED:
+        for level in levels:
             address = _address(self._pointers.get(level))
-            vector += [extent.rows(level), address, LEVELS[level].least]
+            vector += [extent.rows(level), address, level.least]
         self._rows = rows  # keeps the arrays alive, whose addresses follow
         self.vector = np.array([*vector, *map(_address, rows)], dtype=np.int64)
         """Description of the store; see `zarrpipe.store.read.kernels`."""
@@ -190,7 +210,7 @@ class Source:
 
     def damaged(self) -> StoreFormatError:
         """Error for invalid pointers."""
-        names = " or ".join(SEGMENTED.values())
+        names = " or ".join(level.pointers for level in self._pointers)
         return StoreFormatError(
             f"{self._root}: {names} falls, is negative or runs past the rows that there are: it "
             "is damaged"

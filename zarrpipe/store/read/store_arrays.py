@@ -1,6 +1,6 @@
 """The arrays of one store that a reader has opened, and the rows that their pointers commit."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -9,7 +9,8 @@ import numpy as np
 import zarr
 
 from zarrpipe.data.csr import AnyArray, Int64Array
-from zarrpipe.data.fields import REQUIRED_FIELDS, SEGMENTED, Level
+from zarrpipe.data.fields import REQUIRED_FIELDS
+from zarrpipe.data.levels import Level
 from zarrpipe.data.schema import Schema
 from zarrpipe.errors import StoreFormatError
 from zarrpipe.store.backend.array_reader import ArrayReader, allowed_absent_chunks, check_rows
@@ -25,9 +26,9 @@ from zarrpipe.store.format.commit_log import (
 )
 from zarrpipe.store.format.layout import (
     ATOMS_PTR,
+    EDGES_PTR,
     IDS,
     SAMPLES_MASK,
-    field_path,
     find_array,
     is_dense,
     resized_by_another,
@@ -130,27 +131,28 @@ class StoreArrays:
             )
         return samples
 
-    def row_counts(self, samples: int, before: int) -> RowCounts:
-        """Rows of the first `samples`; the pointers of the first `before` were checked.
+    def row_counts(self, samples: int, before: RowCounts, levels: Sequence[Level]) -> RowCounts:
+        """Rows of the first `samples` at `levels`; the pointers of those `before` were checked.
 
         Raises StoreFormatError if pointers do not begin with zero, or those of a level other than
         atoms decrease.
         """
         if samples == 0:
             return RowCounts()
-        counts = [samples]
-        for level, path in SEGMENTED.items():
-            pointers = self.open(path)
+        counts = {}
+        for level in levels:
+            path, pointers = level.pointers, self.open(level.pointers)
             pointers.ensure(samples + 1)
             if pointers.data[0]:
                 raise StoreFormatError(
                     f"{self.root}: {path} begins with {pointers.data[0]}, expected 0: it is damaged"
                 )
             if level is not Level.ATOM:
+                known = before.samples if level in before.by_level else 0
                 with _in_files(pointers) as values:
-                    check_pointers(f"{self.root}: {path}", values, samples, before)
-            counts.append(int(pointers.data[samples]))
-        return RowCounts(tuple(counts))
+                    check_pointers(f"{self.root}: {path}", values, samples, known)
+            counts[level] = int(pointers.data[samples])
+        return RowCounts(samples, counts)
 
     def active_samples(self, samples: int) -> Int64Array | None:
         """Samples among the first `samples` that are not deleted; None if none is deleted.
@@ -177,7 +179,7 @@ class StoreArrays:
             item = schema.get(name)
             if item is None:
                 raise StoreFormatError(f"{self.root} has samples and no field {name!r}")
-            array = self.zarr_array(field_path(item))
+            array = self.zarr_array(item.path)
             check_rows(array.store_path, array.shape[0], counts.atoms)
 
     def last_sample(self, samples: int) -> dict[str, int]:
@@ -186,7 +188,7 @@ class StoreArrays:
         They differ if other samples took the place of the known ones.
         """
         found = {}
-        for path in SEGMENTED.values() if samples else ():
+        for path in (ATOMS_PTR, EDGES_PTR) if samples else ():
             pointers = self.open(path)
             if isinstance(pointers, MappedArray):
                 pointers.ensure(samples + 1)

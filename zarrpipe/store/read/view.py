@@ -7,15 +7,14 @@ import numpy as np
 
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.csr import AnyArray, Int64Array
-from zarrpipe.data.fields import SEGMENTED, Level
 from zarrpipe.data.ids import UInt64Array, batch_ids
+from zarrpipe.data.levels import Level
 from zarrpipe.data.schema import Schema
 from zarrpipe.errors import FieldError, StoreClosedError
 from zarrpipe.store.backend.location import Root, StoreLike
 from zarrpipe.store.cache.directory import CacheConfig
 from zarrpipe.store.format.layout import (
     IDS,
-    field_path,
     present_path,
 )
 from zarrpipe.store.read.gather import Gather, Part
@@ -84,15 +83,20 @@ class StoreView:
     def num_rows(self, level: Level) -> Int64Array:
         """Number of rows of each sample at a level that has pointers, [N] int64."""
         samples = self._snapshot.extent.samples
-        counts = np.diff(self._snapshot.pointers(SEGMENTED[level])[: samples + 1])
+        counts = np.diff(self._pointers(level)[: samples + 1])
         active = self._snapshot.active
         return counts if active is None else counts[active]
 
     def counts_of(self, level: Level, samples: Int64Array) -> Int64Array:
         """Number of rows of the samples [K] int64 at a level that has pointers."""
-        ptr = self._snapshot.pointers(SEGMENTED[level])
-        rows = self._snapshot.physical(samples)
+        ptr, rows = self._pointers(level), self._snapshot.physical(samples)
         return ptr[rows + 1] - ptr[rows]
+
+    def _pointers(self, level: Level) -> Int64Array:
+        """Pointers of a level, [N+1] or longer, where deleted samples count; zeros without it."""
+        if level in self.schema.pointer_levels:
+            return self._snapshot.pointers(level.pointers)
+        return np.zeros(self._snapshot.extent.samples + 1, dtype=np.int64)
 
     @property
     def ids(self) -> UInt64Array:
@@ -133,7 +137,7 @@ class StoreView:
         if item is None or item.level is not Level.SYSTEM:
             have = [item.name for item in self.schema.at(Level.SYSTEM)]
             raise FieldError(f"{self._root} has no field {name!r} at system level; it has {have}")
-        return self._of_samples(field_path(item), samples)
+        return self._of_samples(item.path, samples)
 
     def present(self, name: str, samples: Int64Array | None = None) -> AnyArray:
         """Whether each sample has a field, [N] bool, or each of `samples` [K] int64.
@@ -159,10 +163,10 @@ class StoreView:
 
     def row_starts(self, level: Level) -> Int64Array | None:
         """First row of each sample at a level, and the end, [N+1] int64; None for systems."""
-        if level not in SEGMENTED:
+        if not level.has_pointers:
             return None
         samples, active = self._snapshot.extent.samples, self._snapshot.active
-        ptr = self._snapshot.pointers(SEGMENTED[level])[: samples + 1]
+        ptr = self._pointers(level)[: samples + 1]
         return ptr if active is None else np.append(ptr[active], ptr[-1])
 
     def units(self, fields: Sequence[str] | None = None) -> list[Unit]:

@@ -7,17 +7,21 @@ from typing import Any
 
 import numpy as np
 from zarr.abc.codec import ArrayArrayCodec, ArrayBytesCodec, BytesBytesCodec
+from zarr.codecs import BytesCodec
 from zarr.storage import MemoryStore
 
 from zarrpipe.compat import memory_content
 from zarrpipe.data.csr import Int64Array, pointers, segment_rows
-from zarrpipe.data.fields import LEVELS, SEGMENTED
 from zarrpipe.errors import StoreFormatError
 from zarrpipe.store.backend.location import Root
 from zarrpipe.store.backend.lock import WriterLock
 from zarrpipe.store.backend.swap import discard, swap_into_place, temp_sibling
 from zarrpipe.store.format.config import ZarrArrayConfig, ZarrWriteConfig
 from zarrpipe.store.format.layout import (
+    ATOMS_MASK,
+    ATOMS_PTR,
+    EDGES_MASK,
+    EDGES_PTR,
     SAMPLES_MASK,
     SUMS,
     is_plain,
@@ -41,11 +45,11 @@ def delete_samples(writer: StoreWriter, samples: Int64Array) -> None:
     with writer.changing():
         _unmask(writer, SAMPLES_MASK, samples)
         writer.publish_deleted()
-        for level, path in SEGMENTED.items():
+        for path, mask in ((ATOMS_PTR, ATOMS_MASK), (EDGES_PTR, EDGES_MASK)):
             stored = writer.array(path).read(0, writer.counts.samples + 1)
             starts = stored[samples]
             rows = segment_rows(starts, pointers(stored[samples + 1] - starts))
-            _unmask(writer, LEVELS[level].mask, rows)
+            _unmask(writer, mask, rows)
 
 
 def _unmask(writer: StoreWriter, path: str, rows: Int64Array) -> None:
@@ -84,11 +88,13 @@ def defragment(writer: StoreWriter, config: ZarrWriteConfig | None) -> StoreWrit
 def _as_stored(writer: StoreWriter) -> ZarrWriteConfig:
     """Config of a writer, with the chunks and codecs of the stored arrays."""
     stored = {
-        path.split("/")[1]: _config_of(writer.group[path])
+        path.rpartition("/")[2]: _config_of(writer.group[path])
         for path in writer.paths
-        if not path.startswith("present/")
+        if not path.startswith(("present/", "meta/level_ptrs/"))
     }
     mask = replace(stored["samples_mask"], chunk_size=None, shard_size=None)
+    if isinstance(mask.serializer, BytesCodec):  # that of single bytes, which have no order
+        mask = replace(mask, serializer=None)
     return replace(writer.config, meta=mask, field_overrides=stored)
 
 

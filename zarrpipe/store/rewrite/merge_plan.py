@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from zarrpipe.data.csr import AnyArray, Int64Array, pointers
-from zarrpipe.data.fields import SEGMENTED, Level
 from zarrpipe.data.ids import UInt64Array
-from zarrpipe.data.schema import Field, Schema, field_from_array
+from zarrpipe.data.levels import Level
+from zarrpipe.data.schema import Field, Schema, field_from_array, with_strings_of
 from zarrpipe.errors import SchemaError, StoreFormatError
 from zarrpipe.store.format.commit_log import RowCounts
 from zarrpipe.store.format.layout import field_spec
@@ -54,10 +54,10 @@ class MergePlan:
             self._order = np.random.default_rng(shuffle).permutation(sum(counts))
         self._owner = self._ordered(np.repeat(np.arange(len(counts), dtype=np.int32), counts))
         self._samples = self._ordered(_joined([source.samples for source in self.sources]))
-        self._rows = {level: self._rows_at(level) for level in SEGMENTED}
+        self._rows = {level: self._rows_at(level) for level in self.schema.pointer_levels}
         self.present = {name: has for name in self.schema if not (has := self._present(name)).all()}
-        ends = (int(self.ptr(level)[-1]) for level in self._rows)
-        self.counts = RowCounts((sum(counts), *ends))
+        ends = {level: int(rows.ptr[-1]) for level, rows in self._rows.items()}
+        self.counts = RowCounts(sum(counts), ends)
 
     @property
     def others(self) -> dict[str, Any]:
@@ -95,7 +95,7 @@ class MergePlan:
     def _borders(self, level: Level) -> list[int]:
         """First row of each source that has rows, in a plan that is not shuffled."""
         first = pointers(np.array([len(source.samples) for source in self.sources]))
-        rows = self.ptr(level)[first] if level in SEGMENTED else first
+        rows = self.ptr(level)[first] if level.has_pointers else first
         return [start for start in rows.tolist() if start < rows[-1]]
 
     def _warm(self, item: Field) -> None:
@@ -105,8 +105,10 @@ class MergePlan:
                 source.field(item).reshape(-1).view(np.uint8)[:: mmap.PAGESIZE].max(initial=0)
 
     def _block(self, item: Field, start: int, stop: int) -> AnyArray:
-        if item.level not in SEGMENTED:
+        if not item.level.has_pointers:
             per_sample = _Rows(self._samples[start:stop], np.arange(stop - start + 1))
+            if item.index_of is not None:
+                return self._row_numbers(item, item.index_of, slice(start, stop), per_sample)
             return self._gathered(item, self._owner[start:stop], per_sample)
         rows = self._rows[item.level]
         first = int(np.searchsorted(rows.ptr, start, "right")) - 1
@@ -182,24 +184,32 @@ def _common_schema(sources: Sequence[MergeSource]) -> Schema:
     common: dict[str, tuple[Field, MergeSource]] = {}
     for source in sources:
         for given in source.schema.values() if len(source.samples) else ():
-            item = field_from_array(given.name, given.level, given.dtype, given.shape)
-            item = replace(item, unit=given.unit)
+            kind = (given.name, given.level, given.dtype, given.shape)
+            item = replace(field_from_array(*kind, index_of=given.index_of), unit=given.unit)
             if item.index_of is not None and item.dtype.kind in "iu":
                 item = replace(item, dtype=np.dtype("int64"))
+            item = replace(item, categories=given.categories)
             fixed, first = common.setdefault(item.name, (item, source))
-            if item != fixed:
+            united = with_strings_of(fixed, item)
+            if replace(item, categories=united.categories) != united or (
+                (item.categories is None) is not (fixed.categories is None)
+            ):
                 raise SchemaError(
                     f"field {item.name!r} is {_described(fixed)} in {first.root} and "
                     f"{_described(item)} in {source.root}: rewrite one of the two, with "
                     "the field converted or under another name; to add a missing unit, call "
                     "zarrpipe.compact(store, config={'units': {...}})"
                 )
+            common[item.name] = united, first
     return Schema({name: item for name, (item, _) in common.items()})
 
 
 def _described(item: Field) -> str:
     unit = f"in {item.unit!r}" if item.unit else "without a unit"
-    return f"{item.dtype} of row shape {item.shape} at level {item.level.value!r} {unit}"
+    counts = "" if item.index_of is None else f", counting {item.index_of}s,"
+    if item.categories is not None:
+        return f"strings at level {item.level!r}"
+    return f"{item.dtype} of row shape {item.shape} at level {item.level!r}{counts} {unit}"
 
 
 def _check_row_numbers(
@@ -208,7 +218,7 @@ def _check_row_numbers(
     """Refuse edges to atoms outside their system, as nvalchemi appends."""
     if bool(((values < begin) | (values >= end)).any()):
         raise StoreFormatError(
-            f"{source.root}: {item.level.value}s refer to rows outside their system; nvalchemi "
+            f"{source.root}: {item.level}s refer to rows outside their system; nvalchemi "
             f"stores the {item.name} of every write but the first relative to that write: repair "
             "the store with `zarrpipe check --repair`, or remove the field and compute it again"
         )

@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 import zarr
 
+from zarrpipe.data.categories import translation
 from zarrpipe.data.csr import AnyArray, Int64Array, pointers, segment_rows
-from zarrpipe.data.fields import LEVELS, SEGMENTED, Level
 from zarrpipe.data.ids import UInt64Array, structure_ids, zero_missing
+from zarrpipe.data.levels import Level
 from zarrpipe.data.schema import Field
 from zarrpipe.errors import StoreFormatError, StoreNotFoundError
 from zarrpipe.store.backend.array_reader import MissingChunks, allowed_absent_chunks, check_rows
 from zarrpipe.store.backend.location import Root
 from zarrpipe.store.format.layout import (
     IDS,
-    field_path,
     find_array,
     is_dense,
     is_plain,
@@ -55,16 +55,19 @@ class MergeSource:
         self.others = other_attributes(self._group)
         self._mapped: dict[str, AnyArray] = {}
         self._decoded: dict[str, AnyArray] = {}
+        self._codes: dict[str, AnyArray] = {}
 
     def segments(self, level: Level) -> tuple[Int64Array, Int64Array]:
         """First row [N] and number of rows [N] of each sample at a level that has pointers."""
         if len(self.samples) == 0:
             return self.samples, self.samples
-        path = SEGMENTED[level]
+        if level not in self.schema.pointer_levels:
+            return np.zeros_like(self.samples), np.zeros_like(self.samples)
+        path = level.pointers
         stored = self._snapshot.rows(path, self._snapshot.extent.samples + 1)
         starts = stored[self.samples]
         counts = stored[self.samples + 1] - starts
-        falls = counts.min() < LEVELS[level].least or starts.min() < 0
+        falls = counts.min() < level.least or starts.min() < 0
         if falls or (starts + counts).max() > self._snapshot.extent.rows(level):
             raise StoreFormatError(
                 f"{self.root}: {path} is damaged: it falls, is negative or exceeds the rows of its "
@@ -74,10 +77,15 @@ class MergeSource:
 
     def field(self, item: Field) -> AnyArray:
         """Every row of a field, including those of deleted samples, with the dtype of `item`."""
-        rows = self._flat(field_path(self.schema[item.name]), item.level, item.dtype)
+        rows = self._flat(self.schema[item.name].path, item.level, item.dtype)
         if rows.shape[1:] != item.shape:  # compiled kernels would write out of bounds
             raise self._changed()
-        return rows
+        if item.categories is None:
+            return rows
+        if item.name not in self._codes:
+            table = translation(self.schema[item.name].categories or (), item.categories)
+            self._codes[item.name] = rows if table is None else table[rows]
+        return self._codes[item.name]
 
     def present(self, name: str) -> AnyArray:
         """Which samples [N] have a field."""
@@ -166,7 +174,7 @@ class MergeSource:
 
 def other_attributes(group: zarr.Group) -> dict[str, Any]:
     """Attributes of a root group that neither zarrpipe nor nvalchemi wrote."""
-    ours = ("num_samples", "fields", "zarrpipe")
+    ours = ("num_samples", "fields", "levels", "zarrpipe")
     return {name: value for name, value in group.attrs.asdict().items() if name not in ours}
 
 

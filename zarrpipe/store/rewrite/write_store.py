@@ -13,7 +13,6 @@ import numpy as np
 import zarr
 
 from zarrpipe.data.csr import AnyArray
-from zarrpipe.data.fields import COMMIT_ORDER, SEGMENTED
 from zarrpipe.data.schema import Schema
 from zarrpipe.store.backend.location import Root
 from zarrpipe.store.format.commit_log import RowCounts
@@ -26,11 +25,10 @@ from zarrpipe.store.format.layout import (
     ArraySpec,
     chunk_rows,
     create_array,
-    field_path,
     field_spec,
-    meta_specs,
     present_path,
     present_spec,
+    store_specs,
 )
 from zarrpipe.store.format.metadata import Attributes, new_generation
 from zarrpipe.store.rewrite.merge_plan import MergePlan
@@ -64,7 +62,7 @@ def write_store(
     arrays = _create(group, root, plan, config, capacity)
     group = group.update_attributes({**(others or {}), **attributes.to_dict(schema)})
     for item in plan.schema.values():
-        _fill(arrays[field_path(item)], plan, item.name, done)
+        _fill(arrays[item.path], plan, item.name, done)
     if plan.counts.samples:
         for name, has in plan.present.items():
             arrays[present_path(name)].write(0, has)
@@ -72,8 +70,8 @@ def write_store(
         arrays[SAMPLES_MASK].write(0, np.ones(plan.counts.samples, dtype=bool))
         for source in plan.sources:
             source.check_unchanged()
-        for level in COMMIT_ORDER:
-            _write_backwards(arrays[SEGMENTED[level]], plan.ptr(level))
+        for level in reversed(schema.pointer_levels):  # those of atoms, which commit, come last
+            _write_backwards(arrays[level.pointers], plan.ptr(level))
         written = _NewStore(group, schema, attributes, plan.counts, arrays)
         write_sums(group, sums_over(written, _sums(plan, written)))
     for array in arrays.values():
@@ -174,12 +172,12 @@ def _create(
 ) -> dict[str, ArrayWriter]:
     """Arrays of the new store, with their exact shapes, by path."""
     schema = plan.schema
-    specs = [*meta_specs(), *map(field_spec, schema.values())]
-    specs += [present_spec(schema[name]) for name in plan.present]
+    specs = store_specs(schema) + [present_spec(schema[name]) for name in plan.present]
+    pointers = {level.pointers for level in schema.pointer_levels}
     arrays = {}
     for spec in specs:
-        rows = plan.counts.rows(spec.level) + (spec.path in SEGMENTED.values())
-        chosen = config.for_array(*spec.path.split("/"))
+        rows = plan.counts.rows(spec.level) + (spec.path in pointers)
+        chosen = config.for_array(spec.path)
         if capacity is None:
             chosen = fitted(chosen, spec, rows)
         alone = ZarrWriteConfig(meta=chosen, core=chosen, custom=chosen)

@@ -9,8 +9,9 @@ import numpy.typing as npt
 import zarr
 
 from zarrpipe.data.csr import AnyArray, Int64Array, pointers, segment_rows
-from zarrpipe.data.fields import CORE_FIELDS, Level
+from zarrpipe.data.fields import CORE_FIELDS
 from zarrpipe.data.ids import UInt64Array, mix, unit_places
+from zarrpipe.data.levels import Level
 from zarrpipe.data.schema import Schema
 from zarrpipe.store.format.commit_log import RowCounts
 from zarrpipe.store.format.layout import (
@@ -18,7 +19,6 @@ from zarrpipe.store.format.layout import (
     EDGES_PTR,
     IDS,
     SAMPLES_MASK,
-    field_path,
     present_path,
 )
 from zarrpipe.store.format.metadata import Attributes
@@ -250,4 +250,4 @@ def _label(
 
 
 def _rows(store: CountedStore, name: str, start: int, stop: int) -> AnyArray:
-    return store.array(field_path(store.schema[name])).read(start, stop)
+    return store.array(store.schema[name].path).read(start, stop)

@@ -74,7 +74,7 @@ class StoredSums:
             attributes.ours
             and self.generation == digest(attributes.generation)
             and self.deleted == attributes.deleted
-            and self.counts == counts
+            and self.counts.totals == counts.totals
             and self.samples == active
         )
 
@@ -101,7 +101,7 @@ def valid_sums(snapshot: Snapshot) -> StoredSums | None:
     rows, active = stored.counts.samples, snapshot.active
     ends = (int(snapshot.pointers(path)[rows]) for path in (ATOMS_PTR, EDGES_PTR))
     number = rows if active is None else int(np.searchsorted(active, rows))
-    valid = stored.belongs(snapshot.attributes, RowCounts((rows, *ends)), active=number)
+    valid = stored.belongs(snapshot.attributes, RowCounts.of(rows, *ends), active=number)
     return stored if valid and stored.sums.complete else None
 
 
@@ -211,7 +211,7 @@ def _decoded(content: FloatArray) -> StoredSums | None:
         number.astype(np.int64),
         fitted,
     ).copy()
-    return StoredSums(RowCounts((samples, atoms, edges)), deleted, tuple(head[4:8].tolist()), sums)
+    return StoredSums(RowCounts.of(samples, atoms, edges), deleted, tuple(head[4:8].tolist()), sums)
 
 
 def _is_whole(content: FloatArray) -> bool:
@@ -272,7 +272,7 @@ class StatisticsUpdater:
             if counts.samples - known < known // _FEW:
                 return
         self._postpone(counts)
-        if stored is not None and stored.counts == counts:
+        if stored is not None and stored.counts.totals == counts.totals:
             return
         if stored is not None and not stored.sums.complete:
             self._stored, self._recount = None, True
@@ -318,4 +318,4 @@ def _belongs(stored: StoredSums, store: CountedStore) -> bool:
         return False
     ends = (int(store.array(path).read(rows, rows + 1)[0]) for path in (ATOMS_PTR, EDGES_PTR))
     active = np.count_nonzero(store.array(SAMPLES_MASK).read(0, rows))
-    return stored.belongs(store.attributes, RowCounts((rows, *ends)), active=int(active))
+    return stored.belongs(store.attributes, RowCounts.of(rows, *ends), active=int(active))

@@ -9,25 +9,28 @@ import numpy as np
 import torch
 
 from zarrpipe.data.batch import Batch
+from zarrpipe.data.categories import translation
 from zarrpipe.data.csr import AnyArray
-from zarrpipe.data.fields import COMMIT_ORDER, SEGMENTED
 from zarrpipe.data.ids import batch_ids
+from zarrpipe.data.levels import Level
 from zarrpipe.data.schema import Field, Schema
 from zarrpipe.data.validate import plain_array
 from zarrpipe.errors import FieldError
 from zarrpipe.store.format.commit_log import RowCounts
 from zarrpipe.store.format.layout import (
     ATOMS_PTR,
+    EDGES_PTR,
     IDS,
     SAMPLES_MASK,
     ArraySpec,
-    field_path,
     field_spec,
+    pointer_spec,
     present_path,
     present_spec,
 )
 
-_STAGES = {SAMPLES_MASK: 1, **dict.fromkeys(SEGMENTED.values(), 1), ATOMS_PTR: 2}
+_TRUE = np.ones(256, dtype=bool)
+_STAGES = {SAMPLES_MASK: 1, EDGES_PTR: 1, ATOMS_PTR: 2}
 
 
 class RowWrite(NamedTuple):
@@ -39,28 +42,59 @@ class RowWrite(NamedTuple):
 
 
 def plan_append(
-    schema: Schema, nullable: frozenset[str], counts: RowCounts, batch: Batch
-) -> list[RowWrite]:
-    """Writes of an append in commit order: fields, presence, ids, masks, and pointers last.
+    schema: Schema,
+    nullable: frozenset[str],
+    counts: RowCounts,
+    batch: Batch,
+    arrays: Mapping[str, AnyArray],
+) -> tuple[list[RowWrite], RowCounts]:
+    """Writes of an append in commit order, and the rows that are committed after it.
 
-    `schema` and `nullable` include the changes that the batch causes. The batch has at least one
-    system, fits the schema, and is on the CPU without gradients.
+    Fields come first, then presence, ids, masks, and pointers last. `schema` and `nullable` include
+    the changes that the batch causes. The batch has at least one system and fits the schema;
+    `arrays` has its fields, see `host_arrays`.
     """
-    first, arrays = counts.samples, _arrays(batch)
-    writes = []
+    first, systems = counts.samples, batch.num_graphs
+    starts, writes = {Level.SYSTEM: first, **counts.by_level}, []
     for item in schema.values():
-        values = arrays.get(item.name)
-        rows = _fill(item, batch) if values is None else _rows(item, counts, values)
-        writes.append(RowWrite(field_path(item), counts.rows(item.level), rows))
+        start, values = starts.get(item.level), arrays.get(item.name)
+        if start is None:
+            start = counts.rows(item.level)
+        if values is None:
+            shape = (batch.num_rows(item.level), *item.shape)
+            values = np.full(shape, item.fill, dtype=item.dtype)
+        elif item.categories is not None:
+            values = _stored_codes(item, values, batch)
+        elif values.dtype is not item.dtype:
+            values = values.astype(item.dtype, copy=False)
+        if item.index_of is not None:
+            values = values + counts.rows(item.index_of)
+        writes.append(RowWrite(item.path, start, values))
     for name in sorted(nullable):
-        here = batch.present(name).numpy() if name in arrays else np.zeros(batch.num_graphs, bool)
+        here = batch.present(name).numpy() if name in arrays else np.zeros(systems, bool)
         writes.append(RowWrite(present_path(name), first, here))
     writes.append(RowWrite(IDS, first, batch_ids(batch, arrays)))
-    writes.append(RowWrite(SAMPLES_MASK, first, np.ones(batch.num_graphs, dtype=bool)))
-    for level in COMMIT_ORDER:
-        ends = batch.row_pointers(level).numpy()[1:] + counts.rows(level)
-        writes.append(RowWrite(SEGMENTED[level], first + 1, ends))
-    return writes
+    kept = _TRUE[:systems] if systems <= len(_TRUE) else np.ones(systems, dtype=bool)
+    writes.append(RowWrite(SAMPLES_MASK, first, kept))
+    after: dict[Level, int] = {}
+    for level in reversed(schema.pointer_levels):  # those of atoms, which commit, come last
+        ends = _ends(batch, level, systems) + starts.get(level, 0)
+        writes.append(RowWrite(level.pointers, first + 1, ends))
+        after[level] = int(ends[-1])
+    return writes, RowCounts(first + systems, after)
+
+
+def _stored_codes(item: Field, codes: AnyArray, batch: Batch) -> AnyArray:
+    """Codes [B] of a batch in the vocabulary of the store, which has all its strings."""
+    given, stored = batch.roles[item.name].categories, item.categories
+    table = None if given is None or stored is None else translation(given, stored)
+    return codes if table is None else table[codes]
+
+
+def _ends(batch: Batch, level: Level, systems: int) -> AnyArray:
+    """End [B] of the rows of each system of a batch at a level, which the batch may lack."""
+    ptr = batch._pointers.get(level)
+    return np.zeros(systems, dtype=np.int64) if ptr is None else ptr.numpy()[1:]
 
 
 def in_stages(writes: Sequence[RowWrite]) -> list[list[RowWrite]]:
@@ -74,21 +108,25 @@ def in_stages(writes: Sequence[RowWrite]) -> list[list[RowWrite]]:
     """
     stages: list[list[RowWrite]] = [[], [], []]
     for write in writes:
-        stages[_STAGES.get(write.path, 0)].append(write)
+        is_pointer = write.path.startswith("meta/level_ptrs/")
+        stages[_STAGES.get(write.path, int(is_pointer))].append(write)
     return [stage for stage in stages if stage]
 
 
-def on_host(batch: Batch) -> Batch:
-    """Copy a batch to the CPU without gradients, unless it is already there.
+def host_arrays(batch: Batch) -> tuple[Batch, dict[str, AnyArray]]:
+    """Batch on the CPU without gradients, and its fields as arrays that share its memory.
 
     Raises FieldError if a tensor is on the meta device.
     """
-    tensors = [*map(batch.row_pointers, SEGMENTED), *batch.fields.values()]
-    if any(tensor.is_meta for tensor in tensors):
-        raise FieldError("a batch on the meta device has no data that could be stored")
-    if all(tensor.is_cpu and not tensor.requires_grad for tensor in tensors):
-        return batch
-    return batch.detach().cpu()
+    try:
+        return batch, _arrays(batch)
+    except (RuntimeError, TypeError):  # it is on another device, or has gradients
+        if any(value.is_meta for value in batch.fields.values()):
+            raise FieldError(
+                "a batch on the meta device has no data that could be stored"
+            ) from None
+        batch = batch.detach().cpu()
+        return batch, _arrays(batch)
 
 
 def masked(batch: Batch, mask: Any) -> Batch:
@@ -119,7 +157,7 @@ def masked(batch: Batch, mask: Any) -> Batch:
 
 
 def _arrays(batch: Batch) -> dict[str, AnyArray]:
-    """Fields as arrays that share memory with the tensors."""
+    """Fields as arrays that share the tensors' memory."""
     return {name: value.numpy() for name, value in batch.fields.items()}
 
 
@@ -135,32 +173,21 @@ def plan_fill(spec: ArraySpec, rows: int, chunk_rows: int) -> RowWrite | None:
     return RowWrite(spec.path, start, np.full((rows - start, *spec.shape), spec.fill, spec.dtype))
 
 
-def _rows(item: Field, counts: RowCounts, values: AnyArray) -> AnyArray:
-    """Rows of a field as stored; row numbers count the rows of the store."""
-    rows = values if values.dtype is item.dtype else values.astype(item.dtype, copy=False)
-    return rows if item.index_of is None else rows + counts.rows(item.index_of)
-
-
-def _fill(item: Field, batch: Batch) -> AnyArray:
-    """Fill values for a field that the batch lacks."""
-    return np.full((batch.rows(item.level), *item.shape), item.fill, dtype=item.dtype)
-
-
 @dataclass(frozen=True)
 class NewArray:
     """An array to create in a store that has `rows` rows of its level.
 
-    If `absent`, these rows read False instead of the fill value.
+    If `zeros`, these rows are written as zeros or False; else they read as the fill value.
     """
 
     spec: ArraySpec
     rows: int
-    absent: bool = False
+    zeros: bool = False
 
     def fill(self, chunk_rows: int) -> RowWrite | None:
         """Write for the stored rows; None if they read as the fill value."""
-        if self.absent:
-            return RowWrite(self.spec.path, 0, np.zeros(self.rows, dtype=bool))
+        if self.zeros:
+            return RowWrite(self.spec.path, 0, np.zeros(self.rows, dtype=self.spec.dtype))
         return plan_fill(self.spec, self.rows, chunk_rows)
 
 
@@ -189,12 +216,18 @@ def plan_schema_change(
     if counts.samples:
         missing |= {item.name for item in new}
     missing -= nullable
-    if not new and not missing:
+    grown = schema.with_categories(batch)
+    if not new and not missing and grown is schema:
         return None
-    extended = schema.extended(new)
-    arrays = [NewArray(field_spec(item), counts.rows(item.level)) for item in new]
+    extended = grown.extended(new)
+    arrays = [
+        NewArray(pointer_spec(level), counts.samples + 1, zeros=True)
+        for level in extended.pointer_levels
+        if level not in schema.pointer_levels
+    ]
+    arrays += [NewArray(field_spec(item), counts.rows(item.level)) for item in new]
     arrays += [
-        NewArray(present_spec(extended[name]), counts.samples, absent=name not in schema)
+        NewArray(present_spec(extended[name]), counts.samples, zeros=name not in schema)
         for name in sorted(missing)
     ]
     return SchemaChange(tuple(arrays), extended, nullable | missing)

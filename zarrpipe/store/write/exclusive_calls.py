@@ -22,7 +22,7 @@ _Owner = TypeVar("_Owner", bound="WriterOwner")
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
 
-_QUICK = frozenset({"_write", "_append", "_length"})
+_QUICK, _READS = frozenset({"_write", "_append"}), frozenset({"read", "_length"})
 
 
 class Closing:
@@ -58,14 +58,20 @@ class ForkSafeLock:
 
     @property
     def mine(self) -> bool:
-        """Whether this thread holds the lock, or runs a task for the thread that does.
+        """Whether this thread holds the lock, or runs a task for the thread that does."""
+        return self.holds(self.here())
+
+    def holds(self, lock: "threading.RLock") -> bool:
+        """As `mine`, for the lock of this process.
 
         The lock itself is asked, as in `threading.Condition`. An interrupt at the border of the
         `with` statement, which CPython makes safe, would leave a flag of our own wrong.
         """
         if self._helper is not None and self._helper == (os.getpid(), threading.get_ident()):
-            return True
-        return bool(self.here()._is_owned())  # type: ignore[attr-defined]
+            if not lock.acquire(blocking=False):
+                return True  # its holder waits for this thread
+            lock.release()  # a task that an error ended at its last line has left its mark
+        return bool(lock._is_owned())  # type: ignore[attr-defined]
 
     def run_uninterrupted(self, task: Callable[[], _Result]) -> _Result:
         """Run a task for the thread that holds the lock; see `threads.run_uninterrupted`."""
@@ -94,19 +100,21 @@ def synchronized(
 
     @wraps(method)
     def call(self: _Owner, /, *args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
-        if self._mutex.mine:
+        lock = self._mutex.here()
+        if self._mutex.holds(lock):
             name = f"{type(self).__name__}.{method.__name__.strip('_')}"
             raise StoreBusyError(
                 f"{name} was called from inside another call on {self._root} (by a signal handler, "
                 "a hook or a destructor): nothing was changed; set a flag there and call it "
                 "afterwards, or hand a batch to ZarrData.defer"
             )
-        with self._mutex.here():
-            if quick and self._writer is not None and self._writer.appends_in_place:
+        with lock:
+            in_place = self._writer is not None and self._writer.appends_in_place
+            if reads or (quick and in_place):
                 return self._carry_out(method, *args, **kwargs)
             return self._mutex.run_uninterrupted(partial(self._carry_out, method, *args, **kwargs))
 
-    quick = method.__name__ in _QUICK
+    quick, reads = method.__name__ in _QUICK, method.__name__ in _READS
     return call
 
 

@@ -10,7 +10,6 @@ import zarr
 from zarr.storage import MemoryStore
 
 from zarrpipe.compat import sync
-from zarrpipe.data.fields import LEVELS, SEGMENTED
 from zarrpipe.data.schema import Schema
 from zarrpipe.errors import StoreFormatError
 from zarrpipe.store.backend.array_reader import check_rows
@@ -18,15 +17,15 @@ from zarrpipe.store.backend.location import Root
 from zarrpipe.store.format.commit_log import RowCounts, committed_samples
 from zarrpipe.store.format.config import ZarrWriteConfig
 from zarrpipe.store.format.layout import (
+    ATOMS_MASK,
     ATOMS_PTR,
+    EDGES_MASK,
     SAMPLES_MASK,
     ArraySpec,
     create_array,
-    field_path,
-    field_spec,
     find_array,
-    meta_specs,
     present_spec,
+    store_specs,
 )
 from zarrpipe.store.write.append_plan import RowWrite, in_stages
 from zarrpipe.store.write.array_writer import ArrayWriter, PlainArrayWriter, open_array_writer
@@ -71,13 +70,13 @@ class OpenArrays:
 
         Raises StoreFormatError if a store with samples lacks an array.
         """
-        pointers, *others = [*meta_specs(), *map(field_spec, schema.values())]
+        pointers, *others = store_specs(schema)
         first = self.open(group, pointers)
         entries: int = group[ATOMS_PTR].shape[0]  # type: ignore[union-attr]
         stored = entries > 1 and bool(first.read(1, 2).any())
         others += [present_spec(schema[name]) for name in nullable]
         self._open_each(others, partial(self._found if stored else self.open, group))
-        return self._committed(entries)
+        return self._committed(schema, entries)
 
     def _found(self, group: zarr.Group, spec: ArraySpec) -> ArrayWriter:
         array = find_array(group, spec.path)
@@ -150,7 +149,7 @@ class OpenArrays:
         masks, whose lost rows would reappear as zeros without notice.
         """
         committed = self._rows(schema, counts)
-        for path in map(field_path, schema.values()):
+        for path in (item.path for item in schema.values()):
             check_rows(f"{self._root}: {path}", self[path].rows, committed[path])
         stored = {path: min(rows, self[path].rows) for path, rows in committed.items()}
         tasks = [
@@ -179,9 +178,9 @@ class OpenArrays:
 
     def _rows(self, schema: Schema, counts: RowCounts) -> dict[str, int]:
         """Number of committed rows of each array."""
-        exact = dict.fromkeys(SEGMENTED.values(), counts.samples + 1)
-        exact |= {spec.mask: counts.rows(level) for level, spec in LEVELS.items()}
-        exact |= {field_path(item): counts.rows(item.level) for item in schema.values()}
+        exact = {level.pointers: counts.samples + 1 for level in schema.pointer_levels}
+        exact |= {ATOMS_MASK: counts.atoms, EDGES_MASK: counts.edges}
+        exact |= {item.path: counts.rows(item.level) for item in schema.values()}
         return {path: exact.get(path, counts.samples) for path in self._writers}
 
     def release(self) -> None:
@@ -193,7 +192,7 @@ class OpenArrays:
             writer.close()
         self._writers.clear()
 
-    def _committed(self, entries: int) -> RowCounts:
+    def _committed(self, schema: Schema, entries: int) -> RowCounts:
         """Find the committed rows, given the number of allocated pointers.
 
         It reads all pointers, in blocks of the size that a remote store returns at once.
@@ -207,8 +206,11 @@ class OpenArrays:
                 break
         if samples == 0:
             return RowCounts()
-        ends = [self[path].read(samples, samples + 1)[0] for path in SEGMENTED.values()]
-        return RowCounts((samples, *map(int, ends)))
+        ends = {
+            level: int(self[level.pointers].read(samples, samples + 1)[0])
+            for level in schema.pointer_levels
+        }
+        return RowCounts(samples, ends)
 
 
 def _write(writers: Mapping[str, ArrayWriter], write: RowWrite) -> None:

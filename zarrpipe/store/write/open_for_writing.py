@@ -75,7 +75,8 @@ def check_writable(root: Root) -> list[Path]:
                 f"{root} holds a Zarr group that zarrpipe did not write, and is left as it "
                 f"is: {way_out}"
             )
-        arrays += [f"{part}/{name}" for part in ("core", "custom") for name in attributes.levels]
+        arrays += [path for name in attributes.levels for path in attributes.paths_of(name)]
+        arrays += [level.pointers for level in attributes.own_levels.values()]
         arrays += map(present_path, attributes.nullable)
     if root.directory is None or not root.directory.is_dir():
         return []
@@ -159,9 +160,10 @@ def unfinished_files(directory: Path, arrays: Iterable[str], *, whole: bool = Fa
     the reverse, and a chunk with a second hard link, which belongs to another store, too.
     """
     found: list[Path] = []
-    for folder in (directory, *(directory / name for name in GROUPS)):
-        if folder == directory or _is_folder(folder):
-            _look_at(folder, found)
+    parents = {parent for path in arrays for parent in Path(path).parents}
+    for name in sorted({*map(Path, GROUPS), *parents, Path()}):
+        if name == Path() or _is_folder(directory / name):
+            _look_at(directory / name, found)
     for path in arrays:
         if _is_folder(directory / path):
             _look_through(directory / path, found, whole=whole or path.startswith("meta/"))

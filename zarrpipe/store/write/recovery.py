@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from zarrpipe.data.csr import AnyArray
-from zarrpipe.data.fields import LEVELS, SEGMENTED, Level
 from zarrpipe.data.ids import structure_ids, zero_missing
+from zarrpipe.data.levels import Level
 from zarrpipe.data.schema import Field, Schema
 from zarrpipe.errors import StoreFormatError
 from zarrpipe.store.backend import files
@@ -17,9 +17,10 @@ from zarrpipe.store.format.commit_log import RowCounts
 from zarrpipe.store.format.layout import (
     ATOMS_MASK,
     ATOMS_PTR,
+    EDGES_PTR,
     IDS,
+    ROW_MASKS,
     SAMPLES_MASK,
-    field_path,
     present_path,
 )
 from zarrpipe.store.format.metadata import Attributes
@@ -75,15 +76,13 @@ def _check_row_numbers(arrays: OpenArrays, item: Field, target: Level, samples: 
     """Refuse row numbers outside of their samples."""
     for start in range(samples.start, samples.stop, _IDS_BLOCK):
         stop = min(start + _IDS_BLOCK, samples.stop)
-        ptr, ends = (
-            arrays[SEGMENTED[level]].read(start, stop + 1) for level in (item.level, target)
-        )
-        values = arrays[field_path(item)].read(int(ptr[0]), int(ptr[-1]))
+        ptr, ends = (arrays[level.pointers].read(start, stop + 1) for level in (item.level, target))
+        values = arrays[item.path].read(int(ptr[0]), int(ptr[-1]))
         counts, shape = np.diff(ptr), (-1, *(1,) * len(item.shape))
         low, high = (np.repeat(one, counts).reshape(shape) for one in (ends[:-1], ends[1:]))
         if ((values < low) | (values >= high)).any():
             raise StoreFormatError(
-                f"{field_path(item)} of samples {start} to {stop}, which another writer appended, "
+                f"{item.path} of samples {start} to {stop}, which another writer appended, "
                 "refers to rows outside their sample: nvalchemi stores it relative to the batch; "
                 "run `zarrpipe check --repair`"
             )
@@ -95,13 +94,13 @@ def _structure_ids(
     """Ids [stop - start] uint64 of samples."""
     ptr = arrays[ATOMS_PTR].read(start, stop + 1)
     positions, numbers = (
-        arrays[field_path(schema[name])].read(int(ptr[0]), int(ptr[-1]))
+        arrays[schema[name].path].read(int(ptr[0]), int(ptr[-1]))
         for name in ("positions", "atomic_numbers")
     )
     box = {}
     for name in ("cell", "pbc"):
         if name in schema:
-            box[name] = arrays[field_path(schema[name])].read(start, stop)
+            box[name] = arrays[schema[name].path].read(start, stop)
             if name in nullable:
                 present = arrays[present_path(name)].read(start, stop)
                 box[name] = zero_missing(box[name], present)
@@ -124,8 +123,8 @@ def clear_uncommitted(arrays: OpenArrays, counts: RowCounts) -> None:
     arrays[ATOMS_PTR].clear_from(counts.samples + 1)
     arrays[SAMPLES_MASK].clear_from(counts.samples)
     if counts.samples == 0:  # the store is new, or a writer was killed while emptying it
-        for level in SEGMENTED:
-            arrays[LEVELS[level].mask].clear_all()
+        for path in ROW_MASKS:
+            arrays[path].clear_all()
 
 
 def settle_deletion(arrays: OpenArrays, published: int, counts: RowCounts) -> None:
@@ -151,8 +150,7 @@ def settle_deletion(arrays: OpenArrays, published: int, counts: RowCounts) -> No
 
 def mask_rows(arrays: OpenArrays, counts: RowCounts, kept: AnyArray) -> None:
     """Apply the masks `kept` [N] of samples to their atoms and edges."""
-    for level, ends in SEGMENTED.items():
-        path = LEVELS[level].mask
+    for path, ends in zip(ROW_MASKS, (ATOMS_PTR, EDGES_PTR), strict=True):
         wanted = np.repeat(kept, np.diff(arrays[ends].read(0, counts.samples + 1)))
         unit = arrays[path].chunk_rows
         for start in range(0, len(wanted), unit):

@@ -9,15 +9,15 @@ import numpy as np
 import zarr
 
 from zarrpipe.data.batch import Batch
-from zarrpipe.data.fields import LEVELS, SEGMENTED
 from zarrpipe.data.schema import Field, Schema, batch_signature
 from zarrpipe.store.backend import files
 from zarrpipe.store.backend.location import Root, StoreLock
 from zarrpipe.store.format.config import ZarrWriteConfig
 from zarrpipe.store.format.layout import (
+    ATOMS_MASK,
     ATOMS_PTR,
+    EDGES_MASK,
     SAMPLES_MASK,
-    field_path,
     field_spec,
 )
 from zarrpipe.store.format.metadata import Attributes
@@ -27,7 +27,7 @@ from zarrpipe.store.write.append_plan import (
     NewArray,
     RowWrite,
     SchemaChange,
-    on_host,
+    host_arrays,
     plan_append,
     plan_schema_change,
 )
@@ -186,19 +186,19 @@ class StoreWriter:
         or FieldError before any change.
         """
         self._check_change()
-        batch = on_host(batch)
-        signature = batch_signature(batch)
+        batch, arrays = host_arrays(batch)
+        signature = batch_signature(batch, arrays)
         change = None if signature == self._accepted else self._plan_change(batch)
         with self.changing():
             if change is not None or self._statistics.is_due(self.counts):
                 run_uninterrupted(partial(self._prepare, change))
             self._accepted = signature
-            after = self.counts.after(batch)
-            for level in SEGMENTED:
-                self._arrays[LEVELS[level].mask].reserve(after.rows(level))
-            self._arrays.carry_out(
-                plan_append(self.schema, self.attributes.nullable, self.counts, batch)
+            writes, after = plan_append(
+                self.schema, self.attributes.nullable, self.counts, batch, arrays
             )
+            self._arrays[ATOMS_MASK].reserve(after.atoms)
+            self._arrays[EDGES_MASK].reserve(after.edges)
+            self._arrays.carry_out(writes)
             self.counts = after
 
     def _prepare(self, change: SchemaChange | None) -> None:
@@ -246,7 +246,7 @@ class StoreWriter:
             if item.name in SUMMED_LABELS:
                 self._statistics.forget(self.group)
             self._arrays.open_all(self.group, [spec], fresh=True)
-            self._arrays.carry_out([RowWrite(field_path(item), 0, values)])
+            self._arrays.carry_out([RowWrite(item.path, 0, values)])
             self._metadata.publish(self.schema.extended((item,)))
         self._accepted = None
 

@@ -49,13 +49,14 @@ class WriteBuffer:
 
     def accept(self, batch: Batch | None, room: int = 0) -> None:
         """Let batches like one that the store has taken wait, up to `room` samples of them."""
-        self._accepted = None if batch is None else batch_signature(batch)
+        self._accepted = None if batch is None else batch_signature(batch, batch.fields)
         self._room = room
 
     def takes(self, batch: Batch) -> bool:
         """Whether the store will take a batch, as far as can be known without it."""
         self._forget_parent()
-        return 0 < batch.num_graphs <= self._room and batch_signature(batch) == self._accepted
+        fits = 0 < batch.num_graphs <= self._room
+        return fits and batch_signature(batch, batch.fields) == self._accepted
 
     def put(self, batch: Batch) -> None:
         """Queue a copy of a batch, or raise the error of the last flush of the thread."""

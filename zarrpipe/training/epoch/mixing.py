@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from zarrpipe.data.csr import AnyArray, Int64Array
-from zarrpipe.data.fields import Level
+from zarrpipe.data.levels import Level
 from zarrpipe.data.schema import Field
 from zarrpipe.data.validate import check_count
 from zarrpipe.errors import ArgumentError, ArgumentTypeError
@@ -233,7 +233,7 @@ def _scalars(data: Any, name: str, samples: IndexArray) -> tuple[AnyArray, npt.N
     known_fields: Mapping[str, Field] = getattr(data, "schema", {})
     if name in known_fields and known_fields[name].level is not Level.SYSTEM:
         raise ArgumentError(
-            f"weights are by field {name!r}, which is at level {known_fields[name].level.value!r}: "
+            f"weights are by field {name!r}, which is at level {known_fields[name].level!r}: "
             f"expected one with a number for each sample, such as {_of_systems(known_fields)}"
         )
     has: npt.NDArray[np.bool_] = data.present(name, samples)

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from zarrpipe.data.csr import AnyArray, Int64Array
-from zarrpipe.data.fields import Level
 from zarrpipe.data.ids import UInt64Array, mix, unit_places
+from zarrpipe.data.levels import Level
 from zarrpipe.data.schema import Field
 from zarrpipe.dataset.stores import SampleIndexMap
 from zarrpipe.dataset.zarr_dataset import ZarrDataset
@@ -206,7 +206,7 @@ def _groups(dataset: ZarrDataset, name: str, samples: Int64Array) -> npt.NDArray
     known = dataset.schema.get(name)
     if known is not None and known.level is not Level.SYSTEM:
         raise SchemaError(
-            f"split_by is {name!r}, a field at level {known.level.value!r}: expected 'id' or a "
+            f"split_by is {name!r}, a field at level {known.level!r}: expected 'id' or a "
             "field at system level, which has one value for each sample"
         )
     missing = samples[~dataset.present(name, samples)]

@@ -1,0 +1,181 @@
+"""Fields of strings are stored as codes and a vocabulary, and come back as the same strings."""
+
+import numpy as np
+import pytest
+import torch
+import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from zarr.storage import MemoryStore
+
+import zarrpipe as zp
+from zarrpipe import AtomicData, Batch, ZarrData, ZarrDataset
+from zarrpipe.data.categories import MOST_CATEGORIES
+from zarrpipe.errors import FieldError, SchemaError, StoreFormatError, UnknownFieldError
+from zarrpipe.store.read.view import StoreView
+
+
+def systems(strings, start=0):
+    """Batch of systems that have these strings, or none where it is None."""
+    return Batch.from_data_list(
+        [
+            AtomicData(
+                [[float(start + number), 0.0, 0.0]],
+                [1],
+                system=None if string is None else {"config_type": string},
+            )
+            for number, string in enumerate(strings)
+        ]
+    )
+
+
+def every(store):
+    view = StoreView(store)
+    return view.gather(np.arange(view.num_samples))
+
+
+def test_codes_and_vocabulary(tmp_path):
+    batch = systems(["bulk", "surface", None, "bulk"])
+    assert batch.config_type.tolist() == [0, 1, 0, 0]
+    assert batch.config_type.dtype is torch.int32
+    assert batch.categories("config_type") == ("bulk", "surface")
+    assert batch.strings("config_type") == ["bulk", "surface", None, "bulk"]
+    assert batch.get_data(1).strings("config_type") == ["surface"]
+    with ZarrData(tmp_path / "store") as sink:
+        sink.write(batch)
+        dataset = ZarrDataset(tmp_path / "store")
+        sink.write(systems(["slab", "surface"], 4))
+        dataset.refresh()
+        assert dataset.__getitems__([4, 5, 1]).strings("config_type") == [
+            "slab",
+            "surface",
+            "surface",
+        ]
+    group = zarr.open_group(tmp_path / "store", mode="r")
+    assert group["custom/config_type"][:].tolist() == [0, 1, 0, 0, 2, 1]
+    assert group.attrs["zarrpipe"]["categories"] == {"config_type": ["bulk", "surface", "slab"]}
+    report = zp.check(tmp_path / "store", progress=False)
+    assert report.ok, report
+
+
+def test_batches_of_strings():
+    fields = {"positions": torch.zeros(2, 3), "atomic_numbers": torch.ones(2, dtype=torch.int64)}
+    ptr, levels = torch.tensor([0, 1, 2]), {"mp_id": "system"}
+    given = Batch({**fields, "mp_id": ["mp-2", "mp-1"]}, ptr, levels=levels)
+    codes = torch.tensor([1, 0], dtype=torch.int32)
+    coded = Batch(
+        {**fields, "mp_id": codes}, ptr, levels=levels, categories={"mp_id": ["mp-1", "mp-2"]}
+    )
+    assert given.strings("mp_id") == coded.strings("mp_id") == ["mp-2", "mp-1"]
+    both = Batch.concatenate([given, coded])
+    assert both.strings("mp_id") == ["mp-2", "mp-1"] * 2
+    assert both.index_select([3, 0]).strings("mp_id") == ["mp-1", "mp-2"]
+    for wrong, match in (
+        ({"categories": {"mp_id": ["mp-1"]}}, "codes from 0 to 1, expected 0 to 0"),
+        ({"categories": {"mp_id": ["a", "a"]}}, "are not distinct"),
+        ({"categories": {"mp_id": ["a", 1]}}, "contain 1, expected strings"),
+        ({"categories": {"positions": ["a"]}}, "'positions' is given as strings at level 'atom'"),
+    ):
+        with pytest.raises(FieldError, match=match):
+            Batch({**fields, "mp_id": codes}, ptr, levels=levels, **wrong)
+    with pytest.raises(FieldError, match="'names' is given as strings at level 'atom'"):
+        AtomicData([[0.0] * 3], [1], atom={"names": ["H"]})
+    with pytest.raises(FieldError, match="the values of field 'positions' are numbers"):
+        given.categories("positions")
+    with pytest.raises(UnknownFieldError, match="no field 'kind'"):
+        given.strings("kind")
+
+
+@given(
+    parts=st.lists(
+        st.lists(st.sampled_from(["a", "b", "c", "d", "", "ä", None]), min_size=1, max_size=5),
+        min_size=1,
+        max_size=4,
+    ),
+    compressed=st.booleans(),
+)
+@settings(max_examples=20)
+def test_round_trip(parts, compressed):
+    """Appends, deletion, merging and several stores as one keep every string."""
+    config = {"custom": {"compressors": ("zstd",)}} if compressed else None
+    store, other, merged = MemoryStore(), MemoryStore(), MemoryStore()
+    strings = [string for part in parts for string in part]
+    with ZarrData(store, config=config) as sink:
+        for number, part in enumerate(parts):
+            sink.write(systems(part, 10 * number))
+        read = sink.read()
+    has = any(string is not None for string in strings)
+    if not has:
+        assert "config_type" not in read
+        return
+    assert read.strings("config_type") == strings
+    with ZarrData(other) as sink:
+        sink.write(systems(["d", "x"]))
+    zp.merge([other, store], merged, progress=False)
+    assert every(merged).strings("config_type") == ["d", "x", *strings]
+    order = np.random.default_rng(0).permutation(2 + len(strings))
+    together = ZarrDataset([store, other], resident="cpu")
+    expected = [[*strings, "d", "x"][place] for place in order]
+    assert together.__getitems__(order).strings("config_type") == expected
+    assert ZarrDataset([store, other]).__getitems__(order).strings("config_type") == expected
+    with zp.AtomicDataZarrWriter(merged) as writer:
+        writer.delete([0])
+        writer.defragment()
+    assert every(merged).strings("config_type") == ["x", *strings]
+    assert zp.check(merged, progress=False).ok
+
+
+def test_workers_hand_out_strings(tmp_path):
+    strings = [f"type-{number % 7}" for number in range(64)]
+    with ZarrData(tmp_path / "store") as sink:
+        sink.write(systems(strings))
+    module = zp.ZarrDataModule(
+        tmp_path / "store", batch_size=16, num_workers=1, split=(1.0, 0.0, 0.0)
+    )
+    module.setup("fit")
+    drawn = Batch.concatenate(list(module.train_dataloader()))
+    module.teardown("fit")
+    expected = [strings[int(place)] for place in drawn.positions[:, 0]]
+    assert drawn.strings("config_type") == expected
+
+
+def test_what_does_not_fit_changes_nothing(tmp_path):
+    store = tmp_path / "store"
+    with ZarrData(store) as sink:
+        sink.write(systems(["a", "b"]))
+        numbers = AtomicData(
+            [[0.0] * 3], [1], system={"config_type": torch.zeros(1, dtype=torch.int32)}
+        )
+        with pytest.raises(SchemaError, match="'config_type' has numbers, the store has strings"):
+            sink.write(numbers)
+        many = [f"name-{number}" for number in range(MOST_CATEGORIES)]
+        fields = {
+            "positions": torch.zeros(len(many), 3),
+            "atomic_numbers": torch.ones(len(many), dtype=torch.int64),
+            "config_type": many,
+        }
+        large = Batch(fields, torch.arange(len(many) + 1), levels={"config_type": "system"})
+        with pytest.raises(FieldError, match="has 100,002 distinct strings, at most 100,000 can"):
+            sink.write(large)
+        assert len(sink) == 2
+    group = zarr.open_group(store)
+    group["custom/config_type"][1] = 7
+    assert "codes" in zp.check(store, progress=False).kinds()
+    own = dict(group.attrs["zarrpipe"])
+    group.attrs["zarrpipe"] = {**own, "categories": {"config_type": ["a", "a"]}}
+    with pytest.raises(StoreFormatError, match="'config_type' are not distinct"):
+        ZarrDataset(store)
+
+
+def test_a_hundred_thousand_strings(tmp_path):
+    """Each sample its own string, which is the most that there can be."""
+    names = [f"mp-{number}" for number in range(MOST_CATEGORIES)]
+    fields = {
+        "positions": torch.zeros(len(names), 3),
+        "atomic_numbers": torch.ones(len(names), dtype=torch.int64),
+        "mp_id": names,
+    }
+    with ZarrData(tmp_path / "store") as sink:
+        sink.write(Batch(fields, torch.arange(len(names) + 1), levels={"mp_id": "system"}))
+    found = ZarrDataset(tmp_path / "store").__getitems__([99_999, 5])
+    assert found.strings("mp_id") == ["mp-99999", "mp-5"]
