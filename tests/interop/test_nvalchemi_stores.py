@@ -295,6 +295,49 @@ def test_a_training_loop_of_its_own_follows_a_store_that_grows(nvalchemi, store)
     assert weights.abs().sum() > 0
 
 
+def test_levels_of_the_users_own_go_both_ways(nvalchemi, tmp_path):
+    """Its store with bonds is read, adopted, continued, read by it, appended to by it, and read."""
+    store, bonds = tmp_path / "s.zarr", [1, 3, 0]
+    batch = to_nvalchemi(without_edges(make_batches([3])[0]))
+    if not hasattr(batch, "add_level"):
+        pytest.skip("nvalchemi 0.2 has no levels of the user's own")
+    batch.add_level("bond", segmented=True)
+    batch.add_key("order", [torch.arange(float(count)) for count in bonds], level="bond")
+
+    def check(count):
+        reader = nvalchemi.AtomicDataZarrReader(store)
+        reader.check_integrity()
+        ours, dataset = zp.AtomicDataZarrReader(store), zp.ZarrDataset(store)
+        ours.check_integrity()
+        assert ours.level_sizes() == reader.level_sizes()
+        assert ours.level_schema.level_kinds["bond"] == "segmented"
+        assert len(dataset) == len(ours) == len(reader) == count
+        assert dataset.read(range(count)).level_ptr("bond").diff().tolist() == (
+            bonds * (count // 3)
+        )
+        for index in range(count):
+            expected = torch.arange(float(bonds[index % 3]))
+            for found in (reader[index][0], ours[index][0], dataset[index].fields):
+                assert torch.equal(found["order"].flatten(), expected)
+
+    nvalchemi.AtomicDataZarrWriter(store).write(batch)
+    check(3)
+    assert zp.adopt(store) == 3
+    check(3)
+    with zp.ZarrData(store) as sink:
+        sink.write(batch)
+    check(6)
+    nvalchemi.AtomicDataZarrWriter(store).append(batch)
+    check(9)
+    with zp.ZarrData(store) as sink:
+        sink.write(batch)
+    check(12)
+    assert zp.check(store).ok
+    samples = zp.ZarrDataset(store)
+    with pytest.raises(ValueError, match=r"levels.*bond"):
+        nvalchemi_dataset(samples, device="cpu").load_batches([[0]])
+
+
 @pytest.fixture
 def sinks(nvalchemi):
     assert nvalchemi
