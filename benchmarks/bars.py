@@ -61,7 +61,7 @@ def _append(size: int, limit: float) -> Bar:
     return Bar(what, "writes", case, "zarrpipe", limit, raw, most=True)
 
 
-_EVERY = "zarrpipe, every tensor made"
+_EVERY, _ITS = "zarrpipe, every tensor made", "nvalchemi on zarrpipe"
 BARS = (
     _reads("reads against NumPy index + take from RAM", 1 / 1.2, "gather from RAM", 1),
     _reads("reads against NumPy index + take from RAM", 1.0, "gather from RAM", 64),
@@ -75,6 +75,8 @@ BARS = (
     _against("LMDB of pickled NumPy", 20),
     _against("HDF5 CSR", 30),
     _against("zarr-python oindex", 300),
+    _reads("nvalchemi's batches by our gather against its own", 10, "nvalchemi", 64, name=_ITS),
+    _reads("nvalchemi's batches by our gather against its own", 10, "nvalchemi", 512, name=_ITS),
     Bar(
         "edges against NumPy index + take from RAM",
         "reads",

@@ -9,9 +9,11 @@ from zarrpipe.data.levels import Level
 from zarrpipe.data.system import AtomicData
 from zarrpipe.dataset.zarr_dataset import ZarrDataset, collate
 from zarrpipe.sink import ZarrData
-from zarrpipe.store.api import AtomicDataZarrReader, AtomicDataZarrWriter
+from zarrpipe.store.adopt import adopt
+from zarrpipe.store.api import AtomicDataZarrWriter
 from zarrpipe.store.check.run import check
 from zarrpipe.store.format.config import ZarrArrayConfig, ZarrWriteConfig
+from zarrpipe.store.reader import AtomicDataZarrReader
 from zarrpipe.store.rewrite.merge import compact, merge
 from zarrpipe.training.sampler import GraphBatchSampler
 from zarrpipe.training.splits.index_files import write_split
@@ -33,6 +35,7 @@ __all__ = [
     "ZarrDataModule",
     "ZarrDataset",
     "ZarrWriteConfig",
+    "adopt",
     "check",
     "collate",
     "compact",

@@ -1,4 +1,4 @@
-"""The command line: ``zarrpipe check STORE``.
+"""The command line: ``zarrpipe check STORE`` and ``zarrpipe adopt STORE``.
 
 Exit codes: 0 where all is good, 1 where something is damaged, 2 where nothing could be done.
 """
@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from zarrpipe.errors import ZarrPipeError
+from zarrpipe.store.adopt import adopt
 from zarrpipe.store.check.report import Report
 from zarrpipe.store.check.run import check
 
@@ -35,7 +36,27 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_check(commands)
+    _add_adopt(commands)
     return parser
+
+
+def _add_adopt(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    command = commands.add_parser(
+        "adopt",
+        help="make a store that nvalchemi wrote one that a sink of zarrpipe continues",
+        description="Rewrite a store that nvalchemi wrote as one of zarrpipe, in its place. The "
+        "new one is swapped in when it is complete. No writer may have the store open.",
+        epilog="Exit code: 0 if a sink can continue the store, 2 if it was left as it is.",
+        allow_abbrev=False,
+    )
+    command.add_argument("store", metavar="STORE", help="path of the store")
+    command.set_defaults(run=_adopt)
+
+
+def _adopt(arguments: argparse.Namespace) -> int:
+    count = adopt(arguments.store)
+    print(f"{arguments.store}: {count:,} samples, which ZarrData continues")
+    return 0
 
 
 def _add_check(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

@@ -38,6 +38,7 @@ from zarrpipe.store.read.view import StoreView
 from zarrpipe.store.write.append_plan import masked
 from zarrpipe.store.write.exclusive_calls import WriterOwner, synchronized
 from zarrpipe.store.write.repetition import Repetitions, are_stored
+from zarrpipe.store.write.write_buffer import WriteBuffer, make_buffer
 
 _MOST_SAMPLES = 1 << 40
 _IF_EXISTS = ("append", "error", "replace")
@@ -75,6 +76,18 @@ class ZarrData(WriterOwner):
         Of a store that has samples: go on with it, refuse it, or remove at once all that zarrpipe
         made for them, and nothing else, as `zero` does. A warning says what is removed, and the
         sink is the only writer from then on.
+    buffer : int, optional
+        Number of samples that wait in memory, on their device, before a thread appends them
+        together. `write` then copies a batch and returns in microseconds, so that a simulation on
+        a device hands over every step. What waits is written when there are so many samples, when
+        the first has waited for `buffer_seconds`, and by `flush`, `read`, `drain`, `zero`, `close`
+        and the end of the interpreter. **A kill loses what waits**: what was handed over in the
+        last `buffer_seconds` and one write, and at most twice `buffer` samples, for which `write`
+        waits. `len` counts what waits; other readers see it when it is written. A batch of other
+        fields than the last one is written at once, after what waits. An error of the thread is
+        raised by the next `write` as `DeferredWriteError`, and its batch stays queued.
+    buffer_seconds : float
+        Longest time that a sample waits.
 
     Raises
     ------
@@ -109,18 +122,18 @@ class ZarrData(WriterOwner):
         *,
         durable: bool = False,
         if_exists: Literal["append", "error", "replace"] = "append",
+        buffer: int | None = None,
+        buffer_seconds: float = 1.0,
     ) -> None:
-        whole = isinstance(capacity, int | np.integer) and not isinstance(capacity, bool)
-        if not whole or not 0 < capacity <= _MOST_SAMPLES:
-            raise ArgumentError(
-                f"capacity={capacity!r}, expected a positive integer of samples, at most "
-                f"{_MOST_SAMPLES}"
-            )
+        capacity = _checked_capacity(capacity)
         if if_exists not in _IF_EXISTS:
             raise ArgumentError(f"if_exists={if_exists!r}, expected one of {', '.join(_IF_EXISTS)}")
         self._store = store
-        super().__init__(Root.of(store), ZarrWriteConfig.of(config), int(capacity), durable=durable)
+        super().__init__(Root.of(store), ZarrWriteConfig.of(config), capacity, durable=durable)
         self._deferred: deque[Batch] = deque()
+        self._buffer: WriteBuffer | None = None
+        if buffer is not None:
+            self._buffer = make_buffer(buffer, buffer_seconds, self._write_waiting)
         self._view: StoreView | None = None
         self._removed: frozenset[str] = frozenset()  # fields of what was drained or removed
         self._repetitions = Repetitions()
@@ -173,6 +186,18 @@ class ZarrData(WriterOwner):
     def capacity(self) -> int:
         """Most samples that the sink may hold."""
         return self._capacity
+
+    def resize(self, capacity: int) -> None:
+        """Let the sink hold at least so many samples; a smaller capacity changes nothing.
+
+        Sizes of chunks stay what the first capacity made them.
+
+        Raises
+        ------
+        ArgumentError
+            If it is not a positive integer.
+        """
+        self._capacity = max(self._capacity, _checked_capacity(capacity))
 
     @property
     def is_full(self) -> bool:
@@ -239,6 +264,9 @@ class ZarrData(WriterOwner):
 
     def _write_one(self, batch: Batch) -> None:
         """Append a batch, and warn, for the caller of `write`, where it was stored already."""
+        if self._buffer is not None and self._buffer.takes(batch) and not self._mutex.mine:
+            self._buffer.put(batch)
+            return
         ids, stored = self._write(batch)
         if self._repetitions.suspects(ids) and self._were_stored(ids, stored):
             self._repetitions.found()
@@ -278,8 +306,15 @@ class ZarrData(WriterOwner):
         self._check_open()
         self._write_deferred(done=False)
         written = self._append(batch)
+        if self._buffer is not None and batch.num_graphs:
+            self._buffer.accept(batch, self._capacity - self._count())
         self._write_deferred(done=True)
         return written
+
+    @synchronized
+    def _write_waiting(self) -> None:
+        """Write what waits in the buffer, from its thread."""
+        self._write_deferred(done=False)
 
     def defer(self, batch: Any, mask: npt.ArrayLike | torch.Tensor | None = None) -> None:
         """Queue a batch from a place where `write` cannot be called, as in a signal handler.
@@ -307,8 +342,8 @@ class ZarrData(WriterOwner):
             self._deferred.append(chosen.detach().clone().cpu())
 
     def _write_deferred(self, *, done: bool) -> None:
-        """Write the deferred batches, before or after (`done`) the work of a call."""
-        while self._deferred:
+        """Write deferred and buffered batches, before or after (`done`) the work of a call."""
+        while self._deferred or self._queue_buffered():
             batch, before = self._deferred[0], self._count()
             try:
                 self._append(batch)
@@ -328,6 +363,14 @@ class ZarrData(WriterOwner):
                 )
                 raised.batch = batch if refused else None
                 raise raised from error
+
+    def _queue_buffered(self) -> bool:
+        """Queue what waits in the buffer; whether there was something."""
+        buffer = self._buffer
+        if buffer is None or not buffer.count:
+            return False
+        self._mutex.run_uninterrupted(lambda: self._deferred.extend(buffer.take()))
+        return bool(self._deferred)
 
     def _append(self, batch: Batch) -> tuple[UInt64Array, int]:
         """Append a batch if there is room for it; see `_write`."""
@@ -356,6 +399,8 @@ class ZarrData(WriterOwner):
         StoreNotFoundError
             If the store was removed.
         """
+        if self._buffer is not None:
+            self._write_deferred(done=False)
         return self._read()
 
     def drain(self) -> Batch:
@@ -411,6 +456,8 @@ class ZarrData(WriterOwner):
             return
         writer = self._open_writer()
         self._removed |= frozenset(writer.schema)
+        if self._buffer is not None:
+            self._buffer.accept(None)
         try:
             writer.zero()
         except Exception as error:
@@ -436,7 +483,7 @@ class ZarrData(WriterOwner):
     def flush(self) -> None:
         """Make array shapes exact and write the number of samples, for plain Zarr tools.
 
-        What was written is readable without it.
+        What was written is readable without it, but for what waits in a buffer.
         """
         self._check_open()
         self._write_deferred(done=False)
@@ -466,7 +513,10 @@ class ZarrData(WriterOwner):
 
     @synchronized
     def _length(self) -> int:
-        return self._count()
+        if self._buffer is None:
+            return self._count()
+        queued = sum(batch.num_graphs for batch in self._deferred)
+        return self._count() + queued + self._buffer.count
 
     def _count(self) -> int:
         if self._writer is not None and not self._writer.closed:
@@ -531,3 +581,14 @@ class ZarrData(WriterOwner):
             except StoreNotFoundError:
                 return None
         return self._view
+
+
+def _checked_capacity(capacity: int) -> int:
+    """Capacity as an integer; raises ArgumentError for one that a sink cannot have."""
+    whole = isinstance(capacity, int | np.integer) and not isinstance(capacity, bool)
+    if not whole or not 0 < capacity <= _MOST_SAMPLES:
+        raise ArgumentError(
+            f"capacity={capacity!r}, expected a positive integer of samples, at most "
+            f"{_MOST_SAMPLES}"
+        )
+    return int(capacity)

@@ -7,8 +7,11 @@ from typing import Any
 import numpy as np
 import torch
 
+import zarrpipe as zp
 from benchmarks.data import AnyArray, Int64Array, Samples
 from benchmarks.engines.base import Engine, ListReader, collate
+from benchmarks.engines.ours import STORE, write_store
+from zarrpipe.adapters import nvalchemi_dataset
 
 
 def _write_ase(samples: Samples, directory: Path) -> None:
@@ -196,6 +199,14 @@ class NvalchemiReader:
         self._dataset.close()
 
 
+class GatheredNvalchemiReader(NvalchemiReader):
+    """The same calls on a store of zarrpipe, whose gather makes whole batches of nvalchemi."""
+
+    def __init__(self, samples: Samples, directory: Path) -> None:
+        self._dataset = nvalchemi_dataset(zp.ZarrDataset(directory / STORE), device="cpu")
+        self._names = tuple(samples.fields)
+
+
 ENGINES = (
     Engine("ASE SQLite", _write_ase, lambda _, place: AseReader(place), needs=("ase",)),
     Engine(
@@ -221,5 +232,13 @@ ENGINES = (
         needs=("nvalchemi",),
         single=True,
         note="load_batches without validation; it rounds floats to the dtype of the positions",
+    ),
+    Engine(
+        "nvalchemi on zarrpipe",
+        write_store,
+        GatheredNvalchemiReader,
+        needs=("nvalchemi",),
+        shares="zarrpipe",
+        note="load_batches of nvalchemi_dataset, which are nvalchemi's batches",
     ),
 )

@@ -7,72 +7,22 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
+import seeded_systems
 import torch
 import zarr
+from seeded_systems import (
+    assert_batches_equal,
+    assert_same,
+    check_store,
+    make_batches,
+    make_system,
+)
 
 import zarrpipe as zp
 from zarrpipe.adapters import as_batch, to_nvalchemi
-from zarrpipe.errors import FieldError
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:nvalchemi")
-
-
-def make_system(seed, *, labels=True):
-    """A system whose numbers follow from its seed alone; every third has no edges."""
-    rng = np.random.default_rng(seed)
-    atoms = int(rng.integers(1, 9))
-    edges = 0 if seed % 3 == 2 else int(rng.integers(1, 12))
-
-    def floats(*shape):
-        return torch.from_numpy(rng.normal(size=shape).astype(np.float32))
-
-    fields = {
-        "positions": floats(atoms, 3),
-        "atomic_numbers": torch.from_numpy(rng.integers(1, 90, atoms)),
-        "cell": floats(1, 3, 3),
-        "pbc": torch.from_numpy(rng.integers(0, 2, (1, 3)).astype(bool)),
-        "neighbor_list": torch.from_numpy(rng.integers(0, atoms, (edges, 2))),
-        "neighbor_list_shifts": torch.from_numpy(rng.integers(-2, 3, (edges, 3), dtype=np.int32)),
-    }
-    if labels:
-        fields |= {"energy": floats(1, 1), "forces": floats(atoms, 3), "stress": floats(1, 3, 3)}
-    return zp.AtomicData(
-        **fields,
-        atom={"tag": torch.arange(atoms) + 10 * seed},
-        edge={"weight": floats(edges, 2)},
-        system={"temperature": floats(1, 1), "seed": torch.tensor([[seed]])},
-    )
-
-
-def make_batches(sizes):
-    seeds = iter(range(sum(sizes)))
-    return [zp.Batch.from_data_list([make_system(next(seeds)) for _ in range(n)]) for n in sizes]
-
-
-def assert_same(found, expected, *, exactly=True):
-    """A dict that nvalchemi has read against a system of ours."""
-    if exactly:
-        assert set(found) == set(expected.fields)
-    for name, value in expected.fields.items():
-        assert found[name].dtype == value.dtype, name
-        assert torch.equal(found[name], value), (name, found[name], value)
-
-
-def check_store(nvalchemi, store, systems):
-    """Every sample, one by one, all at once, and scattered so that its other path is taken."""
-    with nvalchemi.AtomicDataZarrReader(store) as reader:
-        assert len(reader) == len(systems)
-        for index, expected in enumerate(systems):
-            assert_same(reader[index][0], expected)
-            assert reader.get_metadata(index) == (expected.num_nodes, expected.num_edges)
-        everything = list(range(len(systems)))
-        for order in (everything, everything[::-1], everything[::3] + everything[1::3]):
-            for index, (found, _) in zip(order, reader.read_many(order), strict=True):
-                assert_same(found, systems[index])
-        levels = {name: str(level) for name, level in systems[0].levels.items()}
-        assert reader.field_levels == levels
 
 
 SIZES = [3, 1, 4, 1, 5, 9]
@@ -183,7 +133,7 @@ with zp.ZarrData({store!r}, capacity=100_000) as sink:
 
 
 def start_writer(tmp_path, count):
-    here = Path(__file__)
+    here = Path(seeded_systems.__file__)
     program = WRITER.format(
         path=[str(here.parent)],
         module=here.stem,
@@ -272,15 +222,6 @@ def nvalchemi_systems(nvalchemi, count):
     return to_nvalchemi(zp.Batch.from_data_list([make_system(i) for i in range(count)]))
 
 
-def assert_batches_equal(found, expected):
-    assert torch.equal(found.batch_ptr, expected.batch_ptr)
-    assert torch.equal(found.edge_ptr, expected.edge_ptr)
-    assert set(found.fields) == set(expected.fields)
-    for name, value in expected.fields.items():
-        assert torch.equal(found[name], value), name
-        assert found.levels[name] == expected.levels[name], name
-
-
 def test_its_batches_and_systems_become_ours_and_back(nvalchemi):
     ours = zp.Batch.from_data_list([make_system(seed) for seed in range(6)])
     theirs = to_nvalchemi(ours)
@@ -293,17 +234,18 @@ def test_its_batches_and_systems_become_ours_and_back(nvalchemi):
     assert_batches_equal(as_batch(theirs.index_select([4, 1])), back.index_select([4, 1]))
 
 
-def test_a_field_at_a_level_of_its_own_is_refused(nvalchemi):
+def test_a_field_at_a_level_of_its_own_keeps_it(nvalchemi):
     """Five bonds beside five atoms are not taken for a field of atoms."""
     batch = to_nvalchemi(zp.Batch.from_data_list([make_system(seed) for seed in range(2)]))
     if not hasattr(batch, "add_level"):
         pytest.skip("nvalchemi 0.2 has no levels of the user's own")
     batch.add_level("bond", segmented=True)
-    batch.add_key("order", [torch.ones(count) for count in batch.num_nodes_list], level="bond")
-    with pytest.raises(FieldError, match=r"'order' is at the level 'bond'.*drop_level\('bond'\)"):
-        as_batch(batch)
-    batch.drop_level("bond")
-    assert "order" not in as_batch(batch)
+    orders = [torch.arange(float(count)) for count in batch.num_nodes_list]
+    batch.add_key("order", orders, level="bond")
+    found = as_batch(batch)
+    assert found.levels["order"] == "bond"
+    assert torch.equal(found["order"].flatten(), torch.cat(orders))
+    assert found.level_ptr("bond").diff().tolist() == batch.num_nodes_list
 
 
 def test_its_names_levels_and_shapes_are_in_our_registry(nvalchemi):

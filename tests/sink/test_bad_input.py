@@ -28,7 +28,7 @@ from zarrpipe.errors import (
     UnknownFieldError,
     ZarrPipeError,
 )
-from zarrpipe.store.api import AtomicDataZarrReader
+from zarrpipe.store.reader import AtomicDataZarrReader
 from zarrpipe.testing import assert_batches_equal, numbered_batch, stored_bytes, unchanged
 
 SMALL = {group: {"chunk_size": 5} for group in ("meta", "core", "custom")}

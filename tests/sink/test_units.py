@@ -6,7 +6,7 @@ import zarr
 
 from zarrpipe import AtomicData, AtomicDataZarrWriter, ZarrData, ZarrDataset, compact, merge
 from zarrpipe.errors import SchemaError, StoreFormatError
-from zarrpipe.store.api import AtomicDataZarrReader
+from zarrpipe.store.reader import AtomicDataZarrReader
 from zarrpipe.testing import unchanged
 
 KELVIN = {"units": {"temperature": "K", "energy": "eV"}}

@@ -12,6 +12,11 @@ tensors stay on their device and keep their dtype, and gradients are not carried
 from zarrpipe.adapters.ase import from_ase, to_ase
 from zarrpipe.adapters.mace import from_mace
 from zarrpipe.adapters.nvalchemi import from_nvalchemi, to_nvalchemi
+from zarrpipe.adapters.nvalchemi_interfaces import (
+    nvalchemi_dataset,
+    nvalchemi_reader,
+    nvalchemi_sink,
+)
 from zarrpipe.adapters.pyg import from_pyg, to_pyg
 from zarrpipe.adapters.registry import as_batch, register
 from zarrpipe.adapters.torch_sim import from_torch_sim, to_torch_sim
@@ -23,6 +28,9 @@ __all__ = [
     "from_nvalchemi",
     "from_pyg",
     "from_torch_sim",
+    "nvalchemi_dataset",
+    "nvalchemi_reader",
+    "nvalchemi_sink",
     "register",
     "to_ase",
     "to_nvalchemi",

@@ -6,6 +6,7 @@ from functools import cached_property
 from types import MappingProxyType
 
 import numpy as np
+import torch
 
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.categories import Vocabulary, united_vocabulary
@@ -193,7 +194,9 @@ def with_strings_of(first: Field, other: Field) -> Field:
     return first if strings is first.categories else replace(first, categories=strings)
 
 
-def batch_signature(batch: Batch, arrays: Mapping[str, np.ndarray]) -> tuple[object, ...]:
+def batch_signature(
+    batch: Batch, arrays: Mapping[str, np.ndarray | torch.Tensor]
+) -> tuple[object, ...]:
     """Key that is equal for batches that fit the same schemas; `arrays` has their fields."""
     rows = [(values.dtype, values.shape[1:]) for values in arrays.values()]
     return (*arrays, *batch.roles.values(), *rows, batch.partly_present, batch.pointer_levels)

@@ -1,10 +1,10 @@
-"""Write and read a store step by step, with the API of nvalchemi's zarr writer and reader."""
+"""Write a store step by step, with the API of nvalchemi's writer."""
 
 from __future__ import annotations
 
 import reprlib
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from zarrpipe.adapters import as_batch
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.container import check_not_taken
-from zarrpipe.data.csr import AnyArray, Int64Array, position_of, positions_of
+from zarrpipe.data.csr import AnyArray, Int64Array, positions_of
 from zarrpipe.data.fields import CORE_FIELDS, as_field_dtype, check_name, check_new_names, level_of
 from zarrpipe.data.levels import BUILT_IN, Level
 from zarrpipe.data.schema import Field, field_from_array
@@ -29,12 +29,9 @@ from zarrpipe.store.backend.location import Root, StoreLike
 from zarrpipe.store.format.config import ZarrWriteConfig
 from zarrpipe.store.format.layout import SAMPLES_MASK
 from zarrpipe.store.format.metadata import Attributes
-from zarrpipe.store.read.view import StoreView
 from zarrpipe.store.rewrite.delete_defragment import defragment, delete_samples
-from zarrpipe.store.write.exclusive_calls import Closing, WriterOwner, synchronized
+from zarrpipe.store.write.exclusive_calls import WriterOwner, synchronized
 from zarrpipe.store.write.store_writer import StoreWriter
-
-Sample = tuple[dict[str, torch.Tensor], dict[str, Any]]
 
 _CAPACITY = 1_000_000
 
@@ -95,6 +92,7 @@ class AtomicDataZarrWriter(WriterOwner):
                 f"{self._root} has {samples} samples: append to it, or write to another place"
             )
         self._open_writer().append(batch)
+        self._make_exact()
 
     def append(self, data: Any) -> None:
         """Append samples to a store that exists; see `write` for `data`.
@@ -115,6 +113,7 @@ class AtomicDataZarrWriter(WriterOwner):
         writer = self._existing()
         check_new_names(batch.fields, lambda: writer.schema)
         writer.append(batch)
+        self._make_exact()
 
     @synchronized
     def add_custom(self, key: str, data: Any, level: Level | str) -> None:
@@ -168,6 +167,7 @@ class AtomicDataZarrWriter(WriterOwner):
         item = field_from_array(key, resolved, values.dtype, values.shape[1:])
         item = replace(item, unit=self._config.units.get(key, item.unit))
         writer.add_field(item, _spread(item, values, kept))
+        self._make_exact()
 
     @synchronized
     def delete(self, indices: int | slice | Sequence[int] | torch.Tensor | AnyArray) -> None:
@@ -204,6 +204,7 @@ class AtomicDataZarrWriter(WriterOwner):
                 RuntimeWarning,
                 stacklevel=3,
             )
+        self._make_exact()
 
     def _was_published(self, before: Attributes, deleted: int) -> bool:
         """Whether the store on disk has exactly `deleted` more deleted samples than `before`."""
@@ -224,6 +225,18 @@ class AtomicDataZarrWriter(WriterOwner):
         """
         chosen = None if config is None else ZarrWriteConfig.of(config)
         self._writer = defragment(self._existing(), chosen)
+
+    def _make_exact(self) -> None:
+        """Make shapes and the number of samples exact, as nvalchemi leaves them after each call."""
+        try:
+            self._open_writer().make_exact()
+        except Exception as error:  # noqa: BLE001  the call itself has succeeded
+            warnings.warn(
+                f"what was written to {self._root} is stored, but the shapes of its arrays and "
+                f"num_samples could not be made exact ({error}): the next call does it",
+                RuntimeWarning,
+                stacklevel=4,
+            )
 
     def _exists(self) -> bool:
         return self._writer is not None or self._root.open_group() is not None
@@ -262,93 +275,3 @@ def _spread(item: Field, values: AnyArray, kept: AnyArray) -> AnyArray:
     rows = np.full((len(kept), *item.shape), item.fill, dtype=item.dtype)
     rows[kept] = values
     return rows
-
-
-class AtomicDataZarrReader(Closing):
-    """Reader of one store, a dictionary of tensors for each sample.
-
-    `ZarrDataset` reads whole batches, as a training run needs; this reader is for inspecting
-    single samples.
-
-    Parameters
-    ----------
-    store : StoreLike
-        The store to read; a writer may go on appending to it.
-
-    Raises
-    ------
-    StoreNotFoundError
-        If there is no store.
-    """
-
-    def __init__(self, store: StoreLike) -> None:
-        self._view = StoreView(store)
-
-    @property
-    def field_levels(self) -> dict[str, str]:
-        """Level of each field: "atom", "edge" or "system"."""
-        return {name: item.level for name, item in self._view.schema.items()}
-
-    @property
-    def units(self) -> dict[str, str]:
-        """Unit of each field that has one."""
-        return self._view.schema.units
-
-    def read(self, index: int) -> Sample:
-        """Fields of a sample, and its place in the store.
-
-        Parameters
-        ----------
-        index
-            Number of the sample, without deleted ones; negative from the end.
-
-        Returns
-        -------
-        fields : dict of str to torch.Tensor
-            ``[n, ...]``, ``[e, ...]`` and ``[1, ...]`` by level, except fields that the sample
-            lacks; ``neighbor_list`` counts the atoms of the sample.
-        metadata : dict
-            ``index``, ``source_file`` and ``physical_index``, the row in the store as text.
-
-        Raises
-        ------
-        SampleIndexError
-            If the sample does not exist.
-        """
-        return self.read_many([position_of(index, len(self), "sample", self._named)])[0]
-
-    def read_many(self, indices: Sequence[int] | torch.Tensor | AnyArray) -> list[Sample]:
-        """Read several samples; see `read`."""
-        wanted = positions_of(indices, len(self), "sample", self._named)
-        batch = self._view.gather(wanted)
-        rows = self._view.stored_rows(wanted)
-        return [
-            (dict(batch.get_data(place).fields), self._metadata(int(index), int(row)))
-            for place, (index, row) in enumerate(zip(wanted, rows, strict=True))
-        ]
-
-    @property
-    def _named(self) -> str:
-        """Name of the store, for error messages."""
-        return f"the store {self._view.store}"
-
-    def _metadata(self, index: int, row: int) -> dict[str, Any]:
-        source = str(self._view.store)
-        return {"index": index, "source_file": source, "physical_index": str(row)}
-
-    def refresh(self) -> int:
-        """Update the reader, and return the number of new samples."""
-        return self._view.refresh()
-
-    def close(self) -> None:
-        """Release the store; a second call does nothing."""
-        self._view.close()
-
-    def __len__(self) -> int:
-        return self._view.num_samples
-
-    def __getitem__(self, index: int) -> Sample:
-        return self.read(index)
-
-    def __iter__(self) -> Iterator[Sample]:
-        return (self.read(index) for index in range(len(self)))

@@ -133,10 +133,13 @@ def test_a_store_of_ours_that_nvalchemi_appended_to(tmp_path):
         group[path].resize(values.shape)
         group[path][:] = values
     group.attrs["num_samples"] = 12
-    assert check(store).kinds(ERROR) == {"relative-edges", "ids-lacking", "length"}
+    assert check(store).kinds(ERROR) == {"relative-edges", "length"}
     for name, size in (("atoms", whole.num_nodes), ("edges", whole.num_edges)):
         group[f"meta/{name}_mask"].resize(size)
-    assert check(store).kinds(ERROR) == {"relative-edges", "ids-lacking"}
+    report = check(store)
+    assert report.kinds(ERROR) == {"relative-edges"}
+    (appended,) = [item for item in report.findings if item.kind == "appended"]
+    assert "7 samples (5, 6, 7, 8, 9, ...)" in appended.message
     assert check(store, repair=True).of(ERROR) == ()
     assert_batches_equal(zp.ZarrData(store).read(), whole)
     with zp.ZarrData(tmp_path / "anew") as sink:

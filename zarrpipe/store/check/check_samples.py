@@ -35,6 +35,7 @@ _STRUCTURE = ("positions", "atomic_numbers", "cell", "pbc")
 WRITE_MASKS = "rewrite atoms_mask and edges_mask from samples_mask"
 DELETE = "delete these samples"
 COMPUTE_IDS = "compute the missing ids"
+STORE_FILL = "write chunks of fill values that another Zarr writer left out"
 DISCARD = "remove the sums of statistics, which are counted again"
 _PUT_BACK = "put the chunk back from a copy of the store, or delete the samples"
 
@@ -62,6 +63,12 @@ _TEXTS = {
         "rows of {} read as the fill value, since their chunks are missing: the writer or a copy "
         "left out chunks of fill values, or the chunks were lost, which cannot be known",
     ),
+    "fill-chunk": FindingText(
+        Severity.NOTE,
+        "rows of {} read as the fill value, since their chunks are missing: another Zarr writer "
+        "has changed the number of rows since zarrpipe last did, and left them out",
+        STORE_FILL,
+    ),
     "ids": FindingText(
         Severity.ERROR,
         "{} with another structure than when the id was stored: bytes of atomic_numbers, "
@@ -70,8 +77,14 @@ _TEXTS = {
     ),
     "ids-lacking": FindingText(
         Severity.ERROR,
-        "{} without an id, by which splits assign samples: another library appended them, or a "
-        "chunk of ids is lost",
+        "{} without an id, by which splits assign samples: a chunk of ids is lost, or a writer "
+        "was killed while it completed what another library appended",
+        COMPUTE_IDS,
+    ),
+    "appended": FindingText(
+        Severity.NOTE,
+        "{} were appended by another Zarr writer, which stores no ids: readers compute them, and "
+        "the next writer of zarrpipe stores them",
         COMPUTE_IDS,
     ),
     "edges": FindingText(
@@ -154,7 +167,9 @@ class SampleFindings:
             if level.parents:
                 self._add("pairs", path, block, unlike_pairs(block, level))
         self._add("ids", IDS, block, changed_structures(block) & active)
-        self._add("ids-lacking", IDS, block, without_id(block))
+        appended = appended_without_id(block)
+        self._add("appended", IDS, block, appended)
+        self._add("ids-lacking", IDS, block, without_id(block) & ~appended)
         for path in MASKS:
             self._add("row-masks", path, block, unlike_mask(block, path))
         if IDS in store.arrays and sum(map(len, self.ids)) < _MOST_IDS:
@@ -162,7 +177,9 @@ class SampleFindings:
 
     def _add_missing_chunks(self, block: SampleBlock, path: str, has: BoolArray) -> None:
         if block.store.ours:
-            kind = "missing-chunk" if block.store.arrays[path].dense else "empty-chunk"
+            rows = block.store.arrays[path]
+            kind = "fill-chunk" if rows.resized else "empty-chunk"
+            kind = "missing-chunk" if rows.dense else kind
             self._add(kind, path, block, block.missing(path) & has)
 
     def _add(self, kind: str, path: str, block: SampleBlock, which: BoolArray) -> None:
@@ -252,6 +269,15 @@ def without_id(block: SampleBlock) -> BoolArray:
     values, _ = block.rows(IDS)
     none: BoolArray = (block.numbers >= len(block.store.arrays[IDS])) | (values == 0)
     return none
+
+
+def appended_without_id(block: SampleBlock) -> BoolArray:
+    """Which samples [n] another writer appended, after the ids that zarrpipe stored."""
+    ids = block.store.arrays.get(IDS)
+    if ids is None or ids.resized or not block.store.ours:
+        return block.none()
+    appended: BoolArray = block.numbers >= len(ids)
+    return appended
 
 
 def changed_structures(block: SampleBlock) -> BoolArray:

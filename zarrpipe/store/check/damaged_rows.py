@@ -17,7 +17,7 @@ from zarrpipe.store.backend import files
 from zarrpipe.store.backend.array_reader import chunk_place, find_absent_chunks
 from zarrpipe.store.backend.local_store import open_regular
 from zarrpipe.store.check.report import Finding, Severity, some
-from zarrpipe.store.format.layout import chunk_file, is_dense, is_plain
+from zarrpipe.store.format.layout import chunk_file, is_dense, is_plain, resized_by_another
 from zarrpipe.store.format.validate import translate_zarr_errors
 from zarrpipe.store.write.array_writer import ArrayWriter, open_array_writer
 
@@ -36,7 +36,7 @@ class CheckedRows:
     def __init__(self, path: str, array: zarr.Array[Any], directory: Path | None) -> None:
         self.path, self.array = path, array
         self.plain = directory is not None and is_plain(array)
-        self.dense = is_dense(array)
+        self.dense, self.resized = is_dense(array), resized_by_another(array)
         self._directory = directory
         self.chunk_rows = int(array.chunks[0])
         self.object_rows = int((array.shards or array.chunks)[0])

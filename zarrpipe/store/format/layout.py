@@ -146,7 +146,7 @@ def create_array(
         compressors=chosen.compressors,
         filters=chosen.filters,
         config={"write_empty_chunks": chosen.write_empty_chunks or dense},
-        attributes={MARK: {"format": FORMAT, "dense": dense}},
+        attributes={MARK: {"format": FORMAT, "dense": dense, "rows": 0}},
         overwrite=spec.path != ATOMS_PTR,  # its folder contains the lock and is never removed
         **options,
     )
@@ -154,6 +154,14 @@ def create_array(
 
 def is_dense(array: zarr.Array[Any]) -> bool:
     """Whether every written row has a chunk, even a chunk of fill values.
+
+    Another Zarr writer may leave out chunks of fill values, so an array that it resized is sparse.
+    """
+    return not resized_by_another(array) and made_dense(array)
+
+
+def made_dense(array: zarr.Array[Any]) -> bool:
+    """Whether zarrpipe stores every chunk of the array, whatever others have left out since.
 
     Without the `dense` mark, assume sparse, except arrays that older versions wrote in full:
     required fields, and plain local arrays other than masks. Rows without values have no chunks.
@@ -167,6 +175,22 @@ def is_dense(array: zarr.Array[Any]) -> bool:
         and not array.path.endswith(ROW_MASKS)
     )
     return bool(mark.get("dense", before))
+
+
+def resized_by_another(array: zarr.Array[Any]) -> bool:
+    """Whether another Zarr writer has changed the number of rows since zarrpipe last did.
+
+    zarrpipe writes ``rows`` beside each shape, in one document, and others keep attributes.
+    Arrays of versions before that have no such entry.
+    """
+    mark = array.attrs.get(MARK)
+    return isinstance(mark, dict) and mark.get("rows", array.shape[0]) != array.shape[0]
+
+
+def record_rows(attributes: dict[str, Any], rows: int) -> None:
+    """Record in the attributes of an array that zarrpipe gives it a number of rows."""
+    if isinstance(attributes.get(MARK), dict):
+        attributes[MARK] = {**attributes[MARK], "rows": rows}
 
 
 def is_plain(array: zarr.Array[Any]) -> bool:

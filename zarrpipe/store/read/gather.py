@@ -163,7 +163,7 @@ class _Plan:
         self._table = np.ascontiguousarray(np.array(rows, dtype=np.int64).reshape(-1, 3).T)
         needed = {Level.ATOM, *used, *(one for level in used for one in level.parents)}
         self.sources = [Source(one, self.arrays, self._levels, needed) for one in snapshots]
-        self._foreign = not all(one.attributes.ours for one in snapshots)
+        self._foreign = any(one.has_foreign_rows for one in snapshots)
         self._unfinished = [
             place
             for place, array in enumerate(self.arrays)
@@ -266,12 +266,12 @@ class _Plan:
     def _check_index(
         self, array: BatchArray, values: AnyArray, ptr: Int64Array, counts: Int64Array
     ) -> None:
-        """Refuse edges that leave their system, as those that nvalchemi 0.2 appends do."""
+        """Refuse edges that leave their system, as those that nvalchemi appends do."""
         owner = np.repeat(np.arange(len(counts)), counts)[:, None]
         if ((values < ptr[owner]) | (values >= ptr[owner + 1])).any():
             names = ", ".join(map(str, self._roots))
             raise StoreFormatError(
-                f"{names}: {array.level}s leave their system; nvalchemi 0.2 stores the "
+                f"{names}: {array.level}s leave their system; nvalchemi stores the "
                 f"{array.name} of every write but the first relative to that write: `zarrpipe "
                 "check --repair` on a copy of the store makes them count from its first atom, "
                 "where that can be told"

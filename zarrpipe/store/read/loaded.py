@@ -14,12 +14,20 @@ _LOADED_AT_ONCE = 1 << 20
 
 
 class LoadedArray:
-    """Rows of any Zarr array, read through zarr-python and kept in memory."""
+    """Rows of any Zarr array, read through zarr-python and kept in memory.
+
+    With `padded`, rows after the end of the array read as the fill value.
+    """
 
     def __init__(
-        self, open_array: OpenArray, array: zarr.Array[Any], absent_chunks: AbsentChunks = "any"
+        self,
+        open_array: OpenArray,
+        array: zarr.Array[Any],
+        absent_chunks: AbsentChunks = "any",
+        *,
+        padded: bool = False,
     ) -> None:
-        self._missing = MissingChunks(absent_chunks)
+        self._missing, self._padded = MissingChunks(absent_chunks), padded
         self._open, self._array = open_array, array
         self._buffer = np.empty((0, *array.shape[1:]), dtype=native(np.dtype(array.dtype)))
         self._rows = 0
@@ -31,6 +39,11 @@ class LoadedArray:
         view.flags.writeable = False
         return view
 
+    @property
+    def stored(self) -> int:
+        """Rows that the array had when it was opened last."""
+        return int(self._array.shape[0])
+
     def ensure(self, rows: int) -> None:
         """Load further rows up to `rows`; see `ArrayReader.ensure`."""
         if rows <= self._rows:
@@ -38,11 +51,12 @@ class LoadedArray:
         if rows > self._array.shape[0]:
             self._array = self._open()
         array = self._array
-        check_rows(array.store_path, array.shape[0], rows)
+        if not self._padded:
+            check_rows(array.store_path, array.shape[0], rows)
         before = self._rows
         self._load(array, before, rows)
         try:
-            self._missing.refuse(array, before, self._buffer[before:rows])
+            self._missing.refuse(array, before, self._buffer[before : min(rows, array.shape[0])])
         except StoreFormatError:
             self._rows = before
             raise
@@ -79,6 +93,8 @@ class LoadedArray:
                 larger = np.empty((rows, *array.shape[1:]), self._buffer.dtype)
                 larger[:start] = self._buffer[:start]
                 self._buffer = larger
-            if stop > start:
-                self._buffer[start:stop] = array[start:stop]
+            end = max(start, min(stop, array.shape[0])) if self._padded else stop
+            if end > start:
+                self._buffer[start:end] = array[start:end]
+            self._buffer[end:stop] = array.fill_value
         self._rows = stop

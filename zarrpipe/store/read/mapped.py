@@ -24,7 +24,7 @@ from zarrpipe.errors import StoreFormatError
 from zarrpipe.store.backend.array_reader import AbsentChunks, OpenArray, check_rows
 from zarrpipe.store.backend.local_store import open_regular
 from zarrpipe.store.backend.mapped_memory import AddressRange, maps_left
-from zarrpipe.store.format.layout import is_plain
+from zarrpipe.store.format.layout import is_plain, resized_by_another
 
 _MOST_OPEN = 8
 _LOOKED_AT = 3  # chunks besides the last one, at each refresh
@@ -100,7 +100,10 @@ class MappedArray:
     def within(self, rows: int) -> int:
         """Number of the first `rows` that are within the shape of the array."""
         if rows > self._allocated and self._reopen is not None:
-            self._allocated = int(self._reopen().shape[0])
+            array = self._reopen()
+            self._allocated = int(array.shape[0])
+            if resized_by_another(array):  # which may leave out chunks of fill values
+                self._absent_chunks = "any"
         return rows if self._reopen is None else min(rows, self._allocated)
 
     def ensure(self, rows: int) -> None:

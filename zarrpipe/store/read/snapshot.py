@@ -20,8 +20,9 @@ from zarrpipe.store.cache.array import CachedArray
 from zarrpipe.store.cache.directory import CacheConfig
 from zarrpipe.store.cache.row_cache import RowCache
 from zarrpipe.store.format.commit_log import RowCounts
-from zarrpipe.store.format.layout import ATOMS_PTR, find_array, is_empty, read_schema
+from zarrpipe.store.format.layout import ATOMS_PTR, IDS, find_array, is_empty, read_schema
 from zarrpipe.store.format.metadata import Attributes
+from zarrpipe.store.read.loaded import LoadedArray
 from zarrpipe.store.read.mapped import MappedArray
 from zarrpipe.store.read.store_arrays import StoreArrays
 
@@ -146,6 +147,21 @@ class Snapshot:
     def has(self, path: str) -> bool:
         """Whether the store has an array at `path`."""
         return find_array(self._group, path) is not None
+
+    def stored_ids(self) -> int:
+        """How many of the first samples have stored ids; others were appended by another writer."""
+        return self._with_ids(self._arrays.open(IDS)) if self.has(IDS) else 0
+
+    @property
+    def has_foreign_rows(self) -> bool:
+        """Whether another writer wrote some of the samples, whose edges may be wrong."""
+        ids = self._arrays.find(IDS)
+        appended = ids is not None and self._with_ids(ids) < self.extent.samples
+        return appended or not self.attributes.ours
+
+    def _with_ids(self, ids: ArrayReader) -> int:
+        samples = self.extent.samples
+        return min(ids.stored, samples) if isinstance(ids, LoadedArray) else samples
 
     def release(self) -> None:
         """Drop all arrays."""

@@ -31,6 +31,7 @@ from zarrpipe.store.format.layout import (
     SAMPLES_MASK,
     find_array,
     is_dense,
+    resized_by_another,
 )
 from zarrpipe.store.format.metadata import Attributes
 from zarrpipe.store.read.loaded import LoadedArray
@@ -56,6 +57,8 @@ class StoreArrays:
         """Open arrays of this group from now on."""
         self._group, self._attributes = group, attributes
         self._ids_readable = True
+        for path in filter(_only_ours, list(self._readers)):
+            self.drop(path)  # another writer may have appended without it
 
     def find(self, path: str) -> ArrayReader | None:
         """Reader of an open array, or None."""
@@ -206,15 +209,31 @@ class StoreArrays:
         directory, reopen = self.root.directory, partial(_required, self._group, path)
         absent_chunks = allowed_absent_chunks(self._attributes, path)
         mappable = directory is not None and not is_far(directory)
-        if not mappable and not path.startswith("meta/"):
+        if not mappable and not path.startswith(("meta/", "present/")):
             return self.row_cache.array(path, reopen, absent_chunks)
         array = reopen()
+        if self._appended_without(path, array):
+            return LoadedArray(reopen, array, absent_chunks, padded=True)
         if directory is not None and mappable and can_be_mapped(array, directory / path):
             allowed = absent_chunks if is_dense(array) else "any"
             return MappedArray(array, directory / path, reopen, absent_chunks=allowed)
         if path.startswith("meta/"):
             return LoadedArray(reopen, array, absent_chunks)
         return self.row_cache.array(path, reopen, absent_chunks)
+
+    def _appended_without(self, path: str, array: zarr.Array[Any]) -> bool:
+        """Whether another writer appended samples without ids or presence, which only we have.
+
+        They have every field, and their ids follow from their structures.
+        """
+        short = array.shape[0] < self._attributes.num_samples
+        ours = self._attributes.ours and _only_ours(path)
+        return ours and short and not resized_by_another(array)
+
+
+def _only_ours(path: str) -> bool:
+    """Whether no other writer has the array."""
+    return path == IDS or path.startswith("present/")
 
 
 def _required(group: zarr.Group, path: str) -> zarr.Array[Any]:

@@ -40,7 +40,7 @@ class StoreView:
         self._snapshot = Snapshot(self._root, cache_config)
         self.rows = Gather([self._snapshot])
         """Reads batches; it does not check whether the view is closed."""
-        self._with_ids: tuple[int, bool] = (-1, False)
+        self._stored_ids: tuple[int, int] = (-1, 0)
 
     def __getstate__(self) -> dict[str, Any]:
         state = self._snapshot.state()
@@ -105,11 +105,18 @@ class StoreView:
 
     def ids_of(self, samples: Int64Array) -> UInt64Array:
         """Ids [K] uint64 of the structures of samples [K] int64; see `ids`."""
-        if self._with_ids[0] != self._snapshot.version:  # the look-up takes longer than the read
-            self._with_ids = (self._snapshot.version, self._snapshot.has(IDS))
-        if self._with_ids[1]:
-            stored: UInt64Array = self._of_samples(IDS, samples)
-            return stored
+        if self._stored_ids[0] != self._snapshot.version:  # the look-up takes longer than the read
+            self._stored_ids = (self._snapshot.version, self._snapshot.stored_ids())
+        rows = self._stored_ids[1]
+        if not rows:
+            return self._computed_ids(samples)
+        ids: UInt64Array = self._of_samples(IDS, samples)
+        if rows < self._snapshot.extent.samples:
+            lacking = np.flatnonzero(self._snapshot.physical(samples) >= rows)
+            ids[lacking] = self._computed_ids(samples[lacking])
+        return ids
+
+    def _computed_ids(self, samples: Int64Array) -> UInt64Array:
         wanted = [name for name in ("cell", "pbc") if name in self._snapshot.schema]
         blocks = [
             batch_ids(self.gather(samples[start : start + _IDS_BLOCK], wanted))

@@ -154,7 +154,7 @@ class MergePlan:
         else:
             values = values + np.repeat(shift, counts).reshape(shape)
         for number in np.unique(owner):
-            if not self.sources[number].attributes.ours:
+            if self.sources[number].has_foreign_rows:
                 chosen = np.repeat(owner == number, counts)
                 limits = [np.repeat(one, counts)[chosen].reshape(shape) for one in (begin, end)]
                 _check_row_numbers(self.sources[number], item, values[chosen], *limits)
@@ -215,10 +215,10 @@ def _described(item: Field) -> str:
 def _check_row_numbers(
     source: MergeSource, item: Field, values: AnyArray, begin: Int64Array, end: Int64Array
 ) -> None:
-    """Refuse edges to atoms outside their system, as nvalchemi 0.2 appends."""
+    """Refuse edges to atoms outside their system, as nvalchemi appends."""
     if bool(((values < begin) | (values >= end)).any()):
         raise StoreFormatError(
-            f"{source.root}: {item.level}s refer to rows outside their system; nvalchemi 0.2 "
+            f"{source.root}: {item.level}s refer to rows outside their system; nvalchemi "
             f"stores the {item.name} of every write but the first relative to that write: repair "
             "the store with `zarrpipe check --repair`, or remove the field and compute it again"
         )

@@ -57,6 +57,7 @@ class MergeSource:
         self.attributes = self._snapshot.attributes
         self.schema = self._snapshot.schema
         self.samples = self._snapshot.physical()
+        self.has_foreign_rows = self._snapshot.has_foreign_rows
         self._group = _open_group(root)
         self.others = other_attributes(self._group)
         self._mapped: dict[str, AnyArray] = {}
@@ -129,15 +130,23 @@ class MergeSource:
         """Ids [N] uint64 of the samples' structures, computed if the store has none."""
         if len(self.samples) == 0:
             return np.zeros(0, dtype=np.uint64)
-        if self._snapshot.has(IDS):
-            stored: UInt64Array = self._flat(IDS, Level.SYSTEM)[self.samples]
-            return stored
+        stored = self._snapshot.stored_ids()
+        if not stored:
+            return self._computed_ids(np.arange(len(self.samples)))
+        ids: UInt64Array = self._flat(IDS, Level.SYSTEM)[self.samples]
+        lacking = np.flatnonzero(self.samples >= stored)  # appended by another writer
+        if len(lacking):
+            ids[lacking] = self._computed_ids(lacking)
+        return ids
+
+    def _computed_ids(self, places: Int64Array) -> UInt64Array:
+        """Ids of the samples at `places` [K] among those of the source."""
         starts, counts = self.segments(Level.ATOM)
         box = [self._box(name) for name in ("cell", "pbc")]
         positions, numbers = (self.field(self.schema[n]) for n in ("positions", "atomic_numbers"))
         blocks = []
-        for first in range(0, len(self.samples), _IDS_BLOCK):
-            block = slice(first, first + _IDS_BLOCK)
+        for first in range(0, len(places), _IDS_BLOCK):
+            block = places[first : first + _IDS_BLOCK]
             ptr = pointers(counts[block])
             rows = segment_rows(starts[block], ptr)
             here = (None if values is None else values[block] for values in box)
@@ -177,6 +186,9 @@ class MergeSource:
             raise StoreFormatError(
                 f"{self.root} has no array {path}: put it back from a copy of the store"
             )
+        if array.shape[0] < rows and (path == IDS or path.startswith("present/")):
+            # another writer appended without it
+            return self._mapped.setdefault(path, self._snapshot.rows(path, rows))
         directory, wanted = self.root.directory, dtype in (None, array.dtype)
         absent_chunks = allowed_absent_chunks(self.attributes, path)
         if directory is not None and wanted and is_plain(array) and MappedArray.fits(array):

@@ -20,7 +20,14 @@ from zarrpipe.data.csr import AnyArray
 from zarrpipe.errors import StoreFormatError
 from zarrpipe.store.backend import files
 from zarrpipe.store.backend.array_reader import chunk_place, lost_chunk
-from zarrpipe.store.format.layout import chunk_file, is_dense, is_plain
+from zarrpipe.store.format.layout import (
+    chunk_file,
+    is_dense,
+    is_plain,
+    made_dense,
+    record_rows,
+    resized_by_another,
+)
 from zarrpipe.store.format.validate import translate_zarr_errors
 
 _BLOCK = 1 << 20
@@ -32,6 +39,11 @@ class ArrayWriter(Protocol):
     @property
     def chunk_rows(self) -> int:
         """Rows of a chunk."""
+        ...
+
+    @property
+    def rows(self) -> int:
+        """Allocated rows, which may be ahead of those that were written."""
         ...
 
     @property
@@ -57,6 +69,10 @@ class ArrayWriter(Protocol):
 
     def require(self, rows: int) -> None:
         """Raise StoreFormatError if a dense array has lost the chunk of row ``rows - 1``."""
+        ...
+
+    def take_over(self, rows: int) -> None:
+        """Store chunks of the first `rows` that another writer, which resized it, left out."""
         ...
 
     def clear_from(self, row: int) -> None:
@@ -108,6 +124,7 @@ class PlainArrayWriter:
         row_items = int(np.prod(array.shape[1:], dtype=np.int64))
         self._row_bytes = self._dtype.itemsize * row_items
         self._fill, self._dense = array.fill_value, is_dense(array)
+        self._resized, self._made_dense = resized_by_another(array), made_dense(array)
         self._open: tuple[int, int] | None = None
         self._unsynced = False
 
@@ -115,6 +132,11 @@ class PlainArrayWriter:
     def chunk_rows(self) -> int:
         """Rows of a chunk."""
         return self._chunk_rows
+
+    @property
+    def rows(self) -> int:
+        """Allocated rows; see `ArrayWriter.rows`."""
+        return int(self._shape[0])
 
     @property
     def fill(self) -> Any:
@@ -187,6 +209,20 @@ class PlainArrayWriter:
         path = chunk_file(self._directory, index, len(self._shape))
         if self._dense and not path.exists():
             raise lost_chunk(path, index * self._chunk_rows, rows)
+
+    def take_over(self, rows: int) -> None:
+        """Store chunks that another writer left out; see `ArrayWriter.take_over`."""
+        if not self._resized:
+            return
+        unit = self._chunk_rows
+        for index in range(-(-rows // unit)) if self._made_dense else ():
+            if not chunk_file(self._directory, index, len(self._shape)).exists():
+                count = min(unit, rows - index * unit)
+                self.write(
+                    index * unit, np.full((count, *self._shape[1:]), self._fill, self._dtype)
+                )
+        self._reshape(self._shape[0])
+        self._resized, self._dense = False, self._made_dense
 
     def clear_from(self, row: int) -> None:
         """Set rows from `row` on to zero; see `ArrayWriter.clear_from`."""
@@ -268,6 +304,7 @@ class PlainArrayWriter:
         path = self._directory / "zarr.json"
         metadata = json.loads(path.read_text())
         metadata["shape"][0] = rows
+        record_rows(metadata["attributes"], rows)
         files.write_json(path, metadata, durable=self._durable)
         self._shape[0] = rows
 
@@ -276,8 +313,8 @@ class ZarrArrayWriter:
     """Writes rows through zarr-python: compressed, sharded, in memory or remote."""
 
     def __init__(self, array: zarr.Array[Any]) -> None:
-        self._dense = is_dense(array)
-        if self._dense:  # readers treat an absent chunk as data loss, so write empty ones
+        self._dense, self._resized = is_dense(array), resized_by_another(array)
+        if made_dense(array):  # readers treat an absent chunk as data loss, so write empty ones
             array = array.with_config({"write_empty_chunks": True})
         self._array = array
         self._unit = int((array.shards or array.chunks)[0])
@@ -286,6 +323,11 @@ class ZarrArrayWriter:
     def chunk_rows(self) -> int:
         """Rows of a stored object: a chunk or a shard."""
         return self._unit
+
+    @property
+    def rows(self) -> int:
+        """Allocated rows; see `ArrayWriter.rows`."""
+        return int(self._array.shape[0])
 
     @property
     def fill(self) -> Any:
@@ -318,7 +360,7 @@ class ZarrArrayWriter:
     def reserve(self, rows: int) -> None:
         """Extend the shape by whole chunks; see `ArrayWriter.reserve`."""
         if rows > self._array.shape[0]:
-            self._array.resize((-(-rows // self._unit) * self._unit, *self._array.shape[1:]))
+            self._reshape(-(-rows // self._unit) * self._unit)
 
     def read(self, start: int, stop: int) -> AnyArray:
         """Rows from `start` to `stop`; see `ArrayWriter.read`."""
@@ -331,6 +373,17 @@ class ZarrArrayWriter:
         place = chunk_place(self._array, index)
         if self._dense and not sync(place.exists()):
             raise lost_chunk(place, index * self._unit, rows)
+
+    def take_over(self, rows: int) -> None:
+        """Store chunks that another writer left out; see `ArrayWriter.take_over`."""
+        if not self._resized:
+            return
+        dense, unit = made_dense(self._array), self._unit
+        for start in range(0, rows, unit) if dense else ():
+            if not sync(chunk_place(self._array, start // unit).exists()):
+                self._array[start : min(start + unit, rows)] = self.fill
+        self._reshape(self.rows)
+        self._resized, self._dense = False, dense
 
     def clear_from(self, row: int) -> None:
         """Set rows from `row` on to zero; see `ArrayWriter.clear_from`."""
@@ -347,7 +400,11 @@ class ZarrArrayWriter:
     def trim(self, rows: int) -> None:
         """Set the shape to exactly `rows`."""
         if self._array.shape[0] != rows:
-            self._array.resize((rows, *self._array.shape[1:]))
+            self._reshape(rows)
+
+    def _reshape(self, rows: int) -> None:
+        record_rows(self._array.metadata.attributes, rows)  # zarr writes one document
+        self._array.resize((rows, *self._array.shape[1:]))
 
     def sync(self) -> None:
         """Do nothing, since a durable store syncs every write."""

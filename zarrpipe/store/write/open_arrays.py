@@ -12,6 +12,7 @@ from zarr.storage import MemoryStore
 from zarrpipe.compat import sync
 from zarrpipe.data.schema import Schema
 from zarrpipe.errors import StoreFormatError
+from zarrpipe.store.backend.array_reader import check_rows
 from zarrpipe.store.backend.location import Root
 from zarrpipe.store.format.commit_log import RowCounts, committed_samples
 from zarrpipe.store.format.config import ZarrWriteConfig
@@ -142,14 +143,18 @@ class OpenArrays:
             run_concurrently([writer.sync for writer in written], self._threads)
 
     def check_ends(self, schema: Schema, counts: RowCounts) -> None:
-        """Raise StoreFormatError if the store has lost a chunk that a writer would create anew.
+        """Raise StoreFormatError if the store has lost rows that a writer would create anew.
 
-        It checks the chunks that the next append continues, and those of masks, whose lost rows
-        would reappear as zeros without notice.
+        It checks the rows of fields, the chunks that the next append continues, and those of
+        masks, whose lost rows would reappear as zeros without notice.
         """
+        committed = self._rows(schema, counts)
+        for path in (item.path for item in schema.values()):
+            check_rows(f"{self._root}: {path}", self[path].rows, committed[path])
+        stored = {path: min(rows, self[path].rows) for path, rows in committed.items()}
         tasks = [
             partial(self[path].require, rows)
-            for path, rows in self._rows(schema, counts).items()
+            for path, rows in stored.items()
             if rows % self[path].chunk_rows
         ]
         mask = self[SAMPLES_MASK]
@@ -160,6 +165,11 @@ class OpenArrays:
             if not kept[start : start + unit].any()
         ]
         self._each(tasks)
+
+    def take_over(self, schema: Schema, counts: RowCounts) -> None:
+        """Store the chunks of fill that another writer, which resized arrays, left out."""
+        for path, rows in self._rows(schema, counts).items():
+            self[path].take_over(rows)
 
     def trim(self, schema: Schema, counts: RowCounts) -> None:
         """Set all shapes to the committed rows."""

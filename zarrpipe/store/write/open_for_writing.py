@@ -27,6 +27,7 @@ from zarrpipe.store.backend import files
 from zarrpipe.store.backend.location import Root
 from zarrpipe.store.backend.lock import LOCK_FILE
 from zarrpipe.store.format.layout import (
+    ATOMS_PTR,
     GROUPS,
     MARK,
     SUMS,
@@ -65,9 +66,14 @@ def check_writable(root: Root) -> list[Path]:
     if group is not None:
         attributes = Attributes.read(group)
         if not attributes.ours and not is_empty(group):
+            way_out = "write to another place"
+            if ATOMS_PTR in group:
+                copied = "copy it to another place with zarrpipe.merge"
+                here = f"`zarrpipe adopt {root.directory}` makes it one that a sink continues"
+                way_out = copied if root.directory is None else here
             raise StoreFormatError(
                 f"{root} holds a Zarr group that zarrpipe did not write, and is left as it "
-                "is: read it with ZarrDataset or AtomicDataZarrReader and write to another place"
+                f"is: {way_out}"
             )
         arrays += [path for name in attributes.levels for path in attributes.paths_of(name)]
         arrays += [level.pointers for level in attributes.own_levels.values()]

@@ -1,20 +1,33 @@
 """Settle the unfinished work of a writer that was killed or failed."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
 from zarrpipe.data.csr import AnyArray
+from zarrpipe.data.ids import structure_ids, zero_missing
+from zarrpipe.data.levels import Level
+from zarrpipe.data.schema import Field, Schema
 from zarrpipe.errors import StoreFormatError
 from zarrpipe.store.backend import files
 from zarrpipe.store.backend.location import Root
 from zarrpipe.store.format.commit_log import RowCounts
-from zarrpipe.store.format.layout import ATOMS_MASK, ATOMS_PTR, EDGES_PTR, ROW_MASKS, SAMPLES_MASK
+from zarrpipe.store.format.layout import (
+    ATOMS_MASK,
+    ATOMS_PTR,
+    EDGES_PTR,
+    IDS,
+    ROW_MASKS,
+    SAMPLES_MASK,
+    present_path,
+)
 from zarrpipe.store.format.metadata import Attributes
 from zarrpipe.store.write.append_plan import RowWrite
 from zarrpipe.store.write.open_arrays import OpenArrays
+
+_IDS_BLOCK = 4096
 
 
 def check_whole(root: Root, attributes: Attributes, counts: RowCounts) -> None:
@@ -28,6 +41,70 @@ def check_whole(root: Root, attributes: Attributes, counts: RowCounts) -> None:
             f"{root} was closed with {attributes.num_samples} samples and has pointers of "
             f"{counts.samples}: it is damaged; see zarrpipe check"
         )
+
+
+def take_over(
+    arrays: OpenArrays,
+    schema: Schema,
+    nullable: Collection[str],
+    counts: RowCounts,
+    *,
+    damaged: bool,
+) -> None:
+    """Complete what another Zarr writer left behind: chunks of fill, presence, and ids last.
+
+    Samples that it appended have every field. Raises StoreFormatError before any change if their
+    row numbers (edges) count from their batch, as those that nvalchemi appends do, unless a
+    `damaged` store is being repaired.
+    """
+    stored = arrays[IDS].rows
+    if stored < counts.samples:
+        for item in schema.values():
+            if item.index_of is not None and not damaged:
+                _check_row_numbers(arrays, item, item.index_of, range(stored, counts.samples))
+        for name in sorted(nullable):
+            present = np.ones(counts.samples - stored, dtype=bool)
+            arrays.carry_out([RowWrite(present_path(name), stored, present)])
+    arrays.take_over(schema, counts)
+    for start in range(stored, counts.samples, _IDS_BLOCK):
+        stop = min(start + _IDS_BLOCK, counts.samples)
+        ids = _structure_ids(arrays, schema, nullable, start, stop)
+        arrays.carry_out([RowWrite(IDS, start, ids)])
+
+
+def _check_row_numbers(arrays: OpenArrays, item: Field, target: Level, samples: range) -> None:
+    """Refuse row numbers outside of their samples."""
+    for start in range(samples.start, samples.stop, _IDS_BLOCK):
+        stop = min(start + _IDS_BLOCK, samples.stop)
+        ptr, ends = (arrays[level.pointers].read(start, stop + 1) for level in (item.level, target))
+        values = arrays[item.path].read(int(ptr[0]), int(ptr[-1]))
+        counts, shape = np.diff(ptr), (-1, *(1,) * len(item.shape))
+        low, high = (np.repeat(one, counts).reshape(shape) for one in (ends[:-1], ends[1:]))
+        if ((values < low) | (values >= high)).any():
+            raise StoreFormatError(
+                f"{item.path} of samples {start} to {stop}, which another writer appended, "
+                "refers to rows outside their sample: nvalchemi stores it relative to the batch; "
+                "run `zarrpipe check --repair`"
+            )
+
+
+def _structure_ids(
+    arrays: OpenArrays, schema: Schema, nullable: Collection[str], start: int, stop: int
+) -> AnyArray:
+    """Ids [stop - start] uint64 of samples."""
+    ptr = arrays[ATOMS_PTR].read(start, stop + 1)
+    positions, numbers = (
+        arrays[schema[name].path].read(int(ptr[0]), int(ptr[-1]))
+        for name in ("positions", "atomic_numbers")
+    )
+    box = {}
+    for name in ("cell", "pbc"):
+        if name in schema:
+            box[name] = arrays[schema[name].path].read(start, stop)
+            if name in nullable:
+                present = arrays[present_path(name)].read(start, stop)
+                box[name] = zero_missing(box[name], present)
+    return structure_ids(positions, numbers, ptr - ptr[0], **box)
 
 
 def remove_unfinished(paths: Iterable[Path]) -> None:

@@ -47,6 +47,7 @@ from zarrpipe.store.write.recovery import (
     mask_rows,
     remove_unfinished,
     settle_deletion,
+    take_over,
 )
 from zarrpipe.store.write.session import WriterSession
 from zarrpipe.store.write.threads import run_uninterrupted
@@ -108,6 +109,9 @@ class StoreWriter:
         self.check_usable()  # else rows of another writer would be cleared
         if stated is not self.schema:
             metadata.publish(stated)
+        if self.counts.samples:
+            nullable = self.attributes.nullable
+            take_over(self._arrays, self.schema, nullable, self.counts, damaged=damaged)
         clear_uncommitted(self._arrays, self.counts)
         if self.counts.samples == 0 and self.schema:  # a writer was killed while emptying it
             self._remove_all()
@@ -294,12 +298,17 @@ class StoreWriter:
 
         The sums may leave some of the last samples to readers, unless `every` is True.
         """
+        self.make_exact()
+        with self.changing():
+            self._statistics.update(self, every=every)
+
+    def make_exact(self) -> None:
+        """Make all shapes exact and publish the number of samples."""
         self._check_change()  # else rows of another writer would be cut off
         with self.changing():
             self._arrays.trim(self.schema, self.counts)
             if self.attributes.num_samples != self.counts.samples:
                 self._metadata.publish(self.schema, num_samples=self.counts.samples)
-            self._statistics.update(self, every=every)
 
     def close(self) -> None:
         """Flush, and release the lock; a second call does nothing."""

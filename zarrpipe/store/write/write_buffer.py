@@ -1,0 +1,139 @@
+"""Batches that wait in memory, to be appended to a store together."""
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from itertools import groupby
+from typing import Any
+
+import torch
+
+from zarrpipe.data.batch import Batch
+from zarrpipe.data.schema import batch_signature
+from zarrpipe.data.validate import check_count
+from zarrpipe.errors import ArgumentError
+
+_MOST_SAMPLES, _MOST_SECONDS = 1 << 31, 86_400
+_PATIENCE = 0.5  # seconds until the end of the interpreter is noticed
+
+
+class WriteBuffer:
+    """A bounded queue of copies of batches, and a thread that has it flushed.
+
+    The thread lives while something waits. It calls `flush` when `samples` wait, or when the first
+    of them has waited for `seconds`; whoever holds the right to write calls `take`. Up to twice as
+    many samples wait while a flush is under way; then `put` waits as well.
+    """
+
+    def __init__(self, samples: int, seconds: float, flush: Callable[[], object]) -> None:
+        self.samples, self.seconds = samples, seconds
+        self._flush = flush
+        self._reset()
+
+    def _reset(self) -> None:
+        self._process = os.getpid()
+        self._changed = threading.Condition()
+        self._waiting: list[tuple[Batch, torch.cuda.Event | None]] = []
+        self._count, self._since = 0, 0.0
+        self._thread: threading.Thread | None = None
+        self._failure: BaseException | None = None
+        self._accepted: tuple[object, ...] | None = None
+        self._room = 0
+
+    @property
+    def count(self) -> int:
+        """Samples that wait."""
+        self._forget_parent()
+        return self._count
+
+    def accept(self, batch: Batch | None, room: int = 0) -> None:
+        """Let batches like one that the store has taken wait, up to `room` samples of them."""
+        self._accepted = None if batch is None else batch_signature(batch, batch.fields)
+        self._room = room
+
+    def takes(self, batch: Batch) -> bool:
+        """Whether the store will take a batch, as far as can be known without it."""
+        self._forget_parent()
+        fits = 0 < batch.num_graphs <= self._room
+        return fits and batch_signature(batch, batch.fields) == self._accepted
+
+    def put(self, batch: Batch) -> None:
+        """Queue a copy of a batch, or raise the error of the last flush of the thread."""
+        copy, count = batch.detach().clone(), batch.num_graphs
+        copied = (
+            torch.cuda.current_stream(copy.device).record_event()
+            if copy.device.type == "cuda"
+            else None
+        )
+        with self._changed:
+            while self._waiting and self._count + count > 2 * self.samples and not self._failure:
+                self._changed.wait()
+            if self._failure is not None:
+                failure, self._failure = self._failure, None
+                raise failure
+            if not self._waiting:
+                self._since = time.monotonic()
+            self._waiting.append((copy, copied))
+            self._count += count
+            self._room -= count
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="zarrpipe-buffer")
+                self._thread.start()
+            elif self._count >= self.samples:
+                self._changed.notify_all()
+
+    def take(self) -> list[Batch]:
+        """Remove all that waits, as at most one batch on the CPU."""
+        self._forget_parent()
+        with self._changed:
+            waiting, self._waiting, self._count = self._waiting, [], 0
+            self._changed.notify_all()
+        for _, copied in waiting:
+            if copied is not None:
+                copied.synchronize()
+        parts = [
+            Batch.concatenate([batch for batch, _ in run]).cpu()
+            for _, run in groupby(waiting, key=lambda item: item[0].device)
+        ]
+        return [Batch.concatenate(parts)] if len(parts) > 1 else parts
+
+    def _run(self) -> None:
+        """Flush as long as something waits."""
+        while self._is_due():
+            try:
+                self._flush()
+            except BaseException as error:  # noqa: BLE001  the next `put` raises it
+                with self._changed:
+                    self._failure, self._thread = error, None
+                    self._changed.notify_all()
+                return
+
+    def _is_due(self) -> bool:
+        """Wait until a flush is due; False, and the thread ends, if nothing waits."""
+        with self._changed:
+            while self._waiting and self._count < self.samples:
+                left = self._since + self.seconds - time.monotonic()
+                if left <= 0 or not threading.main_thread().is_alive():
+                    break
+                self._changed.wait(min(left, _PATIENCE))
+            if not self._waiting:
+                self._thread = None
+            return bool(self._waiting)
+
+    def _forget_parent(self) -> None:
+        """Drop in a forked child what its parent is going to write."""
+        if self._process != os.getpid():
+            self._reset()
+
+
+def make_buffer(samples: Any, seconds: Any, flush: Callable[[], object]) -> WriteBuffer:
+    """Buffer of valid sizes; raises ArgumentError for others."""
+    count = check_count("buffer", samples, 1, _MOST_SAMPLES, unit="samples", error=ArgumentError)
+    number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
+    if not number or not 0 < seconds <= _MOST_SECONDS:
+        raise ArgumentError(
+            f"buffer_seconds={seconds!r}, expected a positive number of seconds, at most "
+            f"{_MOST_SECONDS}"
+        )
+    return WriteBuffer(count, float(seconds), flush)
