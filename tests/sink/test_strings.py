@@ -4,12 +4,14 @@ import numpy as np
 import pytest
 import torch
 import zarr
+from ase import Atoms
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from zarr.storage import MemoryStore
 
 import zarrpipe as zp
 from zarrpipe import AtomicData, Batch, ZarrData, ZarrDataset
+from zarrpipe.adapters import from_ase, from_pyg, to_ase, to_pyg
 from zarrpipe.data.categories import MOST_CATEGORIES
 from zarrpipe.errors import (
     ArgumentError,
@@ -237,3 +239,18 @@ def test_conditions_splits_weights_and_tables(tmp_path):
     frame = dataset.to_pandas(["config_type"])
     assert frame["config_type"][:120].tolist() == expected[:120]
     assert frame["config_type"][120:].isna().all()
+
+
+def test_strings_of_ase_and_pyg(tmp_path):
+    """They come from ``info`` and from attributes, and go back there."""
+    atoms = [Atoms("H", info={"config_type": kind, "round": 1}) for kind in ("bulk", "slab")]
+    atoms.append(Atoms("He"))
+    batch = from_ase(atoms, info=["config_type", "round"])
+    assert batch.strings("config_type") == ["bulk", "slab", None]
+    assert [one.info.get("config_type") for one in to_ase(batch)] == ["bulk", "slab", None]
+    graphs = to_pyg(batch.index_select([1, 0]))
+    assert graphs["config_type"] == ["slab", "bulk"]
+    with ZarrData(tmp_path / "store") as sink:
+        sink.write(from_pyg(graphs, levels={"config_type": "system"}))
+        sink.write(from_pyg(graphs.to_data_list()[1], levels={"config_type": "system"}))
+    assert every(tmp_path / "store").strings("config_type") == ["slab", "bulk", "bulk"]

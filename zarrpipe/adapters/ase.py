@@ -14,6 +14,7 @@ from zarrpipe.adapters.ase_label_warning import (
 )
 from zarrpipe.adapters.assemble import as_rows, as_tensor, require
 from zarrpipe.data.batch import Batch
+from zarrpipe.data.categories import are_strings
 from zarrpipe.data.fields import CORE_FIELDS, level_of
 from zarrpipe.data.levels import Level
 from zarrpipe.data.system import AtomicData
@@ -53,7 +54,8 @@ def from_ase(
     atoms
         One ``Atoms`` or a sequence of them. Cell and pbc are always taken.
     info
-        Keys of ``atoms.info`` to take as fields at system level, numbers or arrays of numbers. A
+        Keys of ``atoms.info`` to take as fields at system level: numbers, arrays of numbers, or
+        strings such as a ``config_type``. A
         mapping gives a key the name of its field. Values are in ASE's units, and none is
         converted: eV, eV/Angstrom, stress in eV/Angstrom^3 with tension positive, virial in eV as
         minus the volume times that stress. Stress and virial may be ``[3, 3]``, ``[9]``, or
@@ -150,6 +152,9 @@ def _from_atoms(
                 "to leave the results out"
             )
         level = _LEVELS[where]
+        if level is Level.SYSTEM and name not in CORE_FIELDS and are_strings(value):
+            data.add_field(name, value, level)
+            continue
         rows = as_rows(name, value, level, len(atoms), dtype=dtype, key=key)
         data.add_field(name, rows, level)
     return data
@@ -178,7 +183,8 @@ def to_ase(batch: Batch | AtomicData) -> "list[Atoms]":
 
     Energy, forces, stress, dipole and charges are attached with a ``SinglePointCalculator``;
     momenta (or velocities) and masses are set; other fields at atom level go to ``atoms.arrays``
-    and at system level to ``atoms.info``. Fields at edge level have no place in ``Atoms``.
+    and at system level to ``atoms.info``, strings as such. Fields at edge level, and at levels of
+    the user's own with several rows, have no place in ``Atoms``.
     """
     ase = require("ase", "ase")
     singlepoint = require("ase.calculators.singlepoint", "ase")
@@ -204,7 +210,9 @@ def _to_atoms(data: AtomicData, ase: Any, singlepoint: Any) -> "Atoms":
     for name, value in values.items():
         if data.levels[name] is Level.ATOM:
             atoms.set_array(name, value)
-        elif data.levels[name] is Level.SYSTEM:
+        elif data.roles[name].categories is not None:
+            atoms.info[name] = data.strings(name)[0]
+        elif not data.levels[name].has_pointers:
             atoms.info[name] = value.item() if value.size == 1 else value[0].copy()
     if results:
         atoms.calc = singlepoint.SinglePointCalculator(atoms, **_ase_results(results))

@@ -7,6 +7,7 @@ import torch
 
 from zarrpipe.adapters.assemble import assemble, require, without_presence
 from zarrpipe.data.batch import Batch
+from zarrpipe.data.categories import are_strings
 from zarrpipe.data.fields import CORE_FIELDS, level_of
 from zarrpipe.data.levels import Level
 from zarrpipe.errors import FieldError
@@ -41,7 +42,7 @@ def from_pyg(
     neighbor_list, neighbor_list_shifts and forces; a ``y`` with one floating-point number per
     graph becomes the energy. Names of the registry stay; cells that PyG has stacked to
     ``[3 B, 3]`` become ``[B, 3, 3]``. Every other tensor or number is a field of the user's own;
-    strings and objects are left out.
+    objects are left out, and strings unless `levels` names them.
 
     Parameters
     ----------
@@ -82,6 +83,7 @@ class Graphs:
         extra: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
         self.data, self.names, self.levels = data, names, levels
+        self.strings: dict[str, list[str]] = {}
         self.values = self._read(_STRUCTURAL | set(skipped)) | dict(extra or {})
         self.atoms = self._num_atoms()
         self.edges, self.edge_order = self._num_edges()
@@ -97,10 +99,15 @@ class Graphs:
                     f"it with names={{{key!r}: 'another_name'}}"
                 )
             fields[name] = (level, rows)
-        return assemble(fields, self.atoms, self.edges)
+        batch = assemble(fields, self.atoms, self.edges)
+        for key, strings in self.strings.items():
+            name = self.names.get(key, key)
+            if name in self.levels:  # such as a SMILES for each graph, which may be too many
+                batch.add_field(name, strings, self.levels[name])
+        return batch
 
     def _read(self, skipped: Collection[str]) -> dict[str, torch.Tensor]:
-        """Attributes that are tensors or numbers."""
+        """Attributes that are tensors or numbers; strings are kept apart."""
         keys = self.data.keys
         found: dict[str, torch.Tensor] = {}
         for key in keys() if callable(keys) else keys:
@@ -111,6 +118,8 @@ class Graphs:
                 found[key] = torch.tensor(value)
             elif isinstance(value, torch.Tensor):
                 found[key] = value
+            elif are_strings(value):
+                self.strings[key] = [value] if isinstance(value, str) else list(value)
         return found
 
     def field(self, key: str, value: torch.Tensor) -> tuple[str, Level, torch.Tensor]:
@@ -220,12 +229,15 @@ def to_pyg(batch: Batch) -> "PygBatch":
 
     Positions, atomic_numbers and neighbor_list become ``pos``, ``z`` and ``edge_index``
     ``[2, E]``; all other fields keep their names and shapes, so a single graph has
-    ``energy [1, 1]`` and ``cell [1, 3, 3]``. A field that some system lacks keeps its fill values.
+    ``energy [1, 1]`` and ``cell [1, 3, 3]``. Strings stay strings. A field that
+    some system lacks keeps its fill values.
     """
     library = require("torch_geometric.data", "pyg")
     graphs = []
     for one in without_presence(batch).to_data_list():
-        fields = dict(one.fields)
+        fields: dict[str, Any] = dict(one.fields)
+        strings = [name for name, role in one.roles.items() if role.categories is not None]
+        fields |= {name: one.strings(name)[0] for name in strings}
         known = {"pos": fields.pop("positions"), "z": fields.pop("atomic_numbers")}
         if "neighbor_list" in fields:
             known["edge_index"] = fields.pop("neighbor_list").t().contiguous()
