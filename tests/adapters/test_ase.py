@@ -163,7 +163,7 @@ def test_labels_kept_in_info_and_arrays_take_the_shapes_of_the_registry(crystal)
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"info": {"label": "energy"}}, "'label' has dtype <U4, expected numbers"),
+        ({"info": {"label": "charge"}}, "'label' has dtype <U4, expected numbers"),
         ({"info": ["temperatur"]}, "none of 1 Atoms has 'temperatur' in .info; there is"),
         ({"arrays": ["tag"]}, "none of 1 Atoms has 'tag' in .arrays"),
         ({"arrays": ["positions"]}, "always taken"),
