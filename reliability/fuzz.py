@@ -250,15 +250,14 @@ def _difference(found: Batch, truth: Truth) -> str:
     have, count = flattened(found), found.num_graphs
     if Level.EDGE not in found.levels.values():  # then edges are not asked for
         have[":edges"] = truth[":edges"][: count + 1]
-    for name in (":atoms", ":edges"):
-        if not np.array_equal(have[name], truth[name][: count + 1]):
+    pointers = [name for name in truth if name.startswith(":")]
+    for name in pointers:
+        if name in have and not np.array_equal(have[name], truth[name][: count + 1]):
             return f"{name} differs"
-    rows = {count: count, len(truth[":atoms"]) - 1: count}
-    rows |= {int(truth[":atoms"][-1]): int(have[":atoms"][-1])}
-    rows |= {int(truth[":edges"][-1]): int(have[":edges"][-1])}
     lacking = [name for name in truth if name not in have]
-    for name in truth.keys() & have.keys() - {":atoms", ":edges"}:
-        wanted = truth[name][: rows[len(truth[name])]]
+    for name in truth.keys() & have.keys() - {*pointers}:
+        ends = truth.get(f":{found.levels.get(name)}s")
+        wanted = truth[name][: count if ends is None else int(ends[count])]
         same = np.array_equal(have[name], wanted, equal_nan=wanted.dtype.kind == "f")
         if not same or have[name].dtype != wanted.dtype:
             return f"{name} differs"

@@ -34,7 +34,7 @@ def flattened(batch: Batch) -> dict[str, AnyArray]:
     """Everything of a batch, by name; names with a colon are not those of fields."""
     found = {name: value.numpy() for name, value in batch.fields.items()}
     found |= {f"present:{name}": batch.present(name).numpy() for name in batch.fields}
-    return found | {":atoms": batch.batch_ptr.numpy(), ":edges": batch.edge_ptr.numpy()}
+    return found | {f":{level}s": batch.level_ptr(level).numpy() for level in batch.pointer_levels}
 
 
 def _write(store: Path, array: Mapping[str, object], *batches: Batch) -> None:

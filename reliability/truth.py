@@ -1,7 +1,8 @@
 """Samples whose number says everything about them, and what of a store is not as it must be.
 
 What a sample has besides the fields of `numbered_batch` is told by its number too, so that stores
-with fields that are new, lacking or partly there are checked by value like any other.
+with fields that are new, lacking or partly there are checked by value like any other. Every sample
+has bonds, a level of the user's own whose rows count atoms, and a string.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 
 from zarrpipe.data.batch import Batch
-from zarrpipe.data.csr import AnyArray, Int64Array
+from zarrpipe.data.csr import AnyArray, Int64Array, pointers
 from zarrpipe.store.backend.location import StoreLike
 from zarrpipe.store.read.view import StoreView
 from zarrpipe.testing import numbered_batch
@@ -48,9 +49,38 @@ def samples(numbers: Sequence[int] | Int64Array) -> Batch:
         if has.any():
             values[name] = torch.from_numpy(rows)
             present[name] = torch.from_numpy(has)
-    levels = {"serial": "system", "weight": "atom"}
-    levels = {name: level for name, level in levels.items() if name in values}
-    return Batch(values, base.batch_ptr, base.edge_ptr, levels=levels, present=present)
+    ptr, values["bond_atoms"] = _bonds(base, numbers)
+    values["kind"] = kinds_of(numbers)  # type: ignore[assignment]
+    levels = {"serial": "system", "weight": "atom", "kind": "system", "bond_atoms": "bond"}
+    return Batch(
+        values,
+        base.batch_ptr,
+        base.edge_ptr,
+        levels={name: level for name, level in levels.items() if name in values},
+        level_ptrs={"bond": ptr},
+        index_of={"bond_atoms": "atom"},
+        present=present,
+    )
+
+
+def _bonds(base: Batch, numbers: Int64Array) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pointers [B+1] to the bonds of each sample, and the two atoms [n, 2] of each bond."""
+    counts = numbers % 3
+    ptr = pointers(counts)
+    atoms, first = np.diff(base.batch_ptr.numpy()), base.batch_ptr.numpy()[:-1]
+    place = np.arange(ptr[-1]) - np.repeat(ptr[:-1], counts)
+    ends = np.stack([place, place + numbers.repeat(counts)], axis=1)
+    ends = ends % np.repeat(atoms, counts)[:, None] + np.repeat(first, counts)[:, None]
+    return torch.from_numpy(ptr), torch.from_numpy(ends)
+
+
+def kinds_of(numbers: Int64Array) -> list[str]:
+    """String of each sample; each one with a stress brings another, so that more are to come."""
+    stressed = variant_of(numbers) == STRESSED
+    return [
+        f"stressed-{number}" if own else f"kind-{number % 5}"
+        for number, own in zip(numbers.tolist(), stressed.tolist(), strict=True)
+    ]
 
 
 def _own(base: Batch, numbers: Int64Array, kinds: AnyArray) -> dict[str, tuple[AnyArray, AnyArray]]:
@@ -98,16 +128,21 @@ def wrong_values(found: Batch | None, marks: Marks | None = None) -> str | None:
         return None
     numbers = np.asarray(serials(found), dtype=np.int64)
     base = numbered_batch(numbers)
-    for pointer in ("batch_ptr", "edge_ptr"):
-        if not torch.equal(getattr(found, pointer), getattr(base, pointer)):
-            return f"{pointer} differs"
+    bond_ptr, bond_atoms = _bonds(base, numbers)
+    pointers_of = {"atom": base.batch_ptr, "edge": base.edge_ptr, "bond": bond_ptr}
+    for level, ptr in pointers_of.items():
+        if not torch.equal(found.level_ptr(level), ptr):
+            return f"the pointers of {level}s differ"
+    if "kind" not in found or found.strings("kind") != kinds_of(numbers):
+        return "the strings differ"
     full = np.ones(len(numbers), dtype=bool)
     expected = {name: (value.numpy(), full) for name, value in base.fields.items()}
     expected |= _own(base, numbers, variant_of(numbers))
     for name, marked in (marks or {}).items():
         has = np.isin(numbers, list(marked))
         expected[name] = np.where(has, mark_values(name, numbers), np.nan), has
-    for name in sorted(found.fields.keys() - expected.keys()):
+    expected["bond_atoms"] = bond_atoms.numpy(), full
+    for name in sorted(found.fields.keys() - expected.keys() - {"kind"}):
         if marks is None and name.startswith("mark"):
             has = found.present(name).numpy()
             expected[name] = np.where(has, mark_values(name, numbers), np.nan), has

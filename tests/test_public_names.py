@@ -1,9 +1,13 @@
 """The public names, and what importing them costs."""
 
 import importlib
+import importlib.metadata
+import inspect
 import json
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -52,3 +56,41 @@ def test_importing_brings_no_optional_library():
 def test_an_unknown_name():
     with pytest.raises(AttributeError, match="nothing_of_that_name"):
         importlib.import_module("zarrpipe").nothing_of_that_name  # noqa: B018
+
+
+def test_the_version_is_that_of_the_project(monkeypatch):
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
+    assert zarrpipe.__version__ == project["project"]["version"]
+
+    def missing(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    assert not hasattr(zarrpipe, "__version__")
+
+
+def test_what_is_listed_is_there():
+    assert {*zarrpipe.__all__, "__version__", "adapters", "nodes", "transforms"} <= {*dir(zarrpipe)}
+    for name in dir(zarrpipe):
+        assert getattr(zarrpipe, name) is not None
+
+
+def signatures():
+    """Public functions, classes and methods of this package, with their signatures."""
+    for name in zarrpipe.__all__:
+        item = getattr(zarrpipe, name)
+        yield name, inspect.signature(item)
+        for method, function in inspect.getmembers(item, inspect.isroutine):
+            own = (getattr(function, "__module__", None) or "").startswith("zarrpipe")
+            if isinstance(item, type) and own and not method.startswith("_"):
+                yield f"{name}.{method}", inspect.signature(function)
+
+
+@pytest.mark.parametrize(("name", "signature"), [*signatures()], ids=lambda one: str(one)[:40])
+def test_signatures_are_as_they_were_written(name, signature):
+    """Without unions that Python has expanded, as those of ArrayLike and StoreLike."""
+    for one in signature.parameters.values():
+        shown = inspect.formatannotation(one.annotation)
+        assert len(shown) < 80, f"{name}: {shown}"
+        for part in ("numpy._", "zarr.", "zarrpipe.", "typing.", "Union[", "collections."):
+            assert part not in shown, f"{name}: {shown}"

@@ -1,6 +1,7 @@
 """One Zarr store that a simulation writes into and a training run reads out of."""
 
 import importlib
+import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 from zarrpipe.data.batch import Batch
@@ -44,14 +45,29 @@ __all__ = [
 
 
 _WITH_LIGHTNING = {"DataMonitor": "monitor", "ZarrDataModule": "data_module"}
+_MODULES = ("adapters", "errors", "nodes", "testing", "transforms")
 
 
 def __getattr__(name: str) -> Any:
     """Import Lightning, which takes a second, only when its part is asked for."""
     if name in _WITH_LIGHTNING:
         return getattr(importlib.import_module(f"zarrpipe.training.{_WITH_LIGHTNING[name]}"), name)
+    if name in _MODULES:
+        return importlib.import_module(f"zarrpipe.{name}")
+    if name == "__version__":
+        return _version()
     raise AttributeError(f"module 'zarrpipe' has no attribute {name!r}")
 
 
+def _version() -> str:
+    """Version of the installed package."""
+    try:
+        return importlib.metadata.version("zarrpipe")
+    except importlib.metadata.PackageNotFoundError as error:
+        raise AttributeError(
+            "zarrpipe is not installed, so that its version is not known"
+        ) from error
+
+
 def __dir__() -> list[str]:
-    return __all__
+    return [*__all__, *_MODULES, "__doc__", "__version__"]

@@ -1,18 +1,23 @@
 """`ZarrData`: the sink that a simulation writes into, on any Zarr store."""
 
+from __future__ import annotations
+
 import os
 import warnings
 from collections import deque
 from collections.abc import Collection, Mapping
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from zarrpipe.adapters import as_batch
+from zarrpipe.adapters.streams import is_stream, stream_batches, stream_length
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.fields import check_new_names
+from zarrpipe.data.ids import UInt64Array
+from zarrpipe.data.schema import Field, schema_table
 from zarrpipe.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -20,6 +25,7 @@ from zarrpipe.errors import (
     FieldError,
     SchemaError,
     StoreEmptyError,
+    StoreExistsError,
     StoreFormatError,
     StoreFullError,
     StoreNotFoundError,
@@ -31,9 +37,12 @@ from zarrpipe.store.format.config import ZarrWriteConfig
 from zarrpipe.store.read.view import StoreView
 from zarrpipe.store.write.append_plan import masked
 from zarrpipe.store.write.exclusive_calls import WriterOwner, synchronized
+from zarrpipe.store.write.repetition import Repetitions, are_stored
 from zarrpipe.store.write.write_buffer import WriteBuffer, make_buffer
 
 _MOST_SAMPLES = 1 << 40
+_IF_EXISTS = ("append", "error", "replace")
+_NO_IDS = np.zeros(0, dtype=np.uint64)
 
 
 class ZarrData(WriterOwner):
@@ -75,11 +84,18 @@ class ZarrData(WriterOwner):
         raised by the next `write` as `DeferredWriteError`, and its batch stays queued.
     buffer_seconds : float
         Longest time that a sample waits.
+    if_exists : {"append", "error", "replace"}
+        Of a store that has samples: go on with it, refuse it, or remove at once all that zarrpipe
+        made for them, and nothing else, as `zero` does. A warning says what is removed, and the
+        sink is the only writer from then on.
 
     Raises
     ------
     ValueError
-        If the capacity is not positive, or the store has more samples.
+        If the capacity is not positive, or the store has more samples, or `if_exists` is none of
+        the three.
+    StoreExistsError
+        If the store has samples and `if_exists` is "error".
     SchemaError
         If the config gives a field another unit than the store.
     StoreFormatError
@@ -107,8 +123,11 @@ class ZarrData(WriterOwner):
         durable: bool = False,
         buffer: int | None = None,
         buffer_seconds: float = 1.0,
+        if_exists: Literal["append", "error", "replace"] = "append",
     ) -> None:
         capacity = _checked_capacity(capacity)
+        if if_exists not in _IF_EXISTS:
+            raise ArgumentError(f"if_exists={if_exists!r}, expected one of {', '.join(_IF_EXISTS)}")
         self._store = store
         super().__init__(Root.of(store), ZarrWriteConfig.of(config), capacity, durable=durable)
         self._deferred: deque[Batch] = deque()
@@ -117,14 +136,46 @@ class ZarrData(WriterOwner):
             self._buffer = make_buffer(buffer, buffer_seconds, self._write_waiting)
         self._view: StoreView | None = None
         self._removed: frozenset[str] = frozenset()  # fields of what was drained or removed
-        view = self._reader()
+        self._repetitions = Repetitions()
+        if if_exists == "replace":
+            self._replace()
+            return
+        view, count = self._reader(), self._count()
+        if count and if_exists == "error":
+            raise StoreExistsError(
+                f"{self._root} has {count} samples and if_exists='error': give another place, or "
+                "'append' to go on with them, or 'replace' to remove them"
+            )
         if view is not None:
             view.schema.with_units(self._config.units)  # refuses what the first write would
-        if self._count() > capacity:
+        if count > capacity:
             raise ArgumentError(
-                f"{self._root} has {self._count()} samples, more than capacity={capacity}: open it "
+                f"{self._root} has {count} samples, more than capacity={capacity}: open it "
                 "with a larger capacity"
             )
+
+    def _replace(self) -> None:
+        """Remove the samples of the store, and say so before."""
+        count, fields = self._to_be_removed()
+        if count:
+            try:
+                warnings.warn(
+                    f"if_exists='replace' removes the {count} samples of {self._root}, with the "
+                    f"fields {', '.join(fields)}",
+                    stacklevel=3,
+                )
+            except UserWarning:  # where warnings are errors
+                self.close()
+                raise
+        self.zero()
+
+    @synchronized
+    def _to_be_removed(self) -> tuple[int, Collection[str]]:
+        """Number of samples and fields of the store, which no other writer can change from now."""
+        if self._root.open_group() is None:
+            return 0, ()
+        writer = self._open_writer()
+        return writer.num_samples, writer.schema
 
     @property
     def store(self) -> StoreLike:
@@ -168,42 +219,97 @@ class ZarrData(WriterOwner):
     def write(self, batch: Any, mask: npt.ArrayLike | torch.Tensor | None = None) -> None:
         """Append the systems of a batch for which the mask is True, in order.
 
+        A batch is stored whole or not at all. A dataset or an iterable, as of a generator, is
+        written in batches of about 32 MB, one after the other, so it may be larger than memory.
+        Where that fails midway the batches before are stored, and `len` tells how many samples.
+
+        A `UserWarning` says, once for each sink, that all structures of a batch were stored
+        already, as by a cell of a notebook that is run twice. Looked for are the first batch, among
+        at most 4,194,304 samples (65,536 where ids cannot be mapped), and batches that begin as one
+        that this sink wrote.
+
         Parameters
         ----------
         batch
             What `zarrpipe.adapters.as_batch` takes: a `Batch` or `AtomicData` on any device, a
-            list of them, or the batches of other libraries (nvalchemi, PyG, torch-sim, ASE).
+            list of them, or the batches of other libraries (nvalchemi, PyG, torch-sim, ASE). Or a
+            `ZarrDataset`, which is read with its fields, `where` and transform, another dataset
+            that has ``__getitems__``, or an iterable of such objects, which may be lists.
         mask : torch.Tensor [B] bool, optional
-            Which systems to write; all by default. It may be on any device, or be an array or a
-            list of bools.
+            Which systems of one batch to write; all by default. It may be on any device, or be an
+            array or a list of bools.
 
         Raises
         ------
         RuntimeError
             If there is not room for all of them (StoreFullError), another writer has the store
-            (StoreLockedError), or the sink was closed (StoreClosedError); nothing was written.
+            (StoreLockedError), or the sink was closed (StoreClosedError); nothing was written,
+            but of an iterable what came before.
         ValueError
-            If the mask has another length or dtype, a new field has a name that conditions on
-            samples read otherwise (FieldError), or a field does not fit what the store has fixed
-            (SchemaError); nothing was written. A field that this sink has drained is not new.
+            If the mask has another length or dtype, or is given for a dataset or an iterable, a new
+            field has a name that conditions on samples read otherwise (FieldError), or a field does
+            not fit what the store has fixed (SchemaError); nothing was written, but of a dataset or
+            an iterable what came before. A field that this sink has drained is not new.
         TypeError
             If the batch is of no known kind (ArgumentTypeError).
         """
         self._check_open()
-        chosen = as_batch(batch) if mask is None else masked(as_batch(batch), mask)
-        if self._buffer is not None and self._buffer.takes(chosen) and not self._mutex.mine:
-            self._buffer.put(chosen)
+        if not isinstance(batch, Batch) and is_stream(batch):
+            self._check_stream(batch, mask)
+            for chosen in stream_batches(batch):
+                self._write_one(chosen)
         else:
-            self._write(chosen)
+            chosen = as_batch(batch)
+            self._write_one(chosen if mask is None else masked(chosen, mask))
+
+    def _write_one(self, batch: Batch) -> None:
+        """Append a batch, and warn, for the caller of `write`, where it was stored already."""
+        if self._buffer is not None and self._buffer.takes(batch) and not self._mutex.mine:
+            self._buffer.put(batch)
+            return
+        ids, stored = self._write(batch)
+        if self._repetitions.suspects(ids) and self._were_stored(ids, stored):
+            self._repetitions.found()
+            warnings.warn(
+                f"the {len(ids)} structures of a batch were in {self._root} already and are there "
+                "twice now: if a cell or a script was run again, open the sink with "
+                "if_exists='replace' or 'error'; AtomicDataZarrWriter.delete removes samples",
+                stacklevel=3,
+            )
+
+    def _check_stream(self, source: Any, mask: object) -> None:
+        """Refuse a mask of a dataset or iterable, and a dataset for which there is no room."""
+        if mask is not None:
+            raise ArgumentError(
+                f"mask is given for a {type(source).__name__}, expected one for a batch: select "
+                "samples before, as by dataset.index_select(mask)"
+            )
+        stored, count = len(self), stream_length(source)
+        if count is not None and stored + count > self._capacity:
+            raise self._full(stored, count)
 
     @synchronized
-    def _write(self, batch: Batch) -> None:
+    def _were_stored(self, ids: UInt64Array, stored: int) -> bool:
+        """Whether the ids [B] are all among those of the first samples, as far as can be read."""
+        try:
+            view = self._reader()
+            if view is None or not stored:
+                return False
+            view.refresh()
+            return are_stored(view, ids, stored)
+        except (OSError, StoreFormatError):  # the batch is stored: this must not fail its write
+            return False
+
+    @synchronized
+    def _write(self, batch: Batch) -> tuple[UInt64Array, int]:
+        """Append a batch; its ids [B], and the number of samples that were stored before it."""
         self._check_open()
         self._write_deferred(done=False)
-        self._append(batch)
+        written = self._append(batch)
         if self._buffer is not None and batch.num_graphs:
             self._buffer.accept(batch, self._capacity - self._count())
         self._write_deferred(done=True)
+        return written
 
     @synchronized
     def _write_waiting(self) -> None:
@@ -266,19 +372,21 @@ class ZarrData(WriterOwner):
         self._mutex.run_uninterrupted(lambda: self._deferred.extend(buffer.take()))
         return bool(self._deferred)
 
-    def _append(self, batch: Batch) -> None:
-        """Append a batch if there is room for it."""
+    def _append(self, batch: Batch) -> tuple[UInt64Array, int]:
+        """Append a batch if there is room for it; see `_write`."""
         if batch.num_graphs == 0:
-            return
+            return _NO_IDS, 0
         check_new_names(batch.fields, self._stored_fields)
         stored = self._count()
         if stored + batch.num_graphs > self._capacity:
-            raise StoreFullError(
-                f"the sink is full: {stored} of {self._capacity} samples are stored and "
-                f"{batch.num_graphs} more were given, none of which was written; drain it or "
-                "give it a larger capacity"
-            )
-        self._open_writer().append(batch)
+            raise self._full(stored, batch.num_graphs)
+        return self._open_writer().append(batch), stored
+
+    def _full(self, stored: int, given: int) -> StoreFullError:
+        return StoreFullError(
+            f"the sink is full: {stored} of {self._capacity} samples are stored and {given} more "
+            "were given, none of which was written; drain it or give it a larger capacity"
+        )
 
     @synchronized
     def read(self) -> Batch:
@@ -441,6 +549,19 @@ class ZarrData(WriterOwner):
 
     def __repr__(self) -> str:
         return f"ZarrData({str(self._root)!r}, {len(self)} of {self._capacity} samples)"
+
+    def _repr_html_(self) -> str:
+        """Table of the fields that are stored, which notebooks show."""
+        return schema_table(repr(self), self._schema())
+
+    @synchronized
+    def _schema(self) -> Mapping[str, Field]:
+        """Fields of the store."""
+        view = self._reader()
+        if view is None:
+            return {}
+        view.refresh()
+        return view.schema
 
     def _stored_fields(self) -> Collection[str]:
         """Names of the fields that the store has, or had before this sink emptied it."""

@@ -93,11 +93,11 @@ def test_stress_is_strain_derivative_of_the_energy_so_that_compression_is_negati
 def test_a_live_calculator_is_never_run_and_stale_results_are_left_out(ase):
     atoms = ase.build.molecule("H2O")
     atoms.calc = ase.calculators.emt.EMT()
-    assert "energy" not in as_batch(atoms)
+    assert "energy" not in from_ase(atoms)
     value = atoms.get_potential_energy()
-    assert as_batch(atoms).energy.tolist() == [[value]]
+    assert from_ase(atoms).energy.tolist() == [[value]]
     atoms.positions[0, 0] += 0.1
-    assert as_batch(atoms).keys["system"] == {"cell", "pbc"}
+    assert from_ase(atoms).keys["system"] == {"cell", "pbc"}
     assert atoms.calc.results, "the calculator keeps its results"
 
 
@@ -453,6 +453,32 @@ class TestWhatNobodyAskedFor:
             *oxygen.arrays, *slab.arrays, *rutile.arrays
         }  # fmt: skip
         assert told(oxygen, slab, rutile, crystal) == []
+
+    def test_labels_that_the_calculator_did_not_compute(self, told, ase, water, crystal):
+        copper = ase.build.bulk("Cu", cubic=True)
+        copper.calc = ase.calculators.emt.EMT()
+        (message,) = told(copper, water, crystal)
+        assert message.startswith("1 of 3 Atoms are stored without energy and forces: their calcu")
+        assert "calculator (EMT)" in message
+        assert "call atoms.get_potential_energy() and atoms.get_forces() before" in message
+        copper.get_potential_energy()
+        assert told(copper, water, crystal) == []
+        copper.calc.results.pop("forces")
+        (message,) = told(copper)
+        assert "1 of 1 Atoms are stored without forces: " in message
+        copper.get_forces()
+        copper.rattle(0.1)  # the results are stale
+        (message,) = told(copper, copper)
+        assert message.startswith("2 of 2 Atoms are stored without energy and forces")
+        assert told(copper, info=[]) == []
+
+    def test_that_warning_points_to_who_writes_too(self, ase):
+        copper = ase.build.bulk("Cu", cubic=True)
+        copper.calc = ase.calculators.emt.EMT()
+        for write in (zp.ZarrData({}).write, as_batch):
+            with pytest.warns(UserWarning, match="stored without energy") as caught:
+                write(copper)
+            assert [one.filename for one in caught] == [__file__]
 
     def test_who_asks_is_not_told(self, told, water):
         water.info.update(REF_energy=1.0, round=3)

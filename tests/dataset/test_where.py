@@ -9,6 +9,7 @@ import torch
 from zarrpipe import AtomicDataZarrWriter, ZarrData
 from zarrpipe.dataset.zarr_dataset import ZarrDataset
 from zarrpipe.errors import ArgumentError, ArgumentTypeError, SchemaError
+from zarrpipe.store.query.conditions import Condition
 
 
 def rounds(data, count, tag, *, labelled=True, **system):
@@ -124,7 +125,7 @@ def test_a_condition_says_of_each_sample_what_python_says(labelled, text):
     ("text", "kind", "message"),
     [
         ("round >=", ArgumentError, r"it ends after 'round >=' \(character 8\), where more has"),
-        ("", ArgumentError, "where is empty, expected a condition such as"),
+        ("", ArgumentError, "where is empty, expected a text such as"),
         ("round", ArgumentError, r"at 'round' \(character 1\): is a number"),
         ("has(energy) and round + 1", ArgumentError, r"at 'round \+ 1' \(character 17\): is a nu"),
         (
@@ -141,18 +142,31 @@ def test_a_condition_says_of_each_sample_what_python_says(labelled, text):
         ("round < (1, 2)", ArgumentError, r"at '\(1, 2\)' \(character 9\): is not allowed in"),
         (
             "round == 'three'",
-            ArgumentError,
-            r"at \"'three'\" \(character 10\): text is not allowed in",
+            SchemaError,
+            r"at 'round' .*1\): 'round' has no texts: compare",
         ),
+        ("'three'", ArgumentError, "a text can only be compared with a column"),
+        ("has_element(29)", ArgumentError, "expected a symbol in quotes"),
+        ("has_element('cu')", ArgumentError, r"no symbol of an element \(did you mean 'Cu'\?\)"),
+        ("formula == 'H2(OH)'", ArgumentError, r"\(character 12\): 'H2\(OH\)' is no formula"),
+        (
+            "formula in ('H2O', 3)",
+            ArgumentError,
+            "a text can only be compared with a column",
+        ),
+        ("formula < 'H2O'", ArgumentError, "a text can only be compared with a column"),
+        ("1 < formula < 3", SchemaError, r"'formula' has texts: compare it with a text"),
+        ("formula", SchemaError, r"'formula' has texts"),
+        ("max_forces > 3", SchemaError, r"no store has a field 'max_forces' \(did you mean 'max_f"),
         ("round ** 2 < 3", ArgumentError, r"at 'round \*\* 2' \(character 1\): is not allowed in"),
         ("round // 2 < 3", ArgumentError, "is not allowed in a condition"),
         ("round is 2", ArgumentError, "is not allowed in a condition"),
         ("batch.round < 3", ArgumentError, "is not allowed in a condition"),
         ("round[0] < 3", ArgumentError, "is not allowed in a condition"),
-        ("(lambda: True)()", ArgumentError, r"expected has\(field\) or abs\(number\)"),
-        ("__import__('os').getcwd()", ArgumentError, r"expected has\(field\) or abs\(number\)"),
+        ("(lambda: True)()", ArgumentError, r"expected has\(field\), abs\(number\) or"),
+        ("__import__('os').getcwd()", ArgumentError, r"expected has\(field\), abs\(number\) or"),
         ("has('energy')", ArgumentError, r"expected the name of a field in has\(\)"),
-        ("has(energy, forces)", ArgumentError, r"expected has\(field\) or abs\(number\)"),
+        ("has(energy, forces)", ArgumentError, r"expected has\(field\), abs\(number\) or"),
         ("é_é == 1 and round", SchemaError, r"at 'é_é' \(character 1\)"),
         ("round > 'é' or round > 1j", ArgumentError, r"\"'é'\" \(character 9\)"),
         ("round % 0 == 1", ArgumentError, r"at 'round % 0' \(character 1\): divides by zero"),
@@ -164,6 +178,19 @@ def test_a_condition_says_of_each_sample_what_python_says(labelled, text):
 def test_what_is_no_condition_is_said_with_its_place(labelled, text, kind, message):
     with pytest.raises(kind, match=message):
         labelled[0].where(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "normal"),
+    [
+        ("  round  >=\n\t3 ", "round >= 3"),
+        ("kind  ==  'two  spaces'", "kind == 'two  spaces'"),
+        ('kind  ==  "it\'s  a"  and  round  > 3', 'kind == "it\'s  a" and round > 3'),
+        (r"kind  ==  'it\'s  a'  and  1", r"kind == 'it\'s  a' and 1"),
+    ],
+)
+def test_spaces_count_in_quotes_alone(text, normal):
+    assert Condition.of(text).text == normal
 
 
 def test_a_condition_is_a_text(labelled):

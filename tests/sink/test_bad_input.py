@@ -179,7 +179,6 @@ OBJECTS = {
     "None": (lambda: None, "of type NoneType: expected zarrpipe.Batch"),
     "a word": (lambda: "water.xyz", "of type str: expected"),
     "a dictionary": (lambda: {"positions": []}, r"AtomicData\(\*\*fields\) makes a system"),
-    "a generator": (lambda: (one for one in [system()]), r"generator with list\(\.\.\.\)"),
     "a list of lists": (lambda: [[system()]], "this one is in a list of lists: join them"),
     "None in a list": (lambda: [system(), None], "of type NoneType"),
     "a tensor": (lambda: torch.ones(3, 3), "of type torch.Tensor"),

@@ -107,12 +107,12 @@ TABLE = [
     (where, {"text": "!has(forces)"}, VALUE, r"\(character 1\): expected 'not' for '!'"),
     (where, {"text": "num_atoms 3"}, VALUE, r"at '3' \(character 11\): invalid syntax; it may ha"),
     (where, {"text": "has(forces"}, VALUE, r"at '\(forces' \(character 4\): '\(' was never closed"),
-    (where, {"text": "  "}, VALUE, "where is empty, expected a condition such as 'round >= 3'"),
+    (where, {"text": "  "}, VALUE, "where is empty, expected a text such as 'round >= 3'"),
     (
         where,
         {"text": "num_atoms == 'a'"},
-        VALUE,
-        r"\"'a'\" \(character 14\): text is not allowed in",
+        SCHEMA,
+        r"at 'num_atoms' \(character 1\): 'num_atoms' has no texts: compare it with numbers",
     ),
     # Weights
     (sampler, {"weights": "positions"}, VALUE, rf"'positions', .* level 'atom': {ONE_NUMBER}"),

@@ -7,7 +7,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from zarrpipe.adapters.ase_label_warning import STRUCTURE, warn_of_unused_labels
+from zarrpipe.adapters.ase_label_warning import (
+    STRUCTURE,
+    warn_of_uncomputed_labels,
+    warn_of_unused_labels,
+)
 from zarrpipe.adapters.assemble import as_rows, as_tensor, require
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.fields import CORE_FIELDS, level_of
@@ -93,9 +97,10 @@ def from_ase(
 
 
 def from_ase_for_store(atoms: "Sequence[Atoms]", **options: Any) -> Batch:
-    """As `from_ase`, with a warning of labels that are left out if no option says what to take."""
+    """As `from_ase`, with a warning of labels that are not taken if no option says what to take."""
     if not {"info", "arrays"} & set(options):
         warn_of_unused_labels(atoms, _results)
+        warn_of_uncomputed_labels(atoms, _results)
     return from_ase(atoms, **options)
 
 

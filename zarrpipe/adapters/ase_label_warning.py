@@ -1,4 +1,4 @@
-"""Warn of entries of ASE's `Atoms` that look like labels and that `from_ase` leaves out."""
+"""Warn of labels that ASE's `Atoms` have, or could have, and that `from_ase` does not take."""
 
 import re
 import sys
@@ -50,6 +50,8 @@ _NO_LABELS = frozenset(
     | {"id", "type", "mol-id", "travel"}
 )
 """Arrays that ASE, its dynamics and its file readers set by themselves."""
+_COMPUTED = {"energy": "get_potential_energy", "forces": "get_forces"}
+"""Labels that a calculator computes when ASE asks for them, and by which method."""
 _LONGEST = 60
 """Letters of a proposed name: it becomes the name of a directory."""
 
@@ -91,6 +93,34 @@ def warn_of_unused_labels(
             "zarrpipe.adapters.from_ase(atoms) to leave them out",
             stacklevel=_level_of_caller(),
         )
+
+
+def warn_of_uncomputed_labels(
+    systems: Sequence[Any], results_of: Callable[[Any], Collection[str]]
+) -> None:
+    """Warn where a calculator that can give energy or forces does not hold them for its atoms.
+
+    A calculator of results that were read from a file says that it can give none: no warning.
+    """
+    without: dict[str, set[str]] = {}
+    count = 0
+    for atoms in systems:
+        able = _COMPUTED.keys() & {*getattr(atoms.calc, "implemented_properties", ())}
+        lacking = able - {*results_of(atoms)} if able else able
+        if lacking:
+            count += 1
+            without.setdefault(type(atoms.calc).__name__, set()).update(lacking)
+    if not count:
+        return
+    names = sorted({name for lacking in without.values() for name in lacking})
+    calls = " and ".join(f"atoms.{_COMPUTED[name]}()" for name in names)
+    warnings.warn(
+        f"{count} of {len(systems)} Atoms are stored without {' and '.join(names)}: their "
+        f"calculator ({', '.join(sorted(without))}) has not computed that for their present "
+        f"positions, and nothing is calculated here; call {calls} before, or set atoms.calc to "
+        "None where no label is wanted",
+        stacklevel=_level_of_caller(),
+    )
 
 
 def _level_of_caller() -> int:

@@ -60,7 +60,8 @@ def _own(objects: list[AtomicData | Batch]) -> list[AtomicData | Batch]:
 
 
 _HINTS: dict[type, str] = {
-    GeneratorType: " (make one of this generator with list(...))",
+    GeneratorType: " (make a list of this generator with list(...), or give it to a sink's write)",
+    str: " (zarrpipe.ZarrDataset opens the store at a path)",
     dict: " (zarrpipe.AtomicData(**fields) makes a system of a dictionary)",
     list: " (this one is in a list of lists: join them)",
 }
@@ -130,8 +131,9 @@ def as_batch(obj: Any, **options: Any) -> Batch:
     Warns
     -----
     UserWarning
-        If ASE's ``Atoms`` have something that looks like a label and that is not taken, and no
-        `options` say what is wanted of ``info`` and ``arrays``.
+        If ASE's ``Atoms`` have something that looks like a label and that is not taken, or a
+        calculator that can give energy or forces and has not computed them, and no `options` say
+        what is wanted of ``info`` and ``arrays``.
 
     Raises
     ------
@@ -153,7 +155,12 @@ def as_batch(obj: Any, **options: Any) -> Batch:
     return _concatenate([adapter(list(run), **options) for adapter, run in runs])
 
 
-def _find(obj: Any) -> Adapter:
+def has_adapter(obj: Any) -> bool:
+    """Whether `as_batch` takes objects of this class."""
+    return _adapter_of(obj) is not None
+
+
+def _adapter_of(obj: Any) -> Adapter | None:
     """Adapter of the nearest class in the object's method resolution order."""
     if isinstance(obj, Batch | AtomicData):
         return _OWN
@@ -161,6 +168,14 @@ def _find(obj: Any) -> Adapter:
         for adapter in _ADAPTERS:
             if adapter.defines(cls):
                 return adapter
+    return None
+
+
+def _find(obj: Any) -> Adapter:
+    """Adapter of an object, or an error that names those there are."""
+    found = _adapter_of(obj)
+    if found is not None:
+        return found
     known = sorted({f"{adapter.package}.{adapter.name}" for adapter in _ADAPTERS})
     kind = f"{type(obj).__module__}.{type(obj).__qualname__}".removeprefix("builtins.")
     raise ArgumentTypeError(

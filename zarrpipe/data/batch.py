@@ -1,5 +1,7 @@
 """Many systems as one: each field is one tensor in which the systems follow each other (CSR)."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Self, cast
@@ -196,7 +198,7 @@ class Batch(FieldTensors):
         return batch if device is None else batch.to(device)
 
     @classmethod
-    def concatenate(cls, parts: Sequence["AtomicData | Batch"]) -> Self:
+    def concatenate(cls, parts: Sequence[AtomicData | Batch]) -> Self:
         """One batch of the systems of several batches or single systems, in order.
 
         Raises

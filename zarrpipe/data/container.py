@@ -1,5 +1,7 @@
 """Base class of a system and of a batch: named tensors with a level, and their transfer."""
 
+from __future__ import annotations
+
 import reprlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -20,6 +22,7 @@ from zarrpipe.data.fields import (
     level_of,
     role_of,
 )
+from zarrpipe.data.html import html_table
 from zarrpipe.data.levels import BUILT_IN, Level, described
 from zarrpipe.data.validate import plain_array
 from zarrpipe.errors import FieldError, UnknownFieldError
@@ -312,6 +315,22 @@ class FieldTensors:
 
     def __contains__(self, name: object) -> bool:
         return name in self._fields
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *self._fields})
+
+    def _repr_html_(self) -> str:
+        """Table of the fields, which notebooks show."""
+        sizes = f"num_graphs={self.num_graphs}, num_nodes={self.num_nodes}"
+        title = f"{type(self).__name__}({sizes}, num_edges={self.num_edges}) on {self.device}"
+        rows = []
+        for name, value in self._fields.items():
+            spec, having = CORE_FIELDS.get(name), int(self.has(name).sum())
+            dtype = str(value.dtype).removeprefix("torch.")
+            unit = "" if spec is None else spec.unit
+            rows.append((name, self.levels[name], dtype, tuple(value.shape), unit, having))
+        columns = ("field", "level", "dtype", "shape", "unit", "systems with it")
+        return html_table(title, columns, rows)
 
     def __getattr__(self, name: str) -> torch.Tensor:
         if not name.startswith("_"):

@@ -1,5 +1,7 @@
 """One atomic system: a molecule or a crystal, with its labels."""
 
+from __future__ import annotations
+
 import reprlib
 from collections.abc import Callable, Mapping
 from typing import Any, Self

@@ -1,7 +1,9 @@
 """The stores as one map-style torch Dataset, read a batch at a time."""
 
+from __future__ import annotations
+
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,19 +14,20 @@ from torch.utils.data._utils.collate import default_collate_fn_map
 
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.csr import Int64Array, position_of
-from zarrpipe.data.fields import REQUIRED_FIELDS
 from zarrpipe.data.levels import Level, pointer_levels
-from zarrpipe.data.schema import Field
+from zarrpipe.data.schema import Field, schema_table
 from zarrpipe.data.system import AtomicData
 from zarrpipe.dataset.blocks import Blocks, exceed_caches, shuffled_blocks
 from zarrpipe.dataset.resident import Resident, device_named
 from zarrpipe.dataset.stores import Stores
-from zarrpipe.dataset.table import Index, SampleTable, check_fields
-from zarrpipe.errors import ArgumentError, ArgumentTypeError, SampleIndexTypeError
+from zarrpipe.dataset.table import Index, SampleTable
+from zarrpipe.errors import ArgumentError, SampleIndexTypeError
 from zarrpipe.store.backend.location import StoreLike
 from zarrpipe.store.cache.directory import CacheConfig
 from zarrpipe.store.check.report import Report
 from zarrpipe.store.check.run import check
+from zarrpipe.store.query.columns import check_fields, field_names
+from zarrpipe.store.query.conditions import Condition
 from zarrpipe.store.statistics.sums import LabelSums
 from zarrpipe.transforms.compose import (
     Transform,
@@ -68,6 +71,9 @@ class ZarrDataset(SampleTable, Dataset[AtomicData]):
         Most bytes that are held of each such store; by default all that was read. What was used
         longest ago makes room.
 
+    where : str, optional
+        Condition that a sample has to meet to be in the dataset; see `where`. `refresh` takes in
+        new samples that meet it.
     resident : str or torch.device, optional
         Device ("cpu", "cuda") on which all samples are held from the first batch on, and on which
         batches are. It needs the memory for them all, and one process that reads.
@@ -89,25 +95,38 @@ class ZarrDataset(SampleTable, Dataset[AtomicData]):
         *,
         cache_dir: str | Path | None = None,
         cache_bytes: int | None = None,
+        where: str | None = None,
         resident: str | torch.device | None = None,
     ) -> None:
         self._transform, self._draw = as_transform(transform), (0, 0)
         super().__init__(Stores.open(store_or_stores, CacheConfig.of(cache_dir, cache_bytes)))
-        self._fields = _field_names(fields)
+        self._fields = field_names(fields)
         self._resident = None if resident is None else Resident(device_named(resident))
         self._agreed: Stores | None = None
-        check_fields(self._fields, self.schema)
+        check_fields(self._fields or (), self.schema)
         _check_reads(self._transform, self._fields, self.schema)
+        self._where = None if where is None else Condition.of(where).text
+        if self._where is not None:
+            self._chosen = self.where(self._where)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._stores.check_current()
 
     def __repr__(self) -> str:
+        return f"<{self._title}: {', '.join(self._fields or self.schema)}>"
+
+    def _repr_html_(self) -> str:
+        """Table of the fields that are read, which notebooks show."""
+        shown = {name: self.schema[name] for name in self._fields or self.schema}
+        return schema_table(self._title, shown)
+
+    @property
+    def _title(self) -> str:
         count = "1 sample" if len(self) == 1 else f"{len(self)} samples"
         stores = "1 store" if self.num_stores == 1 else f"{self.num_stores} stores"
-        fields = self._fields or [*self.schema]
-        return f"<{type(self).__name__} of {count} in {stores}: {', '.join(fields)}>"
+        chosen = "" if self._where is None else f" where {self._where}"
+        return f"{type(self).__name__} of {count} in {stores}{chosen}"
 
     def __getitem__(self, index: int) -> AtomicData:
         try:
@@ -217,8 +236,12 @@ class ZarrDataset(SampleTable, Dataset[AtomicData]):
         Groups of them fit the caches of their stores, so that each chunk is fetched once an epoch.
         What came after these samples changes nothing.
         """
-        count = len(self._stores) if count is None else count
-        return shuffled_blocks(self._stores, self._fields, count)
+        if self._where is None or self._chosen is None:
+            count = len(self._stores) if count is None else count
+            return shuffled_blocks(self._stores, self._fields, count)
+        chosen = self._chosen[:count]
+        blocks = shuffled_blocks(self._stores, self._fields, int(chosen.max(initial=-1)) + 1)
+        return blocks._replace(bounds=np.unique(np.searchsorted(chosen, blocks.bounds)))
 
     @property
     def exceeds_cache(self) -> bool:
@@ -235,18 +258,29 @@ class ZarrDataset(SampleTable, Dataset[AtomicData]):
     def index_select(self, index: Index) -> Self:
         """Dataset of the samples at integers [K], over the same open stores; it never grows."""
         selected = copy.copy(self)
-        selected._chosen = self._rows(index).copy()
+        selected._chosen, selected._where = self._rows(index).copy(), None
         return selected
 
     def refresh(self) -> int:
         """See what was committed since; gives the number of new samples, which come last.
 
-        A selection stays as it is.
+        A selection by indices stays as it is; one by a condition takes in what meets it.
         """
-        if self._chosen is not None:
+        if self._chosen is not None and self._where is None:
             return 0
-        before, self._stores, self._agreed = len(self), self._stores.refreshed(), None
+        before, stores = len(self), self._stores.refreshed()
+        self._follow(stores, self._chosen)
         return len(self) - before
+
+    def _follow(self, stores: Stores, chosen: Int64Array | None) -> None:
+        """Go to another state of the stores, whose first samples `chosen` were looked at."""
+        if self._where is not None:
+            every = copy.copy(self)
+            every._stores, every._chosen = stores, None
+            known = len(self._stores) if chosen is not None else 0
+            new = every.where(self._where, np.arange(known, len(stores)))
+            chosen = new if chosen is None else np.concatenate([chosen, new])
+        self._stores, self._chosen, self._agreed = stores, chosen, None
 
     def kept_sums(self) -> tuple[list[LabelSums], Int64Array]:
         """Sums that the stores keep, by bucket, and the positions [K] that are in none of them."""
@@ -262,9 +296,10 @@ class ZarrDataset(SampleTable, Dataset[AtomicData]):
         """The meaning of each index, as plain types.
 
         ``arrivals`` is ``[[store, number of samples], ...]``, ``generations`` names each store as
-        it was rewritten last.
+        it was rewritten last, ``where`` is the condition if there is one.
         """
-        return self._stores.state_dict()
+        state = self._stores.state_dict()
+        return state if self._where is None else {**state, "where": self._where}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Give every index the meaning that it had; what came later waits for `refresh`.
@@ -274,22 +309,19 @@ class ZarrDataset(SampleTable, Dataset[AtomicData]):
         StoreFormatError
             If the stores are not those of the state: there are more or fewer, one was rewritten
             since, or has fewer samples than the state counts.
+        ValueError
+            If the state is of another condition `where`.
         """
-        before, self._stores, self._agreed = self._stores, self._stores.restored(state), None
+        if state.get("where") != self._where:
+            raise ArgumentError(
+                f"the state is of a dataset with where={state.get('where')!r}, this one has "
+                f"where={self._where!r}: open it with the condition of the state"
+            )
+        before = self._stores
+        self._follow(before.restored(state), None if self._where is not None else self._chosen)
         resident = self._resident
         if resident is not None and not self._stores.begin_as(before, len(resident)):
             self._resident = Resident(resident.device)  # selections keep theirs
-
-
-def _field_names(fields: Sequence[str] | None) -> tuple[str, ...] | None:
-    """Names of fields that are asked for, the needed ones included; None for all."""
-    if fields is None:
-        return None
-    if isinstance(fields, str) or not isinstance(fields, Iterable):
-        raise ArgumentTypeError(
-            f"fields is {fields!r}, expected a list of names such as ['energy', 'forces']"
-        )
-    return tuple(dict.fromkeys((*REQUIRED_FIELDS, *fields)))
 
 
 def _check_reads(

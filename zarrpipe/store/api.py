@@ -1,5 +1,7 @@
 """Write a store step by step, with the API of nvalchemi's writer."""
 
+from __future__ import annotations
+
 import reprlib
 import warnings
 from collections.abc import Mapping, Sequence

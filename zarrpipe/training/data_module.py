@@ -1,5 +1,7 @@
 """Stores as a LightningDataModule."""
 
+from __future__ import annotations
+
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -10,11 +12,11 @@ import torch
 from lightning.pytorch import LightningDataModule
 
 from zarrpipe.data.batch import Batch
-from zarrpipe.dataset.conditions import Condition
 from zarrpipe.dataset.zarr_dataset import ZarrDataset
 from zarrpipe.errors import StoreFormatError, ZarrPipeError
 from zarrpipe.store.backend.location import StoreLike
 from zarrpipe.store.cache.directory import CacheConfig
+from zarrpipe.store.query.conditions import Condition
 from zarrpipe.training.lightning_resume import ResumeFix, check_finders, check_reloading
 from zarrpipe.training.loader import GraphLoader
 from zarrpipe.training.ranks import all_ranks, check_alike

@@ -1,5 +1,7 @@
 """A callback that logs how fast data arrive."""
 
+from __future__ import annotations
+
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -35,7 +37,7 @@ class Flow:
         self.edges += batch.num_edges
         self.bytes += sum(value.nbytes for value in batch.fields.values())
 
-    def merge(self, other: "Flow") -> None:
+    def merge(self, other: Flow) -> None:
         """Add the counts of another one."""
         for name, value in vars(other).items():
             setattr(self, name, getattr(self, name) + value)

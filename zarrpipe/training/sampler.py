@@ -5,6 +5,8 @@ steps of one batch a rank. What was consumed is a prefix of that order on any nu
 position in it is all that a run on other ranks needs to go on.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator, Mapping, Sized
 from functools import cache
 from typing import Any

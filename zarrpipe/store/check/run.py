@@ -1,5 +1,7 @@
 """`check`: examine a store from its attributes to its last sample, and repair it."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 

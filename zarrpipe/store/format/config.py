@@ -1,5 +1,7 @@
 """Configuration of the chunks and codecs of a new store's arrays."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Self
@@ -81,7 +83,7 @@ class ZarrArrayConfig:
             )
 
     @classmethod
-    def of(cls, value: "ZarrArrayConfig | Mapping[str, Any] | None") -> "ZarrArrayConfig":
+    def of(cls, value: ZarrArrayConfig | Mapping[str, Any] | None) -> ZarrArrayConfig:
         """Config from a mapping with the same names; None for the default."""
         return value if isinstance(value, cls) else _from_mapping(cls, value)
 
@@ -139,7 +141,7 @@ class ZarrWriteConfig:
         object.__setattr__(self, "units", units)
 
     @classmethod
-    def of(cls, value: "ZarrWriteConfig | Mapping[str, Any] | None") -> Self:
+    def of(cls, value: ZarrWriteConfig | Mapping[str, Any] | None) -> Self:
         """Config from a mapping with the same names; None is the default."""
         return value if isinstance(value, cls) else _from_mapping(cls, value)
 

@@ -161,6 +161,11 @@ class StoreView:
         wanted = np.ascontiguousarray(index, dtype=np.int64)
         return self.rows.read(wanted, None if fields is None else tuple(fields))
 
+    def drop_pages(self, fields: Sequence[str]) -> None:
+        """Release the memory of this process that mapped fields take; the page cache keeps it."""
+        for name in fields:
+            self._snapshot.drop_pages(self.schema[name].path)
+
     def row_starts(self, level: Level) -> Int64Array | None:
         """First row of each sample at a level, and the end, [N+1] int64; None for systems."""
         if not level.has_pointers:

@@ -1,12 +1,17 @@
 """Rewrite stores for fast reading: `merge` to another place, `compact` in place."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from zarrpipe.data.levels import Level
+from zarrpipe.data.schema import Field
 from zarrpipe.data.validate import check_count
 from zarrpipe.errors import (
     FieldError,
+    SchemaError,
     StoreExistsError,
     StoreNotFoundError,
     StoreReadOnlyError,
@@ -17,6 +22,9 @@ from zarrpipe.store.backend.swap import move_into_place, remove_leftovers, temp_
 from zarrpipe.store.format.config import ZarrWriteConfig
 from zarrpipe.store.format.layout import is_empty
 from zarrpipe.store.format.metadata import Attributes
+from zarrpipe.store.query.columns import check_fields, field_names
+from zarrpipe.store.query.conditions import Condition
+from zarrpipe.store.query.evaluation import check as check_condition
 from zarrpipe.store.read.snapshot import Snapshot
 from zarrpipe.store.rewrite.delete_defragment import check_rewritable, rewrite_in_place, scratch_of
 from zarrpipe.store.rewrite.merge_plan import MergePlan
@@ -33,6 +41,8 @@ def merge(
     stores: StoreLike | Sequence[StoreLike],
     target: StoreLike,
     *,
+    where: str | None = None,
+    fields: Sequence[str] | None = None,
     config: Config = None,
     shuffle: int | None = None,
     progress: bool | None = None,
@@ -56,6 +66,12 @@ def merge(
         At least one store that exists.
     target : StoreLike
         Place without samples.
+    where : str, optional
+        Condition that a sample has to meet to be copied; see `ZarrDataset.where`. Only the fields
+        that it needs are read for it, block by block.
+    fields : sequence of str, optional
+        Fields to copy, beside positions and atomic numbers; by default all. The rows of edges, or
+        of a level of your own, go with their last field.
     config : ZarrWriteConfig or mapping, optional
         Chunks and codecs; sizes that it leaves open follow from the number of rows. By default
         arrays are uncompressed, in few chunk files of up to 64 MiB, which are the fastest to read.
@@ -78,7 +94,10 @@ def merge(
     StoreExistsError
         If there are samples at the target, or something other than a store.
     SchemaError
-        If two stores have a field at different levels, dtypes or row shapes.
+        If two stores have a field at different levels, dtypes or row shapes, or no store has a
+        field that `where` or `fields` names.
+    ValueError
+        If `where` is no condition.
     StoreFormatError
         If a store is damaged, or was emptied or rewritten during the call.
 
@@ -94,12 +113,17 @@ def merge(
     2
     >>> zp.ZarrDataset(whole)[1].atomic_numbers.tolist()
     [8]
+    >>> zp.merge(whole, {}, where="has_element('O')")
+    1
     """
     chosen, root = ZarrWriteConfig.of(config), Root.of(target)
     _check_seed(shuffle)
+    condition = None if where is None else Condition.of(where)
     _check_vacant(_tidied(root))
     scratch = scratch_of(root)
-    plan = MergePlan([MergeSource(one, scratch) for one in _listed(stores)], shuffle)
+    sources = [MergeSource(one, scratch) for one in _listed(stores)]
+    _select(sources, condition, fields)
+    plan = MergePlan(sources, shuffle)
     with progress_bar(progress, f"merge into {root}", field_bytes(plan)) as done:
         _write(plan, root, chosen, done)
     return plan.counts.samples
@@ -171,6 +195,35 @@ def _listed(stores: StoreLike | Sequence[StoreLike]) -> list[Root]:
             raise FieldError("an empty list of stores cannot be merged: expected at least one")
         return [Root.of(store) for store in stores]
     return [Root.of(stores)]
+
+
+def _select(
+    sources: Sequence[MergeSource], condition: Condition | None, fields: Sequence[str] | None
+) -> None:
+    """Keep what meets a condition, and some fields."""
+    schema = {name: item for source in reversed(sources) for name, item in source.schema.items()}
+    names = field_names(fields)
+    check_fields(names or (), schema)
+    _check_levels([schema[name] for name in names or ()])
+    if condition is not None:
+        check_condition(condition, schema)
+        for source in sources:
+            source.select_samples(condition, schema)
+    if names is not None:
+        for source in sources:
+            source.select_fields(names)
+
+
+def _check_levels(fields: Sequence[Field]) -> None:
+    """Refuse fields that refer to rows of a level which keeps no field."""
+    kept = {Level.ATOM, *(item.level for item in fields)}
+    for item in fields:
+        for level in (*item.level.parents, *([] if item.index_of is None else [item.index_of])):
+            if level not in kept:
+                raise SchemaError(
+                    f"fields has {item.name!r}, which refers to {level}s: add a field of {level}s, "
+                    f"or leave {item.name!r} out"
+                )
 
 
 def _write(

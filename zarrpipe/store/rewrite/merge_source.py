@@ -5,6 +5,7 @@ as well, so that a merge needs memory for a few blocks instead of an array.
 """
 
 import tempfile
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ from zarrpipe.data.categories import translation
 from zarrpipe.data.csr import AnyArray, Int64Array, pointers, segment_rows
 from zarrpipe.data.ids import UInt64Array, structure_ids, zero_missing
 from zarrpipe.data.levels import Level
-from zarrpipe.data.schema import Field
+from zarrpipe.data.schema import Field, Schema
 from zarrpipe.errors import StoreFormatError, StoreNotFoundError
 from zarrpipe.store.backend.array_reader import MissingChunks, allowed_absent_chunks, check_rows
 from zarrpipe.store.backend.location import Root
+from zarrpipe.store.cache.directory import CacheConfig
 from zarrpipe.store.format.layout import (
     IDS,
     find_array,
@@ -28,13 +30,18 @@ from zarrpipe.store.format.layout import (
 )
 from zarrpipe.store.format.metadata import Attributes
 from zarrpipe.store.format.validate import translate_zarr_errors
+from zarrpipe.store.query.conditions import Condition
+from zarrpipe.store.query.evaluation import which_meet
 from zarrpipe.store.read.mapped import MappedArray
 from zarrpipe.store.read.snapshot import Snapshot
+from zarrpipe.store.read.view import StoreView
 from zarrpipe.store.statistics.stored_sums import valid_sums
 from zarrpipe.store.statistics.sums import LabelSums
 
 _DECODED = 1 << 26
 _IDS_BLOCK = 1 << 14
+_CACHED = CacheConfig(limit=1 << 30)
+"""Rows of fields that a condition needs and that cannot be mapped."""
 
 
 class MergeSource:
@@ -56,12 +63,36 @@ class MergeSource:
         self._mapped: dict[str, AnyArray] = {}
         self._decoded: dict[str, AnyArray] = {}
         self._codes: dict[str, AnyArray] = {}
+        self._is_whole = True
+        self._dropped: frozenset[Level] = frozenset()
+
+    def select_samples(self, condition: Condition, schema: Mapping[str, Field]) -> None:
+        """Keep the samples that meet a condition on the fields of a schema."""
+        if not len(self.samples):
+            return
+        view = StoreView(self.root.path, _CACHED)
+        try:
+            same = view.generation == self._snapshot.generation
+            if not same or view.num_samples < len(self.samples):
+                raise self._changed()
+            self.samples = self.samples[which_meet(condition, view, schema, len(self.samples))]
+        finally:
+            view.close()
+        self._is_whole = False
+
+    def select_fields(self, names: Collection[str]) -> None:
+        """Keep the fields of some names; a level that loses all its fields has no rows any more."""
+        before = self.schema
+        self.schema = Schema({name: item for name, item in before.items() if name in names})
+        lost = {i.level for i in before.values()} - {i.level for i in self.schema.values()}
+        self._dropped = frozenset(lost)
+        self._is_whole = False
 
     def segments(self, level: Level) -> tuple[Int64Array, Int64Array]:
         """First row [N] and number of rows [N] of each sample at a level that has pointers."""
         if len(self.samples) == 0:
             return self.samples, self.samples
-        if level not in self.schema.pointer_levels:
+        if level in self._dropped or level not in self.schema.pointer_levels:
             return np.zeros_like(self.samples), np.zeros_like(self.samples)
         path = level.pointers
         stored = self._snapshot.rows(path, self._snapshot.extent.samples + 1)
@@ -124,6 +155,8 @@ class MergeSource:
 
     def sums(self) -> LabelSums | None:
         """Stored sums of statistics over all samples, or None."""
+        if not self._is_whole:
+            return None
         stored = valid_sums(self._snapshot)
         return stored.sums if stored is not None and stored.samples == len(self.samples) else None
 

@@ -9,6 +9,7 @@ import numpy as np
 import zarr
 
 from zarrpipe.data.batch import Batch
+from zarrpipe.data.ids import UInt64Array
 from zarrpipe.data.schema import Field, Schema, batch_signature
 from zarrpipe.store.backend import files
 from zarrpipe.store.backend.location import Root, StoreLock
@@ -17,6 +18,7 @@ from zarrpipe.store.format.layout import (
     ATOMS_MASK,
     ATOMS_PTR,
     EDGES_MASK,
+    IDS,
     SAMPLES_MASK,
     field_spec,
 )
@@ -179,11 +181,11 @@ class StoreWriter:
         """Number of samples, without deleted ones."""
         return self.counts.samples - self.attributes.deleted
 
-    def append(self, batch: Batch) -> None:
+    def append(self, batch: Batch) -> UInt64Array:
         """Append systems, which appear all at once when the first of their pointers is written.
 
-        The batch has at least one system. If a field does not fit the store, it raises SchemaError
-        or FieldError before any change.
+        It returns their ids [B]. The batch has at least one system. If a field does not fit the
+        store, it raises SchemaError or FieldError before any change.
         """
         self._check_change()
         batch, arrays = host_arrays(batch)
@@ -200,6 +202,8 @@ class StoreWriter:
             self._arrays[EDGES_MASK].reserve(after.edges)
             self._arrays.carry_out(writes)
             self.counts = after
+        ids: UInt64Array = next(write.values for write in writes if write.path == IDS)
+        return ids
 
     def _prepare(self, change: SchemaChange | None) -> None:
         """Count statistics and create arrays before an append that needs this."""

@@ -1,5 +1,7 @@
 """Index files: the ids of the structures of a split."""
 
+from __future__ import annotations
+
 import os
 from collections.abc import Mapping
 from pathlib import Path
