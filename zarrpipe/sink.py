@@ -72,10 +72,6 @@ class ZarrData(WriterOwner):
         Whether what `write` stored outlasts a loss of power once it returns, for which each write
         waits for the disk. Without it, what was written outlasts the process, whatever ends it. A
         store that is not local is as durable as it says itself; one in memory is not.
-    if_exists : {"append", "error", "replace"}
-        Of a store that has samples: go on with it, refuse it, or remove at once all that zarrpipe
-        made for them, and nothing else, as `zero` does. A warning says what is removed, and the
-        sink is the only writer from then on.
     buffer : int, optional
         Number of samples that wait in memory, on their device, before a thread appends them
         together. `write` then copies a batch and returns in microseconds, so that a simulation on
@@ -88,6 +84,10 @@ class ZarrData(WriterOwner):
         raised by the next `write` as `DeferredWriteError`, and its batch stays queued.
     buffer_seconds : float
         Longest time that a sample waits.
+    if_exists : {"append", "error", "replace"}
+        Of a store that has samples: go on with it, refuse it, or remove at once all that zarrpipe
+        made for them, and nothing else, as `zero` does. A warning says what is removed, and the
+        sink is the only writer from then on.
 
     Raises
     ------
@@ -121,9 +121,9 @@ class ZarrData(WriterOwner):
         config: ZarrWriteConfig | Mapping[str, Any] | None = None,
         *,
         durable: bool = False,
-        if_exists: Literal["append", "error", "replace"] = "append",
         buffer: int | None = None,
         buffer_seconds: float = 1.0,
+        if_exists: Literal["append", "error", "replace"] = "append",
     ) -> None:
         capacity = _checked_capacity(capacity)
         if if_exists not in _IF_EXISTS:

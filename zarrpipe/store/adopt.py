@@ -1,5 +1,7 @@
 """`adopt`: make a store that nvalchemi wrote one that zarrpipe continues, in its place."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,5 +1,7 @@
 """Reading a store sample by sample, with the API of nvalchemi's reader."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -251,5 +253,5 @@ def _checked_names(fields: Sequence[str]) -> tuple[str, ...]:
     return tuple(fields)
 
 
-def _torch_dtype(dtype: "np.dtype[Any]") -> torch.dtype:
+def _torch_dtype(dtype: np.dtype[Any]) -> torch.dtype:
     return torch.from_numpy(np.empty(0, dtype)).dtype
