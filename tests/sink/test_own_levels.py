@@ -221,3 +221,28 @@ def test_many_rows_of_a_product(tmp_path):
     reader = zp.AtomicDataZarrReader(tmp_path / "store")
     for (fields, _), expected in zip(reader, hessians, strict=True):
         assert torch.equal(fields["hessian"].reshape(expected.shape), expected)
+
+
+@pytest.mark.parametrize("kind", [*KINDS])
+def test_row_numbers_of_a_level_without_fields(tmp_path, kind):
+    """A dataset of some fields hands out row numbers of a level whose fields it leaves out."""
+    bonds = {"bond": {"bond_order": [1.0, 2.0]}, "angle": {"angle_bonds": torch.tensor([[0, 1]])}}
+    systems = [
+        AtomicData([[0.0, 0.0, float(z)]], [z], other_levels=bonds, index_of={"angle_bonds": BOND})
+        for z in (1, 2, 3)
+    ]
+    with ZarrData(tmp_path / "whole") as sink:
+        sink.write(systems)
+    some = ZarrDataset(tmp_path / "whole", fields=["angle_bonds"])
+    with ZarrData(tmp_path / "some", config=KINDS[kind]) as sink:
+        sink.write(AtomicData([[0.0, 0.0, 0.0]], [9]))
+        sink.write(some)
+        sink.write(some)
+    back = ZarrDataset(tmp_path / "some")
+    for held in (back, ZarrDataset(tmp_path / "some", resident="cpu")):
+        batch = held.__getitems__([0, 6, 2])
+        assert batch.level_ptr(BOND).tolist() == [0, 0, 2, 4]
+        assert batch.angle_bonds.tolist() == [[0, 1], [2, 3]]
+    assert zp.check(tmp_path / "some").ok
+    zp.compact(tmp_path / "some")
+    assert ZarrDataset(tmp_path / "some")[3].angle_bonds.tolist() == [[0, 1]]

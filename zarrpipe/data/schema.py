@@ -1,6 +1,6 @@
 """The fields of a store, and whether a batch fits them."""
 
-from collections.abc import Iterator, Mapping, ValuesView
+from collections.abc import Iterable, Iterator, Mapping, ValuesView
 from dataclasses import dataclass, replace
 from functools import cached_property
 from types import MappingProxyType
@@ -65,8 +65,8 @@ class Schema(Mapping[str, Field]):
 
     def __init__(self, fields: Mapping[str, Field]) -> None:
         self._fields = MappingProxyType(dict(fields))
-        self.own_levels = united((), (item.level for item in fields.values()))
-        """Levels of a user's own, parents before products."""
+        self.own_levels = united((), levels_of(fields.values()))
+        """Levels of a user's own that fields have or count, parents before products."""
         self.pointer_levels = pointer_levels(self.own_levels)
         """Levels that have pointers: atoms, edges, and those of a user's own."""
 
@@ -184,6 +184,14 @@ class Schema(Mapping[str, Field]):
 
     def __repr__(self) -> str:
         return f"Schema({', '.join(self)})"
+
+
+def levels_of(roles: Iterable[Field | Role]) -> Iterator[Level]:
+    """Levels of fields, and those whose rows they count."""
+    for role in roles:
+        yield role.level
+        if role.index_of is not None:
+            yield role.index_of
 
 
 def with_strings_of(first: Field, other: Field) -> Field:
