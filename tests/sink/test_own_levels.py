@@ -175,7 +175,7 @@ def test_what_does_not_fit_changes_nothing(tmp_path):
         other = AtomicData([[0.0] * 3], [1], other_levels={Level.uniform("bond"): {"x": [1.0]}})
         plain = AtomicData([[0.0] * 3], [1], other_levels={"bond": {"bond_atoms": [[0, 0]]}})
         for data, match in (
-            (other, "level 'bond' is uniform here and segmented there"),
+            (other, "level 'bond' is uniform, in the store it is segmented"),
             (plain, "'bond_atoms' counts no rows, in the store atoms"),
         ):
             with pytest.raises((SchemaError, FieldError), match=match):
@@ -246,3 +246,43 @@ def test_row_numbers_of_a_level_without_fields(tmp_path, kind):
     assert zp.check(tmp_path / "some").ok
     zp.compact(tmp_path / "some")
     assert ZarrDataset(tmp_path / "some")[3].angle_bonds.tolist() == [[0, 1]]
+
+
+def of_level(level, *names, rows=1):
+    """System of two atoms with fields of `rows` rows at a level."""
+    fields = {name: torch.arange(float(rows)) for name in names}
+    return AtomicData([[0.0] * 3, [1.0] * 3], [1, 1], other_levels={level: fields})
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (of_level("pair", "x", rows=4), of_level(Level.uniform("pair"), "x")),
+        (of_level("pair", "x", rows=4), of_level(Level.uniform("pair"), "y")),
+        (of_level(Level.uniform("pair"), "x"), of_level("pair", "x")),
+        (
+            of_level(Level.product("pair", "atom", "atom"), "x", rows=4),
+            of_level("pair", "x", rows=3),
+        ),
+        (
+            of_level("pair", "x", rows=4),
+            of_level(Level.product("pair", "atom", "atom"), "x", rows=4),
+        ),
+    ],
+)
+def test_levels_of_one_name_and_another_kind_are_refused(first, second):
+    stores = [{}, {}]
+    for store, system in zip(stores, (first, second), strict=True):
+        with ZarrData(store) as sink:
+            sink.write(system)
+    with ZarrData(stores[0]) as sink:
+        sink.write(first)
+        with pytest.raises((SchemaError, FieldError), match="level 'pair' is"):
+            sink.write(second)
+        assert len(sink) == 2
+    with pytest.raises(FieldError, match="level 'pair' is"):
+        Batch.from_data_list([first, second])
+    with pytest.raises(SchemaError, match="level 'pair' is"):
+        ZarrDataset(stores)
+    with pytest.raises(SchemaError, match="level 'pair' is"):
+        zp.merge(stores, {})

@@ -157,7 +157,7 @@ class Schema(Mapping[str, Field]):
     def _check_levels(self, batch: Batch) -> None:
         """Refuse a level of a user's own that the store defines otherwise."""
         known = {str(level): level for level in self.own_levels}
-        for level in batch.pointer_levels:
+        for level in (*batch.pointer_levels, *levels_of(batch.roles.values())):
             fixed = known.get(level)
             if fixed is not None and not fixed.same_as(level):
                 raise SchemaError(
@@ -207,7 +207,10 @@ def batch_signature(
 ) -> tuple[object, ...]:
     """Key that is equal for batches that fit the same schemas; `arrays` has their fields."""
     rows = [(values.dtype, values.shape[1:]) for values in arrays.values()]
-    return (*arrays, *batch.roles.values(), *rows, batch.partly_present, batch.pointer_levels)
+    levels = batch.pointer_levels
+    kinds = [(level.kind, level.parents) for level in levels]  # levels compare by name alone
+    roles = batch.roles.values()
+    return (*arrays, *roles, *rows, batch.partly_present, levels, *kinds)
 
 
 def field_from_array(
