@@ -494,6 +494,8 @@ class ZarrData(WriterOwner):
     def _close_writer(self) -> None:
         self._write_deferred(done=False)
         super()._close_writer()
+        if self._buffer is not None:
+            self._buffer.raise_lost()
 
     def _end_failed(self) -> None:
         self._view = None  # it may have been interrupted, or have seen what was half cleared

@@ -223,13 +223,18 @@ def test_a_forked_child_writes_nothing_of_its_parent(tmp_path):
     assert_batches_equal(zp.ZarrData(tmp_path / "s").read(), numbered_batch(range(3)))
 
 
+@pytest.mark.parametrize("options", ["", "durable=True", "config={'core': ZSTD, 'meta': ZSTD}"])
 @pytest.mark.parametrize("end", ["exit", "kill"])
-def test_an_interpreter_that_ends_writes_what_waits_and_a_kill_loses_no_more(tmp_path, end):
+def test_an_interpreter_that_ends_writes_what_waits_and_a_kill_loses_no_more(
+    tmp_path, end, options
+):
     code = f"""
 import os, signal
+import zarr
 import zarrpipe as zp
 from zarrpipe.testing import numbered_batch
-sink = zp.ZarrData({str(tmp_path / "s")!r}, buffer=1000, buffer_seconds={NEVER})
+ZSTD = {{"compressors": (zarr.codecs.ZstdCodec(level=1),)}}
+sink = zp.ZarrData({str(tmp_path / "s")!r}, buffer=1000, buffer_seconds={NEVER}, {options})
 sink.write(numbered_batch([0]))
 sink.write(numbered_batch([1]))
 sink.flush()
