@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import zarrpipe as zp
-from zarrpipe.errors import ArgumentError, DeferredWriteError
+from zarrpipe.errors import ArgumentError, DeferredWriteError, StoreFullError
 from zarrpipe.store.backend import files
 from zarrpipe.testing import assert_batches_equal, numbered_batch
 from zarrpipe.testing.contract import SinkContract
@@ -261,3 +261,26 @@ if {end == "kill"}:
 def test_wrong_sizes_are_refused(options, told):
     with pytest.raises(ArgumentError, match=told):
         zp.ZarrData({}, **options)
+
+
+def test_threads_never_queue_more_than_there_is_room_for(tmp_path, monkeypatch):
+    """Of two threads that see the same room, one is refused, and nothing of the other is lost."""
+    sink = zp.ZarrData(tmp_path / "s", capacity=6, buffer=100, buffer_seconds=NEVER)
+    sink.write(numbered_batch([0]))
+    takes, both, refused = sink._buffer.takes, threading.Barrier(2), []
+    monkeypatch.setattr(sink._buffer, "takes", lambda batch: takes(batch) and both.wait() >= 0)
+
+    def run(first):
+        try:
+            sink.write(numbered_batch(range(first, first + 3)))
+        except StoreFullError:
+            refused.append(first)
+
+    threads = [threading.Thread(target=run, args=(first,)) for first in (1, 4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    sink.close()
+    assert len(refused) == 1
+    assert len(zp.ZarrData(tmp_path / "s")) == 4

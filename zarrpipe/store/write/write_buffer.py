@@ -54,7 +54,8 @@ class WriteBuffer:
     def accept(self, batch: Batch | None, room: int = 0) -> None:
         """Let batches like one that the store has taken wait, up to `room` samples of them."""
         self._accepted = None if batch is None else batch_signature(batch, batch.fields)
-        self._room = room
+        with self._changed:
+            self._room = room - self._count
 
     def takes(self, batch: Batch) -> bool:
         """Whether the store will take a batch, as far as can be known without it."""
@@ -62,8 +63,11 @@ class WriteBuffer:
         fits = 0 < batch.num_graphs <= self._room
         return fits and batch_signature(batch, batch.fields) == self._accepted
 
-    def put(self, batch: Batch) -> None:
-        """Queue a copy of a batch, or raise the error of the last flush of the thread."""
+    def put(self, batch: Batch) -> bool:
+        """Queue a copy of a batch, or raise the error of the last flush of the thread.
+
+        False, and the batch is not queued, if another thread has taken the room for it.
+        """
         copy, count = batch.detach().clone(), batch.num_graphs
         copied = (
             torch.cuda.current_stream(copy.device).record_event()
@@ -76,6 +80,8 @@ class WriteBuffer:
             if self._failure is not None:
                 failure, self._failure = self._failure, None
                 raise failure
+            if count > self._room:
+                return False
             if not self._waiting:
                 self._since = time.monotonic()
             self._waiting.append((copy, copied))
@@ -86,6 +92,7 @@ class WriteBuffer:
                 self._thread.start()
             elif self._count >= self.samples:
                 self._changed.notify_all()
+        return True
 
     def take(self) -> list[Batch]:
         """Remove all that waits, as at most one batch on the CPU."""
