@@ -286,3 +286,31 @@ def test_levels_of_one_name_and_another_kind_are_refused(first, second):
         ZarrDataset(stores)
     with pytest.raises(SchemaError, match="level 'pair' is"):
         zp.merge(stores, {})
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int16, torch.int32])
+def test_small_row_numbers_outgrow_their_dtype(dtype):
+    atoms, store, whole = 100, {}, {}
+    bonds = {"bond": {"bond_atoms": torch.tensor([[0, atoms - 1]], dtype=dtype)}}
+    system = AtomicData(
+        torch.zeros(atoms, 3), [1] * atoms, other_levels=bonds, index_of={"bond_atoms": "atom"}
+    )
+    with ZarrData(store) as sink:
+        for _ in range(2):
+            sink.write([system] * 200)
+    zp.merge(store, whole)
+    for place in (store, whole):
+        batch = ZarrDataset(place).__getitems__(np.arange(400))
+        assert batch.bond_atoms[399].tolist() == [39_900, 39_999]
+        assert batch.get_data(399).bond_atoms.tolist() == [[0, 99]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bool])
+def test_row_numbers_are_integers(dtype):
+    with pytest.raises(FieldError, match=r"'bond_atoms' has dtype .*, expected integers"):
+        AtomicData(
+            [[0.0, 0.0, 0.0]],
+            [1],
+            other_levels={"bond": {"bond_atoms": torch.zeros(1, 2, dtype=dtype)}},
+            index_of={"bond_atoms": "atom"},
+        )

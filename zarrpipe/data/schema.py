@@ -80,7 +80,10 @@ class Schema(Mapping[str, Field]):
     ) -> tuple[Field, ...]:
         """Fields of the batch that the store lacks, with `units` for a user's own."""
         new = (_field_of(batch, name) for name in batch.fields if name not in self)
-        return tuple(replace(field, unit=units.get(field.name, field.unit)) for field in new)
+        return tuple(
+            replace(field, unit=units.get(field.name, field.unit), dtype=_stored_dtype(field))
+            for field in new
+        )
 
     @property
     def units(self) -> dict[str, str]:
@@ -239,6 +242,12 @@ def _field_of(batch: Batch, name: str) -> Field:
     shape = tuple(value.shape[1:])
     counted, strings = role.index_of, role.categories
     return field_from_array(name, role.level, dtype, shape, index_of=counted, categories=strings)
+
+
+def _stored_dtype(item: Field) -> np.dtype:
+    """Dtype of a new field in a store, where row numbers outgrow small integers."""
+    is_index = item.index_of is not None and item.dtype.kind in "iu"
+    return np.dtype(np.int64) if is_index else item.dtype
 
 
 def _counted(item: Field) -> str:
