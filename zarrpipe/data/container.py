@@ -17,6 +17,7 @@ from zarrpipe.data.fields import (
     Kind,
     Role,
     as_field_dtype,
+    as_row_numbers,
     check_dense,
     check_name,
     level_of,
@@ -143,6 +144,8 @@ class FieldTensors:
             value, categories = encoded(name, value)
             role = replace(role, categories=categories)
         tensor = as_field_dtype(name, self._as_tensor(name, value))
+        if role.index_of is not None:
+            tensor = as_row_numbers(name, tensor)
         self._check_shape(name, role.level, tensor)
         self._check_categories(name, role, tensor)
         self._fields[name] = tensor

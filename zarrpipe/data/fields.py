@@ -282,3 +282,13 @@ def as_field_dtype(name: str, value: torch.Tensor) -> torch.Tensor:
             f"convert it first, for example with .to({allowed[-1]})"
         )
     return value.to(torch.int64) if spec.kind is Kind.INTEGER else value
+
+
+def as_row_numbers(name: str, value: torch.Tensor) -> torch.Tensor:
+    """Row numbers as int64, since those of a batch or a store outgrow smaller integers."""
+    if value.numel() and value.dtype not in _ALLOWED_DTYPES[Kind.INTEGER]:
+        raise FieldError(
+            f"field {name!r} has dtype {value.dtype}, expected integers: it is given as row "
+            "numbers by index_of"
+        )
+    return value.to(torch.int64)

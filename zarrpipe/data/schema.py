@@ -80,7 +80,10 @@ class Schema(Mapping[str, Field]):
     ) -> tuple[Field, ...]:
         """Fields of the batch that the store lacks, with `units` for a user's own."""
         new = (_field_of(batch, name) for name in batch.fields if name not in self)
-        return tuple(replace(field, unit=units.get(field.name, field.unit)) for field in new)
+        return tuple(
+            replace(field, unit=units.get(field.name, field.unit), dtype=_stored_dtype(field))
+            for field in new
+        )
 
     @property
     def units(self) -> dict[str, str]:
@@ -157,7 +160,7 @@ class Schema(Mapping[str, Field]):
     def _check_levels(self, batch: Batch) -> None:
         """Refuse a level of a user's own that the store defines otherwise."""
         known = {str(level): level for level in self.own_levels}
-        for level in batch.pointer_levels:
+        for level in (*batch.pointer_levels, *levels_of(batch.roles.values())):
             fixed = known.get(level)
             if fixed is not None and not fixed.same_as(level):
                 raise SchemaError(
@@ -207,7 +210,10 @@ def batch_signature(
 ) -> tuple[object, ...]:
     """Key that is equal for batches that fit the same schemas; `arrays` has their fields."""
     rows = [(values.dtype, values.shape[1:]) for values in arrays.values()]
-    return (*arrays, *batch.roles.values(), *rows, batch.partly_present, batch.pointer_levels)
+    levels = batch.pointer_levels
+    kinds = [(level.kind, level.parents) for level in levels]  # levels compare by name alone
+    roles = batch.roles.values()
+    return (*arrays, *roles, *rows, batch.partly_present, levels, *kinds)
 
 
 def field_from_array(
@@ -236,6 +242,12 @@ def _field_of(batch: Batch, name: str) -> Field:
     shape = tuple(value.shape[1:])
     counted, strings = role.index_of, role.categories
     return field_from_array(name, role.level, dtype, shape, index_of=counted, categories=strings)
+
+
+def _stored_dtype(item: Field) -> np.dtype:
+    """Dtype of a new field in a store, where row numbers outgrow small integers."""
+    is_index = item.index_of is not None and item.dtype.kind in "iu"
+    return np.dtype(np.int64) if is_index else item.dtype
 
 
 def _counted(item: Field) -> str:
