@@ -174,8 +174,13 @@ def test_what_does_not_fit_changes_nothing(tmp_path):
         sink.write(random_systems(0, 3))
         other = AtomicData([[0.0] * 3], [1], other_levels={Level.uniform("bond"): {"x": [1.0]}})
         plain = AtomicData([[0.0] * 3], [1], other_levels={"bond": {"bond_atoms": [[0, 0]]}})
+        same = AtomicData(
+            [[0.0] * 3], [1], other_levels={Level.uniform("bond"): {"bond_order": [1.0]}}
+        )
+        uniform = "level 'bond' is uniform, in the store it is segmented: use another name"
         for data, match in (
-            (other, "level 'bond' is uniform here and segmented there"),
+            (other, uniform),
+            (same, uniform),
             (plain, "'bond_atoms' counts no rows, in the store atoms"),
         ):
             with pytest.raises((SchemaError, FieldError), match=match):

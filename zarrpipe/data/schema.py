@@ -157,7 +157,7 @@ class Schema(Mapping[str, Field]):
     def _check_levels(self, batch: Batch) -> None:
         """Refuse a level of a user's own that the store defines otherwise."""
         known = {str(level): level for level in self.own_levels}
-        for level in batch.pointer_levels:
+        for level in (*batch.pointer_levels, *(role.level for role in batch.roles.values())):
             fixed = known.get(level)
             if fixed is not None and not fixed.same_as(level):
                 raise SchemaError(
@@ -199,7 +199,9 @@ def batch_signature(
 ) -> tuple[object, ...]:
     """Key that is equal for batches that fit the same schemas; `arrays` has their fields."""
     rows = [(values.dtype, values.shape[1:]) for values in arrays.values()]
-    return (*arrays, *batch.roles.values(), *rows, batch.partly_present, batch.pointer_levels)
+    roles = batch.roles.values()
+    kinds = tuple((role.level.kind, role.level.parents) for role in roles)
+    return (*arrays, *roles, *rows, kinds, batch.partly_present, batch.pointer_levels)
 
 
 def field_from_array(
