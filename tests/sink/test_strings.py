@@ -224,7 +224,7 @@ def test_conditions_splits_weights_and_tables(tmp_path):
     ):
         found = dataset.where(condition).tolist()
         assert found == [place for place, one in enumerate(expected) if one in chosen], condition
-    with pytest.raises(SchemaError, match="'config_type' has texts: compare it with a text"):
+    with pytest.raises(SchemaError, match="'config_type' has strings: compare it with one"):
         dataset.where("config_type < 3")
     module = zp.ZarrDataModule(
         [first, second], split=(0.5, 0.5, 0.0), split_by="config_type", where="has(config_type)"
