@@ -20,7 +20,7 @@ def parser() -> argparse.ArgumentParser:
     arguments = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     add = arguments.add_argument
     add("--only", default="", help=f"suites, by default all: {','.join(SUITES)}")
-    add("--data", default="molecules,structures,edges", help="data sets of the suite reads")
+    add("--data", default="molecules,structures,edges,bonds", help="data sets")
     add("--engines", default="", help="names of engines, by default all that are installed")
     add("--batch-sizes", default="1,64,512", help="samples in a batch")
     add("--size", default="full", choices=list(SIZES), help="how much is measured")

@@ -86,6 +86,14 @@ BARS = (
         "gather from RAM",
     ),
     Bar(
+        "bytes/s of batches with bonds and strings against those without",
+        "reads",
+        "bonds beside molecules, *",
+        "bonds",
+        1.0,
+        "molecules",
+    ),
+    Bar(
         "train loader without workers against the bare gather",
         "loop",
         "*without workers",
@@ -97,6 +105,15 @@ BARS = (
     _append(256, 3),
     _append(32, 5),
     _append(1, 10),
+    Bar(
+        "append of 32 with bonds and strings against raw positional writes, times",
+        "writes",
+        "append of 32 samples of bonds",
+        "zarrpipe",
+        None,
+        "raw positional writes",
+        most=True,
+    ),
     Bar(
         "append of 32 against zarr-python's append",
         "writes",

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from benchmarks.data import AnyArray, Int64Array, Samples
+from benchmarks.data import ATOM_ROWS, AnyArray, Int64Array, Samples
 
 
 class WrongValuesError(AssertionError):
@@ -16,9 +16,9 @@ def expected(samples: Samples, index: Int64Array) -> dict[str, AnyArray]:
     records = [samples.record(int(i)) for i in index]
     counts = [len(record["positions"]) for record in records]
     ptr = np.concatenate([[0], np.cumsum(counts)])
-    if "neighbor_list" in samples.fields:
+    for name in set(ATOM_ROWS) & set(samples.fields):
         for record, offset in zip(records, ptr[:-1], strict=True):
-            record["neighbor_list"] = record["neighbor_list"] + offset
+            record[name] = record[name] + offset
     fields = {name: np.concatenate([record[name] for record in records]) for name in samples.fields}
     return {**fields, "batch_ptr": ptr}
 

@@ -22,9 +22,18 @@ LEVELS: Mapping[str, str] = MappingProxyType(
         "pbc": "system",
         "neighbor_list": "edge",
         "neighbor_list_shifts": "edge",
+        "bond_atoms": "bond",
+        "bond_order": "bond",
+        "config_type": "system",
     }
 )
 """Level of each field."""
+ATOM_ROWS = ("neighbor_list", "bond_atoms")
+"""Fields whose values are row numbers of atoms."""
+CATEGORIES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {"config_type": tuple(f"configuration {number}" for number in range(20))}
+)
+"""Strings of each field that has codes for values."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +48,15 @@ class DataSet:
         Atoms of a sample.
     edges
         Whether there are neighbours.
+    bonds
+        Whether there are bonds, and a string for each sample.
     """
 
     name: str
     least: int
     most: int
     edges: bool = False
+    bonds: bool = False
 
 
 SETS: Mapping[str, DataSet] = MappingProxyType(
@@ -52,6 +64,7 @@ SETS: Mapping[str, DataSet] = MappingProxyType(
         "molecules": DataSet("molecules", 14, 22),
         "structures": DataSet("structures", 20, 200),
         "edges": DataSet("edges", 20, 200, edges=True),
+        "bonds": DataSet("bonds", 14, 22, bonds=True),
         "large": DataSet("large", 20, 200),
     }
 )
@@ -65,18 +78,32 @@ class Samples:
     Parameters
     ----------
     fields
-        ``[V, ...]``, ``[E, ...]`` or ``[N, ...]`` by level. ``neighbor_list`` counts the atoms of
-        its own sample.
-    atoms_ptr, edges_ptr
-        [N + 1] int64: where the atoms and edges of each sample begin.
+        ``[V, ...]``, ``[E, ...]`` or ``[N, ...]`` by level. ``ATOM_ROWS`` count the atoms of their
+        own sample; ``CATEGORIES`` are codes.
+    ptr
+        [N + 1] int64 for each level: where the rows of each sample begin.
     """
 
     fields: Mapping[str, AnyArray]
-    atoms_ptr: Int64Array
-    edges_ptr: Int64Array
+    ptr: Mapping[str, Int64Array]
 
     def __len__(self) -> int:
         return len(self.atoms_ptr) - 1
+
+    @property
+    def atoms_ptr(self) -> Int64Array:
+        """Where the atoms of each sample begin."""
+        return self.ptr["atom"]
+
+    @property
+    def edges_ptr(self) -> Int64Array:
+        """Where the edges of each sample begin."""
+        return self.ptr["edge"]
+
+    @property
+    def levels(self) -> frozenset[str]:
+        """Levels of the fields."""
+        return frozenset(LEVELS[name] for name in self.fields)
 
     @property
     def nbytes(self) -> int:
@@ -85,10 +112,7 @@ class Samples:
 
     def rows(self, name: str, sample: int) -> slice:
         """Rows of a field that belong to a sample."""
-        level = LEVELS[name]
-        if level == "system":
-            return slice(sample, sample + 1)
-        ptr = self.atoms_ptr if level == "atom" else self.edges_ptr
+        ptr = self.ptr[LEVELS[name]]
         return slice(int(ptr[sample]), int(ptr[sample + 1]))
 
     def record(self, sample: int) -> dict[str, AnyArray]:
@@ -106,8 +130,7 @@ class Samples:
         last = {name: self.rows(name, stop - 1).stop for name in self.fields}
         return Samples(
             {name: values[first[name] : last[name]] for name, values in self.fields.items()},
-            self.atoms_ptr[start : stop + 1] - self.atoms_ptr[start],
-            self.edges_ptr[start : stop + 1] - self.edges_ptr[start],
+            {level: ptr[start : stop + 1] - ptr[start] for level, ptr in self.ptr.items()},
         )
 
     def parts(self, size: int) -> Iterator["Samples"]:
@@ -116,11 +139,7 @@ class Samples:
 
     def batch_bytes(self, index: Int64Array) -> int:
         """Bytes of the fields of a batch."""
-        counts = {
-            "atom": int((self.atoms_ptr[index + 1] - self.atoms_ptr[index]).sum()),
-            "edge": int((self.edges_ptr[index + 1] - self.edges_ptr[index]).sum()),
-            "system": len(index),
-        }
+        counts = {level: int((p[index + 1] - p[index]).sum()) for level, p in self.ptr.items()}
         return sum(
             counts[LEVELS[name]] * values.itemsize * int(np.prod(values.shape[1:], dtype=int))
             for name, values in self.fields.items()
@@ -182,16 +201,25 @@ def make(kind: DataSet, count: int, seed: int) -> Samples:
         "cell": rng.standard_normal((count, 3, 3), dtype=np.float32),
         "pbc": rng.integers(0, 2, (count, 3)).astype(bool),
     }
-    edges_ptr = np.zeros_like(atoms_ptr)
+    ptr = {"atom": atoms_ptr, "edge": np.zeros_like(atoms_ptr), "system": np.arange(count + 1)}
     if kind.edges:
-        edges_ptr = atoms_ptr * EDGES_PER_ATOM
+        ptr["edge"] = atoms_ptr * EDGES_PER_ATOM
         atom = np.arange(atoms) - np.repeat(atoms_ptr[:-1], counts)
         sender = np.repeat(atom, EDGES_PER_ATOM)
         size = np.repeat(np.repeat(counts, counts), EDGES_PER_ATOM)
         receiver = rng.integers(0, 1 << 32, len(sender)) % size
         fields["neighbor_list"] = np.stack([sender, receiver], axis=1)
         fields["neighbor_list_shifts"] = rng.integers(-1, 2, (len(sender), 3)).astype(np.float32)
-    return Samples(fields, atoms_ptr, edges_ptr)
+    if kind.bonds:  # last, so that the fields before are those of the set without bonds
+        bonds = counts + rng.integers(-2, 3, count)
+        ptr["bond"] = _pointers(bonds)
+        size = np.repeat(counts, bonds)
+        first = rng.integers(0, 1 << 32, len(size)) % size
+        second = (first + 1 + rng.integers(0, 1 << 32, len(size)) % (size - 1)) % size
+        fields["bond_atoms"] = np.stack([first, second], axis=1)
+        fields["bond_order"] = rng.choice(np.array([1, 1.5, 2, 3], dtype=np.float32), len(size))
+        fields["config_type"] = rng.integers(0, len(CATEGORIES["config_type"]), count, np.int32)
+    return Samples(fields, ptr)
 
 
 def blocks(kind: DataSet, nbytes: int, seed: int, block: int = 20_000) -> Iterator[Samples]:

@@ -55,7 +55,7 @@ class Size:
 SIZES: Mapping[str, Size] = MappingProxyType(
     {
         "full": Size(
-            samples={"molecules": 50_000, "structures": 10_000, "edges": 2_000},
+            samples={"molecules": 50_000, "structures": 10_000, "edges": 2_000, "bonds": 50_000},
             large_bytes=1_500_000_000,
             rounds=25,
             round_seconds=0.04,
@@ -69,7 +69,7 @@ SIZES: Mapping[str, Size] = MappingProxyType(
             epochs=20,
         ),
         "small": Size(
-            samples={"molecules": 300, "structures": 150, "edges": 24},
+            samples={"molecules": 300, "structures": 150, "edges": 24, "bonds": 300},
             large_bytes=1_000_000,
             rounds=3,
             round_seconds=0.001,
@@ -111,7 +111,7 @@ class Settings:
 
     work: Path
     size: Size = field(default_factory=lambda: SIZES["full"])
-    data: tuple[str, ...] = ("molecules", "structures", "edges")
+    data: tuple[str, ...] = ("molecules", "structures", "edges", "bonds")
     engines: tuple[str, ...] = ()
     batch_sizes: tuple[int, ...] = (1, 64, 512)
     seed: int = 0

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.settings import Settings
+
 
 @dataclass(frozen=True)
 class Task:
@@ -133,3 +135,13 @@ def _timed(task: Task, count: int) -> float:
     stop = perf_counter()
     del kept
     return (stop - start) / count
+
+
+def timed(settings: Settings, tasks: Sequence[Task]) -> list[Timing]:
+    """Time tasks in turn, for the rounds and seconds of a run."""
+    return in_turn(
+        tasks,
+        rounds=settings.size.rounds,
+        round_seconds=settings.size.round_seconds,
+        task_seconds=settings.size.engine_seconds,
+    )

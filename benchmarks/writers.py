@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 import zarrpipe as zp
-from benchmarks.data import AnyArray, Samples
+from benchmarks.data import LEVELS, AnyArray, Samples
 from benchmarks.engines.lmdb_records import environment, key, numpy_record
 from benchmarks.engines.others import atompack_molecule, nvalchemi_data
 from benchmarks.engines.ours import as_batch
@@ -51,12 +51,15 @@ class WriterKind:
         Modules that have to be installed.
     note
         What is not the same as with the others.
+    levels
+        Levels of which it can keep fields.
     """
 
     name: str
     open: Callable[[Path, int], Writer]
     needs: tuple[str, ...] = ()
     note: str = ""
+    levels: frozenset[str] = frozenset(LEVELS.values())
 
 
 def all_arrays(samples: Samples) -> dict[str, AnyArray]:
@@ -65,8 +68,7 @@ def all_arrays(samples: Samples) -> dict[str, AnyArray]:
         **samples.fields,
         "ids": batch_ids(as_batch(samples)),
         "samples_mask": np.ones(len(samples), dtype=bool),
-        "edges_ptr": samples.edges_ptr[1:],
-        "atoms_ptr": samples.atoms_ptr[1:],
+        **{f"{level}s_ptr": ptr[1:] for level, ptr in samples.ptr.items() if level != "system"},
     }
 
 
@@ -269,7 +271,12 @@ WRITERS = (
     WriterKind("zarr-python append", ZarrWriter),
     WriterKind("HDF5 CSR", HdfWriter, ("h5py",)),
     WriterKind("LMDB of pickled NumPy", LmdbWriter, ("lmdb",), "sync=False"),
-    WriterKind("atompack", AtompackWriter, ("atompack",)),
-    WriterKind("nvalchemi", NvalchemiWriter, ("nvalchemi",)),
+    WriterKind("atompack", AtompackWriter, ("atompack",), levels=frozenset(("atom", "system"))),
+    WriterKind(
+        "nvalchemi",
+        NvalchemiWriter,
+        ("nvalchemi",),
+        levels=frozenset(("atom", "system", "edge")),
+    ),
 )
 """Every way to append, zarrpipe first."""

@@ -14,7 +14,7 @@ from benchmarks.engines.ours import DatasetReader, as_batch
 from benchmarks.keeping import code, kept, samples_of
 from benchmarks.rows import Row
 from benchmarks.settings import Settings
-from benchmarks.timing import Task, Timing, in_turn, time_ratio
+from benchmarks.timing import Task, Timing, time_ratio, timed
 from benchmarks.writers import RAW, WRITERS, RawWriter, SinkWriter, Writer, WriterKind
 
 SUITE = "writes"
@@ -32,20 +32,22 @@ def run(settings: Settings) -> list[Row]:
     """Milliseconds of an append, by engine, and by what the store has already."""
     rows = []
     for size in WRITES:
-        rows += _compare(settings, size)
+        rows += _compare(settings, "molecules", size)
+    if "bonds" in settings.data:
+        rows += _compare(settings, "bonds", 32)
     return rows + _stored(settings)
 
 
-def _compare(settings: Settings, size: int) -> list[Row]:
-    """Rows of appends of one number of samples."""
-    samples = samples_of(settings, "molecules")
+def _compare(settings: Settings, name: str, size: int) -> list[Row]:
+    """Rows of appends of one number of samples of a set."""
+    samples = samples_of(settings, name)
     number = WRITES[size] if settings.size.rounds > 5 else 2
     parts = _parts(samples, size, number)
     nbytes = (settings.size.rounds + 4) * sum(part.nbytes for part in parts)
     with tempfile.TemporaryDirectory(dir=settings.work) as folder:
         opened = [
             (kind, kind.open(_folder(Path(folder), kind), nbytes))
-            for kind in _kinds(settings, size)
+            for kind in _kinds(settings, samples, size)
         ]
         tasks = []
         for kind, writer in opened:
@@ -55,24 +57,27 @@ def _compare(settings: Settings, size: int) -> list[Row]:
                     writer.write(requests[turn % number])
             least = number if isinstance(writer, SinkWriter | RawWriter) else 1
             tasks.append(Task(kind.name, writer.write, requests, least))
-        timings = _timed(settings, tasks)
+        timings = timed(settings, tasks)
         for kind, writer in opened:
             writer.close()
             if isinstance(writer, SinkWriter):
                 _check(Path(folder) / _slug(kind.name), parts, size)
     notes = {kind.name: kind.note for kind, _ in opened}
     case = f"append of {size} {'sample' if size == 1 else 'samples'}"
+    if name != "molecules":
+        case += f" of {name}"
     return [_row(case, timing, timings, REFERENCES, notes[timing.name]) for timing in timings]
 
 
-def _kinds(settings: Settings, size: int) -> list[WriterKind]:
-    """Writers that are installed and asked for; the floor always."""
+def _kinds(settings: Settings, samples: Samples, size: int) -> list[WriterKind]:
+    """Writers that are installed, asked for and hold the samples; the floor always."""
     return [
         kind
         for kind in WRITERS
         if all(importlib.util.find_spec(module) is not None for module in kind.needs)
         and (not settings.engines or kind.name in (*settings.engines, RAW))
         and (kind.name != WARMED or size == WARMED_SIZE)
+        and samples.levels <= kind.levels
     ]
 
 
@@ -121,7 +126,7 @@ def _stored(settings: Settings) -> list[Row]:
             Task(name, writer.write, [writer.request(part) for part in parts], len(parts))
             for name, writer in writers.items()
         ]
-        timings = _timed(settings, tasks)
+        timings = timed(settings, tasks)
         for writer in writers.values():
             writer.close()
     case = "append of 32 samples to a store that has some"
@@ -134,15 +139,6 @@ def _fill(place: Path, count: int) -> None:
     with zp.ZarrData(place / "store.zarr", capacity=CAPACITY) as sink:
         for number, start in enumerate(range(0, count, BLOCK)):
             sink.write(as_batch(make(atom, min(BLOCK, count - start), number)))
-
-
-def _timed(settings: Settings, tasks: list[Task]) -> list[Timing]:
-    return in_turn(
-        tasks,
-        rounds=settings.size.rounds,
-        round_seconds=settings.size.round_seconds,
-        task_seconds=settings.size.engine_seconds,
-    )
 
 
 def _row(

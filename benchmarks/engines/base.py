@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from benchmarks.data import AnyArray, Int64Array, Samples
+from benchmarks.data import ATOM_ROWS, LEVELS, AnyArray, Int64Array, Samples
 
 
 class Reader(Protocol):
@@ -25,7 +25,7 @@ class Reader(Protocol):
     def arrays(self, batch: Any) -> Mapping[str, AnyArray] | None:
         """Fields of a batch and its ``batch_ptr``, to be checked; None where there are no values.
 
-        ``neighbor_list`` counts the atoms of the batch.
+        ``ATOM_ROWS`` count the atoms of the batch; ``CATEGORIES`` are codes.
         """
         ...
 
@@ -50,8 +50,8 @@ class Engine:
         Modules that have to be installed.
     shares
         Engine whose directory this one reads; it then writes nothing.
-    edges
-        Whether it can keep fields at edge level.
+    levels
+        Levels of which it can keep fields.
     single
         Whether it rounds every float to float32.
     note
@@ -63,7 +63,7 @@ class Engine:
     open: Callable[[Samples, Path], Reader]
     needs: tuple[str, ...] = ()
     shares: str = ""
-    edges: bool = True
+    levels: frozenset[str] = frozenset(LEVELS.values())
     single: bool = False
     note: str = ""
 
@@ -99,9 +99,9 @@ def collate(records: Iterable[Mapping[str, AnyArray]]) -> dict[str, AnyArray]:
     ptr = np.zeros(len(counts) + 1, dtype=np.int64)
     np.cumsum(counts, out=ptr[1:])
     batch = {name: np.concatenate([record[name] for record in records]) for name in records[0]}
-    if "neighbor_list" in batch:
-        edges = [len(record["neighbor_list"]) for record in records]
-        batch["neighbor_list"] += np.repeat(ptr[:-1], edges)[:, None]
+    for name in ATOM_ROWS:
+        if name in batch:
+            batch[name] += np.repeat(ptr[:-1], [len(record[name]) for record in records])[:, None]
     batch["batch_ptr"] = ptr
     return batch
 
@@ -111,3 +111,19 @@ def segment_rows(starts: Int64Array, counts: Int64Array) -> tuple[Int64Array, In
     ptr = np.zeros(len(counts) + 1, dtype=np.int64)
     np.cumsum(counts, out=ptr[1:])
     return np.repeat(starts - ptr[:-1], counts) + np.arange(ptr[-1]), ptr
+
+
+def segments(
+    ptr: Mapping[str, Int64Array], levels: Iterable[str], index: Int64Array
+) -> tuple[dict[str, Int64Array], dict[str, Int64Array], Int64Array]:
+    """Rows of each level, counts of each segmented level, and the pointers of the atoms."""
+    rows, counts, atoms_ptr = {"system": index}, {}, np.zeros(0, dtype=np.int64)
+    for level in levels:
+        if level == "system":
+            continue
+        starts = ptr[level][index]
+        counts[level] = ptr[level][index + 1] - starts
+        rows[level], found = segment_rows(starts, counts[level])
+        if level == "atom":
+            atoms_ptr = found
+    return rows, counts, atoms_ptr

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.data import LEVELS, Samples
+from benchmarks.data import ATOM_ROWS, LEVELS, Samples
 from benchmarks.engines.base import Engine, ListReader, collate
 
 FILE = "samples.h5"
@@ -17,8 +17,8 @@ def _write_csr(samples: Samples, directory: Path) -> None:
     with h5py.File(directory / FILE, "w") as file:
         for name, values in samples.fields.items():
             file.create_dataset(name, data=values)
-        file.create_dataset("atoms_ptr", data=samples.atoms_ptr)
-        file.create_dataset("edges_ptr", data=samples.edges_ptr)
+        for level in samples.levels:
+            file.create_dataset(f"{level}_ptr", data=samples.ptr[level])
 
 
 def _write_groups(samples: Samples, directory: Path) -> None:
@@ -39,11 +39,8 @@ class SliceReader(ListReader):
 
         self._file = h5py.File(directory / FILE, "r")
         self._fields = {name: self._file[name] for name in LEVELS if name in self._file}
-        self._ptr = {
-            "atom": self._file["atoms_ptr"][:].tolist(),
-            "edge": self._file["edges_ptr"][:].tolist(),
-        }
-        self._ptr["system"] = list(range(len(self._ptr["atom"])))
+        levels = {LEVELS[name] for name in self._fields}
+        self._ptr = {level: self._file[f"{level}_ptr"][:].tolist() for level in levels}
 
     def read(self, request: Any) -> Any:
         """See `Reader.read`."""
@@ -54,10 +51,11 @@ class SliceReader(ListReader):
         ptr = self._ptr["atom"]
         counts = np.array([ptr[i + 1] - ptr[i] for i in request])
         batch["batch_ptr"] = np.concatenate([[0], np.cumsum(counts)])
-        if "neighbor_list" in batch:
-            ptr = self._ptr["edge"]
-            edges = [ptr[i + 1] - ptr[i] for i in request]
-            batch["neighbor_list"] += np.repeat(batch["batch_ptr"][:-1], edges)[:, None]
+        for name in ATOM_ROWS:
+            if name in batch:
+                ptr = self._ptr[LEVELS[name]]
+                counts = [ptr[i + 1] - ptr[i] for i in request]
+                batch[name] += np.repeat(batch["batch_ptr"][:-1], counts)[:, None]
         return batch
 
     def close(self) -> None:

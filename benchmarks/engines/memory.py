@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.data import LEVELS, AnyArray, Int64Array, Samples
-from benchmarks.engines.base import Engine, ListReader, keep_nothing, segment_rows
+from benchmarks.data import ATOM_ROWS, LEVELS, AnyArray, Int64Array, Samples
+from benchmarks.engines.base import Engine, ListReader, keep_nothing, segments
 
 
 class GatherReader(ListReader):
@@ -24,19 +24,14 @@ class GatherReader(ListReader):
     def read(self, request: Any) -> Any:
         """See `Reader.read`."""
         samples = self._samples
-        starts = samples.atoms_ptr[request]
-        rows, ptr = segment_rows(starts, samples.atoms_ptr[request + 1] - starts)
-        taken = {"atom": rows, "system": request}
-        if "neighbor_list" in samples.fields:
-            starts = samples.edges_ptr[request]
-            edges = samples.edges_ptr[request + 1] - starts
-            taken["edge"] = segment_rows(starts, edges)[0]
+        taken, counts, ptr = segments(samples.ptr, samples.levels, request)
         batch = {
             name: values.take(taken[LEVELS[name]], axis=0)
             for name, values in samples.fields.items()
         }
-        if "neighbor_list" in batch:
-            batch["neighbor_list"] += np.repeat(ptr[:-1], edges)[:, None]
+        for name in ATOM_ROWS:
+            if name in batch:
+                batch[name] += np.repeat(ptr[:-1], counts[LEVELS[name]])[:, None]
         batch["batch_ptr"] = ptr
         return batch
 
@@ -104,9 +99,10 @@ def collate_tensors(records: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, 
     ptr = torch.zeros(len(records) + 1, dtype=torch.int64)
     torch.cumsum(torch.tensor([len(r["positions"]) for r in records]), 0, out=ptr[1:])
     batch = {name: torch.cat([record[name] for record in records]) for name in records[0]}
-    if "neighbor_list" in batch:
-        edges = torch.tensor([len(record["neighbor_list"]) for record in records])
-        batch["neighbor_list"] += torch.repeat_interleave(ptr[:-1], edges)[:, None]
+    for name in ATOM_ROWS:
+        if name in batch:
+            counts = torch.tensor([len(record[name]) for record in records])
+            batch[name] += torch.repeat_interleave(ptr[:-1], counts)[:, None]
     batch["batch_ptr"] = ptr
     return batch
 

@@ -8,10 +8,12 @@ import numpy as np
 import torch
 
 import zarrpipe as zp
-from benchmarks.data import AnyArray, Int64Array, Samples
+from benchmarks.data import ATOM_ROWS, AnyArray, Int64Array, Samples
 from benchmarks.engines.base import Engine, ListReader, collate
 from benchmarks.engines.ours import STORE, write_store
 from zarrpipe.adapters import nvalchemi_dataset
+
+_ASE_FIELDS = ("positions", "atomic_numbers", "forces", "energy", "cell", "pbc")
 
 
 def _write_ase(samples: Samples, directory: Path) -> None:
@@ -30,8 +32,8 @@ def _write_ase(samples: Samples, directory: Path) -> None:
             atoms.calc = SinglePointCalculator(
                 atoms, energy=float(record["energy"][0, 0]), forces=record["forces"]
             )
-            edges = {name: values for name, values in record.items() if "neighbor" in name}
-            database.write(atoms, data=edges)
+            others = {name: values for name, values in record.items() if name not in _ASE_FIELDS}
+            database.write(atoms, data=others)
 
 
 class AseReader(ListReader):
@@ -59,7 +61,14 @@ class AseReader(ListReader):
         }
 
 
-_PYG_NAMES = {"positions": "pos", "atomic_numbers": "z", "neighbor_list": "edge_index"}
+_PYG_NAMES = {
+    "positions": "pos",
+    "atomic_numbers": "z",
+    "neighbor_list": "edge_index",
+    "bond_atoms": "bond_index",
+}
+_PYG_INDICES = ("edge_index", "bond_index")
+"""[2, rows] in PyG, which counts them on where the name has ``index`` in it."""
 
 
 def _write_pyg(samples: Samples, directory: Path) -> None:
@@ -71,8 +80,9 @@ def _write_pyg(samples: Samples, directory: Path) -> None:
             _PYG_NAMES.get(name, name): torch.from_numpy(np.array(values))
             for name, values in record.items()
         }
-        if "edge_index" in tensors:
-            tensors["edge_index"] = tensors["edge_index"].T.contiguous()
+        for name in _PYG_INDICES:
+            if name in tensors:
+                tensors[name] = tensors[name].T.contiguous()
         systems.append(Data(**tensors))
     InMemoryDataset.save(systems, str(directory / "samples.pt"))
 
@@ -100,8 +110,9 @@ class PygReader:
         """See `Reader.arrays`."""
         names = {own: name for name, own in _PYG_NAMES.items()}
         found = {names.get(key, key): batch[key].numpy() for key in batch.keys()}  # noqa: SIM118
-        if "neighbor_list" in found:
-            found["neighbor_list"] = found["neighbor_list"].T
+        for name in ATOM_ROWS:
+            if name in found:
+                found[name] = found[name].T
         return {**found, "batch_ptr": found["ptr"]}
 
     def close(self) -> None:
@@ -221,7 +232,7 @@ ENGINES = (
         _write_atompack,
         lambda _, place: AtompackReader(place),
         needs=("atompack",),
-        edges=False,
+        levels=frozenset(("atom", "system")),
         note="get_molecules_flat; one byte for an atomic number, where the others copy eight; "
         "counts of atoms instead of pointers",
     ),
@@ -230,6 +241,7 @@ ENGINES = (
         _write_nvalchemi,
         NvalchemiReader,
         needs=("nvalchemi",),
+        levels=frozenset(("atom", "system", "edge")),
         single=True,
         note="load_batches without validation; it rounds floats to the dtype of the positions",
     ),
@@ -238,6 +250,7 @@ ENGINES = (
         write_store,
         GatheredNvalchemiReader,
         needs=("nvalchemi",),
+        levels=frozenset(("atom", "system", "edge")),
         shares="zarrpipe",
         note="load_batches of nvalchemi_dataset, which are nvalchemi's batches",
     ),

@@ -8,23 +8,36 @@ import numpy as np
 import torch
 
 import zarrpipe as zp
-from benchmarks.data import LEVELS, AnyArray, Int64Array, Samples
-from benchmarks.engines.base import Engine, ListReader, segment_rows
+from benchmarks.data import ATOM_ROWS, CATEGORIES, LEVELS, AnyArray, Int64Array, Samples
+from benchmarks.engines.base import Engine, ListReader, segments
+from zarrpipe.data.fields import CORE_FIELDS
 
 BLOCK = 5_000
 STORE = "store.zarr"
+_POINTERS = {
+    "atom": "meta/atoms_ptr",
+    "edge": "meta/edges_ptr",
+    "bond": "meta/level_ptrs/bond",
+}
 
 
 def as_batch(samples: Samples) -> zp.Batch:
     """The samples as one `Batch`."""
     fields = {name: torch.from_numpy(np.array(values)) for name, values in samples.fields.items()}
-    if "neighbor_list" in fields:
-        shift = np.repeat(samples.atoms_ptr[:-1], np.diff(samples.edges_ptr))
-        fields["neighbor_list"] += torch.from_numpy(shift)[:, None]
+    ptr = {level: torch.from_numpy(np.array(samples.ptr[level])) for level in samples.ptr}
+    for name in ATOM_ROWS:
+        if name in fields:
+            counts = ptr[LEVELS[name]].diff()
+            fields[name] += torch.repeat_interleave(ptr["atom"][:-1], counts)[:, None]
+    own = {name: LEVELS[name] for name in fields if name not in CORE_FIELDS}
     return zp.Batch(
         fields,
-        torch.from_numpy(np.array(samples.atoms_ptr)),
-        torch.from_numpy(np.array(samples.edges_ptr)),
+        ptr["atom"],
+        ptr["edge"],
+        levels=own,
+        level_ptrs={"bond": ptr["bond"]} if "bond" in ptr else None,
+        index_of={"bond_atoms": "atom"} if "bond_atoms" in fields else None,
+        categories={name: CATEGORIES[name] for name in CATEGORIES if name in fields},
     )
 
 
@@ -57,6 +70,10 @@ class DatasetReader:
     def arrays(self, batch: Any) -> Mapping[str, AnyArray]:
         """See `Reader.arrays`."""
         fields = {name: value.numpy() for name, value in batch.fields.items()}
+        for name, strings in CATEGORIES.items():
+            if name in fields:
+                places = [strings.index(string) for string in batch.categories(name)]
+                fields[name] = np.array(places)[fields[name]]
         return {**fields, "batch_ptr": batch.batch_ptr.numpy()}
 
     def close(self) -> None:
@@ -83,11 +100,15 @@ class OindexReader(ListReader):
         import zarr  # noqa: PLC0415  only this engine needs it
 
         group: Any = zarr.open_group(directory / STORE, mode="r")
-        present = {name for part in ("core", "custom") for name in group[part]}
-        self._fields = {name: group[f"core/{name}"] for name in LEVELS if name in present}
+        self._fields = {
+            name: group[f"{part}/{name}"]
+            for name in LEVELS
+            for part in ("core", "custom", "levels/bond")
+            if f"{part}/{name}" in group
+        }
+        self._levels = {LEVELS[name] for name in self._fields}
         self._ptr = {
-            "atom": group["meta/atoms_ptr"][:],
-            "edge": group["meta/edges_ptr"][:],
+            level: group[_POINTERS[level]][:] for level in self._levels if level != "system"
         }
 
     def request(self, index: Int64Array) -> Any:
@@ -96,16 +117,12 @@ class OindexReader(ListReader):
 
     def read(self, request: Any) -> Any:
         """See `Reader.read`."""
-        starts = self._ptr["atom"][request]
-        rows, ptr = segment_rows(starts, self._ptr["atom"][request + 1] - starts)
-        taken = {"atom": rows, "system": request}
-        if "neighbor_list" in self._fields:
-            first = self._ptr["edge"][request]
-            edges = self._ptr["edge"][request + 1] - first
-            taken["edge"] = segment_rows(first, edges)[0]
+        taken, counts, ptr = segments(self._ptr, self._levels, request)
         batch = {name: array.oindex[taken[LEVELS[name]]] for name, array in self._fields.items()}
-        if "neighbor_list" in batch:
-            batch["neighbor_list"] += np.repeat(ptr[:-1] - starts, edges)[:, None]
+        shift = ptr[:-1] - self._ptr["atom"][request]
+        for name in ATOM_ROWS:
+            if name in batch:
+                batch[name] += np.repeat(shift, counts[LEVELS[name]])[:, None]
         batch["batch_ptr"] = ptr
         return batch
 

@@ -13,14 +13,16 @@ from benchmarks.engines.memory import ENGINES, GatherReader
 from benchmarks.keeping import kept
 from benchmarks.settings import SIZES, Settings
 
+EVERYTHING = dataclasses.replace(SETS["edges"], bonds=True)
+
 
 @pytest.fixture(scope="module")
 def samples():
-    return make(SETS["edges"], 6, seed=3)
+    return make(EVERYTHING, 6, seed=3)
 
 
 def test_equal_arguments_give_equal_samples(samples):
-    again, other = make(SETS["edges"], 6, seed=3), make(SETS["edges"], 6, seed=4)
+    again, other = make(EVERYTHING, 6, seed=3), make(EVERYTHING, 6, seed=4)
     for name, values in samples.fields.items():
         np.testing.assert_array_equal(values, again.fields[name])
         assert values.shape != other.fields[name].shape or (values != other.fields[name]).any()
@@ -39,6 +41,19 @@ def test_samples_are_as_declared(samples):
     assert samples.fields["atomic_numbers"].dtype == np.int64
     assert samples.fields["energy"].dtype == np.float64
     assert samples.nbytes == samples.batch_bytes(np.arange(6))
+
+
+def test_bonds_are_beside_the_same_molecules():
+    plain, bonds = make(SETS["molecules"], 40, seed=3), make(SETS["bonds"], 40, seed=3)
+    for name, values in plain.fields.items():
+        np.testing.assert_array_equal(values, bonds.fields[name])
+    assert set(bonds.fields) - set(plain.fields) == {"bond_atoms", "bond_order", "config_type"}
+    assert abs(bonds.ptr["bond"][-1] - bonds.atoms_ptr[-1]) < 40
+    for record in bonds.records():
+        pairs = record["bond_atoms"]
+        assert pairs.min() >= 0
+        assert pairs.max() < len(record["positions"])
+        assert (pairs[:, 0] != pairs[:, 1]).all()
 
 
 def test_parts_make_the_whole(samples):
@@ -115,7 +130,7 @@ class Swapped(GatherReader):
 def test_a_wrong_engine_is_not_timed(monkeypatch, tmp_path):
     wrong = dataclasses.replace(ENGINES[0], open=lambda samples, _: Swapped(samples))
     monkeypatch.setattr(reads, "chosen", lambda _: [wrong])
-    monkeypatch.setattr(reads, "in_turn", lambda *_, **__: pytest.fail("it was timed"))
+    monkeypatch.setattr(reads, "timed", lambda *_, **__: pytest.fail("it was timed"))
     settings = Settings(tmp_path, SIZES["small"], data=("molecules",), batch_sizes=(8,))
     with pytest.raises(WrongValuesError, match="gather from RAM: 'positions'"):
         reads.run(settings)

@@ -59,14 +59,20 @@ def here(monkeypatch):
 
 
 def test_reads_of_every_engine_that_is_installed(run, work, capsys):
-    rows = run("reads", "--data", "molecules,edges", "--batch-sizes", "16")
+    rows = run("reads", "--data", "molecules,edges,bonds", "--batch-sizes", "16")
     installed = {engine.name for engine in ENGINES if engine.installed}
     cases = {
         "molecules, batches of 16": installed,
         "edges, batches of 16": installed - {"atompack"},
+        "bonds, batches of 16": installed - {"atompack", "nvalchemi", "nvalchemi on zarrpipe"},
+        "bonds beside molecules, batches of 16": {"molecules", "bonds"},
     }
     for case, names in cases.items():
         assert {name for found, name in rows if found == case} == names
+        if "beside" in case:
+            assert rows[case, "molecules"].ratios["molecules"] == 1.0
+            assert rows[case, "bonds"].unit == "MB/s"
+            continue
         ours = rows[case, "zarrpipe"]
         assert ours.ratios["zarrpipe"] == 1.0
         assert ours.unit == "samples/s"
@@ -90,6 +96,10 @@ def test_writes(run):
         assert rows[case, "zarrpipe"].ratios["zarrpipe"] == 1.0
         assert rows[case, "raw positional writes"].ratios["raw positional writes"] == 1.0
         assert (case, "zarr-python append") in rows
+    case = "append of 32 samples of bonds"
+    assert rows[case, "zarrpipe"].ratios["zarrpipe"] == 1.0
+    assert (case, "HDF5 CSR") in rows
+    assert (case, "atompack") not in rows
     assert ("append of 32 samples to a store that has some", "at 1,000 samples") in rows
 
 

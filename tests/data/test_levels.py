@@ -195,12 +195,45 @@ def test_a_batch_of_own_levels():
             Batch(fields, ptr, level_ptrs={"bond": torch.tensor([0, 1, 1]), **changed}, **given)
 
 
+def test_row_numbers_of_one_byte_count_a_large_batch():
+    small = torch.tensor([[0, 1]], dtype=torch.uint8)
+    pair = {"other_levels": {"bond": {"bond_atoms": small}}, "index_of": {"bond_atoms": "atom"}}
+    batch = Batch.from_data_list([AtomicData([[0.0] * 3] * 2, [1, 1], **pair)] * 200)
+    assert batch.bond_atoms[-1].tolist() == [398, 399]
+
+
+def test_one_name_is_one_level():
+    """Neither systems nor fields of a batch can mean two levels by one name."""
+    bond = AtomicData([[0.0] * 3], [1], other_levels={"bond": {"x": [1.0, 2.0]}})
+    for name in ("x", "y"):
+        other = AtomicData([[0.0] * 3], [1], other_levels={Level.uniform("bond"): {name: [1.0]}})
+        for pair in ([bond, other], [other, bond]):
+            with pytest.raises(FieldError, match=r"level 'bond' .*is (uniform|segmented)"):
+                Batch.from_data_list(pair)
+
+
+def test_a_level_that_is_not_here():
+    system = AtomicData([[0.0] * 3], [1], other_levels={Level.uniform("frame"): {"time": [1.0]}})
+    for data in (system, Batch.from_data_list([system])):
+        assert data.num_rows("frame") == data.num_rows("system") == 1
+        assert data.num_rows("edge") == data.num_rows(Level.segmented("bond")) == 0
+        for rows in (data.num_rows, data.rows_per_graph):
+            with pytest.raises(FieldError, match=r"has no level 'bnd'; it has .*'edge', 'frame'"):
+                rows("bnd")
+
+
 @pytest.mark.parametrize(
     ("given", "match"),
     [
         ({"index_of": {"bond_atoms": "bend"}}, "as row numbers of 'bend', expected a level with"),
         ({"index_of": {"bond_atoms": "system"}}, "as row numbers of 'system', expected a level"),
         ({"bond_atoms": [[0, 5]]}, "'bond_atoms' has indices from 0 to 5, expected 0 to 1"),
+        ({"bond_atoms": [[0.0, 1.0]]}, "'bond_atoms' has dtype torch.float32, expected integers"),
+        ({"bond_atoms": torch.tensor([[True, False]])}, "dtype torch.bool, expected integers"),
+        (
+            {"index_of": {"bond_ordr": "atom"}},
+            r"no such field is given \(did you mean 'bond_order'",
+        ),
         ({"bond_order": [1.0, 2.0]}, r"shape \(2,\), expected one row for each of 1 bonds"),
     ],
 )

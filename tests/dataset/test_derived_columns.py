@@ -159,7 +159,7 @@ def test_a_field_takes_the_place_of_a_derived_column_of_its_name(tmp_path):
     dataset = ZarrDataset(tmp_path / "store")
     assert dataset.where("volume == 5 and formula > 4").tolist() == [1]
     assert dataset.where("1.66 < density * volume").tolist() == []
-    with pytest.raises(SchemaError, match="'formula' has no texts"):
+    with pytest.raises(SchemaError, match="'formula' has no strings"):
         dataset.where("formula == 'H'")
 
 

@@ -76,7 +76,7 @@ def test_what_has_no_order_is_refused(rounds):
     dataset = ZarrDataset(rounds[0])
     with pytest.raises(SchemaError, match=r"column='max_farce', .* mean 'max_force'"):
         dataset.nlargest("max_farce", 1)
-    with pytest.raises(SchemaError, match="'formula' has texts"):
+    with pytest.raises(SchemaError, match="'formula' has strings"):
         dataset.nlargest("formula", 1)
     with pytest.raises(SchemaError, match=r"'dipole' .* has not one number"):
         dataset.nlargest("dipole", 1)
@@ -254,9 +254,9 @@ def test_a_table_has_strings_as_a_categorical(kinds):
 def test_strings_have_no_order_and_are_no_numbers(kinds):
     dataset = ZarrDataset(kinds[0])
     for text in ("kind < 3", "kind + 1 == 2"):
-        with pytest.raises(SchemaError, match="'kind' has texts: compare it with a text"):
+        with pytest.raises(SchemaError, match="'kind' has strings: compare it with one"):
             dataset.where(text)
-    with pytest.raises(SchemaError, match="'kind' has texts"):
+    with pytest.raises(SchemaError, match="'kind' has strings"):
         dataset.nlargest("kind", 1)
     with pytest.raises(SchemaError, match="did you mean 'kind'"):
         dataset.where("kinds == 'bulk'")

@@ -83,14 +83,26 @@ def test_batches_of_strings():
         ({"categories": {"mp_id": ["mp-1"]}}, "codes from 0 to 1, expected 0 to 0"),
         ({"categories": {"mp_id": ["a", "a"]}}, "are not distinct"),
         ({"categories": {"mp_id": ["a", 1]}}, "contain 1, expected strings"),
+        ({"categories": {"mp_id": "ab"}}, "'mp_id' are 'ab', expected a list of strings"),
         ({"categories": {"positions": ["a"]}}, "'positions' is given as strings at level 'atom'"),
     ):
         with pytest.raises(FieldError, match=match):
             Batch({**fields, "mp_id": codes}, ptr, levels=levels, **wrong)
     with pytest.raises(FieldError, match="'names' is given as strings at level 'atom'"):
         AtomicData([[0.0] * 3], [1], atom={"names": ["H"]})
-    with pytest.raises(FieldError, match="the values of field 'positions' are numbers"):
+    with pytest.raises(FieldError, match="'kinds' is given as strings at level 'bond'"):
+        AtomicData([[0.0] * 3], [1], other_levels={"bond": {"kinds": ["single", "double"]}})
+    for mixed in (b"bulk", ["a", 1]):
+        with pytest.raises(FieldError, match="an array, numbers, or strings and nothing else"):
+            AtomicData([[0.0] * 3], [1], system={"kind": mixed})
+    with pytest.raises(
+        FieldError, match=r"'positions' has numbers; the fields of strings are \['mp_id'\]"
+    ):
         given.categories("positions")
+    number = AtomicData([[0.0] * 3], [1], system={"mp_id": torch.zeros(1, dtype=torch.int32)})
+    for parts in ([number, given], [given, number]):
+        with pytest.raises(FieldError, match=r"'mp_id' of sample 1 has .*, samples before it have"):
+            Batch.concatenate(parts)
     with pytest.raises(UnknownFieldError, match="no field 'kind'"):
         given.strings("kind")
 
@@ -212,7 +224,7 @@ def test_conditions_splits_weights_and_tables(tmp_path):
     ):
         found = dataset.where(condition).tolist()
         assert found == [place for place, one in enumerate(expected) if one in chosen], condition
-    with pytest.raises(SchemaError, match="'config_type' has texts: compare it with a text"):
+    with pytest.raises(SchemaError, match="'config_type' has strings: compare it with one"):
         dataset.where("config_type < 3")
     module = zp.ZarrDataModule(
         [first, second], split=(0.5, 0.5, 0.0), split_by="config_type", where="has(config_type)"

@@ -112,7 +112,7 @@ TABLE = [
         where,
         {"text": "num_atoms == 'a'"},
         SCHEMA,
-        r"at 'num_atoms' \(character 1\): 'num_atoms' has no texts: compare it with numbers",
+        r"at 'num_atoms' \(character 1\): 'num_atoms' has no strings: compare it with numbers",
     ),
     # Weights
     (sampler, {"weights": "positions"}, VALUE, rf"'positions', .* level 'atom': {ONE_NUMBER}"),

@@ -11,7 +11,7 @@ import torch
 from zarrpipe.data.buffers import Bytes, moved, owned
 from zarrpipe.data.categories import checked_vocabulary
 from zarrpipe.data.collate import PackedTensors, Parts, concatenated, one_system, selected
-from zarrpipe.data.container import FieldTensors
+from zarrpipe.data.container import FieldTensors, check_index_of
 from zarrpipe.data.csr import position_of, positions_of
 from zarrpipe.data.fields import REQUIRED_FIELDS, Role
 from zarrpipe.data.levels import Level
@@ -102,6 +102,7 @@ class Batch(FieldTensors):
                 raise FieldError(f"a batch needs the field {name!r}; it has {sorted(fields)}")
         self._fields, self._roles, self._present = {}, {}, {}
         self._batch_idx = self._buffer = self._bytes = None
+        check_index_of(index_of or {}, fields)
         own = _own_pointers(levels or {}, level_ptrs or {})
         self._pointers = checked_pointers({Level.ATOM: batch_ptr, Level.EDGE: edge_ptr, **own})
         self._fields["positions"] = fields["positions"]
@@ -251,9 +252,7 @@ class Batch(FieldTensors):
         ptr = self._pointers.get(level)  # type: ignore[call-overload]
         if ptr is not None:
             return cast("torch.Tensor", ptr)
-        if all(role.level != level for role in self._roles.values()) and level != Level.SYSTEM:
-            have = ["system", *map(str, self._pointers)]
-            raise FieldError(f"the batch has no level {level!r}; it has {have}")
+        self._check_level(str(level) if isinstance(level, Level) else level)
         return torch.arange(self.num_graphs + 1, device=self.batch_ptr.device)
 
     @property
@@ -353,6 +352,7 @@ class Batch(FieldTensors):
         ptr = self._pointers.get(level)  # type: ignore[call-overload]
         if ptr is not None:
             return cast("torch.Tensor", ptr.diff())
+        self._check_level(level)
         lacks = isinstance(level, Level) and level.has_pointers
         return (torch.zeros_like if lacks else torch.ones_like)(self.batch_ptr[1:])
 
@@ -361,6 +361,7 @@ class Batch(FieldTensors):
         ptr = self._pointers.get(level)  # type: ignore[call-overload]
         if ptr is not None:
             return int(ptr[-1])
+        self._check_level(level)
         return 0 if isinstance(level, Level) and level.has_pointers else self.num_graphs
 
     def add_field(

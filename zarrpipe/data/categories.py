@@ -47,6 +47,10 @@ def encoded(name: str, value: Any) -> tuple[torch.Tensor, Vocabulary]:
 
 def checked_vocabulary(name: str, strings: Iterable[Any]) -> Vocabulary:
     """Vocabulary of strings; raises FieldError if they are not distinct strings, or too many."""
+    if isinstance(strings, str):
+        raise FieldError(
+            f"the categories of field {name!r} are {strings!r}, expected a list of strings"
+        )
     vocabulary = tuple(strings)
     wrong = next((item for item in vocabulary if not isinstance(item, str)), None)
     if wrong is not None:

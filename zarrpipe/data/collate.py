@@ -11,7 +11,7 @@ from zarrpipe.data.categories import translated, united_vocabulary
 from zarrpipe.data.container import FieldTensors
 from zarrpipe.data.csr import tensor_pointers, tensor_segment_rows
 from zarrpipe.data.fields import Role, shape_hint
-from zarrpipe.data.levels import Level, pointer_levels, united
+from zarrpipe.data.levels import Level, described, pointer_levels, united
 from zarrpipe.errors import FieldError
 
 Parts = tuple[
@@ -147,6 +147,19 @@ def _common_roles(parts: Sequence[FieldTensors]) -> dict[str, Role]:
                     f"field {name!r} of sample {position} is at level {role.level!r}, "
                     f"samples before it have it at {known.level!r}"
                 )
+            if not known.level.same_as(role.level):
+                raise FieldError(
+                    f"level {role.level!r} of sample {position} is {described(role.level)}, that "
+                    f"of samples before it {described(known.level)}: use another name for one"
+                )
+            if (known.categories is None) is not (role.categories is None):
+                kinds = [
+                    "numbers" if one.categories is None else "strings" for one in (role, known)
+                ]
+                raise FieldError(
+                    f"field {name!r} of sample {position} has {kinds[0]}, samples before it have "
+                    f"{kinds[1]}: use another name for one of them"
+                )
             if known.index_of != role.index_of:
                 raise FieldError(
                     f"field {name!r} of sample {position} counts rows of {_counted(role)}, that of "
@@ -158,9 +171,7 @@ def _common_roles(parts: Sequence[FieldTensors]) -> dict[str, Role]:
 
 def _with_categories(name: str, role: Role, parts: Sequence[FieldTensors]) -> Role:
     """Role with the categories of all parts, if the field is one of strings."""
-    if role.categories is None and all(
-        part.roles[name].categories is None for part in parts if name in part
-    ):
+    if role.categories is None:
         return role
     vocabularies = [part.categories(name) for part in parts if name in part]
     return replace(role, categories=united_vocabulary(name, vocabularies))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import reprlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, ClassVar, Self, cast
@@ -143,9 +144,10 @@ class FieldTensors:
         if name not in CORE_FIELDS and are_strings(value):
             value, categories = encoded(name, value)
             role = replace(role, categories=categories)
+            check_has_strings(name, role)
         tensor = as_field_dtype(name, self._as_tensor(name, value))
         if role.index_of is not None:
-            tensor = as_row_numbers(name, tensor)
+            tensor = as_row_numbers(name, tensor, role.index_of)
         self._check_shape(name, role.level, tensor)
         self._check_categories(name, role, tensor)
         self._fields[name] = tensor
@@ -194,11 +196,7 @@ class FieldTensors:
         """Refuse strings of a field that has none, and codes that are no places in a vocabulary."""
         if role.categories is None:
             return
-        if role.level.has_pointers or name in CORE_FIELDS:
-            raise FieldError(
-                f"field {name!r} is given as strings at level {role.level!r}: only a field of the "
-                "user's own at level 'system' can be strings"
-            )
+        check_has_strings(name, role)
         check_codes(name, codes, role.categories)
 
     def categories(self, name: str) -> tuple[str, ...]:
@@ -215,9 +213,7 @@ class FieldTensors:
         found = self._roles[name].categories
         if found is None:
             strings = [one for one, role in self._roles.items() if role.categories is not None]
-            raise FieldError(
-                f"the values of field {name!r} are numbers; those of {strings} are not"
-            )
+            raise FieldError(f"field {name!r} has numbers; the fields of strings are {strings}")
         return found
 
     def strings(self, name: str) -> list[str | None]:
@@ -235,6 +231,16 @@ class FieldTensors:
         """Levels of a user's own that are here."""
         found = {role.level for role in self._roles.values()} | {*self.pointer_levels}
         return (level for level in found if not level.built_in)
+
+    def _check_level(self, level: str) -> None:
+        """Refuse the name of a level that is not here; a `Level` may be one that has no rows."""
+        if isinstance(level, Level) or level == Level.SYSTEM or level in self.pointer_levels:
+            return
+        own = [str(one) for one in self._own_levels() if not one.has_pointers]
+        if level not in own:
+            have = [*map(str, (Level.SYSTEM, *self.pointer_levels)), *own]
+            what = type(self).__name__
+            raise FieldError(f"the {what} has no level {level!r}; it has {have}")
 
     @staticmethod
     def _counted(name: str, index_of: Level | str, own: Mapping[str, Level]) -> Level:
@@ -366,9 +372,10 @@ def _tensor_of(name: str, value: Any, like: torch.dtype | None) -> torch.Tensor:
     try:
         tensor = torch.as_tensor(plain)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise FieldError(
-            f"field {name!r} is {reprlib.repr(value)}, expected a tensor, an array or numbers"
-        ) from error
+        kinds = "a tensor, an array or numbers"
+        if name not in CORE_FIELDS:
+            kinds = "a tensor, an array, numbers, or strings and nothing else"
+        raise FieldError(f"field {name!r} is {reprlib.repr(value)}, expected {kinds}") from error
     if not isinstance(value, int | float | np.integer | list | tuple):
         return tensor
     spec = CORE_FIELDS.get(name)
@@ -390,6 +397,30 @@ def _plain(name: str, value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(name, item) if isinstance(item, np.ndarray) else item for item in value]
     return value
+
+
+def check_index_of(index_of: Collection[str], given: Collection[str]) -> None:
+    """Refuse a name in `index_of` that is no given field and close to one that is not in it.
+
+    Other names are those of fields that these samples lack.
+    """
+    missing = [name for name in index_of if name not in given]
+    for name in missing:
+        others = [one for one in given if one not in index_of and one not in CORE_FIELDS]
+        near = difflib.get_close_matches(str(name), others, n=1, cutoff=0.8)
+        if near:
+            raise FieldError(
+                f"index_of has {name!r}, and no such field is given (did you mean {near[0]!r}?)"
+            )
+
+
+def check_has_strings(name: str, role: Role) -> None:
+    """Refuse strings of a field that cannot have them."""
+    if role.level.has_pointers or name in CORE_FIELDS:
+        raise FieldError(
+            f"field {name!r} is given as strings at level {role.level!r}: only a field of the "
+            "user's own at level 'system' can be strings"
+        )
 
 
 def check_not_taken(name: str) -> None:

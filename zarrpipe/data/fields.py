@@ -284,11 +284,11 @@ def as_field_dtype(name: str, value: torch.Tensor) -> torch.Tensor:
     return value.to(torch.int64) if spec.kind is Kind.INTEGER else value
 
 
-def as_row_numbers(name: str, value: torch.Tensor) -> torch.Tensor:
+def as_row_numbers(name: str, value: torch.Tensor, index_of: Level) -> torch.Tensor:
     """Row numbers as int64, since those of a batch or a store outgrow smaller integers."""
     if value.numel() and value.dtype not in _ALLOWED_DTYPES[Kind.INTEGER]:
         raise FieldError(
-            f"field {name!r} has dtype {value.dtype}, expected integers: it is given as row "
-            "numbers by index_of"
+            f"field {name!r} has dtype {value.dtype}, expected integers: index_of says that it "
+            f"has row numbers of {index_of}s"
         )
     return value.to(torch.int64)

@@ -9,7 +9,7 @@ from typing import Any, Self
 import torch
 
 from zarrpipe.data.categories import are_strings
-from zarrpipe.data.container import FieldTensors
+from zarrpipe.data.container import FieldTensors, check_index_of
 from zarrpipe.data.fields import CORE_FIELDS, Role, level_of
 from zarrpipe.data.levels import BUILT_IN, Level
 from zarrpipe.errors import ArgumentTypeError, FieldError
@@ -93,6 +93,8 @@ class AtomicData(FieldTensors):
         groups = [(Level.ATOM, atom), (Level.EDGE, edge), (Level.SYSTEM, system)]
         groups += _mapping("other_levels", other_levels).items()
         counted = _mapping("index_of", index_of)
+        named = {"positions", "atomic_numbers", *fields}
+        check_index_of(counted, named.union(*(_mapping(None, group) for _, group in groups)))
         given = [
             (name, value, level if level is None else _own_level(level))
             for level, group in ((None, fields), *groups)
@@ -128,6 +130,7 @@ class AtomicData(FieldTensors):
 
     def num_rows(self, level: str) -> int:
         """Number of rows that a field of `level` has here; 0 where the system lacks the level."""
+        self._check_level(level)
         lacks = isinstance(level, Level) and level.has_pointers
         return self._rows.get(level, 0 if lacks else 1)  # type: ignore[call-overload,no-any-return]
 
@@ -164,6 +167,10 @@ class AtomicData(FieldTensors):
                 value = self._as_pairs(name, value, at)
             if role.index_of is not None:
                 self._check_indices(name, value, role.index_of)
+            if value.ndim == 0 and name not in CORE_FIELDS:
+                raise FieldError(
+                    f"field {name!r} is a single number, expected a list with a row for each {at}"
+                )
             if value.ndim and not self.keys.get(at, set()) - {name}:
                 return self._count_rows_by(name, value, role)
         elif role.index_of is not None:

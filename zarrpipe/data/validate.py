@@ -157,7 +157,7 @@ def check_indices(
         row, (level, counted) = int(bad[0]), levels
         raise FieldError(
             f"{level} {row} is {values[row].tolist()}, its system {int(owner[row])} has the "
-            f"{counted}s {int(low[row])} to {int(high[row]) - 1}: in a batch the {name} "
+            f"{counted}s {int(low[row])} to {int(high[row]) - 1}: in a batch {name!r} "
             f"counts the {counted}s of the whole batch"
         )
 

@@ -52,7 +52,7 @@ _PARTS = (
 )
 _CALLS = "expected has(field), abs(number) or has_element('Cu')"
 _TEXT_ALONE = (
-    "a text can only be compared with a column of texts, by ==, !=, in or not in, as in "
+    "a string can only be compared with a column of strings, by ==, !=, in or not in, as in "
     "formula == 'H2O' or formula in ('H2O', 'CH4')"
 )
 _DEEPEST = 50
@@ -131,7 +131,7 @@ class Condition:
         elif isinstance(node, ast.Compare) and (text := _first_text(node)) is not None:
             compared = text_comparison(node)
             if compared is None:
-                self.fail(text, _TEXT_ALONE)
+                self.fail(text, _listed_hint(node, text) or _TEXT_ALONE)
             self.texts.setdefault(compared.column.id, compared.column)
         else:
             self._check(node)
@@ -175,7 +175,32 @@ class Condition:
             case _:
                 known = isinstance(node, ast.BoolOp)
         if not known:
-            self.fail(node, f"is not allowed in a condition; it may have {_PARTS}")
+            meant = _meant(node)
+            instead = f"expected {meant}" if meant else f"it may have {_PARTS}"
+            self.fail(node, f"is not allowed in a condition; {instead}")
+
+
+def _meant(node: ast.AST) -> str | None:
+    """What Python's and pandas's users write otherwise, as it is written in a condition."""
+    match node:
+        case ast.BinOp(op=ast.BitAnd()):
+            return "'and' for '&'"
+        case ast.BinOp(op=ast.BitOr()):
+            return "'or' for '|'"
+        case ast.UnaryOp(op=ast.Invert()):
+            return "'not' for '~'"
+        case ast.Constant(value=None):
+            return "has(field), or not has(field), to ask which samples have a value"
+    return None
+
+
+def _listed_hint(node: ast.Compare, text: ast.expr) -> str | None:
+    """What to write where the one string of `in` stands without a list."""
+    match node:
+        case ast.Compare(left=ast.Name(id=name), ops=[ast.In() | ast.NotIn()], comparators=[one]):
+            if one is text:
+                return f"'in' needs a list, as in {name} in ({_text(text)!r},)"
+    return None
 
 
 _MEANT = {"=": "==", "&": "and", "|": "or", "!": "not", "AND": "and", "OR": "or", "NOT": "not"}

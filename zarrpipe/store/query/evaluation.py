@@ -64,19 +64,20 @@ def check(condition: Condition, schema: Mapping[str, Field], *, number: bool = F
     """
     for name, node in {**condition.presences, **condition.values, **condition.texts}.items():
         if name not in schema and name not in CORE_FIELDS and not _is_made(name):
+            quotes = ""
+            if name in condition.values and any(is_text(one, schema) for one in condition.values):
+                quotes = f"; a string is put in quotes: {name!r}"
             condition.fail(
-                node, f"no store has a field {unknown_column(name, schema)}", SchemaError
+                node, f"no store has a field {unknown_column(name, schema)}{quotes}", SchemaError
             )
     for name, node in condition.texts.items():
         if not is_text(name, schema):
-            condition.fail(
-                node, f"{name!r} has no texts: compare it with numbers, not with texts", SchemaError
-            )
+            condition.fail(node, f"{name!r} has no strings: compare it with numbers", SchemaError)
     for name, node in condition.values.items():
         if is_text(name, schema):
             condition.fail(
                 node,
-                f"{name!r} has texts: compare it with a text, as in {name} == 'H2O'",
+                f"{name!r} has strings: compare it with one, as in {_example(name, schema)}",
                 SchemaError,
             )
         known = schema.get(name, CORE_FIELDS.get(name))
@@ -84,7 +85,7 @@ def check(condition: Condition, schema: Mapping[str, Field], *, number: bool = F
             condition.fail(
                 node,
                 f"field {name!r} at level {known.level!r} with rows of shape {known.shape} "
-                f"has not one number for each sample; has({name}) says which samples have it",
+                f"has not one number for each sample; {_instead(name)}",
                 SchemaError,
             )
     if number:
@@ -98,6 +99,19 @@ def unknown_column(name: str, schema: Mapping[str, Field]) -> str:
     have = [*schema, *COUNTS, *(one for one in DERIVED if one not in schema)]
     stored, derived = sorted({*schema, *COUNTS}), sorted(DERIVED)
     return f"{name!r}{close_match(name, have)}, they have {stored} and {derived}"
+
+
+def _example(name: str, schema: Mapping[str, Field]) -> str:
+    """A condition on a column of strings, for messages."""
+    strings = schema[name].categories if name in schema else None
+    return f"{name} == {strings[0] if strings else 'H2O'!r}"
+
+
+def _instead(name: str) -> str:
+    """What a condition can have in place of a field without a number for each sample."""
+    if name == "forces":
+        return "max_force is the largest norm of each, has(forces) says which samples have them"
+    return f"has({name}) says which samples have it"
 
 
 def _is_made(name: str) -> bool:
