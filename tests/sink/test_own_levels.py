@@ -319,3 +319,13 @@ def test_row_numbers_are_integers(dtype):
             other_levels={"bond": {"bond_atoms": torch.zeros(1, 2, dtype=dtype)}},
             index_of={"bond_atoms": "atom"},
         )
+
+
+def test_an_emptied_store_defines_no_levels(tmp_path):
+    with ZarrData(tmp_path / "s") as sink:
+        sink.write(of_level("bond", "x"))
+        sink.zero()
+        sink.write(AtomicData([[0.0, 0.0, 0.0]], [1]))
+    assert zarr.open_group(tmp_path / "s").attrs["levels"]["definitions"] == {}
+    assert not (tmp_path / "s" / "levels" / "bond").exists()  # nvalchemi refuses it without a level
+    assert len(ZarrDataset(tmp_path / "s")) == 1

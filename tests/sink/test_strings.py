@@ -20,7 +20,10 @@ from zarrpipe.errors import (
     StoreFormatError,
     UnknownFieldError,
 )
+from zarrpipe.store.backend.location import Root
 from zarrpipe.store.read.view import StoreView
+from zarrpipe.store.rewrite.merge_plan import MergePlan
+from zarrpipe.store.rewrite.merge_source import MergeSource
 
 
 def systems(strings, start=0):
@@ -267,3 +270,32 @@ def test_strings_of_ase_and_pyg(tmp_path):
         sink.write(from_pyg(graphs, levels={"config_type": "system"}))
         sink.write(from_pyg(graphs.to_data_list()[1], levels={"config_type": "system"}))
     assert every(tmp_path / "store").strings("config_type") == ["slab", "bulk", "bulk"]
+
+
+def test_codes_that_another_writer_appended_and_that_are_no_strings(tmp_path):
+    stores = [tmp_path / "slabs", tmp_path / "bulks"]
+    for store, name in zip(stores, ("slab", "bulk"), strict=True):
+        with zp.ZarrData(store) as sink:
+            sink.write([zp.AtomicData([[0.0, 0.0, 0.0]], [1], system={"kind": [name]})] * 2)
+    told = "'kind' has codes from -1 to 0, expected 0 to 0"
+    zarr.open_group(stores[1])["custom/kind"][1] = -1
+    dataset = zp.ZarrDataset(stores[1])
+    with pytest.raises(FieldError, match=told):
+        dataset.strings("kind")
+    with pytest.raises(FieldError, match=told):
+        dataset.read([0, 1]).strings("kind")
+    with pytest.raises(StoreFormatError, match=told):
+        zp.ZarrDataset(stores).read([0, 2, 3])
+    with pytest.raises(StoreFormatError, match=told):
+        zp.merge(stores, tmp_path / "merged")
+
+
+def test_a_merge_does_not_see_strings_that_a_writer_adds_meanwhile(tmp_path):
+    stores = [tmp_path / "slabs", tmp_path / "bulks"]
+    for store, name in zip(stores, ("slab", "bulk"), strict=True):
+        with zp.ZarrData(store) as sink:
+            sink.write(zp.AtomicData([[0.0, 0.0, 0.0]], [1], system={"kind": [name]}))
+    plan = MergePlan([MergeSource(Root.of(store)) for store in stores])
+    with zp.ZarrData(stores[1]) as sink:
+        sink.write(zp.AtomicData([[0.0, 0.0, 0.0]], [2], system={"kind": ["gas"]}))
+    assert np.concatenate([*plan.blocks(plan.schema["kind"])]).tolist() == [0, 1]

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from zarrpipe.data.csr import AnyArray
 from zarrpipe.errors import FieldError
 
 Vocabulary = tuple[str, ...]
@@ -74,10 +75,7 @@ def check_codes(name: str, codes: torch.Tensor, vocabulary: Vocabulary) -> None:
             "expected (B,) int32: or give its strings"
         )
     if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < max(len(vocabulary), 1):
-        raise FieldError(
-            f"field {name!r} has codes from {int(codes.min())} to {int(codes.max())}, expected 0 "
-            f"to {len(vocabulary) - 1}, places in its categories"
-        )
+        raise FieldError(_outside(name, int(codes.min()), int(codes.max()), len(vocabulary)))
 
 
 def united_vocabulary(name: str, vocabularies: Iterable[Vocabulary]) -> Vocabulary:
@@ -107,6 +105,28 @@ def translated(codes: torch.Tensor, given: Vocabulary, wanted: Vocabulary) -> to
     return codes if table is None else torch.from_numpy(table).to(codes.device)[codes.long()]
 
 
-def decoded(codes: Sequence[int], has: Sequence[bool], vocabulary: Vocabulary) -> list[str | None]:
-    """String of each system; None for those that lack the field."""
+def looked_up(name: str, codes: AnyArray, table: Int32Array) -> Int32Array:
+    """Codes [B] by a table of `translation`; raises FieldError if a code is not in the table."""
+    if codes.size and not 0 <= int(codes.min()) <= int(codes.max()) < len(table):
+        raise FieldError(_outside(name, int(codes.min()), int(codes.max()), len(table)))
+    return table[codes]
+
+
+def _outside(name: str, low: int, high: int, count: int) -> str:
+    return (
+        f"field {name!r} has codes from {low} to {high}, expected 0 to {count - 1}, places in its "
+        "categories"
+    )
+
+
+def decoded(
+    name: str, codes: Sequence[int], has: Sequence[bool], vocabulary: Vocabulary
+) -> list[str | None]:
+    """String of each system; None for those that lack the field.
+
+    Raises FieldError if a code is no place in the vocabulary, as one that another writer appended.
+    """
+    used = [code for code, there in zip(codes, has, strict=True) if there]
+    if used and not 0 <= min(used) <= max(used) < len(vocabulary):
+        raise FieldError(_outside(name, min(used), max(used), len(vocabulary)))
     return [vocabulary[code] if there else None for code, there in zip(codes, has, strict=True)]

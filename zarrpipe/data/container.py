@@ -225,7 +225,7 @@ class FieldTensors:
             As `categories`.
         """
         vocabulary, codes = self.categories(name), self._fields[name].tolist()
-        return decoded(codes, self.has(name).tolist(), vocabulary)
+        return decoded(name, codes, self.has(name).tolist(), vocabulary)
 
     def _own_levels(self) -> Iterable[Level]:
         """Levels of a user's own that are here."""

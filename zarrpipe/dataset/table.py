@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from zarrpipe.data.categories import decoded, translation
+from zarrpipe.data.categories import decoded, looked_up, translation
 from zarrpipe.data.csr import AnyArray, Int64Array, positions_of
 from zarrpipe.data.fields import CORE_FIELDS
 from zarrpipe.data.levels import Level
@@ -99,7 +99,7 @@ class SampleTable:
             values = view.system_field(name, samples)
             own, wanted = view.schema[name].categories, self.schema[name].categories
             table = None if own is None or wanted is None else translation(own, wanted)
-            return values if table is None else table[values]
+            return values if table is None else looked_up(name, values, table)
 
         return self._collected(self._rows_or_all(index), values_of)
 
@@ -121,7 +121,7 @@ class SampleTable:
         codes = np.zeros(len(rows), dtype=np.int64)
         places = np.arange(len(self)) if index is None else np.asarray(index).reshape(-1)
         codes[has] = self.system_field(name, places[has])
-        return decoded(codes.tolist(), has.tolist(), vocabulary)
+        return decoded(name, codes.tolist(), has.tolist(), vocabulary)
 
     def present(self, name: str, index: Index | None = None) -> npt.NDArray[np.bool_]:
         """Which samples have a field, [N] bool, or of those at integers [K].

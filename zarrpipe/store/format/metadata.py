@@ -18,6 +18,9 @@ FORMAT = 1
 
 _MOST_FIELDS, _LONGEST_NAME, _LEVELS_VERSION = 1024, 255, 1
 
+NO_LEVELS: Mapping[str, Any] = {"version": _LEVELS_VERSION, "definitions": {}}
+"""Definitions of levels in the attributes of a store that has had some and has none."""
+
 
 @dataclass(frozen=True)
 class Attributes:

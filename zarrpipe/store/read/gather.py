@@ -21,6 +21,7 @@ from zarrpipe.data.batch_layout import (
     BatchLayout,
 )
 from zarrpipe.data.buffers import BufferPool, page_locked
+from zarrpipe.data.categories import Int32Array, looked_up
 from zarrpipe.data.csr import AnyArray, Int64Array, pointers, segment_rows
 from zarrpipe.data.fields import CORE_FIELDS, REQUIRED_FIELDS
 from zarrpipe.data.levels import Level, pointer_levels
@@ -220,7 +221,7 @@ class _Plan:
                 views[place][rows] = fill
             for place, codes in source.translations:
                 chosen = where if len(where) else slice(None)
-                views[place][chosen] = codes[views[place][chosen]]
+                views[place][chosen] = self._translated(place, views[place][chosen], codes)
         kernels.put_pointers(table, numbers, buffer)
         for place in self._unfinished:
             self._finish(place, views, table)
@@ -248,6 +249,14 @@ class _Plan:
             raise source.outside(samples)
         if status == self._kernels.DAMAGED:
             raise source.damaged()
+
+    def _translated(self, place: int, codes: AnyArray, table: Int32Array) -> Int32Array:
+        """Codes [J] of a store in the vocabulary of the batch."""
+        try:
+            return looked_up(self.arrays[place].name, codes, table)
+        except FieldError as error:
+            names = ", ".join(map(str, self._roots))
+            raise StoreFormatError(f"{names}: {error}; `zarrpipe check` lists them") from error
 
     def _finish(self, place: int, views: list[AnyArray], table: Int64Array) -> None:
         """Shift row numbers that are not int64, check those of foreign stores, zero absent ones."""

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import zarr
 
-from zarrpipe.data.categories import translation
+from zarrpipe.data.categories import Int32Array, looked_up, translation
 from zarrpipe.data.csr import AnyArray, Int64Array, pointers, segment_rows
 from zarrpipe.data.ids import UInt64Array, structure_ids, zero_missing
 from zarrpipe.data.levels import Level
 from zarrpipe.data.schema import Field, Schema
-from zarrpipe.errors import StoreFormatError, StoreNotFoundError
+from zarrpipe.errors import FieldError, StoreFormatError, StoreNotFoundError
 from zarrpipe.store.backend.array_reader import MissingChunks, allowed_absent_chunks, check_rows
 from zarrpipe.store.backend.location import Root
 from zarrpipe.store.cache.directory import CacheConfig
@@ -115,8 +115,18 @@ class MergeSource:
             return rows
         if item.name not in self._codes:
             table = translation(self.schema[item.name].categories or (), item.categories)
-            self._codes[item.name] = rows if table is None else table[rows]
+            self._codes[item.name] = rows if table is None else self._translated(item, rows, table)
         return self._codes[item.name]
+
+    def _translated(self, item: Field, rows: AnyArray, table: Int32Array) -> Int32Array:
+        """Codes of the committed samples in the vocabulary of `item`.
+
+        Rows after them may have codes of strings that a writer has added since.
+        """
+        try:
+            return looked_up(item.name, rows[: self._snapshot.extent.samples], table)
+        except FieldError as error:
+            raise StoreFormatError(f"{self.root}: {error}; see `zarrpipe check`") from error
 
     def present(self, name: str) -> AnyArray:
         """Which samples [N] have a field."""

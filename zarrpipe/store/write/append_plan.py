@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from zarrpipe.data.batch import Batch
-from zarrpipe.data.categories import translation
+from zarrpipe.data.categories import looked_up, translation
 from zarrpipe.data.csr import AnyArray
 from zarrpipe.data.ids import batch_ids
 from zarrpipe.data.levels import Level
@@ -88,7 +88,7 @@ def _stored_codes(item: Field, codes: AnyArray, batch: Batch) -> AnyArray:
     """Codes [B] of a batch in the vocabulary of the store, which has all its strings."""
     given, stored = batch.roles[item.name].categories, item.categories
     table = None if given is None or stored is None else translation(given, stored)
-    return codes if table is None else table[codes]
+    return codes if table is None else looked_up(item.name, codes, table)
 
 
 def _ends(batch: Batch, level: Level, systems: int) -> AnyArray:

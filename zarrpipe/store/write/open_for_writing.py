@@ -36,7 +36,7 @@ from zarrpipe.store.format.layout import (
     present_path,
     read_schema,
 )
-from zarrpipe.store.format.metadata import Attributes, new_generation
+from zarrpipe.store.format.metadata import NO_LEVELS, Attributes, new_generation
 from zarrpipe.store.format.validate import translate_zarr_errors
 
 _FILES = ("zarr.json", ".lock")
@@ -130,7 +130,10 @@ class RootMetadata:
     def _replace(self, schema: Schema, attributes: Attributes) -> None:
         now = self._root.open_group()
         group = self.group if now is None else now
-        self.group = group.update_attributes(attributes.to_dict(schema))
+        content = attributes.to_dict(schema)
+        if "levels" in group.attrs:  # an update would keep those of a store that was emptied
+            content.setdefault("levels", NO_LEVELS)
+        self.group = group.update_attributes(content)
         self.attributes, self.schema = attributes, schema
 
 

@@ -1,5 +1,6 @@
 """The writer of a store: opens or creates it, appends, and leaves it exact when closed."""
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -290,8 +291,23 @@ class StoreWriter:
         for path in paths:
             if path in self.group:
                 del self.group[path]
+        for folder in sorted({path.rpartition("/")[0] for path in paths}):
+            if folder.startswith("levels/"):
+                self._remove_empty(folder)
         remove_sums(self.group)
         self._open()
+
+    def _remove_empty(self, path: str) -> None:
+        """Remove the group of a level, which nvalchemi refuses without a level, if it is empty."""
+        group, directory = self.group.get(path), self.root.directory
+        here = directory is not None and (directory / path).is_dir()
+        others = [] if directory is None or not here else os.listdir(directory / path)  # noqa: PTH208  names
+        if (
+            isinstance(group, zarr.Group)
+            and not {*others} - {"zarr.json"}
+            and group.nmembers() == 0
+        ):
+            del self.group[path]
 
     def flush(self, *, every: bool = False) -> None:
         """Make all shapes exact, and write the number of samples and the sums of statistics.
