@@ -92,6 +92,12 @@ PRIVATE_NAMES = (
         "Thread.start waits for an Event, which an interrupt can leave locked",
     ),
     PrivateName(
+        "threading",
+        "_register_atexit",
+        "store.write.write_buffer",
+        "flushes buffers before executors are shut down; handlers of atexit run after that",
+    ),
+    PrivateName(
         "_thread:RLock",
         "_is_owned",
         "store.write.exclusive_calls",

@@ -264,8 +264,9 @@ class ZarrData(WriterOwner):
 
     def _write_one(self, batch: Batch) -> None:
         """Append a batch, and warn, for the caller of `write`, where it was stored already."""
-        if self._buffer is not None and self._buffer.takes(batch) and not self._mutex.mine:
-            self._buffer.put(batch)
+        buffer = self._buffer
+        waits = buffer is not None and buffer.takes(batch) and not self._mutex.mine
+        if waits and buffer is not None and buffer.put(batch):
             return
         ids, stored = self._write(batch)
         if self._repetitions.suspects(ids) and self._were_stored(ids, stored):
@@ -494,6 +495,8 @@ class ZarrData(WriterOwner):
     def _close_writer(self) -> None:
         self._write_deferred(done=False)
         super()._close_writer()
+        if self._buffer is not None:
+            self._buffer.raise_lost()
 
     def _end_failed(self) -> None:
         self._view = None  # it may have been interrupted, or have seen what was half cleared

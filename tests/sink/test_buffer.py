@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import zarrpipe as zp
-from zarrpipe.errors import ArgumentError, DeferredWriteError
+from zarrpipe.errors import ArgumentError, DeferredWriteError, StoreFullError
 from zarrpipe.store.backend import files
 from zarrpipe.testing import assert_batches_equal, numbered_batch
 from zarrpipe.testing.contract import SinkContract
@@ -223,13 +223,18 @@ def test_a_forked_child_writes_nothing_of_its_parent(tmp_path):
     assert_batches_equal(zp.ZarrData(tmp_path / "s").read(), numbered_batch(range(3)))
 
 
+@pytest.mark.parametrize("options", ["", "durable=True", "config={'core': ZSTD, 'meta': ZSTD}"])
 @pytest.mark.parametrize("end", ["exit", "kill"])
-def test_an_interpreter_that_ends_writes_what_waits_and_a_kill_loses_no_more(tmp_path, end):
+def test_an_interpreter_that_ends_writes_what_waits_and_a_kill_loses_no_more(
+    tmp_path, end, options
+):
     code = f"""
 import os, signal
+import zarr
 import zarrpipe as zp
 from zarrpipe.testing import numbered_batch
-sink = zp.ZarrData({str(tmp_path / "s")!r}, buffer=1000, buffer_seconds={NEVER})
+ZSTD = {{"compressors": (zarr.codecs.ZstdCodec(level=1),)}}
+sink = zp.ZarrData({str(tmp_path / "s")!r}, buffer=1000, buffer_seconds={NEVER}, {options})
 sink.write(numbered_batch([0]))
 sink.write(numbered_batch([1]))
 sink.flush()
@@ -256,3 +261,26 @@ if {end == "kill"}:
 def test_wrong_sizes_are_refused(options, told):
     with pytest.raises(ArgumentError, match=told):
         zp.ZarrData({}, **options)
+
+
+def test_threads_never_queue_more_than_there_is_room_for(tmp_path, monkeypatch):
+    """Of two threads that see the same room, one is refused, and nothing of the other is lost."""
+    sink = zp.ZarrData(tmp_path / "s", capacity=6, buffer=100, buffer_seconds=NEVER)
+    sink.write(numbered_batch([0]))
+    takes, both, refused = sink._buffer.takes, threading.Barrier(2), []
+    monkeypatch.setattr(sink._buffer, "takes", lambda batch: takes(batch) and both.wait() >= 0)
+
+    def run(first):
+        try:
+            sink.write(numbered_batch(range(first, first + 3)))
+        except StoreFullError:
+            refused.append(first)
+
+    threads = [threading.Thread(target=run, args=(first,)) for first in (1, 4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    sink.close()
+    assert len(refused) == 1
+    assert len(zp.ZarrData(tmp_path / "s")) == 4

@@ -259,3 +259,96 @@ def test_many_rows_of_a_product(tmp_path):
     reader = zp.AtomicDataZarrReader(tmp_path / "store")
     for (fields, _), expected in zip(reader, hessians, strict=True):
         assert torch.equal(fields["hessian"].reshape(expected.shape), expected)
+
+
+@pytest.mark.parametrize("kind", [*KINDS])
+def test_row_numbers_of_a_level_without_fields(tmp_path, kind):
+    """A dataset of some fields hands out row numbers of a level whose fields it leaves out."""
+    bonds = {"bond": {"bond_order": [1.0, 2.0]}, "angle": {"angle_bonds": torch.tensor([[0, 1]])}}
+    systems = [
+        AtomicData([[0.0, 0.0, float(z)]], [z], other_levels=bonds, index_of={"angle_bonds": BOND})
+        for z in (1, 2, 3)
+    ]
+    with ZarrData(tmp_path / "whole") as sink:
+        sink.write(systems)
+    some = ZarrDataset(tmp_path / "whole", fields=["angle_bonds"])
+    with ZarrData(tmp_path / "some", config=KINDS[kind]) as sink:
+        sink.write(AtomicData([[0.0, 0.0, 0.0]], [9]))
+        sink.write(some)
+        sink.write(some)
+    back = ZarrDataset(tmp_path / "some")
+    for held in (back, ZarrDataset(tmp_path / "some", resident="cpu")):
+        batch = held.__getitems__([0, 6, 2])
+        assert batch.level_ptr(BOND).tolist() == [0, 0, 2, 4]
+        assert batch.angle_bonds.tolist() == [[0, 1], [2, 3]]
+    assert zp.check(tmp_path / "some").ok
+    zp.compact(tmp_path / "some")
+    assert ZarrDataset(tmp_path / "some")[3].angle_bonds.tolist() == [[0, 1]]
+
+
+def of_level(level, *names, rows=1):
+    """System of two atoms with fields of `rows` rows at a level."""
+    fields = {name: torch.arange(float(rows)) for name in names}
+    return AtomicData([[0.0] * 3, [1.0] * 3], [1, 1], other_levels={level: fields})
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (of_level("pair", "x", rows=4), of_level(Level.uniform("pair"), "x")),
+        (of_level("pair", "x", rows=4), of_level(Level.uniform("pair"), "y")),
+        (of_level(Level.uniform("pair"), "x"), of_level("pair", "x")),
+        (
+            of_level(Level.product("pair", "atom", "atom"), "x", rows=4),
+            of_level("pair", "x", rows=3),
+        ),
+        (
+            of_level("pair", "x", rows=4),
+            of_level(Level.product("pair", "atom", "atom"), "x", rows=4),
+        ),
+    ],
+)
+def test_levels_of_one_name_and_another_kind_are_refused(first, second):
+    stores = [{}, {}]
+    for store, system in zip(stores, (first, second), strict=True):
+        with ZarrData(store) as sink:
+            sink.write(system)
+    with ZarrData(stores[0]) as sink:
+        sink.write(first)
+        with pytest.raises((SchemaError, FieldError), match="level 'pair' is"):
+            sink.write(second)
+        assert len(sink) == 2
+    with pytest.raises(FieldError, match="level 'pair'"):
+        Batch.from_data_list([first, second])
+    with pytest.raises(SchemaError, match="level 'pair' is"):
+        ZarrDataset(stores)
+    with pytest.raises(SchemaError, match="level 'pair' is"):
+        zp.merge(stores, {})
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int16, torch.int32])
+def test_small_row_numbers_outgrow_their_dtype(dtype):
+    atoms, store, whole = 100, {}, {}
+    bonds = {"bond": {"bond_atoms": torch.tensor([[0, atoms - 1]], dtype=dtype)}}
+    system = AtomicData(
+        torch.zeros(atoms, 3), [1] * atoms, other_levels=bonds, index_of={"bond_atoms": "atom"}
+    )
+    with ZarrData(store) as sink:
+        for _ in range(2):
+            sink.write([system] * 200)
+    zp.merge(store, whole)
+    for place in (store, whole):
+        batch = ZarrDataset(place).__getitems__(np.arange(400))
+        assert batch.bond_atoms[399].tolist() == [39_900, 39_999]
+        assert batch.get_data(399).bond_atoms.tolist() == [[0, 99]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bool])
+def test_row_numbers_are_integers(dtype):
+    with pytest.raises(FieldError, match=r"'bond_atoms' has dtype .*, expected integers"):
+        AtomicData(
+            [[0.0, 0.0, 0.0]],
+            [1],
+            other_levels={"bond": {"bond_atoms": torch.zeros(1, 2, dtype=dtype)}},
+            index_of={"bond_atoms": "atom"},
+        )

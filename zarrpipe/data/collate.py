@@ -40,10 +40,8 @@ class PackedTensors(Protocol):
 def concatenated(parts: Sequence[FieldTensors]) -> Parts:
     """Batch of all systems of `parts`, in order; parts must agree on levels, dtypes and shapes."""
     roles, where = _common_roles(parts), parts[0].device
-    levels = united(
-        (role.level for role in roles.values()),
-        (level for part in parts for level in part.pointer_levels),
-    )
+    given = (role.level for part in parts for role in part.roles.values())
+    levels = united((level for part in parts for level in part.pointer_levels), given)
     pointers = {
         level: tensor_pointers(_rows_per_graph(parts, level)).to(where)
         for level in pointer_levels(levels)

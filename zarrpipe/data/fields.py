@@ -285,10 +285,8 @@ def as_field_dtype(name: str, value: torch.Tensor) -> torch.Tensor:
 
 
 def as_row_numbers(name: str, value: torch.Tensor, index_of: Level) -> torch.Tensor:
-    """Row numbers in a dtype that holds those of a large batch; refuses what is no integer."""
-    if value.dtype in (torch.int64, torch.int32):
-        return value
-    if value.numel() and (value.is_floating_point() or value.dtype is torch.bool):
+    """Row numbers as int64, since those of a batch or a store outgrow smaller integers."""
+    if value.numel() and value.dtype not in _ALLOWED_DTYPES[Kind.INTEGER]:
         raise FieldError(
             f"field {name!r} has dtype {value.dtype}, expected integers: index_of says that it "
             f"has row numbers of {index_of}s"

@@ -1,6 +1,6 @@
 """The fields of a store, and whether a batch fits them."""
 
-from collections.abc import Iterator, Mapping, ValuesView
+from collections.abc import Iterable, Iterator, Mapping, ValuesView
 from dataclasses import dataclass, replace
 from functools import cached_property
 from types import MappingProxyType
@@ -65,8 +65,8 @@ class Schema(Mapping[str, Field]):
 
     def __init__(self, fields: Mapping[str, Field]) -> None:
         self._fields = MappingProxyType(dict(fields))
-        self.own_levels = united((), (item.level for item in fields.values()))
-        """Levels of a user's own, parents before products."""
+        self.own_levels = united((), levels_of(fields.values()))
+        """Levels of a user's own that fields have or count, parents before products."""
         self.pointer_levels = pointer_levels(self.own_levels)
         """Levels that have pointers: atoms, edges, and those of a user's own."""
 
@@ -80,7 +80,10 @@ class Schema(Mapping[str, Field]):
     ) -> tuple[Field, ...]:
         """Fields of the batch that the store lacks, with `units` for a user's own."""
         new = (_field_of(batch, name) for name in batch.fields if name not in self)
-        return tuple(replace(field, unit=units.get(field.name, field.unit)) for field in new)
+        return tuple(
+            replace(field, unit=units.get(field.name, field.unit), dtype=_stored_dtype(field))
+            for field in new
+        )
 
     @property
     def units(self) -> dict[str, str]:
@@ -157,7 +160,7 @@ class Schema(Mapping[str, Field]):
     def _check_levels(self, batch: Batch) -> None:
         """Refuse a level of a user's own that the store defines otherwise."""
         known = {str(level): level for level in self.own_levels}
-        for level in (*batch.pointer_levels, *(role.level for role in batch.roles.values())):
+        for level in (*batch.pointer_levels, *levels_of(batch.roles.values())):
             fixed = known.get(level)
             if fixed is not None and not fixed.same_as(level):
                 raise SchemaError(
@@ -186,6 +189,14 @@ class Schema(Mapping[str, Field]):
         return f"Schema({', '.join(self)})"
 
 
+def levels_of(roles: Iterable[Field | Role]) -> Iterator[Level]:
+    """Levels of fields, and those whose rows they count."""
+    for role in roles:
+        yield role.level
+        if role.index_of is not None:
+            yield role.index_of
+
+
 def with_strings_of(first: Field, other: Field) -> Field:
     """Field of one store whose vocabulary has the strings of the same field of another too."""
     if first.categories is None or other.categories is None:
@@ -199,9 +210,10 @@ def batch_signature(
 ) -> tuple[object, ...]:
     """Key that is equal for batches that fit the same schemas; `arrays` has their fields."""
     rows = [(values.dtype, values.shape[1:]) for values in arrays.values()]
+    levels = batch.pointer_levels
+    kinds = [(level.kind, level.parents) for level in levels]  # levels compare by name alone
     roles = batch.roles.values()
-    kinds = tuple((role.level.kind, role.level.parents) for role in roles)
-    return (*arrays, *roles, *rows, kinds, batch.partly_present, batch.pointer_levels)
+    return (*arrays, *roles, *rows, batch.partly_present, levels, *kinds)
 
 
 def field_from_array(
@@ -230,6 +242,12 @@ def _field_of(batch: Batch, name: str) -> Field:
     shape = tuple(value.shape[1:])
     counted, strings = role.index_of, role.categories
     return field_from_array(name, role.level, dtype, shape, index_of=counted, categories=strings)
+
+
+def _stored_dtype(item: Field) -> np.dtype:
+    """Dtype of a new field in a store, where row numbers outgrow small integers."""
+    is_index = item.index_of is not None and item.dtype.kind in "iu"
+    return np.dtype(np.int64) if is_index else item.dtype
 
 
 def _counted(item: Field) -> str:

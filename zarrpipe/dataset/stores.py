@@ -8,8 +8,9 @@ import numpy as np
 
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.csr import AnyArray, Int64Array, pointers
-from zarrpipe.data.schema import Field, with_strings_of
-from zarrpipe.errors import ArgumentError, SchemaError, StoreFormatError
+from zarrpipe.data.levels import Level, united
+from zarrpipe.data.schema import Field, levels_of, with_strings_of
+from zarrpipe.errors import ArgumentError, FieldError, SchemaError, StoreFormatError
 from zarrpipe.store.backend.location import StoreLike
 from zarrpipe.store.cache.directory import CacheConfig
 from zarrpipe.store.read.gather import Gather, Part
@@ -241,13 +242,18 @@ class Stores:
 def common_schema(schemas: Iterable[Mapping[str, Field]]) -> Mapping[str, Field]:
     """Fields of all stores; raises `SchemaError` if one differs between two stores."""
     common: dict[str, Field] = {}
+    levels: tuple[Level, ...] = ()
     for place, schema in enumerate(schemas):
+        try:
+            levels = united(levels, levels_of(schema.values()))
+        except FieldError as error:
+            raise SchemaError(f"store {place}: {error}") from error
         for name, item in schema.items():
             first = common[name] = with_strings_of(common.get(name, item), item)
             given = (item.level, item.index_of, item.dtype, item.shape, item.unit)
             fixed = (first.level, first.index_of, first.dtype, first.shape, first.unit)
             strings = (item.categories is None) is not (first.categories is None)
-            if given != fixed or strings or not item.level.same_as(first.level):
+            if given != fixed or strings:
                 raise SchemaError(
                     f"store {place} has field {name!r} at level {item.level!r} with dtype "
                     f"{item.dtype}, rows of shape {item.shape} and unit {item.unit or None!r}, "

@@ -15,7 +15,7 @@ from torch.utils.data._utils.collate import default_collate_fn_map
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.csr import Int64Array, position_of
 from zarrpipe.data.levels import Level, pointer_levels
-from zarrpipe.data.schema import Field, schema_table
+from zarrpipe.data.schema import Field, levels_of, schema_table
 from zarrpipe.data.system import AtomicData
 from zarrpipe.dataset.blocks import Blocks, exceed_caches, shuffled_blocks
 from zarrpipe.dataset.resident import Resident, device_named
@@ -216,7 +216,7 @@ class ZarrDataset(SampleTable, Dataset[AtomicData]):
         return resident
 
     def _totals(self) -> dict[Level, int]:
-        levels = pointer_levels(item.level for item in self._stores.schema.values())
+        levels = pointer_levels(levels_of(self._stores.schema.values()))
         rows = {level: int(self._num_rows(level).sum()) for level in levels}
         return {Level.SYSTEM: len(self), **rows}
 

@@ -271,3 +271,26 @@ def test_a_field_that_another_writer_did_not_extend_is_refused_by_a_writer(tmp_p
         zp.ZarrData(store).write(systems(49, 1))
     found = kinds(zp.check(store))
     assert found["length", "core/energy"] is Severity.ERROR
+
+
+def test_row_numbers_at_system_level_that_another_writer_appended(tmp_path):
+    store = tmp_path / "store"
+    sites = [
+        zp.AtomicData(
+            [[0.0, 0.0, 0.0], [0.0, 0.0, float(number)]],
+            [1, 8],
+            system={"site": torch.tensor([[1]])},
+            index_of={"site": "atom"},
+        )
+        for number in range(1, 6)
+    ]
+    with zp.ZarrData(store) as sink:
+        sink.write(sites[:3])
+    append(store, zp.Batch.from_data_list(sites[3:4]))
+    zarr_write(store, "custom/site", 3, np.array([[6 + 1]]))
+    with zp.ZarrData(store) as sink:
+        sink.write(sites[4])
+        assert_batches_equal(sink.read(), zp.Batch.from_data_list(sites))
+    append(store, zp.Batch.from_data_list(sites[:1]))  # relative to the batch
+    with pytest.raises(StoreFormatError, match="custom/site of samples 5 to 6"):
+        zp.ZarrData(store).write(sites[0])

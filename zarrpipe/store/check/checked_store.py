@@ -69,7 +69,7 @@ class CheckedStore:
     @cached_property
     def pointers(self) -> dict[str, Level]:
         """Level whose rows an array of pointers points to, by path."""
-        used = {*self.attributes.levels.values()}
+        used = {*self.attributes.levels.values(), *self.attributes.index_of.values()}
         own = [level for name, level in self.attributes.own_levels.items() if name in used]
         return {level.pointers: level for level in pointer_levels(own)}
 

@@ -24,6 +24,7 @@ DROP = "delete the samples next to these entries"
 COUNT = "write the number of samples that the pointers commit"
 TRUNCATE = "end the store before the first of these entries"
 _AHEAD = 64
+_NO_LIMIT = np.iinfo(np.int64).max
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,12 @@ def _longest_rise(
 
 
 def _longest(store: CheckedStore, level: Level) -> int:
-    """Rows of the longest array of a level, which no pointer may exceed."""
+    """Rows of the longest array of a level, which no pointer may exceed.
+
+    A level that has no fields, but whose rows others count, has no such limit.
+    """
+    if not level.built_in and level not in store.attributes.levels.values():
+        return _NO_LIMIT
     lengths = [len(rows) for path, rows in store.arrays.items() if store.levels[path] == level]
     return max(lengths, default=0)
 

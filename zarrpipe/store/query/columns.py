@@ -15,12 +15,12 @@ import numpy as np
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.categories import Vocabulary
 from zarrpipe.data.csr import AnyArray, Int64Array, pointers
-from zarrpipe.data.elements import formula_code, formulas
 from zarrpipe.data.fields import COUNTS, REQUIRED_FIELDS, FieldSpec
 from zarrpipe.data.levels import Level
 from zarrpipe.data.schema import Field
 from zarrpipe.errors import ArgumentTypeError, SchemaError
 from zarrpipe.store.query.derived import DERIVED, BoolArray, DerivedColumn, Values, has_element
+from zarrpipe.store.query.elements import formula_code, formulas
 from zarrpipe.store.read.view import StoreView
 
 _ATOMS, _SAMPLES = 1 << 18, 1 << 14

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
-from zarrpipe.data.elements import atomic_number
 from zarrpipe.errors import ArgumentError, ArgumentTypeError
+from zarrpipe.store.query.elements import atomic_number
 
 
 def _is_among(values: Any, among: list[int | float]) -> Any:

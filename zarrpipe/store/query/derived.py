@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.csr import AnyArray, Int64Array
-from zarrpipe.data.elements import MASSES, as_elements, composition_codes
+from zarrpipe.store.query.elements import MASSES, as_elements, composition_codes
 
 BoolArray = npt.NDArray[np.bool_]
 Values = tuple[AnyArray, BoolArray | None]

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from zarrpipe.data.csr import AnyArray
-from zarrpipe.data.elements import atomic_number
 from zarrpipe.data.fields import CORE_FIELDS, COUNTS
 from zarrpipe.data.schema import Field
 from zarrpipe.errors import ArgumentError, SchemaError
@@ -34,6 +33,7 @@ from zarrpipe.store.query.conditions import (
     text_comparison,
 )
 from zarrpipe.store.query.derived import DERIVED, BoolArray
+from zarrpipe.store.query.elements import atomic_number
 from zarrpipe.store.read.view import StoreView
 
 BLOCK = 1 << 18

@@ -11,9 +11,9 @@ import numpy as np
 
 from zarrpipe.data.csr import AnyArray, Int64Array, pointers
 from zarrpipe.data.ids import UInt64Array
-from zarrpipe.data.levels import Level
-from zarrpipe.data.schema import Field, Schema, field_from_array, with_strings_of
-from zarrpipe.errors import SchemaError, StoreFormatError
+from zarrpipe.data.levels import Level, united
+from zarrpipe.data.schema import Field, Schema, field_from_array, levels_of, with_strings_of
+from zarrpipe.errors import FieldError, SchemaError, StoreFormatError
 from zarrpipe.store.format.commit_log import RowCounts
 from zarrpipe.store.format.layout import field_spec
 from zarrpipe.store.read.gather import copy_segments
@@ -182,16 +182,22 @@ def _joined(parts: Sequence[AnyArray]) -> AnyArray:
 def _common_schema(sources: Sequence[MergeSource]) -> Schema:
     """Schema with the fields of all sources that have samples."""
     common: dict[str, tuple[Field, MergeSource]] = {}
+    levels: tuple[Level, ...] = ()
     for source in sources:
-        for given in source.schema.values() if len(source.samples) else ():
+        fields = source.schema.values() if len(source.samples) else ()
+        try:
+            levels = united(levels, levels_of(fields))
+        except FieldError as error:
+            raise SchemaError(f"{source.root}: {error}") from error
+        for given in fields:
             kind = (given.name, given.level, given.dtype, given.shape)
             item = replace(field_from_array(*kind, index_of=given.index_of), unit=given.unit)
             if item.index_of is not None and item.dtype.kind in "iu":
                 item = replace(item, dtype=np.dtype("int64"))
             item = replace(item, categories=given.categories)
             fixed, first = common.setdefault(item.name, (item, source))
-            united = with_strings_of(fixed, item)
-            if replace(item, categories=united.categories) != united or (
+            joined = with_strings_of(fixed, item)
+            if replace(item, categories=joined.categories) != joined or (
                 (item.categories is None) is not (fixed.categories is None)
             ):
                 raise SchemaError(
@@ -200,7 +206,7 @@ def _common_schema(sources: Sequence[MergeSource]) -> Schema:
                     "the field converted or under another name; to add a missing unit, call "
                     "zarrpipe.compact(store, config={'units': {...}})"
                 )
-            common[item.name] = united, first
+            common[item.name] = joined, first
     return Schema({name: item for name, (item, _) in common.items()})
 
 

@@ -76,7 +76,10 @@ def _check_row_numbers(arrays: OpenArrays, item: Field, target: Level, samples: 
     """Refuse row numbers outside of their samples."""
     for start in range(samples.start, samples.stop, _IDS_BLOCK):
         stop = min(start + _IDS_BLOCK, samples.stop)
-        ptr, ends = (arrays[level.pointers].read(start, stop + 1) for level in (item.level, target))
+        ends = arrays[target.pointers].read(start, stop + 1)
+        ptr = np.arange(start, stop + 1)
+        if item.level.has_pointers:
+            ptr = arrays[item.level.pointers].read(start, stop + 1)
         values = arrays[item.path].read(int(ptr[0]), int(ptr[-1]))
         counts, shape = np.diff(ptr), (-1, *(1,) * len(item.shape))
         low, high = (np.repeat(one, counts).reshape(shape) for one in (ends[:-1], ends[1:]))

@@ -1,8 +1,11 @@
 """Batches that wait in memory, to be appended to a store together."""
 
+import concurrent.futures.thread  # noqa: F401  registers its end before `_flush_all`, which runs first
 import os
+import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from itertools import groupby
 from typing import Any
@@ -12,7 +15,7 @@ import torch
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.schema import batch_signature
 from zarrpipe.data.validate import check_count
-from zarrpipe.errors import ArgumentError
+from zarrpipe.errors import ArgumentError, DeferredWriteError
 
 _MOST_SAMPLES, _MOST_SECONDS = 1 << 31, 86_400
 _PATIENCE = 0.5  # seconds until the end of the interpreter is noticed
@@ -30,6 +33,7 @@ class WriteBuffer:
         self.samples, self.seconds = samples, seconds
         self._flush = flush
         self._reset()
+        _BUFFERS.add(self)
 
     def _reset(self) -> None:
         self._process = os.getpid()
@@ -50,7 +54,8 @@ class WriteBuffer:
     def accept(self, batch: Batch | None, room: int = 0) -> None:
         """Let batches like one that the store has taken wait, up to `room` samples of them."""
         self._accepted = None if batch is None else batch_signature(batch, batch.fields)
-        self._room = room
+        with self._changed:
+            self._room = room - self._count
 
     def takes(self, batch: Batch) -> bool:
         """Whether the store will take a batch, as far as can be known without it."""
@@ -58,8 +63,11 @@ class WriteBuffer:
         fits = 0 < batch.num_graphs <= self._room
         return fits and batch_signature(batch, batch.fields) == self._accepted
 
-    def put(self, batch: Batch) -> None:
-        """Queue a copy of a batch, or raise the error of the last flush of the thread."""
+    def put(self, batch: Batch) -> bool:
+        """Queue a copy of a batch, or raise the error of the last flush of the thread.
+
+        False, and the batch is not queued, if another thread has taken the room for it.
+        """
         copy, count = batch.detach().clone(), batch.num_graphs
         copied = (
             torch.cuda.current_stream(copy.device).record_event()
@@ -72,6 +80,8 @@ class WriteBuffer:
             if self._failure is not None:
                 failure, self._failure = self._failure, None
                 raise failure
+            if count > self._room:
+                return False
             if not self._waiting:
                 self._since = time.monotonic()
             self._waiting.append((copy, copied))
@@ -82,6 +92,7 @@ class WriteBuffer:
                 self._thread.start()
             elif self._count >= self.samples:
                 self._changed.notify_all()
+        return True
 
     def take(self) -> list[Batch]:
         """Remove all that waits, as at most one batch on the CPU."""
@@ -97,6 +108,27 @@ class WriteBuffer:
             for _, run in groupby(waiting, key=lambda item: item[0].device)
         ]
         return [Batch.concatenate(parts)] if len(parts) > 1 else parts
+
+    def end(self) -> None:
+        """Flush what waits or has failed, at the end of the interpreter.
+
+        The thread waits for the end of the main thread. Then executors, which Zarr and durable
+        writers use, have been shut down, so this comes before.
+        """
+        self._forget_parent()
+        try:
+            if self._waiting or self._failure is not None:
+                self._flush()
+            self.raise_lost()
+        except Exception as error:  # noqa: BLE001  others are flushed, and the executors ended
+            sys.excepthook(type(error), error, error.__traceback__)
+
+    def raise_lost(self) -> None:
+        """Raise the error of a flush of the thread that gave a batch up, unless `put` has."""
+        with self._changed:
+            failure, self._failure = self._failure, None
+        if isinstance(failure, DeferredWriteError) and failure.batch is not None:
+            raise failure
 
     def _run(self) -> None:
         """Flush as long as something waits."""
@@ -125,6 +157,17 @@ class WriteBuffer:
         """Drop in a forked child what its parent is going to write."""
         if self._process != os.getpid():
             self._reset()
+
+
+_BUFFERS: weakref.WeakSet[WriteBuffer] = weakref.WeakSet()
+
+
+def _flush_all() -> None:
+    for buffer in list(_BUFFERS):
+        buffer.end()
+
+
+threading._register_atexit(_flush_all)  # type: ignore[attr-defined]
 
 
 def make_buffer(samples: Any, seconds: Any, flush: Callable[[], object]) -> WriteBuffer:

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zarrpipe.data.csr import pointers
-from zarrpipe.data.elements import (
+from zarrpipe.errors import ArgumentError
+from zarrpipe.store.query.elements import (
     MASSES,
     NUMBERS,
     SYMBOLS,
@@ -16,7 +17,6 @@ from zarrpipe.data.elements import (
     formula_code,
     formulas,
 )
-from zarrpipe.errors import ArgumentError
 
 ase = pytest.importorskip("ase")
 
