@@ -195,6 +195,11 @@ def test_a_batch_of_own_levels():
             Batch(fields, ptr, level_ptrs={"bond": torch.tensor([0, 1, 1]), **changed}, **given)
 
 
+def test_a_level_needs_the_names_of_its_fields():
+    with pytest.raises(ArgumentTypeError, match="bond is a list, expected a mapping of the names"):
+        AtomicData([[0.0] * 3], [1], other_levels={"bond": [1.0]})
+
+
 def test_row_numbers_of_one_byte_count_a_large_batch():
     small = torch.tensor([[0, 1]], dtype=torch.uint8)
     pair = {"other_levels": {"bond": {"bond_atoms": small}}, "index_of": {"bond_atoms": "atom"}}

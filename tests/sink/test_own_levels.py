@@ -189,6 +189,39 @@ def test_what_does_not_fit_changes_nothing(tmp_path):
     assert_batches_equal(every(tmp_path / "store"), random_systems(0, 3))
 
 
+def test_samples_with_damaged_levels_are_given_up(tmp_path):
+    """A repair that may drop samples deletes those that its plan names, and the rest is right."""
+    store = tmp_path / "store"
+    bonds = {"bond_atoms": [[0, 1]], "bond_order": [1.0]}
+    systems = [
+        AtomicData(
+            [[float(place)] * 3] * 2,
+            [1, 1],
+            system={"kind": f"kind {place}"},
+            other_levels={"bond": bonds},
+            index_of={"bond_atoms": "atom"},
+        )
+        for place in range(8)
+    ]
+    with ZarrData(store) as sink:
+        sink.write(systems)
+    group = zarr.open_group(store)
+    group["levels/bond/bond_atoms"][1] = [9, 9]
+    group["custom/kind"][3] = 77
+    group["meta/level_ptrs/bond"][6] = 0  # of samples 5 and 6, as far as anybody can tell
+    plain = zp.check(store, repair=True, progress=False)
+    assert not plain.ok
+    assert not any("again" in step for step in plain.plan())
+    assert zp.check(store, repair=True, drop=True, progress=False).ok
+    kept = every(store)
+    places = [int(place) for place in kept.positions[::2, 0]]
+    assert {0, 2, 4, 7} <= {*places}
+    assert not {1, 3, 5} & {*places}
+    expected = Batch.from_data_list([systems[place] for place in places])
+    assert kept.strings("kind") == expected.strings("kind")
+    assert_batches_equal(kept.without("kind"), expected.without("kind"))
+
+
 def test_damaged_levels_are_found(tmp_path):
     """A row number outside of its sample, a wrong number of pairs, and a lost array."""
     store = tmp_path / "store"

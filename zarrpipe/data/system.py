@@ -94,7 +94,7 @@ class AtomicData(FieldTensors):
         groups += _mapping("other_levels", other_levels).items()
         counted = _mapping("index_of", index_of)
         named = {"positions", "atomic_numbers", *fields}
-        check_index_of(counted, named.union(*(_mapping(None, group) for _, group in groups)))
+        check_index_of(counted, named.union(*(_mapping(level, group) for level, group in groups)))
         given = [
             (name, value, level if level is None else _own_level(level))
             for level, group in ((None, fields), *groups)

@@ -125,6 +125,9 @@ _TEXTS = {
     ),
 }
 
+GIVEN_UP = ("unreadable", *(kind for kind, text in _TEXTS.items() if text.drop == DELETE))
+"""Kinds of findings whose samples a repair deletes where it may drop samples."""
+
 
 @dataclass
 class SampleFindings:

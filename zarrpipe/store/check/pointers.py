@@ -15,7 +15,7 @@ from zarrpipe.data.levels import Level
 from zarrpipe.store.check.checked_store import CheckedStore
 from zarrpipe.store.check.damaged_rows import BLOCK_SAMPLES, AddFinding, BoolArray, CheckedRows
 from zarrpipe.store.check.report import Finding, Severity, some
-from zarrpipe.store.format.layout import ATOMS_PTR, IDS, SAMPLES_MASK
+from zarrpipe.store.format.layout import ATOMS_PTR, EDGES_PTR, IDS, SAMPLES_MASK
 
 UNMASK = "rewrite samples_mask, since the attributes count no deleted sample"
 CLOSE = "clear rows after the last sample, make shapes exact, write num_samples and deleted"
@@ -161,6 +161,8 @@ def report_pointers(store: CheckedStore, counts: CheckedCounts, add: AddFinding)
             continue
         tail = len(entries) == counts.samples + 1 - entries[0]
         repair, drop = (RESTORE, TRUNCATE if tail else DROP) if store.ours else ("", "")
+        if path not in (ATOMS_PTR, EDGES_PTR):
+            repair = ""  # nothing else in the store proves them
         least = "greater than" if store.pointers[path].least else "at least"
         message = (
             f"{some(entries, 'entry', 'entries')} cannot be right: the first must be 0, each "

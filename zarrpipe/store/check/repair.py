@@ -18,7 +18,7 @@ from zarrpipe.data.ids import structure_ids, zero_missing
 from zarrpipe.store.backend import files
 from zarrpipe.store.backend.lock import WriterLock
 from zarrpipe.store.backend.swap import remove_leftovers
-from zarrpipe.store.check.check_samples import DISCARD, SampleFindings, compute_ids
+from zarrpipe.store.check.check_samples import DISCARD, GIVEN_UP, SampleFindings, compute_ids
 from zarrpipe.store.check.checked_store import CheckedStore, sample_blocks
 from zarrpipe.store.check.damaged_rows import CheckedRows, runs
 from zarrpipe.store.check.nvalchemi_edges import RELATIVE, EdgeShifts, fix_relative_edges
@@ -41,7 +41,6 @@ Entries = dict[int, int]
 _CAPACITY = 1_000_000
 _MOST_ATOMS, _MOST_EDGES = 1 << 20, 1 << 22
 _MOST_TRIALS = 4_096
-_LOST = ("unreadable", "missing-chunk", "ids", "edges")
 _REPORTED = (ATOMS_PTR, EDGES_PTR, IDS)
 _NO_REPAIR = {
     *("attributes", "metadata", "missing", "level", "dtype", "unit"),
@@ -140,7 +139,7 @@ def _write_anew(
     if len(without := found.of("ids-lacking")):
         _write_ids(store, counts, without, log)
     if drop:
-        lost = np.union1d(lost, found.of(*_LOST))
+        lost = np.union1d(lost, found.of(*GIVEN_UP))
         for path in store.paths.values():
             _fill_broken(store.arrays[path], log)
         if store.attributes.num_samples > samples:
