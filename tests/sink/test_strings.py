@@ -256,7 +256,7 @@ def test_conditions_splits_weights_and_tables(tmp_path):
     assert frame["config_type"][120:].isna().all()
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*")
 def test_strings_of_ase_and_pyg(tmp_path):
     """They come from ``info`` and from attributes, and go back there."""
     atoms = [Atoms("H", info={"config_type": kind, "round": 1}) for kind in ("bulk", "slab")]
