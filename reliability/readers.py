@@ -19,6 +19,7 @@ from zarrpipe import (
     collate,
 )
 from zarrpipe.errors import ZarrPipeError
+from zarrpipe.store.format.commit_log import committed_samples
 from zarrpipe.store.read.view import StoreView
 from zarrpipe.training.loader import GraphLoader
 
@@ -165,7 +166,7 @@ def _plain(store: Path, _: np.random.Generator) -> Read:
         group = zarr.open_group(store, mode="r", use_consolidated=False)
         before: Any = group.attrs["zarrpipe"]
         ends = np.asarray(group["meta/atoms_ptr"][:])  # type: ignore[index]
-        count = int(np.count_nonzero(ends))
+        count = committed_samples(ends)  # the first of new pointers is written last
         kept = np.asarray(group["meta/samples_mask"][:count])  # type: ignore[index]
         if not count:
             return None, 0
