@@ -253,7 +253,7 @@ class _Evaluation:
                 self._condition.fail(node, str(error))
             codes += [] if code is None else [code]
         values = self._columns.values(name)
-        found = np.isin(values, np.array(codes, dtype=values.dtype))
+        found = np.isin(values, np.array(codes, dtype=values.dtype), kind="sort")
         return _Term(~found if compared.negated else found, self._columns.present(name))
 
 
