@@ -18,7 +18,8 @@ from zarrpipe.data.ids import structure_ids, zero_missing
 from zarrpipe.store.backend import files
 from zarrpipe.store.backend.lock import WriterLock
 from zarrpipe.store.backend.swap import remove_leftovers
-from zarrpipe.store.check.check_samples import DISCARD, GIVEN_UP, SampleFindings, compute_ids
+from zarrpipe.store.check.check_samples import GIVEN_UP, SampleFindings, compute_ids
+from zarrpipe.store.check.check_statistics import DISCARD
 from zarrpipe.store.check.checked_store import CheckedStore, sample_blocks
 from zarrpipe.store.check.damaged_rows import CheckedRows, runs
 from zarrpipe.store.check.nvalchemi_edges import RELATIVE, EdgeShifts, fix_relative_edges

@@ -11,7 +11,8 @@ from zarrpipe.data.levels import Level
 from zarrpipe.errors import StoreFormatError, StoreNotFoundError, StoreReadOnlyError
 from zarrpipe.store.backend.location import Root, StoreLike
 from zarrpipe.store.backend.lock import WriterLock, holder_of
-from zarrpipe.store.check.check_samples import SampleFindings, StatisticsCheck
+from zarrpipe.store.check.check_samples import SampleFindings
+from zarrpipe.store.check.check_statistics import StatisticsCheck
 from zarrpipe.store.check.checked_store import (
     CheckedStore,
     SampleBlock,
