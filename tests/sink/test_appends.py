@@ -165,7 +165,7 @@ def test_a_system_that_takes_a_part_of_each_write(tmp_path, monkeypatch):
         asked.append(len(memoryview(data).cast("B")))
         return original(descriptor, memoryview(data).cast("B")[:13], offset)
 
-    monkeypatch.setattr("zarrpipe.store.write.array_writer.os.pwrite", pwrite)
+    monkeypatch.setattr("zarrpipe.store.write.plain_array_writer.os.pwrite", pwrite)
     with ZarrData(tmp_path / "store", config=SMALL) as sink:
         sink.write(numbered_batch(range(8)))
         assert max(asked) > 13

@@ -10,9 +10,9 @@ from zarrpipe import AtomicDataZarrWriter, ZarrData, ZarrDataset
 from zarrpipe.errors import FieldError, StoreLockedError, StoreNotFoundError
 from zarrpipe.store.format.layout import ATOMS_MASK
 from zarrpipe.store.rewrite import delete_defragment
-from zarrpipe.store.write.array_writer import PlainArrayWriter
 from zarrpipe.store.write.open_arrays import OpenArrays
 from zarrpipe.store.write.open_for_writing import RootMetadata
+from zarrpipe.store.write.plain_array_writer import PlainArrayWriter
 from zarrpipe.store.write.store_writer import StoreWriter
 from zarrpipe.testing import assert_batches_equal, numbered_batch
 
@@ -110,7 +110,7 @@ def test_an_interrupt_at_the_closing_of_a_file(tmp_path, monkeypatch):
         monkeypatch.undo()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("zarrpipe.store.write.array_writer.os.close", close)
+    monkeypatch.setattr("zarrpipe.store.write.plain_array_writer.os.close", close)
     column = sink._writer.array("core/positions")
     assert isinstance(column, PlainArrayWriter)
     with pytest.raises(KeyboardInterrupt):

@@ -21,8 +21,9 @@ from zarrpipe.store.read import mapped as flat
 from zarrpipe.store.read.loaded import LoadedArray
 from zarrpipe.store.read.mapped import MappedArray, can_be_mapped
 from zarrpipe.store.read.view import StoreView
-from zarrpipe.store.write import array_writer as columns
-from zarrpipe.store.write.array_writer import PlainArrayWriter, ZarrArrayWriter, open_array_writer
+from zarrpipe.store.write import plain_array_writer
+from zarrpipe.store.write.array_writer import ZarrArrayWriter, open_array_writer
+from zarrpipe.store.write.plain_array_writer import PlainArrayWriter
 from zarrpipe.testing import assert_batches_equal, numbered_batch
 
 PAGE = 4096
@@ -88,7 +89,7 @@ def test_a_chunk_file_always_has_its_size(tmp_path):
 
 def test_what_is_cleared_stays_where_readers_have_mapped_it(tmp_path, monkeypatch):
     """Rows written later appear to a reader that met the chunk before it was cleared."""
-    monkeypatch.setattr(columns, "_BLOCK", 1000)
+    monkeypatch.setattr(plain_array_writer, "_BLOCK", 1000)
     array = new_array(tmp_path / "a")
     column, mapped = open_array_writer(array, tmp_path / "a"), MappedArray(array, tmp_path / "a")
     column.write(0, rows(0, 1300))
@@ -106,7 +107,7 @@ def test_what_is_cleared_stays_where_readers_have_mapped_it(tmp_path, monkeypatc
 
 def test_clearing_ends_with_the_first_row(tmp_path, monkeypatch):
     """At each moment what is not yet zero are the first rows; holes are not filled."""
-    monkeypatch.setattr(columns, "_BLOCK", 1000)
+    monkeypatch.setattr(plain_array_writer, "_BLOCK", 1000)
     column = open_array_writer(new_array(tmp_path / "a"), tmp_path / "a")
     column.write(0, rows(0, 800))
     left, write = [800 * 2], files.write_at

@@ -15,7 +15,7 @@ from zarrpipe.store.backend import files, lock
 from zarrpipe.store.backend.location import Root
 from zarrpipe.store.format.config import ZarrWriteConfig
 from zarrpipe.store.read.view import StoreView
-from zarrpipe.store.write.array_writer import PlainArrayWriter
+from zarrpipe.store.write.plain_array_writer import PlainArrayWriter
 from zarrpipe.store.write.store_writer import StoreWriter
 from zarrpipe.testing import assert_batches_equal, numbered_batch
 

@@ -31,7 +31,7 @@ from zarrpipe.store.format.commit_log import (
 from zarrpipe.store.format.config import ZarrWriteConfig
 from zarrpipe.store.format.layout import ATOMS_PTR, EDGES_PTR, SAMPLES_MASK
 from zarrpipe.store.read.view import StoreView
-from zarrpipe.store.write import array_writer as columns
+from zarrpipe.store.write import array_writer
 from zarrpipe.store.write.append_plan import host_arrays, plan_append
 from zarrpipe.store.write.store_writer import StoreWriter
 from zarrpipe.testing import assert_batches_equal, assert_plain_zarr, numbered_batch
@@ -453,8 +453,8 @@ def test_a_failed_append_can_be_repeated(tmp_path, monkeypatch, kind):
     sink = ZarrData(store, 200, config=config)
     sink.write(numbered_batch(range(5)))
     name = ("PlainArrayWriter", "write") if kind == "local" else ("ZarrArrayWriter", "_write_chunk")
-    column, calls = getattr(columns, name[0]), [0, 0]
-    original = getattr(column, name[1])
+    writer, calls = getattr(array_writer, name[0]), [0, 0]
+    original = getattr(writer, name[1])
 
     def write(self, start, values):
         calls[0] += 1
@@ -464,7 +464,7 @@ def test_a_failed_append_can_be_repeated(tmp_path, monkeypatch, kind):
             raise OSError(28, "No space left on device")
         original(self, start, values)
 
-    monkeypatch.setattr(column, name[1], write)
+    monkeypatch.setattr(writer, name[1], write)
     count = 5
     for calls[1] in range(1, 60):
         calls[0] = 0

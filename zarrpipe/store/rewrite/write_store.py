@@ -35,7 +35,8 @@ from zarrpipe.store.rewrite.merge_plan import MergePlan
 from zarrpipe.store.statistics.label_rows import BUCKETS, active_rows
 from zarrpipe.store.statistics.stored_sums import sums_over, write_sums
 from zarrpipe.store.statistics.sums import LabelSums
-from zarrpipe.store.write.array_writer import ArrayWriter, PlainArrayWriter, open_array_writer
+from zarrpipe.store.write.array_writer import ArrayWriter, open_array_writer
+from zarrpipe.store.write.plain_array_writer import PlainArrayWriter
 
 _LARGE, _ENCODED, _INNER = 1 << 26, 1 << 23, 1 << 20
 _MOST_CHUNKS = 4_096

@@ -28,7 +28,8 @@ from zarrpipe.store.format.layout import (
     store_specs,
 )
 from zarrpipe.store.write.append_plan import RowWrite, in_stages
-from zarrpipe.store.write.array_writer import ArrayWriter, PlainArrayWriter, open_array_writer
+from zarrpipe.store.write.array_writer import ArrayWriter, open_array_writer
+from zarrpipe.store.write.plain_array_writer import PlainArrayWriter
 from zarrpipe.store.write.threads import run_concurrently
 
 _ENTRIES, _SYNCS = 1 << 20, 8
