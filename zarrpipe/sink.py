@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections import deque
 from collections.abc import Collection, Mapping
 from typing import Any, Literal, NoReturn
 
@@ -21,9 +20,6 @@ from zarrpipe.data.schema import Field, schema_table
 from zarrpipe.errors import (
     ArgumentError,
     ArgumentTypeError,
-    DeferredWriteError,
-    FieldError,
-    SchemaError,
     StoreEmptyError,
     StoreExistsError,
     StoreFormatError,
@@ -36,16 +32,16 @@ from zarrpipe.store.check.run import check
 from zarrpipe.store.format.config import ZarrWriteConfig
 from zarrpipe.store.read.view import StoreView
 from zarrpipe.store.write.append_plan import masked
-from zarrpipe.store.write.exclusive_calls import WriterOwner, synchronized
+from zarrpipe.store.write.exclusive_calls import synchronized
+from zarrpipe.store.write.queued_writes import QueuedWrites
 from zarrpipe.store.write.repetition import Repetitions, are_stored
-from zarrpipe.store.write.write_buffer import WriteBuffer, make_buffer
 
 _MOST_SAMPLES = 1 << 40
 _IF_EXISTS = ("append", "error", "replace")
 _NO_IDS = np.zeros(0, dtype=np.uint64)
 
 
-class ZarrData(WriterOwner):
+class ZarrData(QueuedWrites):
     """Sink for batches of atomic systems, in one Zarr store.
 
     A sink on a store that exists continues it. What was written can be read at once, by this
@@ -129,11 +125,14 @@ class ZarrData(WriterOwner):
         if if_exists not in _IF_EXISTS:
             raise ArgumentError(f"if_exists={if_exists!r}, expected one of {', '.join(_IF_EXISTS)}")
         self._store = store
-        super().__init__(Root.of(store), ZarrWriteConfig.of(config), capacity, durable=durable)
-        self._deferred: deque[Batch] = deque()
-        self._buffer: WriteBuffer | None = None
-        if buffer is not None:
-            self._buffer = make_buffer(buffer, buffer_seconds, self._write_waiting)
+        super().__init__(
+            Root.of(store),
+            ZarrWriteConfig.of(config),
+            capacity,
+            durable=durable,
+            buffer=buffer,
+            buffer_seconds=buffer_seconds,
+        )
         self._view: StoreView | None = None
         self._removed: frozenset[str] = frozenset()  # fields of what was drained or removed
         self._repetitions = Repetitions()
@@ -264,9 +263,7 @@ class ZarrData(WriterOwner):
 
     def _write_one(self, batch: Batch) -> None:
         """Append a batch, and warn, for the caller of `write`, where it was stored already."""
-        buffer = self._buffer
-        waits = buffer is not None and buffer.takes(batch) and not self._mutex.mine
-        if waits and buffer is not None and buffer.put(batch):
+        if self._waits(batch):
             return
         ids, stored = self._write(batch)
         if self._repetitions.suspects(ids) and self._were_stored(ids, stored):
@@ -307,15 +304,9 @@ class ZarrData(WriterOwner):
         self._check_open()
         self._write_deferred(done=False)
         written = self._append(batch)
-        if self._buffer is not None and batch.num_graphs:
-            self._buffer.accept(batch, self._capacity - self._count())
+        self._let_wait(batch)
         self._write_deferred(done=True)
         return written
-
-    @synchronized
-    def _write_waiting(self) -> None:
-        """Write what waits in the buffer, from its thread."""
-        self._write_deferred(done=False)
 
     def defer(self, batch: Any, mask: npt.ArrayLike | torch.Tensor | None = None) -> None:
         """Queue a batch from a place where `write` cannot be called, as in a signal handler.
@@ -339,39 +330,7 @@ class ZarrData(WriterOwner):
         """
         self._check_open()
         chosen = as_batch(batch) if mask is None else masked(as_batch(batch), mask)
-        if chosen.num_graphs:
-            self._deferred.append(chosen.detach().clone().cpu())
-
-    def _write_deferred(self, *, done: bool) -> None:
-        """Write deferred and buffered batches, before or after (`done`) the work of a call."""
-        while self._deferred or self._queue_buffered():
-            batch, before = self._deferred[0], self._count()
-            try:
-                self._append(batch)
-                self._deferred.popleft()
-            except BaseException as error:
-                self._end_failed()
-                refused = isinstance(error, SchemaError | FieldError | StoreFullError)
-                first = self._deferred and self._deferred[0] is batch
-                if first and (refused or self._holds_more(before)):
-                    self._deferred.popleft()
-                if not isinstance(error, Exception):
-                    raise
-                raised = DeferredWriteError(
-                    f"a deferred batch of {batch.num_graphs} samples could not be written "
-                    f"({error}), and {'is given up' if refused else 'stays queued'}; the call that "
-                    f"was to write it {'was carried out' if done else 'did nothing else'}"
-                )
-                raised.batch = batch if refused else None
-                raise raised from error
-
-    def _queue_buffered(self) -> bool:
-        """Queue what waits in the buffer; whether there was something."""
-        buffer = self._buffer
-        if buffer is None or not buffer.count:
-            return False
-        self._mutex.run_uninterrupted(lambda: self._deferred.extend(buffer.take()))
-        return bool(self._deferred)
+        self._defer(chosen)
 
     def _append(self, batch: Batch) -> tuple[UInt64Array, int]:
         """Append a batch if there is room for it; see `_write`."""
@@ -457,8 +416,7 @@ class ZarrData(WriterOwner):
             return
         writer = self._open_writer()
         self._removed |= frozenset(writer.schema)
-        if self._buffer is not None:
-            self._buffer.accept(None)
+        self._let_wait(None)
         try:
             writer.zero()
         except Exception as error:
@@ -492,12 +450,6 @@ class ZarrData(WriterOwner):
             self._open_writer().flush()
         self._write_deferred(done=True)
 
-    def _close_writer(self) -> None:
-        self._write_deferred(done=False)
-        super()._close_writer()
-        if self._buffer is not None:
-            self._buffer.raise_lost()
-
     def _end_failed(self) -> None:
         self._view = None  # it may have been interrupted, or have seen what was half cleared
         super()._end_failed()
@@ -516,10 +468,7 @@ class ZarrData(WriterOwner):
 
     @synchronized
     def _length(self) -> int:
-        if self._buffer is None:
-            return self._count()
-        queued = sum(batch.num_graphs for batch in self._deferred)
-        return self._count() + queued + self._buffer.count
+        return self._count() + self._num_waiting()
 
     def _count(self) -> int:
         if self._writer is not None and not self._writer.closed:

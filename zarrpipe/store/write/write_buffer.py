@@ -1,12 +1,13 @@
 """Batches that wait in memory, to be appended to a store together."""
 
-import concurrent.futures.thread  # noqa: F401  registers its end before `_flush_all`, which runs first
+import concurrent.futures.thread  # noqa: F401  registers its end before a buffer, which runs first
 import os
 import sys
 import threading
 import time
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import groupby
 from typing import Any
 
@@ -33,7 +34,8 @@ class WriteBuffer:
         self.samples, self.seconds = samples, seconds
         self._flush = flush
         self._reset()
-        _BUFFERS.add(self)
+        with suppress(RuntimeError):  # the interpreter is ending, and the thread alone flushes
+            threading._register_atexit(_end, weakref.ref(self))  # type: ignore[attr-defined]
 
     def _reset(self) -> None:
         self._process = os.getpid()
@@ -159,15 +161,11 @@ class WriteBuffer:
             self._reset()
 
 
-_BUFFERS: weakref.WeakSet[WriteBuffer] = weakref.WeakSet()
-
-
-def _flush_all() -> None:
-    for buffer in list(_BUFFERS):
+def _end(reference: weakref.ref[WriteBuffer]) -> None:
+    """End a buffer, if anything still has it."""
+    buffer = reference()
+    if buffer is not None:
         buffer.end()
-
-
-threading._register_atexit(_flush_all)  # type: ignore[attr-defined]
 
 
 def make_buffer(samples: Any, seconds: Any, flush: Callable[[], object]) -> WriteBuffer:
