@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import secrets
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -20,6 +21,10 @@ from zarrpipe import AtomicData, Batch, ZarrData
 from zarrpipe.store.backend.location import StoreLike
 
 collect_ignore = ["fixtures"]
+
+# A shell that runs the tests in the background ignores interrupts, and so would every child.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # No deadline: the time of a test on a shared machine says nothing about the code. On a desk,
 # examples differ from run to run, so that many runs see more of the space than one fixed sample; a
