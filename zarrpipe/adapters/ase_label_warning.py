@@ -106,13 +106,13 @@ def warn_of_uncomputed_labels(
     count = 0
     for atoms in systems:
         able = _COMPUTED.keys() & {*getattr(atoms.calc, "implemented_properties", ())}
-        lacking = able - {*results_of(atoms)} if able else able
-        if lacking:
+        missing = able - {*results_of(atoms)} if able else able
+        if missing:
             count += 1
-            without.setdefault(type(atoms.calc).__name__, set()).update(lacking)
+            without.setdefault(type(atoms.calc).__name__, set()).update(missing)
     if not count:
         return
-    names = sorted({name for lacking in without.values() for name in lacking})
+    names = sorted({name for missing in without.values() for name in missing})
     calls = " and ".join(f"atoms.{_COMPUTED[name]}()" for name in names)
     warnings.warn(
         f"{count} of {len(systems)} Atoms are stored without {' and '.join(names)}: their "
