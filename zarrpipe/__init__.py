@@ -4,23 +4,22 @@ import importlib
 import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
-from zarrpipe.data.batch import Batch
-from zarrpipe.data.levels import Level
-from zarrpipe.data.system import AtomicData
-from zarrpipe.dataset.zarr_dataset import ZarrDataset, collate
-from zarrpipe.sink import ZarrData
-from zarrpipe.store.adopt import adopt
-from zarrpipe.store.api import AtomicDataZarrWriter
-from zarrpipe.store.check.run import check
-from zarrpipe.store.format.config import ZarrArrayConfig, ZarrWriteConfig
-from zarrpipe.store.reader import AtomicDataZarrReader
-from zarrpipe.store.rewrite.merge import compact, merge
-from zarrpipe.training.sampler import GraphBatchSampler
-from zarrpipe.training.splits.index_files import write_split
-
 if TYPE_CHECKING:
+    from zarrpipe.data.batch import Batch, collate
+    from zarrpipe.data.levels import Level
+    from zarrpipe.data.system import AtomicData
+    from zarrpipe.dataset.zarr_dataset import ZarrDataset
+    from zarrpipe.sink import ZarrData
+    from zarrpipe.store.adopt import adopt
+    from zarrpipe.store.api import AtomicDataZarrWriter
+    from zarrpipe.store.check.run import check
+    from zarrpipe.store.format.config import ZarrArrayConfig, ZarrWriteConfig
+    from zarrpipe.store.reader import AtomicDataZarrReader
+    from zarrpipe.store.rewrite.merge import compact, merge
     from zarrpipe.training.data_module import ZarrDataModule
     from zarrpipe.training.monitor import DataMonitor
+    from zarrpipe.training.sampler import GraphBatchSampler
+    from zarrpipe.training.splits.index_files import write_split
 
 __all__ = [
     "AtomicData",
@@ -43,15 +42,37 @@ __all__ = [
     "write_split",
 ]
 
+_HOMES = {
+    "AtomicData": "data.batch",
+    "AtomicDataZarrReader": "store.reader",
+    "AtomicDataZarrWriter": "store.api",
+    "Batch": "data.batch",
+    "DataMonitor": "training.monitor",
+    "GraphBatchSampler": "training.sampler",
+    "Level": "data.levels",
+    "ZarrArrayConfig": "store.format.config",
+    "ZarrData": "sink",
+    "ZarrDataModule": "training.data_module",
+    "ZarrDataset": "dataset.zarr_dataset",
+    "ZarrWriteConfig": "store.format.config",
+    "adopt": "store.adopt",
+    "check": "store.check.run",
+    "collate": "data.batch",
+    "compact": "store.rewrite.merge",
+    "merge": "store.rewrite.merge",
+    "write_split": "training.splits.index_files",
+}
+"""Module of each public name, imported when the name is first asked for."""
 
-_WITH_LIGHTNING = {"DataMonitor": "monitor", "ZarrDataModule": "data_module"}
 _MODULES = ("adapters", "errors", "nodes", "testing", "transforms")
 
 
 def __getattr__(name: str) -> Any:
-    """Import Lightning, which takes a second, only when its part is asked for."""
-    if name in _WITH_LIGHTNING:
-        return getattr(importlib.import_module(f"zarrpipe.training.{_WITH_LIGHTNING[name]}"), name)
+    """Import what is asked for: torch, zarr and Lightning together take two seconds."""
+    if name in _HOMES:
+        found = getattr(importlib.import_module(f"zarrpipe.{_HOMES[name]}"), name)
+        globals()[name] = found
+        return found
     if name in _MODULES:
         return importlib.import_module(f"zarrpipe.{name}")
     if name == "__version__":

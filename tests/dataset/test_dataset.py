@@ -9,7 +9,8 @@ import torch
 from torch.utils.data import DataLoader, Subset
 
 from zarrpipe import AtomicData, AtomicDataZarrWriter, Batch
-from zarrpipe.dataset.zarr_dataset import ZarrDataset, collate
+from zarrpipe.data.batch import collate
+from zarrpipe.dataset.zarr_dataset import ZarrDataset
 from zarrpipe.errors import (
     FieldError,
     SampleIndexTypeError,

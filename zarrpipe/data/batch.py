@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any, ClassVar, Self, cast
 
 import torch
+from torch.utils.data._utils.collate import default_collate_fn_map
 
 from zarrpipe.data.buffers import Bytes, moved, owned
 from zarrpipe.data.categories import checked_vocabulary
@@ -498,6 +499,23 @@ class Batch(FieldTensors):
     def __repr__(self) -> str:
         sizes = f"num_graphs={self.num_graphs}, num_nodes={self.num_nodes}"
         return f"Batch({sizes}, num_edges={self.num_edges}, {', '.join(self._fields)})"
+
+
+def collate(samples: Sequence[AtomicData | Batch] | Batch, **_: Any) -> Batch:
+    """Batch of a list of samples; a `Batch` is passed through.
+
+    torch's ``default_collate`` finds it for both types, so that a DataLoader needs none by hand.
+
+    Raises
+    ------
+    FieldError
+        If the list is empty or its samples do not fit each other.
+    """
+    return samples if isinstance(samples, Batch) else Batch.concatenate(samples)
+
+
+default_collate_fn_map[AtomicData] = collate
+default_collate_fn_map[Batch] = collate
 
 
 def _own_pointers(

@@ -10,7 +10,6 @@ from typing import Any, Self
 import numpy as np
 import torch
 from torch.utils.data import Dataset
-from torch.utils.data._utils.collate import default_collate_fn_map
 
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.csr import Int64Array, position_of
@@ -41,7 +40,7 @@ from zarrpipe.transforms.random_numbers import sample_keys
 
 _INT64 = np.dtype("int64")
 
-__all__ = ["Index", "ZarrDataset", "collate"]
+__all__ = ["Index", "ZarrDataset"]
 
 
 class ZarrDataset(SampleTable, Dataset[AtomicData]):
@@ -333,20 +332,3 @@ def _check_reads(
             raise ArgumentError(
                 f"fields leaves out {name!r}, which {transform!r} has to see: add it to fields"
             )
-
-
-def collate(samples: Sequence[AtomicData | Batch] | Batch, **_: Any) -> Batch:
-    """Batch of a list of samples; a `Batch` is passed through.
-
-    torch's ``default_collate`` finds it for both types, so that a DataLoader needs none by hand.
-
-    Raises
-    ------
-    FieldError
-        If the list is empty or its samples do not fit each other.
-    """
-    return samples if isinstance(samples, Batch) else Batch.concatenate(samples)
-
-
-default_collate_fn_map[AtomicData] = collate
-default_collate_fn_map[Batch] = collate
