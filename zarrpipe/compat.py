@@ -118,7 +118,7 @@ PRIVATE_NAMES = (
     PrivateName(
         "torch.utils.data._utils.collate",
         "default_collate_fn_map",
-        "dataset.zarr_dataset",
+        "data.batch",
         "makes torch's DataLoader collate our types; torch has no public way to register one",
     ),
     PrivateName(
