@@ -93,7 +93,7 @@ class Part(NamedTuple):
 
     path: str
     first: int
-    count: int
+    num_frames: int
     span: tuple[int, ...] = ()
 
 
@@ -114,7 +114,7 @@ class Scan:
     @property
     def num_frames(self) -> int:
         """Number of frames in the parts."""
-        return sum(part.count for part in self.parts)
+        return sum(part.num_frames for part in self.parts)
 
 
 class Reader(Protocol):
