@@ -7,12 +7,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from zarrpipe.adapters.ase_label_warning import (
-    STRUCTURE,
-    warn_of_uncomputed_labels,
-    warn_of_unused_labels,
-)
+from zarrpipe.adapters.ase_label_warning import warn_of_uncomputed_labels, warn_of_unused_labels
 from zarrpipe.adapters.assemble import as_rows, as_tensor, require
+from zarrpipe.adapters.dialects import STRUCTURE
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.categories import are_strings
 from zarrpipe.data.fields import CORE_FIELDS, level_of
