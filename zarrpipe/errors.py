@@ -6,6 +6,7 @@ Each is also the builtin that a caller would catch without knowing this package:
       ArgumentError (ValueError)          an argument has a value that it cannot have
         FieldError                        a field does not fit its system, batch or registry entry
           UnknownFieldError (KeyError)    there is no field of that name
+          LabelError                      which key of a file is a label, or its unit, is not clear
       ArgumentTypeError (TypeError)       an argument is of a kind that it cannot be
       SampleIndexError (IndexError)       there is no such sample or system
         SampleIndexTypeError (TypeError)  an index is neither integers, a slice nor a mask
@@ -45,6 +46,10 @@ class UnknownFieldError(FieldError, KeyError):
     """There is no field of that name."""
 
     __str__ = Exception.__str__  # KeyError shows its message in quotes
+
+
+class LabelError(FieldError):
+    """Which key of a file is a label, or what unit it has, is not clear; nothing was written."""
 
 
 class ArgumentTypeError(ZarrPipeError, TypeError):
