@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from zarrpipe.data.levels import Level
     from zarrpipe.data.system import AtomicData
     from zarrpipe.dataset.zarr_dataset import ZarrDataset
+    from zarrpipe.formats.read.read_into import read_into
     from zarrpipe.sink import ZarrData
     from zarrpipe.store.adopt import adopt
     from zarrpipe.store.api import AtomicDataZarrWriter
@@ -39,6 +40,7 @@ __all__ = [
     "collate",
     "compact",
     "merge",
+    "read_into",
     "write_split",
 ]
 
@@ -60,6 +62,7 @@ _HOMES = {
     "collate": "data.batch",
     "compact": "store.rewrite.merge",
     "merge": "store.rewrite.merge",
+    "read_into": "formats.read.read_into",
     "write_split": "training.splits.index_files",
 }
 """Module of each public name, imported when the name is first asked for."""

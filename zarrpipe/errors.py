@@ -13,6 +13,7 @@ Each is also the builtin that a caller would catch without knowing this package:
       MissingLibraryError (ImportError)   a library, or a release of it, is needed and not installed
       SchemaError (ValueError)            a batch does not fit the fields that a store has fixed
       StoreFormatError (ValueError)       a store is damaged, foreign or of a newer format
+      SourceError (ValueError)            a file of an import cannot be read
       StoreFullError (RuntimeError)       a write would pass the capacity of the sink
       StoreEmptyError (RuntimeError)      there is nothing to read
       StoreLockedError (RuntimeError)     another writer has the store open
@@ -78,6 +79,10 @@ class StoreFormatError(ZarrPipeError, ValueError):
 
 class StoreMemoryError(ZarrPipeError, MemoryError):
     """Reading needs more memory than there is, or a damaged store says so."""
+
+
+class SourceError(ZarrPipeError, ValueError):
+    """A file of an import, or a frame in it, cannot be read."""
 
 
 class StoreFullError(ZarrPipeError, RuntimeError):

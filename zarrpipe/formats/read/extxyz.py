@@ -1,25 +1,27 @@
 """Extended XYZ: frames are found by their line counts, and parsed by ASE in parts of a file."""
 
 import io
-import re
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, NamedTuple
 
 from zarrpipe.formats.read.ase_frames import block_of, entries_of, row_kind
+from zarrpipe.formats.read.extxyz_frames import (
+    PARSE_ERRORS,
+    FrameParser,
+    Text,
+    parsed_by_ase,
+    pattern_of,
+)
 from zarrpipe.formats.read.frames import Entry, Failure, FrameBlock, Kind, Part, Scan
 
 if TYPE_CHECKING:
     from ase import Atoms
 
-_FLOAT = re.compile(rb"[-+]?(?:\d*\.\d+(?:[eEdD][-+]?\d+)?|\d+\.?(?:[eEdD][-+]?\d+))")
-_INTEGER = re.compile(rb"\d+")
 _PART_BYTES = 1 << 20
 _PART_FRAMES = 500
 _MOST_PATTERNS = 5000
-_PARSE_ERRORS = (ValueError, LookupError, TypeError, OSError, ArithmeticError, AssertionError)
-"""What ASE raises for a frame that it cannot read."""
 
 
 class _Frame(NamedTuple):
@@ -34,14 +36,20 @@ class _Frame(NamedTuple):
 
 
 class ExtXYZ:
-    """Reads ``.xyz`` and ``.extxyz`` files by ASE.
+    """Reads ``.xyz`` and ``.extxyz`` files as ASE does.
 
     A scan goes through the whole file. It finds every kind of value, since comments that differ
-    only in digits have values of the same types, and one of them is parsed.
+    only in their numbers have values of the same types, and one of them is parsed.
     """
 
     name = "extxyz"
     in_processes = True
+
+    def __init__(self) -> None:
+        self._parser = FrameParser()
+
+    def __reduce__(self) -> tuple[type["ExtXYZ"], tuple[()]]:
+        return ExtXYZ, ()  # another process finds its patterns anew
 
     def scan(self, path: str) -> Scan:
         """Find the frames and the kinds of their values."""
@@ -62,7 +70,7 @@ class ExtXYZ:
                     begun = (number, frame.start, frame.line)
                 last = frame.stop
                 singles += frame.num_atoms == 1
-                pattern = hash(_INTEGER.sub(b"1", _FLOAT.sub(b"0.5", frame.comment)))
+                pattern = hash(pattern_of(frame.comment))
                 if pattern not in patterns and len(patterns) < _MOST_PATTERNS:
                     patterns.add(pattern)
                     _add_kinds(kinds, again, frame)
@@ -85,9 +93,13 @@ class ExtXYZ:
         with Path(part.path).open("rb") as file:
             file.seek(start)
             text = file.read(stop - start)
+        frames = [
+            Text(number, frame.num_atoms, frame.comment, text[frame.start : frame.stop])
+            for number, frame in enumerate(_frames(io.BytesIO(text)), start=part.first)
+        ]
         try:
-            return block_of(enumerate(_parsed(text), start=part.first))
-        except _PARSE_ERRORS:  # of one frame at least: find out which
+            return self._parser.block(frames)
+        except PARSE_ERRORS:  # of one frame at least: find out which
             return _block_of_good(part, text, line)
 
 
@@ -100,20 +112,12 @@ def _end(
         parts.append(Part(path, first, number - first, (start, stop, line)))
 
 
-def _parsed(text: bytes) -> "Iterator[Atoms]":
-    """Structures of the frames in a text."""
-    from ase.io.extxyz import read_xyz  # noqa: PLC0415  ASE is optional
-
-    found: Iterator[Atoms] = read_xyz(io.StringIO(text.decode()), index=slice(None))
-    return found
-
-
 def _add_kinds(kinds: dict[Entry, set[Kind]], file: IO[bytes], frame: _Frame) -> None:
     """Add the kinds of a frame's values; a frame that cannot be parsed has none."""
     file.seek(frame.start)
     try:
-        (atoms,) = _parsed(file.read(frame.stop - frame.start))
-    except _PARSE_ERRORS:  # told when its part is read
+        (atoms,) = parsed_by_ase(file.read(frame.stop - frame.start))
+    except PARSE_ERRORS:  # told when its part is read
         return
     for entry, value in entries_of(atoms):
         kind = row_kind(entry, value)
@@ -126,10 +130,10 @@ def _block_of_good(part: Part, text: bytes, line: int) -> FrameBlock:
     failures: list[Failure] = []
     for number, frame in enumerate(_frames(io.BytesIO(text), line), start=part.first):
         try:
-            (atoms,) = _parsed(text[frame.start : frame.stop])
+            (atoms,) = parsed_by_ase(text[frame.start : frame.stop])
             good.append((number, atoms))
             block_of(good[-1:])
-        except _PARSE_ERRORS as error:
+        except PARSE_ERRORS as error:
             del good[len(good) - (len(good) > 0 and good[-1][0] == number) :]
             reason = f"{type(error).__name__}: {error}"
             failures.append(Failure(part.path, number, frame.line, reason))

@@ -69,8 +69,8 @@ class Failure(NamedTuple):
 class FrameBlock:
     """N frames of one source in order, with V atoms and E edges in all.
 
-    Lengths are in the source's unit, and labels in the source's units and signs. `left_out` says
-    why an entry has no column.
+    Lengths are in the source's unit, and labels in the source's units and signs. The numbers of a
+    ``neighbor_list`` count the atoms of their frame. `left_out` says why an entry has no column.
     """
 
     frames: Int64Array  # [N], numbers in the source

@@ -31,20 +31,24 @@ _SHAPES = {"stress": {(6,), (9,), (3, 3)}, "virial": {(6,), (9,), (3, 3)}}
 class LabelPlan:
     """Entries of each field in order of preference, and why others are left out.
 
-    `kinds` has the type and shape of each entry that is taken.
+    `kinds` has the type and shape of each entry that is taken. `asked`, `ignore` and `reserved` are
+    what `plan_labels` was given.
     """
 
     fields: Mapping[str, tuple[Entry, ...]]
     kinds: Mapping[Entry, Kind]
     left_out: Mapping[Entry, str] = field(default_factory=dict)
+    asked: LabelOptions = field(default_factory=dict)
+    ignore: Collection[str] = ()
+    reserved: Collection[str] = ()
+
+    def extended(self, found: Kinds) -> "LabelPlan":
+        """Plan with entries that were found later; those of this plan keep their fields."""
+        return plan_labels(found, self.asked, self.ignore, self.reserved)
 
     def level(self, name: str) -> str:
         """Level of a field."""
         return self.fields[name][0].level
-
-    def is_own(self, name: str) -> bool:
-        """Whether a field is the user's own, under its own name."""
-        return name not in CORE_FIELDS
 
     @property
     def entries(self) -> frozenset[Entry]:
@@ -56,12 +60,14 @@ def plan_labels(
     found: Kinds,
     labels: LabelOptions = MappingProxyType({}),
     ignore: Collection[str] = (),
+    reserved: Collection[str] = (),
 ) -> LabelPlan:
     """Plan the fields of the entries that a scan found.
 
     `labels` says which key, or which of several in order of preference, becomes a field; None
     leaves a label out. For other labels the table of `zarrpipe.adapters.dialects` decides. All
-    other numbers and strings become fields of the user's own, except those of keys to `ignore`.
+    other numbers and strings become fields of the user's own, except those of keys to `ignore`, and
+    under other names than those that are `reserved`.
 
     Raises LabelError if two keys may be the same label, or a key that is asked for is not there.
     """
@@ -91,9 +97,10 @@ def plan_labels(
             raise _ambiguous(name, entries)
         fields[name] = (entries[0],)
     for entry, kind in own.items():
-        fields[_own(entry, kind, fields)] = (entry,)
+        fields[_own(entry, kind, {*fields, *reserved})] = (entry,)
     used = {entry: kinds[entry] for entries in fields.values() for entry in entries}
-    return LabelPlan(fields, {e: k for e, k in used.items() if isinstance(k, Kind)}, left_out)
+    numbers = {entry: kind for entry, kind in used.items() if isinstance(kind, Kind)}
+    return LabelPlan(fields, numbers, left_out, labels, ignore, reserved)
 
 
 def _reason(entry: Entry, kind: Kind | str, ignore: Collection[str]) -> str | None:

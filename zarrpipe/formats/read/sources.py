@@ -1,0 +1,151 @@
+"""The files of an import: names, globs and directories, and the reader of each."""
+
+import glob
+import importlib
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import NamedTuple
+
+from zarrpipe.errors import ArgumentError, ArgumentTypeError, StoreNotFoundError
+from zarrpipe.formats.read.frames import Reader
+
+SourceLike = str | Path
+
+STDIN = "-"
+
+
+class Source(NamedTuple):
+    """A file, directory or store, the reader of its format, and its size in bytes."""
+
+    path: str
+    reader: Reader
+    nbytes: int
+
+
+class Format(NamedTuple):
+    """A format: its name, the class of its reader, and how it is recognised.
+
+    `suffixes` are ends of names; `recognises` is the name of a function beside the class that
+    looks at a place, and "" where the suffix says all.
+    """
+
+    name: str
+    reader: str
+    suffixes: tuple[str, ...] = ()
+    recognises: str = ""
+
+    def load(self) -> Reader:
+        """Import the reader."""
+        module, _, name = self.reader.partition(":")
+        found: Reader = getattr(importlib.import_module(f"zarrpipe.formats.read.{module}"), name)()
+        return found
+
+    def takes(self, path: Path) -> bool:
+        """Whether a place has this format."""
+        if self.suffixes and not path.name.lower().endswith(self.suffixes):
+            return False
+        if not self.recognises:
+            return bool(self.suffixes) and path.is_file()
+        module = importlib.import_module(f"zarrpipe.formats.read.{self.reader.partition(':')[0]}")
+        return bool(getattr(module, self.recognises)(path))
+
+
+FORMATS = (
+    Format("zarr", "stores:StoreReader", recognises="is_store"),
+    Format("extxyz", "extxyz:ExtXYZ", suffixes=(".xyz", ".extxyz")),
+)
+"""All formats; the first that takes a place reads it."""
+
+
+def find_sources(
+    sources: SourceLike | Sequence[SourceLike], format_name: str | None, stack: ExitStack
+) -> tuple[list[Source], list[str]]:
+    """Sources in order, and the files of directories that no reader takes.
+
+    A name may be a glob or a directory; "-" is the standard input, which is copied to a temporary
+    file that `stack` removes.
+    """
+    given = [sources] if isinstance(sources, str | Path) else list(sources)
+    wrong = next((item for item in given if not isinstance(item, str | Path)), None)
+    if wrong is not None or not given:
+        raise ArgumentTypeError(
+            f"sources has {wrong!r}, expected paths of files" if given else "there are no sources"
+        )
+    only = None if format_name is None else _named(format_name)
+    found: dict[str, Source] = {}
+    unknown: list[str] = []
+    for item in given:
+        for path in _places(item, only, stack):
+            row = only or next((row for row in FORMATS if row.takes(path)), None)
+            if row is None:
+                raise _not_recognised(path)
+            found.setdefault(str(path), Source(str(path), row.load(), _size(path)))
+        if Path(item).is_dir() and str(item) not in found:
+            unknown += [str(path) for path in _files(Path(item)) if str(path) not in found]
+    return list(found.values()), unknown
+
+
+def _named(name: str) -> Format:
+    row = next((row for row in FORMATS if row.name == name), None)
+    if row is None:
+        names = ", ".join(row.name for row in FORMATS)
+        raise ArgumentError(f"format={name!r}, expected one of {names}")
+    return row
+
+
+def _places(item: SourceLike, only: Format | None, stack: ExitStack) -> Iterator[Path]:
+    """Places of one name, of which each is a source."""
+    if item == STDIN:
+        yield _spooled(only, stack)
+        return
+    path = Path(item)
+    if not path.exists():
+        names = sorted(glob.glob(str(item), recursive=True))  # noqa: PTH207  of any root
+        if not names:
+            raise StoreNotFoundError(f"there is no file {str(item)!r}, nor one that it matches")
+        for name in names:
+            yield from _places(name, only, stack)
+    elif path.is_file() or only is not None or any(row.takes(path) for row in FORMATS):
+        yield path
+    else:
+        inside = [file for file in _files(path) if any(row.takes(file) for row in FORMATS)]
+        if not inside:
+            raise _not_recognised(path)
+        yield from inside
+
+
+def _files(directory: Path) -> list[Path]:
+    """Files and sources in a directory, at any depth, without those inside of sources."""
+    found: list[Path] = []
+    for path in sorted(directory.iterdir()):
+        if path.name.startswith("."):
+            continue
+        whole = path.is_file() or any(row.takes(path) for row in FORMATS)
+        found += [path] if whole else _files(path) if path.is_dir() else []
+    return found
+
+
+def _spooled(only: Format | None, stack: ExitStack) -> Path:
+    """Copy of the standard input, as a file that can be read twice and in parts."""
+    suffix = only.suffixes[-1] if only and only.suffixes else ".extxyz"
+    file = stack.enter_context(tempfile.NamedTemporaryFile(suffix=suffix))  # noqa: SIM115
+    shutil.copyfileobj(sys.stdin.buffer, file)
+    file.flush()
+    return Path(file.name)
+
+
+def _size(path: Path) -> int:
+    if path.is_file():
+        return path.stat().st_size
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+
+
+def _not_recognised(path: Path) -> ArgumentError:
+    names = ", ".join(row.name for row in FORMATS)
+    return ArgumentError(
+        f"the format of {path} is not recognised: name it by format (--format), one of {names}"
+    )
