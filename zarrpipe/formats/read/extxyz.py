@@ -155,7 +155,7 @@ def _frames(file: IO[bytes], line: int = 1) -> Iterator[_Frame]:
         comment = file.readline()
         stop = offset + len(ahead) + len(comment) + sum(map(len, islice(file, count)))
         after = file.readline()
-        if after.strip() and _count(after) is None:
+        if after.strip() and _count(after) is None and not _begins_frame(file):
             reason = f"has {count} atoms by its first line, and another number of lines"
             yield _Frame(count, comment, offset, stop, line, reason)
             file.seek(offset + len(ahead))
@@ -163,6 +163,13 @@ def _frames(file: IO[bytes], line: int = 1) -> Iterator[_Frame]:
             continue
         yield _Frame(count, comment, offset, stop, line)
         offset, line, ahead = stop, line + 2 + count, after
+
+
+def _begins_frame(file: IO[bytes]) -> bool:
+    """Whether the line that was read last is the first of a frame, by the comment after it."""
+    comment = file.readline()
+    file.seek(-len(comment), io.SEEK_CUR)
+    return b"=" in comment
 
 
 def _next_header(file: IO[bytes], offset: int, line: int) -> tuple[int, int, bytes]:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 _FLOAT = re.compile(rb"[-+]?(?:\d*\.\d+(?:[eEdD][-+]?\d+)?|\d+\.?(?:[eEdD][-+]?\d+))")
 _INTEGER = re.compile(rb"\d+")
 _ITEM = re.compile(rb'([A-Za-z_][\w-]*)=("[^"\\{}\[\]]*"|[^\s"\\{}\[\],=]+)\s*')
+_SIX = re.compile(r"""\b(stress|virial)\s*=\s*["']\s*((?:[^\s"']+\s+){5}[^\s"']+)\s*["']""")
 _DIGIT = re.compile(rb"\d")
 _TEXT_LETTERS = 16
 _MOST_PATTERNS = 5000
@@ -64,8 +65,24 @@ def parsed_by_ase(text: bytes) -> "Iterator[Atoms]":
     """Structures of the frames in a text."""
     from ase.io.extxyz import read_xyz  # noqa: PLC0415  ASE is optional
 
-    found: Iterator[Atoms] = read_xyz(io.StringIO(text.decode()), index=slice(None))
+    found: Iterator[Atoms] = read_xyz(
+        io.StringIO(text.decode()), index=slice(None), properties_parser=_parsed_comment
+    )
     return found
+
+
+def _parsed_comment(comment: str) -> dict[str, Any]:
+    """Items of a comment by ASE, which has nine numbers for what files may have six of."""
+    from ase.io.extxyz import key_val_str_to_dict  # noqa: PLC0415  ASE is optional
+
+    items: dict[str, Any] = key_val_str_to_dict(_SIX.sub(_nine, comment))
+    return items
+
+
+def _nine(found: re.Match[str]) -> str:
+    """Item of a symmetric matrix with all its numbers."""
+    xx, yy, zz, yz, xz, xy = found[2].split()
+    return f'{found[1]}="{xx} {xy} {xz} {xy} {yy} {yz} {xz} {yz} {zz}"'
 
 
 class FrameParser:
@@ -96,10 +113,8 @@ class FrameParser:
 
 def _tried(frame: Text) -> dict[str, Any] | None:
     """Items of a comment as ASE reads them, if the block that is made here is that of ASE."""
-    from ase.io.extxyz import key_val_str_to_dict  # noqa: PLC0415  ASE is optional
-
     try:
-        items: dict[str, Any] = key_val_str_to_dict(frame.comment.decode().strip())
+        items = _parsed_comment(frame.comment.decode().strip())
         (atoms,) = parsed_by_ase(frame.whole)
         same = _are_equal(_fast([frame], [items]), block_of([(frame.number, atoms)]))
     except PARSE_ERRORS:
