@@ -167,7 +167,7 @@ def joined_kind(kinds: Iterable[Kind]) -> Kind | str:
     for name in ("float", "int", "bool"):
         if name in types:
             return Kind(name, shape)
-    return "is neither a number nor a string"
+    return "is neither numbers nor a string"
 
 
 _DTYPES: Mapping[str, Any] = {"float": np.float64, "int": np.int64, "bool": np.bool_, "str": object}

@@ -109,8 +109,6 @@ def _reason(entry: Entry, kind: Kind | str, ignore: Collection[str]) -> str | No
         return "is ignored, as was asked for"
     if isinstance(kind, str):
         return kind
-    if kind.type == "none":
-        return "is neither numbers nor a string"
     if kind.type == "str" and entry.level != SYSTEM:
         return "has a string for each atom, and fields of strings have one a system"
     return None

@@ -36,10 +36,12 @@ _STRESS_UNITS = (("bar", 160.2, 6.242e-7), ("kbar", 16.0, 6.242e-4), ("GPa", 0.0
 """Units of stress with the median from which they are likely, and their size in eV/Angstrom^3."""
 
 
-def doubts(batch: Batch) -> list[str]:
-    """What is not plausible about the labels of a batch, in ASE's units; each with a way out."""
+def doubts(batch: Batch) -> dict[str, str]:
+    """What is not plausible about the labels of a batch, in ASE's units, with a way out."""
     energies = list(_of_energies(batch))  # the unit of energies is that of forces too
-    return [*(energies or _of_forces(batch)), *_of_stresses(batch)]
+    found = {"energy": energies, "forces": [] if energies else list(_of_forces(batch))}
+    found["stress"] = list(_of_stresses(batch))
+    return {name: texts[0] for name, texts in found.items() if texts}
 
 
 def _of_energies(batch: Batch) -> Iterator[str]:

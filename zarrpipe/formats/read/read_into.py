@@ -16,7 +16,6 @@ from zarrpipe.data.validate import check_count
 from zarrpipe.dataset.zarr_dataset import ZarrDataset
 from zarrpipe.errors import ArgumentError, LabelError, SourceError, StoreNotFoundError
 from zarrpipe.formats.read.conversion import SourceUnits, StressSign, batch_of
-from zarrpipe.formats.read.frames import FrameBlock
 from zarrpipe.formats.read.import_plan import (
     ImportPlan,
     ImportReport,
@@ -43,7 +42,7 @@ _MOST_PROCESSES = 8
 
 def read_into(
     store: StoreLike,
-    sources: SourceLike | Sequence[SourceLike],
+    sources: SourceLike | list[SourceLike] | tuple[SourceLike, ...],
     *,
     format: str | None = None,  # noqa: A002  as in ase.io.read
     labels: LabelOptions | None = None,
@@ -74,7 +73,7 @@ def read_into(
     ----------
     store : StoreLike
         Where to write; see `ZarrData`.
-    sources : str, Path or sequence of them
+    sources : str, Path or list of them
         Files, globs, directories, stores of zarrpipe or nvalchemi, or "-" for the standard input.
     format : str, optional
         Format of all sources; by default it is recognised from names and contents.
@@ -218,14 +217,16 @@ def _planned(
     stated = stated_units(blocks, labels, units)
     if stated:
         plan = replace(plan, units=SourceUnits.of({**stated, **units}, stress_sign))
-    found: dict[str, None] = {}
+    found: dict[str, str] = {}
     for block in blocks:
         if not isinstance(block, Batch) and len(block):
             batch = batch_of(block, labels, plan.units, dtype=torch.float64, isolated=False)
-            found.update(dict.fromkeys(f"{doubt} (by {_place(block)})" for doubt in doubts(batch)))
+            place = f"frames {block.frames[0]} to {block.frames[-1]}"
+            found = {name: f"{text} ({place})" for name, text in doubts(batch).items()} | found
     if found and not force:
-        raise LabelError("; ".join(found) + "; or import them as they are by force=True (--force)")
-    return replace(plan, doubts=tuple(found))
+        texts = "; ".join(found.values())
+        raise LabelError(f"{texts}; or import them as they are by force=True (--force)")
+    return replace(plan, doubts=tuple(found.values()))
 
 
 def _looked_at(scanned: tuple[ScannedSource, ...]) -> list[Task]:
@@ -261,7 +262,3 @@ def _stored_dtype(store: StoreLike) -> torch.dtype:
 def _with_units(config: ZarrWriteConfig, plan: ImportPlan) -> ZarrWriteConfig:
     """Config in which fields of the user's own have the units that were given."""
     return replace(config, units={**plan.units.own, **config.units})
-
-
-def _place(block: FrameBlock) -> str:
-    return f"frames {block.frames[0]} to {block.frames[-1]}"

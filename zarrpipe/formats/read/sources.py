@@ -5,7 +5,7 @@ import importlib
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
@@ -62,18 +62,19 @@ FORMATS = (
 
 
 def find_sources(
-    sources: SourceLike | Sequence[SourceLike], format_name: str | None, stack: ExitStack
+    sources: SourceLike | list[SourceLike] | tuple[SourceLike, ...],
+    format_name: str | None,
+    stack: ExitStack,
 ) -> tuple[list[Source], list[str]]:
     """Sources in order, and the files of directories that no reader takes.
 
     A name may be a glob or a directory; "-" is the standard input, which is copied to a temporary
     file that `stack` removes.
     """
-    given = [sources] if isinstance(sources, str | Path) else list(sources)
-    wrong = next((item for item in given if not isinstance(item, str | Path)), None)
-    if wrong is not None or not given:
+    given: list[SourceLike] = [*sources] if isinstance(sources, list | tuple) else [sources]
+    if not given or not all(isinstance(item, str | Path) for item in given):
         raise ArgumentTypeError(
-            f"sources has {wrong!r}, expected paths of files" if given else "there are no sources"
+            f"sources={sources!r}, expected a path of a file, or a list of them"
         )
     only = None if format_name is None else _named(format_name)
     found: dict[str, Source] = {}
