@@ -90,7 +90,7 @@ def test_an_import_that_is_killed_again_and_again(files, tmp_path, small_parts):
     zp.read_into(tmp_path / "whole", files)
     rng, store, kills, code = np.random.default_rng(8), tmp_path / "killed", 0, -signal.SIGKILL
     while code == -signal.SIGKILL:
-        code, _ = run(int(rng.integers(5, 60)), store, files)
+        code, _ = run(int(rng.integers(30, 90)), store, files)
         kills += code == -signal.SIGKILL
     assert code == 0
     assert kills >= 2
