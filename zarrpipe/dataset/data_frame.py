@@ -87,7 +87,8 @@ def data_frame(
         for column in columns:
             column.fill(positions, part)
     found = {name: values for column in columns for name, values in column.series(pandas)}
-    return pandas.DataFrame(found, index=pandas.RangeIndex(count))
+    frame: pd.DataFrame = pandas.DataFrame(found, index=pandas.RangeIndex(count))
+    return frame
 
 
 def _names(fields: Sequence[str] | None, schema: Mapping[str, Field]) -> list[str]:
