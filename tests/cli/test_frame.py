@@ -143,16 +143,20 @@ def test_warnings_are_lines(monkeypatch, capsys):
         assert main(["warning", "--debug"]) == 0
 
 
-def test_a_reader_that_leaves_is_no_error(store):
-    """The pipe is closed before anything is printed, and the report says that there is damage."""
-    (store / "core" / "forces" / "c" / "0" / "0").unlink()
+@pytest.mark.parametrize("buffered", [True, False])
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_reader_that_leaves_is_no_error(store, damaged, buffered):
+    """The pipe is closed before anything is printed; the exit code is that of the report."""
+    if damaged:
+        (store / "core" / "forces" / "c" / "0" / "0").unlink()
     command = [sys.executable, "-m", "zarrpipe", "check", str(store)]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "" if buffered else "1"}
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     ) as process:
         process.stdout.close()
         said = process.stderr.read()
-        assert process.wait() == 1
+        assert process.wait() == int(damaged)
     assert said == ""
 
 
