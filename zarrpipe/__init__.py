@@ -8,6 +8,8 @@ if TYPE_CHECKING:
     from zarrpipe.data.batch import Batch, collate
     from zarrpipe.data.levels import Level
     from zarrpipe.data.system import AtomicData
+    from zarrpipe.dataset.info import info
+    from zarrpipe.dataset.store_info import StoreInfo
     from zarrpipe.dataset.zarr_dataset import ZarrDataset
     from zarrpipe.sink import ZarrData
     from zarrpipe.store.adopt import adopt
@@ -29,6 +31,7 @@ __all__ = [
     "DataMonitor",
     "GraphBatchSampler",
     "Level",
+    "StoreInfo",
     "ZarrArrayConfig",
     "ZarrData",
     "ZarrDataModule",
@@ -38,6 +41,7 @@ __all__ = [
     "check",
     "collate",
     "compact",
+    "info",
     "merge",
     "write_split",
 ]
@@ -50,6 +54,7 @@ _HOMES = {
     "DataMonitor": "training.monitor",
     "GraphBatchSampler": "training.sampler",
     "Level": "data.levels",
+    "StoreInfo": "dataset.store_info",
     "ZarrArrayConfig": "store.format.config",
     "ZarrData": "sink",
     "ZarrDataModule": "training.data_module",
@@ -59,6 +64,7 @@ _HOMES = {
     "check": "store.check.run",
     "collate": "data.batch",
     "compact": "store.rewrite.merge",
+    "info": "dataset.info",
     "merge": "store.rewrite.merge",
     "write_split": "training.splits.index_files",
 }
