@@ -51,11 +51,13 @@ OPTIONAL = {
     "nvalchemi",
     "pandas",
     "pytest",
+    "rich",
     "s3fs",
     "torch_geometric",
     "torch_sim",
     "torchdata",
     "tqdm",
+    "typer",
     "vesin",
 }
 MAY = {
@@ -153,4 +155,6 @@ def test_no_cycles():
 def test_optional_libraries_are_imported_in_functions(path):
     found = {name.partition(".")[0] for name in imports(path, at_run_time=True)}
     allowed = {library for module, library in MAY if module == own_name(path)}
+    if own_name(path).startswith("cli.") and path.stem != "__init__":
+        allowed.add("typer")  # `cli.main` says how it is installed before it imports these
     assert not (found & OPTIONAL) - allowed

@@ -8,6 +8,8 @@ if TYPE_CHECKING:
     from zarrpipe.data.batch import Batch, collate
     from zarrpipe.data.levels import Level
     from zarrpipe.data.system import AtomicData
+    from zarrpipe.dataset.info import info
+    from zarrpipe.dataset.store_info import StoreInfo
     from zarrpipe.dataset.zarr_dataset import ZarrDataset
     from zarrpipe.formats.read.read_into import read_into
     from zarrpipe.sink import ZarrData
@@ -30,6 +32,7 @@ __all__ = [
     "DataMonitor",
     "GraphBatchSampler",
     "Level",
+    "StoreInfo",
     "ZarrArrayConfig",
     "ZarrData",
     "ZarrDataModule",
@@ -39,6 +42,7 @@ __all__ = [
     "check",
     "collate",
     "compact",
+    "info",
     "merge",
     "read_into",
     "write_split",
@@ -52,6 +56,7 @@ _HOMES = {
     "DataMonitor": "training.monitor",
     "GraphBatchSampler": "training.sampler",
     "Level": "data.levels",
+    "StoreInfo": "dataset.store_info",
     "ZarrArrayConfig": "store.format.config",
     "ZarrData": "sink",
     "ZarrDataModule": "training.data_module",
@@ -61,6 +66,7 @@ _HOMES = {
     "check": "store.check.run",
     "collate": "data.batch",
     "compact": "store.rewrite.merge",
+    "info": "dataset.info",
     "merge": "store.rewrite.merge",
     "read_into": "formats.read.read_into",
     "write_split": "training.splits.index_files",

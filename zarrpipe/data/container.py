@@ -24,8 +24,8 @@ from zarrpipe.data.fields import (
     level_of,
     role_of,
 )
-from zarrpipe.data.html import html_table
 from zarrpipe.data.levels import BUILT_IN, Level, described
+from zarrpipe.data.tables import html_table
 from zarrpipe.data.validate import plain_array
 from zarrpipe.errors import FieldError, UnknownFieldError
 

@@ -11,8 +11,8 @@ import torch
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.categories import Vocabulary, united_vocabulary
 from zarrpipe.data.fields import CORE_FIELDS, Role, level_of, role_of, shape_hint
-from zarrpipe.data.html import html_table
 from zarrpipe.data.levels import Level, described, pointer_levels, united
+from zarrpipe.data.tables import html_table
 from zarrpipe.errors import SchemaError
 
 

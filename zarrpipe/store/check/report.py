@@ -6,6 +6,7 @@ from enum import StrEnum
 from typing import Any
 
 from zarrpipe.data.levels import Level
+from zarrpipe.data.tables import text_table
 
 _FIRST = 5
 
@@ -185,13 +186,21 @@ def _plain(item: FieldFacts | Finding) -> Mapping[str, Any]:
 
 
 def _table(fields: tuple[FieldFacts, ...]) -> list[str]:
-    rows = [("field", "level", "dtype", "row", "unit", "present")] if fields else []
-    for item in fields:
-        shape = "x".join(map(str, item.shape)) or "1"
-        row = (item.name, item.level, item.dtype, shape, item.unit or "-")
-        rows.append((*row, f"{item.present:,}"))
-    wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  " + "  ".join(cell.ljust(n) for cell, n in zip(row, wide, strict=True)).rstrip()
-        for row in rows
+    header = [("field", "level", "dtype", "row", "unit", "present")] if fields else []
+    rows = [
+        (
+            *(item.name, item.level, item.dtype, shape_text(item.shape)),
+            *(item.unit or "-", f"{item.present:,}"),
+        )
+        for item in fields
     ]
+    return [f"  {line}" for line in text_table(header, rows)]
+
+
+def shape_text(shape: tuple[int, ...]) -> str:
+    """Shape of a row for people.
+
+    >>> shape_text((3, 3)), shape_text(())
+    ('3x3', '1')
+    """
+    return "x".join(map(str, shape)) or "1"

@@ -1,0 +1,177 @@
+"""The frame of the command line: what is imported, how errors end, pipes, completion."""
+
+import importlib.metadata
+import io
+import json
+import os
+import subprocess
+import sys
+import warnings
+
+import pytest
+
+import zarrpipe as zp
+from zarrpipe.cli import app, main
+from zarrpipe.cli.exit_codes import MEANINGS
+from zarrpipe.testing import numbered_batch
+
+HEAVY = {"torch", "zarr", "numpy", "numba", "lightning", "pandas"}
+
+
+@pytest.fixture
+def store(tmp_path):
+    with zp.ZarrData(tmp_path / "run") as sink:
+        sink.write(numbered_batch(range(20)))
+    return tmp_path / "run"
+
+
+def zarrpipe(*arguments, **options):
+    command = [sys.executable, "-m", "zarrpipe", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, **options)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["check", "--help"], ["--version"], ["--show-completion"], ["chek"]]
+)
+def test_help_imports_nothing_heavy(arguments):
+    code = (
+        "import json, sys\n"
+        "from zarrpipe.cli import main\n"
+        "try:\n"
+        f"    main({arguments})\n"
+        "except SystemExit:\n"
+        "    pass\n"
+        "print(json.dumps(sorted(name.partition('.')[0] for name in sys.modules)))"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(json.loads(shown.stdout.splitlines()[-1]))
+    assert "typer" in loaded
+    assert not loaded & HEAVY
+
+
+def test_help_names_each_command_and_exit_code(capsys):
+    assert main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    for command in app.COMMANDS:
+        assert f"\n  {command.__name__.rstrip('_')} " in shown
+    for code, meaning in MEANINGS.items():
+        assert f"    {code}  {meaning}" in shown
+    assert "╭" not in shown
+    assert "\x1b" not in shown
+
+
+def test_each_command_has_a_help_and_json(capsys):
+    for command in app.COMMANDS:
+        assert main([command.__name__.rstrip("_"), "-h"]) == 0
+        shown = capsys.readouterr().out
+        assert "--json" in shown
+        assert command.__doc__.splitlines()[0] in shown
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"zarrpipe {importlib.metadata.version('zarrpipe')}\n"
+
+
+def test_without_typer(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "typer", None)
+    assert main(["--help"]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.endswith("install them with pip install 'zarrpipe[cli]'\n")
+    assert shown.err.count("\n") == 1
+
+
+def test_wrong_arguments_are_one_line(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["check"])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == (
+        "zarrpipe: Missing argument 'STORE' (usage: zarrpipe check [OPTIONS] {STORE}; "
+        "zarrpipe check --help says more)\n"
+    )
+
+
+def test_debug_shows_the_traceback_wherever_it_stands(tmp_path, capsys):
+    missing = str(tmp_path / "nothing")
+    assert main(["check", missing]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    for arguments in (["--debug", "check", missing], ["check", missing, "--debug"]):
+        with pytest.raises(FileNotFoundError):
+            main(arguments)
+    assert main(["check", "--", "--debug"]) == 2  # the name of a store
+
+
+def test_errors_that_were_not_foreseen_are_one_line(monkeypatch, capsys):
+    def broken(name: str) -> int:
+        """Fail."""
+        raise KeyError(name)
+
+    monkeypatch.setattr(app, "COMMANDS", (*app.COMMANDS, broken))
+    assert main(["broken", "lost"]) == 2
+    assert capsys.readouterr().err == (
+        "zarrpipe: KeyError: 'lost': this error was not foreseen; repeat the command with --debug "
+        "to see where it arose\n"
+    )
+
+
+def test_an_interrupt_is_one_line(monkeypatch, capsys):
+    def interrupted() -> int:
+        """Stop."""
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(app, "COMMANDS", (*app.COMMANDS, interrupted))
+    assert main(["interrupted"]) == 2
+    assert capsys.readouterr().err == "zarrpipe: interrupted\n"
+    monkeypatch.setattr(app, "run", lambda argv: interrupted())
+    assert main(["check"]) == 2
+    assert capsys.readouterr().err == "zarrpipe: interrupted\n"
+
+
+def test_warnings_are_lines(monkeypatch, capsys):
+    def warning() -> int:
+        """Warn."""
+        warnings.warn("of two\nlines", stacklevel=1)
+        return 0
+
+    monkeypatch.setattr(app, "COMMANDS", (*app.COMMANDS, warning))
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        assert main(["warning"]) == 0
+        assert capsys.readouterr().err == "zarrpipe: warning: of two lines\n"
+    with pytest.warns(UserWarning, match="lines"):
+        assert main(["warning", "--debug"]) == 0
+
+
+@pytest.mark.parametrize("buffered", [True, False])
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_reader_that_leaves_is_no_error(store, damaged, buffered):
+    """The pipe is closed before anything is printed; the exit code is that of the report."""
+    if damaged:
+        (store / "core" / "forces" / "c" / "0" / "0").unlink()
+    command = [sys.executable, "-m", "zarrpipe", "check", str(store)]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "" if buffered else "1"}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        process.stdout.close()
+        said = process.stderr.read()
+        assert process.wait() == int(damaged)
+    assert said == ""
+
+
+def test_output_on_a_terminal_is_drawn(store, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "100")
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stdout", terminal)
+    assert main(["--help"]) == 0
+    assert "╭─" in terminal.getvalue()
+
+
+@pytest.mark.parametrize(("word", "found"), [("ch", ["check"]), ("ad", ["adopt"])])
+def test_completion(word, found):
+    words = {"COMP_WORDS": f"zarrpipe {word}", "COMP_CWORD": "1"}
+    shell = {"_ZARRPIPE_COMPLETE": "complete_bash", **words}
+    shown = zarrpipe(env={**os.environ, **shell})
+    assert (shown.stdout.split(), shown.stderr) == (found, "")
