@@ -10,7 +10,7 @@ from zarrpipe.data.fields import CORE_FIELDS
 from zarrpipe.errors import ArgumentError, LabelError
 from zarrpipe.formats.read.conversion import SourceUnits, spelled
 from zarrpipe.formats.read.frames import Entry, Failure, FrameBlock, Kind, Part, Reader, Scan
-from zarrpipe.formats.read.labels import LabelPlan
+from zarrpipe.formats.read.labels import ISOLATED_ATOM, LabelPlan
 from zarrpipe.formats.read.sources import Source
 from zarrpipe.transforms.units import parse
 
@@ -93,11 +93,11 @@ class ImportPlan:
         count = len(self.sources)
         yield f"{count} {'source' if count == 1 else 'sources'}, {self.num_frames:,} frames"
         names = {name: self._described(name) for name in self.labels.fields}
-        width = max(map(len, names), default=0)
+        width = max(map(len, [*names, *[ISOLATED_ATOM] * self.isolated]), default=0)
         for name in sorted(names, key=lambda name: (name not in LABELS.values(), name)):
             yield f"  {name:{width}}  from {names[name]}"
         if self.isolated:
-            yield f"  {'isolated_atom':{width}}  marks single atoms"
+            yield f"  {ISOLATED_ATOM:{width}}  marks single atoms"
         if self.labels.left_out or self.not_recognised:
             yield "left out:"
         for entry, why in self.labels.left_out.items():

@@ -42,7 +42,7 @@ _MOST_PROCESSES = 8
 
 def read_into(
     store: StoreLike,
-    sources: SourceLike | list[SourceLike] | tuple[SourceLike, ...],
+    sources: SourceLike | Sequence[SourceLike],
     *,
     format: str | None = None,  # noqa: A002  as in ase.io.read
     labels: LabelOptions | None = None,

@@ -5,7 +5,7 @@ import importlib
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
@@ -62,7 +62,7 @@ FORMATS = (
 
 
 def find_sources(
-    sources: SourceLike | list[SourceLike] | tuple[SourceLike, ...],
+    sources: SourceLike | Sequence[SourceLike],
     format_name: str | None,
     stack: ExitStack,
 ) -> tuple[list[Source], list[str]]:
@@ -71,11 +71,7 @@ def find_sources(
     A name may be a glob or a directory; "-" is the standard input, which is copied to a temporary
     file that `stack` removes.
     """
-    given: list[SourceLike] = [*sources] if isinstance(sources, list | tuple) else [sources]
-    if not given or not all(isinstance(item, str | Path) for item in given):
-        raise ArgumentTypeError(
-            f"sources={sources!r}, expected a path of a file, or a list of them"
-        )
+    given = _listed(sources)
     only = None if format_name is None else _named(format_name)
     found: dict[str, Source] = {}
     unknown: list[str] = []
@@ -88,6 +84,15 @@ def find_sources(
         if Path(item).is_dir() and str(item) not in found:
             unknown += [str(path) for path in _files(Path(item)) if str(path) not in found]
     return list(found.values()), unknown
+
+
+def _listed(sources: object) -> list[SourceLike]:
+    """Sources as a list."""
+    given = [*sources] if isinstance(sources, list | tuple) else [sources]
+    paths = [item for item in given if isinstance(item, str | Path)]
+    if not paths or len(paths) < len(given):
+        raise ArgumentTypeError(f"sources={sources!r}, expected a path, or a list of paths")
+    return paths
 
 
 def _named(name: str) -> Format:
