@@ -14,7 +14,7 @@ import zarrpipe as zp
 from zarrpipe.errors import ArgumentError, SourceError
 from zarrpipe.formats.read.extxyz import ExtXYZ
 from zarrpipe.formats.read.frames import Part
-from zarrpipe.formats.read.processes import read_parts
+from zarrpipe.formats.read.processes import parsing
 from zarrpipe.formats.read.resume import ImportRecord
 from zarrpipe.testing import assert_batches_equal
 
@@ -203,12 +203,14 @@ def test_errors_of_processes(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     strange = importable()
     parts = [(strange, Part("file", first, 1)) for first in (0, 3, 1)]
-    answers = read_parts(parts, 2)
-    assert [next(answers)[1], next(answers)[1]] == [0, 3]
-    with pytest.raises(SourceError, match="strange"):
-        next(answers)
-    with pytest.raises(RuntimeError, match=r"read file from frame 2 on was killed by SIGKILL"):
-        list(read_parts([(strange, Part("file", 2, 1))], 2))
+    with parsing(2) as read_parts:
+        answers = read_parts(parts)
+        assert [next(answers)[1], next(answers)[1]] == [0, 3]
+        with pytest.raises(SourceError, match="strange"):
+            next(answers)
+    killed = r"read file from frame 2 on was killed by SIGKILL"
+    with parsing(2) as read_parts, pytest.raises(RuntimeError, match=killed):
+        list(read_parts([(strange, Part("file", 2, 1))]))
 
 
 def importable():

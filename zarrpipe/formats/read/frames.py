@@ -5,10 +5,13 @@ Nothing here imports torch, so that a process which only parses files starts in 
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from zarrpipe.data.batch import Batch
 
 AnyArray = npt.NDArray[Any]
 BoolArray = npt.NDArray[np.bool_]
@@ -131,8 +134,8 @@ class Reader(Protocol):
         """Look a source through."""
         ...
 
-    def read(self, part: Part) -> FrameBlock:
-        """Read the frames of a part."""
+    def read(self, part: Part) -> "FrameBlock | Batch":
+        """Read the frames of a part; a store has a batch with the registry's names and units."""
         ...
 
 

@@ -15,7 +15,7 @@ from zarrpipe.errors import ArgumentError, SourceError
 from zarrpipe.formats.read.conversion import batch_of
 from zarrpipe.formats.read.frames import Failure, FrameBlock, Kind, Part
 from zarrpipe.formats.read.import_plan import ImportPlan, ImportReport, united_entries
-from zarrpipe.formats.read.processes import read_parts
+from zarrpipe.formats.read.processes import ReadParts
 from zarrpipe.formats.read.resume import ImportRecord
 from zarrpipe.sink import ZarrData
 
@@ -43,7 +43,7 @@ class Importer:
         sink: ZarrData,
         record: ImportRecord | None,
         options: Mapping[str, Any],
-        processes: int,
+        read_parts: ReadParts,
         *,
         progress: bool,
     ) -> None:
@@ -63,7 +63,7 @@ class Importer:
             sink._record_import(record.to_dict(), new=True)
         tasks = self._plan.tasks()[begin:]
         with _bar(self._plan.num_frames, self._report.num_before, shown=progress) as bar:
-            blocks = read_parts(tasks, processes)
+            blocks = read_parts(tasks)
             for (place, _), (part, block) in zip(parts[begin:], blocks, strict=True):
                 if not isinstance(block, Batch) and block.failures:
                     self._note(sink, record, place, block.failures)

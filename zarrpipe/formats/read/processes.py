@@ -5,6 +5,7 @@ reads pickled parts from its standard input and writes pickled blocks to its sta
 """
 
 import contextlib
+import importlib
 import os
 import pickle
 import queue
@@ -14,11 +15,13 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import IO, Any, NamedTuple
 
 from zarrpipe.formats.read.frames import FrameBlock, Part, Reader
 
 Task = tuple[Reader, Part]
+ReadParts = Callable[[Iterable[Task]], Iterator[tuple[Part, Any]]]
 
 _AHEAD = 2
 """Parts that each process is given before the first of them is taken."""
@@ -32,33 +35,28 @@ class _Failed(NamedTuple):
     error: BaseException
 
 
-def read_parts(tasks: Iterable[Task], processes: int) -> Iterator[tuple[Part, Any]]:
-    """Parts and their blocks, in order; parsed here if `processes` is less than 2.
+@contextmanager
+def parsing(processes: int) -> Iterator[ReadParts]:
+    """Function that reads parts in order, in so many processes, or here if these are less than 2.
 
-    A reader that cannot be used in a process reads here, in its turn.
+    The processes start at once, so that their imports take no time later.
     """
     if processes < 2:
-        yield from ((part, reader.read(part)) for reader, part in tasks)
+        yield lambda tasks: ((part, reader.read(part)) for reader, part in tasks)
         return
     with _Pool(processes) as pool:
-        waiting: deque[tuple[Part, Callable[[], Any]]] = deque()
-        for reader, part in tasks:
-            waiting.append((part, pool.submit(reader, part)))
-            if len(waiting) > _AHEAD * processes:
-                first, result = waiting.popleft()
-                yield first, result()
-        for first, result in waiting:
-            yield first, result()
+        yield pool.read
 
 
 class _Pool:
     """Processes, each with a thread that waits for its answers."""
 
     def __init__(self, processes: int) -> None:
-        self._free: queue.SimpleQueue[subprocess.Popen[bytes] | None] = queue.SimpleQueue()
+        self._free: queue.SimpleQueue[subprocess.Popen[bytes]] = queue.SimpleQueue()
         self._running: list[subprocess.Popen[bytes]] = []
+        self._ahead = _AHEAD * processes
         for _ in range(processes):
-            self._free.put(None)
+            self._free.put(self._start())
         self._threads = ThreadPoolExecutor(processes, thread_name_prefix="zarrpipe-parse")
 
     def __enter__(self) -> "_Pool":
@@ -74,7 +72,18 @@ class _Pool:
                 with contextlib.suppress(OSError):
                     _opened(stream).close()
 
-    def submit(self, reader: Reader, part: Part) -> Callable[[], Any]:
+    def read(self, tasks: Iterable[Task]) -> Iterator[tuple[Part, Any]]:
+        """Parts and their blocks, in order; a reader that needs this process reads in its turn."""
+        waiting: deque[tuple[Part, Callable[[], Any]]] = deque()
+        for reader, part in tasks:
+            waiting.append((part, self._submit(reader, part)))
+            if len(waiting) > self._ahead:
+                first, result = waiting.popleft()
+                yield first, result()
+        for first, result in waiting:
+            yield first, result()
+
+    def _submit(self, reader: Reader, part: Part) -> Callable[[], Any]:
         """Function that waits for the block of a part."""
         if not reader.in_processes:
             return lambda: reader.read(part)
@@ -82,7 +91,7 @@ class _Pool:
         return future.result
 
     def _ask(self, task: Task) -> FrameBlock:
-        process = self._free.get() or self._start()
+        process = self._free.get()
         try:
             requests = _opened(process.stdin)
             requests.write(pickle.dumps((pickle.dumps(task[0]), task[1])))
@@ -129,6 +138,8 @@ def serve() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that asked ends this one
     requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints is no answer
+    with contextlib.suppress(ImportError):
+        importlib.import_module("ase.io.extxyz")  # what most readers need, while the caller scans
     readers: dict[bytes, Reader] = {}  # one of each, since they remember what they have seen
     while True:
         try:

@@ -26,9 +26,9 @@ from zarrpipe.formats.read.import_plan import (
 from zarrpipe.formats.read.importer import Importer
 from zarrpipe.formats.read.labels import LabelOptions, LabelPlan, plan_labels
 from zarrpipe.formats.read.plausibility import doubts
-from zarrpipe.formats.read.processes import Task, read_parts
+from zarrpipe.formats.read.processes import Task, parsing
 from zarrpipe.formats.read.resume import ImportRecord
-from zarrpipe.formats.read.sources import STDIN, SourceLike, find_sources
+from zarrpipe.formats.read.sources import STDIN, Source, SourceLike, find_sources
 from zarrpipe.sink import ZarrData
 from zarrpipe.store.backend.location import StoreLike
 from zarrpipe.store.format.config import ZarrWriteConfig
@@ -145,9 +145,9 @@ def read_into(
         if resume and STDIN in (sources if isinstance(sources, list | tuple) else [sources]):
             raise ArgumentError("the standard input cannot be resumed: give a file")
         found, unknown = find_sources(sources, format, stack)
+        read_parts = stack.enter_context(parsing(_processes(processes, found)))
         scanned = tuple(ScannedSource(source, source.reader.scan(source.path)) for source in found)
         dtype = dtype or _stored_dtype(store)
-        count = _processes(processes, scanned)
         found_labels = plan_labels(
             united_entries(scan for _, scan in scanned),
             labels or {},
@@ -162,7 +162,6 @@ def read_into(
             stress_sign,
             dtype=dtype,
             force=force,
-            processes=count,
         )
         if strict and plan.failures:
             raise SourceError(f"{plan.failures[0]} (strict)")
@@ -182,7 +181,7 @@ def read_into(
             if capacity is None:
                 sink.resize(len(sink) + plan.num_frames)
             try:
-                importer.run(sink, record, options, count, progress=progress)
+                importer.run(sink, record, options, read_parts, progress=progress)
             except BaseException as error:
                 error.add_note(
                     f"{report.num_samples + report.num_before} samples of this import are stored: "
@@ -201,7 +200,6 @@ def _planned(
     *,
     dtype: torch.dtype,
     force: bool,
-    processes: int,
 ) -> ImportPlan:
     """Plan of an import; raises LabelError where labels are not plausible, unless `force`."""
     single = any(scan.num_single_atoms for _, scan in scanned)
@@ -213,7 +211,7 @@ def _planned(
             f"units has {sorted(wrong)}, expected energy, length, mass, charge or a field of the "
             f"import: {', '.join(labels.fields)}"
         )
-    blocks = [block for _, block in read_parts(_looked_at(scanned), processes)]
+    blocks = [reader.read(part) for reader, part in _looked_at(scanned)]
     stated = stated_units(blocks, labels, units)
     if stated:
         plan = replace(plan, units=SourceUnits.of({**stated, **units}, stress_sign))
@@ -240,11 +238,11 @@ def _looked_at(scanned: tuple[ScannedSource, ...]) -> list[Task]:
     return [*ends[::step][:_LOOKED_AT], *ends[-1:]] if step > 1 else ends
 
 
-def _processes(asked: int | None, scanned: tuple[ScannedSource, ...]) -> int:
+def _processes(asked: int | None, found: Sequence[Source]) -> int:
     """Number of processes that parse; 1 for none beside this one."""
     if asked is not None:
         return check_count("processes", asked, 1, 1024)
-    nbytes = sum(source.nbytes for source, _ in scanned if source.reader.in_processes)
+    nbytes = sum(source.nbytes for source in found if source.reader.in_processes)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return 1 if nbytes < _PROCESSES_FROM else min(cores or 1, _MOST_PROCESSES)
 
