@@ -191,6 +191,14 @@ def test_isolated_atoms_are_marked(read):
     assert batch["isolated_atom"].tolist() == [[True], [True], [False], [False]]
 
 
+def test_a_progress_bar_has_the_number_of_frames(write, capsys):
+    path = write(*[water("energy=-1.0")] * 3)
+    zp.read_into({}, path, progress=True)
+    assert "3/3" in capsys.readouterr().err
+    zp.read_into({}, path)
+    assert capsys.readouterr().err == ""
+
+
 def test_labels_that_are_not_numbers_are_taken_and_counted(read):
     batch, report = read(
         water("energy=nan", forces="forces"),

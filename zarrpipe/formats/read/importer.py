@@ -1,7 +1,7 @@
 """Parts of files converted and written, each recorded so that a kill loses nothing."""
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -62,7 +62,8 @@ class Importer:
         if new:
             sink._record_import(record.to_dict(), new=True)
         tasks = self._plan.tasks()[begin:]
-        with _bar(self._plan.num_frames, self._report.num_before, shown=progress) as bar:
+        counts = {"total": self._plan.num_frames, "initial": self._report.num_before}
+        with progress_bar(None, "import", unit=" frames", shown=progress, **counts) as bar:
             blocks = read_parts(tasks)
             for (place, _), (part, block) in zip(parts[begin:], blocks, strict=True):
                 if not isinstance(block, Batch) and block.failures:
@@ -113,9 +114,8 @@ class Importer:
             if not self._labels.entries.issuperset(block.columns):
                 self._take_in(block)
             plan, frames = self._plan, block.frames
-            batch = batch_of(
-                block, self._labels, plan.units, dtype=self._dtype, isolated=plan.isolated
-            )
+            single = plan.isolated or bool((block.num_atoms == 1).any())
+            batch = batch_of(block, self._labels, plan.units, dtype=self._dtype, isolated=single)
         if self._source_fields:
             batch.add_field("source", [part.path] * len(frames), "system")
             batch.add_field("source_index", torch.from_numpy(frames)[:, None], "system")
@@ -164,7 +164,9 @@ def _not_finite(batch: Batch, name: str) -> int:
     return int(((counts > 0) & batch.present(name)).sum())
 
 
-def _bar(total: int, done: int, *, shown: bool) -> Any:
-    """Progress bar with the rate and the time that is left."""
+def progress_bar(
+    items: Iterable[Any] | None, title: str, *, unit: str, shown: bool, **options: Any
+) -> Any:
+    """Bar of tqdm over some items, with the rate and the time that is left."""
     tqdm = importlib.import_module("tqdm").tqdm
-    return tqdm(total=total, initial=done, unit=" frames", disable=not shown, smoothing=0.1)
+    return tqdm(items, title, unit=unit, disable=not shown, smoothing=0.1, **options)

@@ -23,7 +23,7 @@ from zarrpipe.formats.read.import_plan import (
     stated_units,
     united_entries,
 )
-from zarrpipe.formats.read.importer import Importer
+from zarrpipe.formats.read.importer import Importer, progress_bar
 from zarrpipe.formats.read.labels import LabelOptions, LabelPlan, plan_labels
 from zarrpipe.formats.read.plausibility import doubts
 from zarrpipe.formats.read.processes import Task, parsing
@@ -146,8 +146,12 @@ def read_into(
             raise ArgumentError("the standard input cannot be resumed: give a file")
         found, unknown = find_sources(sources, format, stack)
         read_parts = stack.enter_context(parsing(_processes(processes, found)))
-        scanned = tuple(ScannedSource(source, source.reader.scan(source.path)) for source in found)
-        dtype = dtype or _stored_dtype(store)
+        scanned = tuple(
+            ScannedSource(source, source.reader.scan(source.path))
+            for source in progress_bar(found, "looking through", unit=" sources", shown=progress)
+        )
+        goes_on = resume or if_exists == "append"
+        dtype = dtype or (_stored_dtype(store) if goes_on else torch.float64)
         found_labels = plan_labels(
             united_entries(scan for _, scan in scanned),
             labels or {},

@@ -4,6 +4,7 @@ The record is published before the first sample, and again before samples that f
 could not be read. So the number of samples in the store tells which frame comes next.
 """
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -67,11 +68,13 @@ class ImportRecord:
 
         `parts` are those of all sources, each with the place of its source.
         """
+        failed: dict[int, list[int]] = {}
+        for source, frame in sorted(self.failed):
+            failed.setdefault(source, []).append(frame)
         for place, (source, part) in enumerate(parts):
-            frames = range(part.first, part.first + part.num_frames)
-            samples = len(frames) - sum(
-                number == source and frame in frames for number, frame in self.failed
-            )
+            frames, ends = failed.get(source, []), (part.first, part.first + part.num_frames)
+            first, last = (bisect_left(frames, end) for end in ends)
+            samples = part.num_frames - (last - first)
             if stored < samples or (stored == samples == 0):
                 return place, stored
             stored -= samples
