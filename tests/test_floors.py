@@ -25,6 +25,7 @@ ROOMS = (
     {"store.check"},
     {"store"},
     {"sink"},
+    {"ase"},
     {"dataset"},
     {"training.epoch"},
     {"training.ranks", "training.workers"},
