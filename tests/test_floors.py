@@ -25,7 +25,7 @@ ROOMS = (
     {"store.check"},
     {"store"},
     {"sink"},
-    {"ase"},
+    {"ase", "torch_sim"},
     {"dataset"},
     {"training.epoch"},
     {"training.ranks", "training.workers"},

@@ -5,10 +5,7 @@ A name in `PRIVATE_NAMES` may go in any release; a test looks each one up in wha
 another finds private names that are used and not listed.
 """
 
-import concurrent.futures.thread  # noqa: F401  registers its end before others, which run first
-import threading
-from collections.abc import Callable, Iterable, Mapping, MutableMapping
-from contextlib import suppress
+from collections.abc import Iterable, Mapping, MutableMapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +21,6 @@ __all__ = [
     "FIT_LOOP_RESUME",
     "PRIVATE_NAMES",
     "PrivateName",
-    "at_end_of_threads",
     "memory_content",
     "nvalchemi_levels",
     "nvalchemi_schema",
@@ -98,8 +94,8 @@ PRIVATE_NAMES = (
     PrivateName(
         "threading",
         "_register_atexit",
-        "compat",
-        "flushes what waits before executors are shut down; handlers of atexit run after that",
+        "store.write.write_buffer",
+        "flushes buffers before executors are shut down; handlers of atexit run after that",
     ),
     PrivateName(
         "_thread:RLock",
@@ -175,15 +171,6 @@ PRIVATE_NAMES = (
     ),
 )
 """Every name outside of the libraries' public interfaces that zarrpipe uses."""
-
-
-def at_end_of_threads(function: Callable[..., object], *args: object) -> None:
-    """Call a function at the end of the interpreter, while executors still take tasks.
-
-    What is registered last is called first. Nothing is registered once the end has begun.
-    """
-    with suppress(RuntimeError):
-        threading._register_atexit(function, *args)  # type: ignore[attr-defined]
 
 
 def memory_content(store: Any) -> MutableMapping[str, "Buffer"]:

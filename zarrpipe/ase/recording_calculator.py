@@ -1,6 +1,8 @@
 """`RecordingCalculator`: each label that a calculator computes, written into a sink."""
 
+import atexit
 import inspect
+import warnings
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -12,7 +14,6 @@ import torch
 
 from zarrpipe.adapters.ase import Names, named_results
 from zarrpipe.ase.selection import Selection, Sink, selection_of
-from zarrpipe.compat import at_end_of_threads
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.system import AtomicData
 from zarrpipe.errors import ArgumentTypeError
@@ -54,8 +55,9 @@ class RecordingCalculator:
 
     Notes
     -----
-    Use it as a context manager, or call `flush`. At the end of the interpreter, and when the
-    object is collected, the structure that waits is written too; a kill loses it.
+    Use it as a context manager, or call `flush`: that writes the structure that waits. It is also
+    written when the object is collected; the end of the interpreter loses it with a warning, and a
+    kill without one. None waits of a calculator that gives all of `fields` at once.
 
     ASE's few checks for ``isinstance(calc, Calculator)`` fail for this object.
 
@@ -98,7 +100,7 @@ class RecordingCalculator:
         object.__setattr__(self, "_calculator", calculator)
         object.__setattr__(self, "_recorder", recorder)
         weakref.finalize(self, recorder.flush).atexit = False
-        at_end_of_threads(_flush_at_end, weakref.ref(recorder))
+        atexit.register(_warn_at_end, weakref.ref(recorder))
 
     def flush(self) -> None:
         """Write the structure that waits for more of its properties, if there is one."""
@@ -131,11 +133,16 @@ class RecordingCalculator:
         return f"RecordingCalculator({self._calculator!r}, {self._recorder.sink!r})"
 
 
-def _flush_at_end(reference: "weakref.ref[_Recorder]") -> None:
-    """Write what waits at the end of the interpreter."""
+def _warn_at_end(reference: "weakref.ref[_Recorder]") -> None:
+    """Say at the end of the interpreter, where no store can be written any more, what is lost."""
     recorder = reference()
-    if recorder is not None:
-        recorder.flush()
+    if recorder is not None and recorder.frames:
+        warnings.warn(
+            f"{len(recorder.frames)} structures that {type(recorder.calculator).__name__} has "
+            "calculated were not written: use RecordingCalculator as a context manager, or call "
+            "its flush() at the end",
+            stacklevel=1,
+        )
 
 
 class _Recorder:

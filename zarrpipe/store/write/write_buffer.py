@@ -1,17 +1,18 @@
 """Batches that wait in memory, to be appended to a store together."""
 
+import concurrent.futures.thread  # noqa: F401  registers its end before a buffer, which runs first
 import os
 import sys
 import threading
 import time
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import groupby
 from typing import Any
 
 import torch
 
-from zarrpipe.compat import at_end_of_threads
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.schema import batch_signature
 from zarrpipe.data.validate import check_count
@@ -33,7 +34,8 @@ class WriteBuffer:
         self.samples, self.seconds = samples, seconds
         self._flush = flush
         self._reset()
-        at_end_of_threads(_end, weakref.ref(self))  # once that has begun, the thread alone flushes
+        with suppress(RuntimeError):  # the interpreter is ending, and the thread alone flushes
+            threading._register_atexit(_end, weakref.ref(self))  # type: ignore[attr-defined]
 
     def _reset(self) -> None:
         self._process = os.getpid()
