@@ -50,6 +50,7 @@ OPTIONAL = {
     "numba",
     "nvalchemi",
     "pandas",
+    "pymatgen",
     "pytest",
     "s3fs",
     "torch_geometric",

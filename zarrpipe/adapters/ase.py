@@ -108,7 +108,7 @@ def from_ase(
     result_names = None
     if results is not None:
         result_names = names_of_keys("results", results)
-        check_found("results", result_names, [_present_results(one) for one in systems])
+        check_found("results", result_names, [present_results(one) for one in systems])
     twice = set(system_names.values()) & set(atom_names.values())
     if twice:
         raise FieldError(f"{sorted(twice)} are asked for in info and in arrays: leave one out")
@@ -228,7 +228,7 @@ def _entries(atoms: "Atoms", info: Names, arrays: Names) -> Iterator[tuple[str, 
                 yield where, key, name, found[key]
 
 
-def _present_results(atoms: "Atoms", tol: float = 1e-15) -> dict[str, Any]:
+def present_results(atoms: "Atoms", tol: float = 1e-15) -> dict[str, Any]:
     """Results that the attached calculator holds for the present atoms, to within `tol`."""
     calc = atoms.calc
     results = getattr(calc, "results", None) or {}
@@ -246,7 +246,7 @@ def results_of(atoms: "Atoms", names: Names | None = None) -> dict[str, tuple[Le
 
     `names` has the field by name of a result, by default each of `RESULTS` under its own name.
     """
-    return named_results(_present_results(atoms), names)
+    return named_results(present_results(atoms), names)
 
 
 def named_results(
