@@ -15,7 +15,7 @@ from zarrpipe.errors import ArgumentError, ArgumentTypeError, StoreFullError
 
 @pytest.fixture(scope="module", autouse=True)
 def parts(ase):
-    for part in ("calculators.lj", "calculators.morse", "calculators.calculator", "md.verlet"):
+    for part in ("calculators.lj", "calculators.calculator", "md.verlet"):
         pytest.importorskip(f"ase.{part}")
     pytest.importorskip("ase.optimize")
 
@@ -134,14 +134,36 @@ def test_the_same_structure_again(ase, copper, Stepwise):
             copper.get_potential_energy()
         total = copper.positions.sum()
         assert sink.read().energy.flatten().tolist() == pytest.approx([total, 2 * total])
-    with zp.ZarrData({}) as sink:  # of a calculator that recomputes all when it lacks one property
-        copper.calc = RecordingCalculator(ase.calculators.morse.MorsePotential(), sink)
-        copper.get_forces()
-        with pytest.raises(NotImplementedError):
-            copper.get_dipole_moment()
-        copper.get_stress()
-        copper.calc.flush()
+    with zp.ZarrData({}) as sink:  # of a calculator that computes all anew for what it lacks
+        water, emt = ase.build.molecule("H2O"), ase.calculators.emt.EMT()
+        water.calc = RecordingCalculator(emt, sink)
+        water.get_forces()
+        before = emt.results["energy"]
+        with pytest.raises(NotImplementedError):  # without a cell
+            water.get_stress()
+        assert emt.results["energy"] is not before
+        water.calc.flush()
         assert len(sink) == 1
+
+
+def test_arrays_that_a_calculator_writes_into_again(copper, Stepwise):
+    class InPlace(Stepwise):
+        implemented_properties = ("forces",)
+
+        def calculate(self, atoms=None, properties=(), system_changes=()):
+            super().calculate(atoms, properties, system_changes)
+            self.buffer = getattr(self, "buffer", np.zeros((4, 3)))
+            self.buffer[:] = self.results["forces"]
+            self.results["forces"] = self.buffer
+
+    with zp.ZarrData({}) as sink:
+        copper.calc = RecordingCalculator(InPlace(), sink)
+        for scale in (1.0, 2.0, 2.0):
+            copper.calc.scale = scale
+            copper.calc.reset()
+            copper.get_forces()
+        total = copper.positions.sum()
+        assert sink.read().forces[::4, 0].tolist() == pytest.approx([total, 2 * total])
 
 
 def test_errors_pass_and_record_nothing(copper, Stepwise):

@@ -15,7 +15,7 @@ def check_elements(atoms: "Atoms", position: int) -> None:
     """Refuse atoms whose atomic numbers are the types of a LAMMPS dump.
 
     ASE reads type 1 as hydrogen and type 2 as helium, unless the dump has a column of elements or
-    of masses, or ``specorder`` says which element each type is.
+    of masses, or ``specorder`` says which element each type is. It keeps the types from 3.27 on.
     """
     types = atoms.arrays.get("type")
     if types is None or not np.array_equal(types, atoms.numbers):

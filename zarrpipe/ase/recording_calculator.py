@@ -152,7 +152,8 @@ class _Recorder:
         self.calculator, self.sink, self.chosen = calculator, sink, chosen
         self.frames: list[AtomicData] = []  # not yet written
         self.waits = False  # whether the last frame may get more results
-        self.results: dict[str, Any] = {}  # of the last frame
+        self.results: dict[str, Any] = {}  # of the last frame, which may be written into again
+        self.values: dict[str, Any] = {}  # copies of them
         self.atoms: Atoms | None = None  # of the last frame
         self.computed: object = None  # the calculator's own atoms when that was recorded
         self.failed: dict[str, Any] = {}  # results that a failed calculation left behind
@@ -198,9 +199,11 @@ class _Recorder:
             if self.waits and self.completes(atoms, found):
                 self.frames.pop()
             self.frames.append(self.chosen.system(atoms, results))
-            self.atoms, self.results = atoms.copy(), found
+            self.atoms = atoms.copy()
+            self.values = {key: np.array(value) for key, value in found.items()}
             able = self.calculator.implemented_properties
             self.waits = any(key in able and key not in found for key in self.chosen.results)
+        self.results = found
         self.write(len(self.frames) - self.waits)
 
     def repeats(self, atoms: "Atoms", found: Mapping[str, Any]) -> bool:
@@ -212,7 +215,7 @@ class _Recorder:
         return (
             self.atoms == atoms
             and found.keys() >= self.results.keys()
-            and all(np.array_equal(found[key], value) for key, value in self.results.items())
+            and all(np.array_equal(found[key], value) for key, value in self.values.items())
         )
 
     def write(self, count: int) -> None:
