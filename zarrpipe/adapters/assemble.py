@@ -2,7 +2,8 @@
 
 import importlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
 from types import MappingProxyType, ModuleType
 from typing import Any
 
@@ -18,6 +19,7 @@ from zarrpipe.errors import FieldError, MissingLibraryError
 
 _VOIGT = ((0, 5, 4), (5, 1, 3), (4, 3, 2))
 """Position in ASE's order xx, yy, zz, yz, xz, xy of each entry of the matrix."""
+_BLOCK_BYTES = 1 << 25
 
 
 def require(module: str, extra: str) -> ModuleType:
@@ -132,3 +134,32 @@ def without_presence(batch: Batch) -> Batch:
     """Batch in which every system has every field, with fill values where it lacked one."""
     fields, roles, pointers, _ = batch._parts
     return Batch._trusted(dict(fields), dict(roles), pointers, {})
+
+
+def has_positions(obj: Any) -> bool:
+    """Whether an object is a dataset of samples, which are read by their positions."""
+    return hasattr(obj, "__getitems__") and hasattr(obj, "__len__")
+
+
+def position_blocks(dataset: Any, convert: Callable[[Any], Batch]) -> Iterator[Batch]:
+    """Batches of about 32 MB with the samples of a dataset, in order; see `item_blocks`."""
+    return item_blocks(
+        range(len(dataset)), lambda chosen: convert(dataset.__getitems__(np.array(chosen)))
+    )
+
+
+def item_blocks(
+    items: Iterable[Any], convert: Callable[[list[Any]], Batch | None]
+) -> Iterator[Batch]:
+    """Batches of about 32 MB of items, in order, by a function that gives None for no batch.
+
+    The first batch has one item, so that large ones are not gathered.
+    """
+    left, count = iter(items), 1
+    while chosen := list(islice(left, count)):
+        batch = convert(chosen)
+        if batch is None:
+            continue
+        yield batch
+        nbytes = sum(value.nbytes for value in batch.fields.values())
+        count = max(1, min(2 * count, _BLOCK_BYTES * len(chosen) // max(nbytes, 1)))
