@@ -32,6 +32,7 @@ ROOMS = (
     {"training.sampler"},
     {"nodes"},
     {"training"},
+    {"formats"},
     {"testing", "__init__"},
     {"cli"},
     {"__main__"},

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from zarrpipe.dataset.info import info
     from zarrpipe.dataset.store_info import StoreInfo
     from zarrpipe.dataset.zarr_dataset import ZarrDataset
+    from zarrpipe.formats.write.write_out import write_out
     from zarrpipe.sink import ZarrData
     from zarrpipe.store.adopt import adopt
     from zarrpipe.store.api import AtomicDataZarrWriter
@@ -43,6 +44,7 @@ __all__ = [
     "compact",
     "info",
     "merge",
+    "write_out",
     "write_split",
 ]
 
@@ -66,6 +68,7 @@ _HOMES = {
     "compact": "store.rewrite.merge",
     "info": "dataset.info",
     "merge": "store.rewrite.merge",
+    "write_out": "formats.write.write_out",
     "write_split": "training.splits.index_files",
 }
 """Module of each public name, imported when the name is first asked for."""
