@@ -16,7 +16,7 @@ from zarrpipe.data.csr import AnyArray
 from zarrpipe.data.levels import Level
 from zarrpipe.data.schema import Field, Schema, levels_of
 from zarrpipe.formats.write.row_files import RowFiles
-from zarrpipe.formats.write.samples import Samples
+from zarrpipe.formats.write.samples import Samples, kind_of
 
 _BLOCK = 1 << 20
 
@@ -85,6 +85,8 @@ class _Small:
                 own = {"atom": "batch_ptr", "edge": "edge_ptr"}
                 name = own.get(level, f"level_ptrs/{level}")
                 found[name] = np.concatenate([[0], np.cumsum(np.concatenate(counts))])
+        own_levels = (level for level in used if not level.built_in)
+        found |= {f"kind/{level}": np.array(kind_of(level)) for level in sorted(own_levels)}
         for name, item in self._schema.items():
             has = np.concatenate(self._present[name])
             texts = {"level": str(item.level), "unit": item.unit, "index_of": item.index_of or ""}

@@ -13,7 +13,7 @@ from zarrpipe.data.batch import Batch
 from zarrpipe.data.csr import AnyArray
 from zarrpipe.data.schema import Field
 from zarrpipe.formats.write.left_out import empty_rows
-from zarrpipe.formats.write.samples import Samples
+from zarrpipe.formats.write.samples import Samples, kind_of
 
 
 def write_parquet(path: Path, samples: Samples) -> dict[str, str]:
@@ -40,10 +40,11 @@ def _column(pa: Any, item: Field) -> Any:
         kind = pa.list_(kind, length)
     if item.level.has_pointers:
         kind = pa.list_(kind)
-    described: dict[str, Any] = {"level": str(item.level), "shape": item.shape}
-    described |= {"unit": item.unit} if item.unit else {}
-    described |= {"index_of": str(item.index_of)} if item.index_of else {}
-    return pa.field(item.name, kind, metadata={"zarrpipe": json.dumps(described)})
+    known: dict[str, Any] = {"level": str(item.level), "shape": item.shape}
+    known |= {"unit": item.unit} if item.unit else {}
+    known |= {} if item.level.built_in else {"kind": kind_of(item.level)}
+    known |= {"index_of": str(item.index_of)} if item.index_of else {}
+    return pa.field(item.name, kind, metadata={"zarrpipe": json.dumps(known)})
 
 
 def _array(pa: Any, batch: Batch, item: Field) -> Any:

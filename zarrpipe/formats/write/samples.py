@@ -14,6 +14,7 @@ from zarrpipe.adapters.streams import stream_batches
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.csr import Int64Array
 from zarrpipe.data.fields import REQUIRED_FIELDS
+from zarrpipe.data.levels import Level
 from zarrpipe.data.schema import Field, Schema
 from zarrpipe.data.validate import check_count
 from zarrpipe.dataset.zarr_dataset import ZarrDataset
@@ -88,6 +89,11 @@ def _order(dataset: ZarrDataset, sort: str) -> Int64Array:
     ranked = dataset.nlargest if sort.startswith("-") else dataset.nsmallest
     first = ranked(column, len(dataset))
     return np.concatenate([first, np.setdiff1d(np.arange(len(dataset)), first)])
+
+
+def kind_of(level: Level) -> str:
+    """Kind of a level and its parents, as in ``"product atom atom"``."""
+    return " ".join([level.kind, *level.parents])
 
 
 class Samples:
