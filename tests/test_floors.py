@@ -73,6 +73,7 @@ MAY = {
     ("nodes", "torchdata"),
     ("training.loader", "torchdata"),
     ("store.read.kernels", "numba"),
+    ("formats.dpdata_plugin", "dpdata"),
 }
 MODULES = sorted(
     path

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from zarrpipe.dataset.info import info
     from zarrpipe.dataset.store_info import StoreInfo
     from zarrpipe.dataset.zarr_dataset import ZarrDataset
+    from zarrpipe.formats.write.card import write_card
     from zarrpipe.formats.write.write_out import write_out
     from zarrpipe.sink import ZarrData
     from zarrpipe.store.adopt import adopt
@@ -44,6 +45,7 @@ __all__ = [
     "compact",
     "info",
     "merge",
+    "write_card",
     "write_out",
     "write_split",
 ]
@@ -68,6 +70,7 @@ _HOMES = {
     "compact": "store.rewrite.merge",
     "info": "dataset.info",
     "merge": "store.rewrite.merge",
+    "write_card": "formats.write.card",
     "write_out": "formats.write.write_out",
     "write_split": "training.splits.index_files",
 }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,29 +11,8 @@ from zarrpipe.dataset.zarr_dataset import ZarrDataset
 from zarrpipe.formats.write.formats import format_of
 from zarrpipe.formats.write.samples import Choice, Samples
 from zarrpipe.formats.write.target import check_vacant, new_target, place_of
+from zarrpipe.formats.write.written import Written
 from zarrpipe.store.backend.location import StoreLike
-
-
-@dataclass(frozen=True)
-class Written:
-    """What `write_out` wrote.
-
-    Attributes
-    ----------
-    path : Path
-        The file, or the directory of a format that has several files.
-    format : str
-        Name of the format.
-    num_samples : int
-        Number of samples in it.
-    left_out : mapping of str to str
-        Why something is not in it, by the name of the field, or of what else it is.
-    """
-
-    path: Path
-    format: str
-    num_samples: int
-    left_out: Mapping[str, str] = field(default_factory=dict)
 
 
 def write_out(
