@@ -10,13 +10,14 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from zarrpipe.cli import look, maintain
+from zarrpipe.cli import export, look, maintain
 from zarrpipe.cli.exit_codes import MEANINGS, UNUSABLE
 from zarrpipe.cli.output import flush, report
 from zarrpipe.errors import ZarrPipeError
 
 COMMANDS: tuple[Callable[..., int], ...] = (
     look.info,
+    export.export,
     maintain.check,
     maintain.adopt,
 )

@@ -31,7 +31,7 @@ def check_vacant(place: Path, folder_of: tuple[str, ...], *, overwrite: bool) ->
         return
     if not overwrite:
         raise StoreExistsError(
-            f"{place} exists: give another place, or overwrite=True to replace it"
+            f"{place} exists: give another place, or overwrite=True (--overwrite) to replace it"
         )
     if place.is_dir() is not bool(folder_of):
         kinds = ("a directory", "a file")[:: 1 if place.is_dir() else -1]
