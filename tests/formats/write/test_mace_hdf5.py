@@ -93,3 +93,18 @@ def test_mace_batches_them(place, tmp_path, read):
     (batch,) = loader
     assert batch.energy_weight.tolist() == [1, 0, 1, 1, 0]
     assert batch.forces.shape == (12, 3)
+
+
+def test_conditions_and_polarizabilities(tmp_path, read):
+    own = {"elec_temp": torch.tensor([300.0]), "polarizability": torch.eye(3)[None]}
+    first = zp.AtomicData(torch.rand(1, 3), [1], charge=-1.0, spin=2.0, system=own)
+    with zp.ZarrData(tmp_path / "store") as sink:
+        sink.write([first, zp.AtomicData(torch.rand(1, 3), [1])])
+    written = zp.write_out(tmp_path / "store", tmp_path / "out.h5")
+    assert written.left_out == {}
+    found, bare = read(written.path)
+    assert (found.total_charge, found.total_spin, found.elec_temp) == (-1, 2, 300)
+    assert torch.equal(found.polarizability[0], torch.eye(3, dtype=torch.float64))
+    assert found.polarizability_weight.min() == 1
+    assert (bare.total_charge, bare.total_spin, bare.elec_temp) == (0, 1, 0)
+    assert bare.polarizability_weight.max() == 0

@@ -24,16 +24,17 @@ _LABELS = {
     "dipole": "dipole",
     "charges": "charges",
     "polarizability": "polarizability",
-    "total_charge": "charge",
-    "total_spin": "spin",
-    "elec_temp": "elec_temp",
 }
-"""Our field by MACE's property; each is in every configuration, with the weight 0 if it is missing.
+"""Our field by MACE's label; each is in every configuration, with the weight 0 if it is missing.
 
-MACE takes a property of which the file says nothing as 0, with the weight 1.
+MACE takes a label of which the file says nothing as 0, with the weight 1.
 """
 
+_CONDITIONS = {"total_charge": "charge", "total_spin": "spin", "elec_temp": "elec_temp"}
+"""Our field by MACE's property that is no label, and has a value by default."""
+
 _STRUCTURE = ("positions", "atomic_numbers", "cell", "pbc")
+_KNOWN = frozenset({*_LABELS.values(), *_CONDITIONS.values()})
 _OWN = ("config_type", "config_weight", *(f"config_{label}_weight" for label in _LABELS))
 _TAKEN = frozenset(
     {"weight", "virials", "total_charge", "total_spin", "head", "edge_index", "node_attrs"}
@@ -50,7 +51,7 @@ def write_mace(path: Path, samples: Samples) -> dict[str, str]:
     h5py = require("h5py", "io")
     left_out = _left_out(samples)
     some, number = samples.without(*left_out), 0
-    own = [name for name in some.schema if name not in {*_STRUCTURE, *_OWN, *_LABELS.values()}]
+    own = [name for name in some.schema if name not in {*_STRUCTURE, *_OWN, *_KNOWN}]
     with h5py.File(path, "w") as file:
         file.attrs["drop_last"] = False
         group = file.create_group("config_batch_0")
@@ -64,7 +65,7 @@ def write_mace(path: Path, samples: Samples) -> dict[str, str]:
 def _left_out(samples: Samples) -> dict[str, str]:
     schema = samples.schema
     left_out = without_place(schema) | empty_rows(schema) | reserved(schema, _TAKEN)
-    known = {*_STRUCTURE, *_OWN, *_LABELS.values(), *left_out}
+    known = {*_STRUCTURE, *_OWN, *_KNOWN, *left_out}
     for name, item in schema.items():
         if name == "config_type" or name in known:
             continue
@@ -104,9 +105,9 @@ def _write_one(group: Any, data: AtomicData, own: list[str]) -> None:
         usual = 1.0 if name in values else 0.0
         weight = values.get(f"config_{label}_weight")
         weights[label] = usual if weight is None or not usual else float(weight.item())
-    for name in own:
+    for label, name in (*_CONDITIONS.items(), *zip(own, own, strict=True)):
         if name in values:
-            properties[name] = _value(data, name)
+            properties[label] = _value(data, name)
 
 
 def _value(data: AtomicData, name: str) -> Any:
@@ -114,5 +115,5 @@ def _value(data: AtomicData, name: str) -> Any:
     value = data[name].numpy()
     if data.levels[name] is Level.ATOM:
         return value
-    known = name in CORE_FIELDS
+    known = name in CORE_FIELDS or name in _KNOWN
     return value.reshape(()) if known and value.size == 1 else value[0] if known else value
