@@ -47,6 +47,15 @@ def test_only_periodic_directions_have_vectors_and_only_volumes_stresses(place, 
     assert not (written.path / "virial.bin").exists()
 
 
+def test_virials_become_stresses_where_there_are_none(place, samples, tmp_path):
+    some = ["virial", "cell", "pbc"]
+    written = zp.write_out(place, tmp_path / "out.memmap", fields=some)
+    assert written.left_out["virial"].startswith("written as stress")
+    stress = bytes_of(written.path, "stress", 3, 3)
+    np.testing.assert_allclose(stress[0], samples[0].stress[0], rtol=1e-6)
+    assert np.isnan(stress[1:]).all()
+
+
 def test_a_directory_with_other_files_is_not_replaced(place, tmp_path):
     zp.write_out(place, tmp_path / "out.memmap")
     zp.write_out(place, tmp_path / "out.memmap", overwrite=True, limit=2)

@@ -18,6 +18,8 @@ from zarrpipe.formats.write.samples import Samples
 
 FILES = ("ns.npy", "na.npy", "*.bin")
 _NAMES = {"positions": "x", "atomic_numbers": "a", "cell": "c", "atomic_masses": "masses"}
+_NAMES |= {"virial": "stress"}
+_VIRIAL = "written as stress: minus the virial over the volume"
 _WHOLE = ("momenta", "atomic_masses")
 """Fields that metatrain gives to every system, if their file is there."""
 
@@ -31,6 +33,8 @@ def write_metatrain(path: Path, samples: Samples) -> dict[str, str]:
     """
     left_out = _left_out(samples)
     some, counts = samples.without(*(name for name in left_out if name in samples.schema)), [0]
+    if "virial" in some.schema:
+        left_out["virial"] = _VIRIAL
     path.mkdir()
     with RowFiles(path) as rows:
         for batch in some.batches():
@@ -57,8 +61,8 @@ def _left_out(samples: Samples) -> dict[str, str]:
             left_out[name] = "some samples lack it, and metatrain gives it to every system"
     if "pbc" in schema and "cell" not in schema:
         left_out["pbc"] = "without cells no direction of the format is periodic"
-    if "virial" in schema:
-        left_out["virial"] = "the format has stresses, which are minus the virials over the volume"
+    if "virial" in schema and "stress" in schema:
+        left_out["virial"] = "the format has the stress alone, and there is one"
     return left_out
 
 
@@ -68,7 +72,7 @@ def _values(batch: Batch, name: str, left_out: dict[str, str]) -> AnyArray:
     if name == "cell":
         return _periodic_cells(batch, left_out)
     has = batch.present(name)
-    if name == "stress" and not bool((solid := _periodic(batch).all(1)).all()):
+    if name in ("stress", "virial") and not bool((solid := _periodic(batch).all(1)).all()):
         left_out["stress without a volume"] = (
             "of samples that are not periodic in three directions: metatrain multiplies it by the "
             "determinant of the cell"
@@ -79,6 +83,9 @@ def _values(batch: Batch, name: str, left_out: dict[str, str]) -> AnyArray:
         rows = np.repeat(rows, batch.num_nodes_per_graph.numpy())
     if not rows.all():
         values[~rows] = np.nan
+    if name == "virial" and "cell" in batch:
+        cells = np.where(rows[:, None, None], batch.cell.numpy(), np.eye(3))
+        values /= -np.abs(np.linalg.det(cells))[:, None, None]
     return values
 
 
