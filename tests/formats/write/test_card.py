@@ -68,7 +68,7 @@ def test_what_is_recommended_and_missing_is_told(place, croissant, tmp_path, cap
     assert json.loads((tmp_path / "card.json").read_text())["name"] == "other"
 
 
-def test_wrong_places_and_properties(place, croissant, tmp_path):
+def test_wrong_places_and_properties(place, croissant, tmp_path, monkeypatch):
     store = shutil.copytree(place, tmp_path / "data.zarr")
     with pytest.raises(ArgumentError, match="beside the store"):
         zp.write_card(store, tmp_path / "sub" / "card.json")
@@ -78,4 +78,12 @@ def test_wrong_places_and_properties(place, croissant, tmp_path):
         zp.write_card({})
     with pytest.raises(ArgumentError, match="not valid Croissant"):
         zp.write_card(store, date_published="yesterday")
+
+    def refused(**_):
+        raise croissant.ValidationError("as read")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(croissant.Metadata, "from_json", refused)
+        with pytest.raises(ArgumentError, match="not valid Croissant: as read"):
+            zp.write_card(store)
     assert not (tmp_path / "data.zarr.croissant.json").exists()

@@ -29,6 +29,14 @@ def test_rows_are_the_samples(place, samples, tmp_path):
                 np.testing.assert_array_equal(np.reshape(found, value.shape), value, err_msg=name)
 
 
+def test_row_numbers_count_within_a_system(place, tmp_path):
+    """The second batch has two samples, so that the last one is not the first of its batch."""
+    dataset = zp.ZarrDataset(place).index_select([2, 1, 0])
+    table = parquet.read_table(zp.write_out(dataset, tmp_path / "out.parquet").path)
+    assert table["neighbor_list"].to_pylist() == [None, [[1, 0]], [[0, 1], [2, 0]]]
+    assert table["bond_atoms"].to_pylist() == [None, None, [[0, 1], [1, 2]]]
+
+
 def test_columns_say_what_they_are(place, tmp_path):
     schema = parquet.read_schema(zp.write_out(place, tmp_path / "out.parquet").path)
     known = {name: json.loads(schema.field(name).metadata[b"zarrpipe"]) for name in schema.names}

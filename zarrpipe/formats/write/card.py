@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +128,8 @@ class _Card:
         """The card as JSON; raises `ArgumentError` for what Croissant does not allow."""
         items, library = [*schema], self._library
         levels = dict.fromkeys(item.level for item in items)
-        with _quiet():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of rdflib, about itself
             try:
                 made = library.Metadata(
                     ctx=self._context,
@@ -233,17 +232,3 @@ def _summary(facts: StoreInfo) -> str:
         f"{facts.samples} atomic systems with {facts.atoms} atoms of {elements}, in Zarr v3. "
         f"Fields: {names}."
     )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep mlcroissant from logging missing properties, and rdflib from warning of itself."""
-    logger = logging.getLogger("absl")
-    before = logger.disabled
-    logger.disabled = True
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)
-            yield
-    finally:
-        logger.disabled = before

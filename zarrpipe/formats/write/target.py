@@ -53,7 +53,6 @@ def new_target(place: Path, folder_of: tuple[str, ...], *, overwrite: bool) -> I
     It is in a hidden directory beside the place. A kill leaves this directory, which the next call
     for the same place removes.
     """
-    check_vacant(place, folder_of, overwrite=overwrite)
     with temp_sibling(place) as (sibling, lock):
         new = sibling / place.name
         yield new
