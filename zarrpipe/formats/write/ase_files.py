@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -89,30 +90,34 @@ def write_db(path: Path, samples: Samples) -> LeftOut:
     Numbers and strings of a system are key-value pairs, so that they can be selected by, and what
     ASE does not take as such is in the row's `data`, as arrays are.
     """
-    return _write_rows(path, samples, "db", _pairs())
+    rows = require("ase.db", "io").connect(str(path), type="db")
+    nan = {"energies that are NaN": "SQLite has no NaN: the rows have no energy"}
+    return _write_rows(rows, samples, _pairs(), nan)
 
 
 def write_aselmdb(path: Path, samples: Samples) -> LeftOut:
     """Write an LMDB of rows of ASE, with own fields in `data`, where fairchem looks for them."""
-    require("ase_db_backends.aselmdb", "io")
-    return _write_rows(path, samples, "aselmdb", lambda key, value: False)
+    rows = require("ase_db_backends.aselmdb", "io").LMDBDatabase(str(path))
+    rows.ids = _NewIds()
+    return _write_rows(rows, samples, lambda key, value: False)
 
 
 def _write_rows(
-    path: Path, samples: Samples, kind: str, is_pair: Callable[[str, Any], bool]
+    rows: Any,
+    samples: Samples,
+    is_pair: Callable[[str, Any], bool],
+    nan: Mapping[str, str] = MappingProxyType({}),
 ) -> LeftOut:
-    database = require("ase.db", "io")
+    """Write a row for each sample; `nan` is left out where an energy is NaN."""
     some, left_out = _fitting(samples, _TAKEN)
-    with database.connect(str(path), type=kind) as rows:
-        if kind == "aselmdb":
-            rows.ids = _NewIds()
+    with rows:
         for atoms in _images(some, left_out):
             pairs = {key: own for key, own in atoms.info.items() if is_pair(key, own)}
             data = {key: own for key, own in atoms.info.items() if key not in pairs}
             data |= {key: own for key, own in atoms.arrays.items() if key not in _KEPT_ARRAYS}
             rows.write(atoms, key_value_pairs=pairs, data=data)
-            if kind == "db" and np.isnan(_energy(atoms)):
-                left_out["energies that are NaN"] = "SQLite has no NaN: the rows have no energy"
+            if np.isnan(_energy(atoms)):
+                left_out |= nan
     return left_out
 
 

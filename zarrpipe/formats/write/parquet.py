@@ -36,8 +36,8 @@ def write_parquet(path: Path, samples: Samples) -> dict[str, str]:
 def _column(pa: Any, item: Field) -> Any:
     """Type of a column, and what its values are."""
     kind = pa.string() if item.categories is not None else pa.from_numpy_dtype(item.dtype)
-    for length in reversed(_shape(item)):
-        kind = pa.list_(kind, length)
+    for _ in _shape(item):
+        kind = pa.list_(kind)
     if item.level.has_pointers:
         kind = pa.list_(kind)
     known: dict[str, Any] = {"level": str(item.level), "shape": item.shape}
@@ -59,11 +59,12 @@ def _array(pa: Any, batch: Batch, item: Field) -> Any:
     rows = pa.array(values.reshape(-1))
     for place, length in reversed([*enumerate(_shape(item))]):
         outermost = place == 0 and not item.level.has_pointers
-        rows = pa.FixedSizeListArray.from_arrays(rows, length, mask=mask if outermost else None)
+        ptr = np.arange(0, len(rows) + 1, length, dtype=np.int32)
+        rows = pa.ListArray.from_arrays(pa.array(ptr), rows, mask=mask if outermost else None)
     if not item.level.has_pointers:
         return rows
-    ptr = pa.array(batch.level_ptr(item.level).numpy().astype(np.int32))
-    return pa.ListArray.from_arrays(ptr, rows, mask=mask)
+    ptr = batch.level_ptr(item.level).numpy().astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(ptr), rows, mask=mask)
 
 
 def _shape(item: Field) -> tuple[int, ...]:
