@@ -43,15 +43,20 @@ ROOMS = (
 HEIGHT = {name: height for height, names in enumerate(ROOMS) for name in names}
 OPTIONAL = {
     "ase",
+    "ase_db_backends",
+    "dpdata",
     "fsspec",
+    "h5py",
     "hypothesis",
     "lightning",
     "mace",
     "matplotlib",
+    "mlcroissant",
     "numba",
     "nvalchemi",
     "pandas",
     "pymatgen",
+    "pyarrow",
     "pytest",
     "rich",
     "s3fs",
@@ -70,6 +75,7 @@ MAY = {
     ("nodes", "torchdata"),
     ("training.loader", "torchdata"),
     ("store.read.kernels", "numba"),
+    ("formats.dpdata_plugin", "dpdata"),
 }
 MODULES = sorted(
     path

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from zarrpipe.dataset.store_info import StoreInfo
     from zarrpipe.dataset.zarr_dataset import ZarrDataset
     from zarrpipe.formats.read.read_into import read_into
+    from zarrpipe.formats.write.card import write_card
+    from zarrpipe.formats.write.write_out import write_out
     from zarrpipe.sink import ZarrData
     from zarrpipe.store.adopt import adopt
     from zarrpipe.store.api import AtomicDataZarrWriter
@@ -45,6 +47,8 @@ __all__ = [
     "info",
     "merge",
     "read_into",
+    "write_card",
+    "write_out",
     "write_split",
 ]
 
@@ -69,6 +73,8 @@ _HOMES = {
     "info": "dataset.info",
     "merge": "store.rewrite.merge",
     "read_into": "formats.read.read_into",
+    "write_card": "formats.write.card",
+    "write_out": "formats.write.write_out",
     "write_split": "training.splits.index_files",
 }
 """Module of each public name, imported when the name is first asked for."""

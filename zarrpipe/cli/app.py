@@ -10,13 +10,14 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from zarrpipe.cli import files, look, maintain
+from zarrpipe.cli import export, imports, look, maintain
 from zarrpipe.cli.exit_codes import MEANINGS, UNUSABLE
 from zarrpipe.cli.output import flush, report
 from zarrpipe.errors import ZarrPipeError
 
 COMMANDS: tuple[Callable[..., int], ...] = (
-    files.import_,
+    imports.import_,
+    export.export,
     look.info,
     maintain.check,
     maintain.adopt,
