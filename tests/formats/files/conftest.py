@@ -50,11 +50,11 @@ def frames_of(block):
 
 @pytest.fixture(scope="session")
 def read_all():
-    """Scan and all frames of a source; parts go through pickle, as they do to processes."""
+    """Scan and all frames of a source; a scan goes through pickle, as it does to processes."""
 
     def read(reader, path):
-        scan = reader.scan(str(path))
-        blocks = [reader.read(part) for part in pickle.loads(pickle.dumps(scan.parts))]
+        scan = pickle.loads(pickle.dumps(reader.scan(str(path))))
+        blocks = [reader.read(part) for part in scan.parts]
         frames = [frame for block in blocks for frame in frames_of(block)]
         failures = [failure for block in blocks for failure in block.failures]
         for part, block in zip(scan.parts, blocks, strict=True):

@@ -172,14 +172,16 @@ def test_what_other_readers_take_or_nobody_knows_is_not_recognised(load, tmp_pat
         assert not AseFiles.recognises(str(path)), path
 
 
-def test_a_file_without_a_structure_is_a_failure(tmp_path, read_all):
-    path = tmp_path / "runner.data"
-    path.write_text("begin nothing of the kind\n")
-    assert format_of(str(path)) is not None
+@pytest.mark.parametrize(
+    ("text", "reason"), [("begin nothing of it\n", "has no atoms"), ("%mem=1\n", "name its format")]
+)
+def test_a_file_without_a_structure_is_a_failure(text, reason, tmp_path, read_all):
+    path = tmp_path / "some.data"
+    path.write_text(text)
     found = read_all(AseFiles(), path)
     assert found.frames == []
     (failure,) = found.scan.failures
-    assert "name its format" in failure.reason
+    assert reason in failure.reason
 
 
 def test_one_format_may_be_given(load, tmp_path, atoms_list, read_all):

@@ -3,22 +3,14 @@
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from zarrpipe.formats.read.ase_frames import entries_of
-from zarrpipe.formats.read.assembly import (
-    PART_FRAMES,
-    Frame,
-    parts_of,
-    read_each,
-    read_range,
-    sampled,
-    scan_of,
-    scan_or_failure,
-)
+from zarrpipe.formats.read.assembly import PART_FRAMES, Frame, scan_or_failure
 from zarrpipe.formats.read.frames import (
     POSITIONS,
     SYSTEM,
@@ -27,7 +19,7 @@ from zarrpipe.formats.read.frames import (
     Part,
     Scan,
 )
-from zarrpipe.formats.read.levels import check_levels, find_levels, place_values, shapes_seen
+from zarrpipe.formats.read.levels import LooseFrame, check_levels, read_loose, scan_loose
 from zarrpipe.libraries import require
 
 _LMDB = ".aselmdb"
@@ -78,35 +70,17 @@ class AseDatabase:
         with _opened(path) as database:
             ids = _ids(database)
             row_of = _row_getter(database, path)
-
-            def load(number: int) -> tuple[Any, Mapping[str, Any]]:
-                row = row_of(ids[number])
-                return row, row.data  # which is decoded here, and may be damaged
-
-            found, _ = read_each(path, sampled(len(ids)), load)
-            metadata = dict(database.metadata or {})
-        rows = [row for row, _ in found]
-        seen = shapes_seen((row.natoms, data) for row, data in found)
-        levels = tuple(find_levels(seen, self.levels).items())
-        size = len(ids) if path.endswith(".json") else PART_FRAMES
-        parts = [
-            part._replace(span=(tuple(ids[part.first : part.first + part.num_frames]), levels))
-            for part in parts_of(path, len(ids), size=size)
-        ]
-        frames, _ = read_each(path, range(len(rows)), lambda i: _frame(i, rows[i], dict(levels)))
-        units = _units(metadata, {entry for frame in frames for entry in frame.values})
-        return scan_of(parts, frames, units)
+            size = len(ids) if path.endswith(".json") else PART_FRAMES
+            scan = scan_loose(
+                path, ids, lambda number: _frame(number, row_of(ids[number])), self.levels, size
+            )
+            return replace(scan, units=_units(dict(database.metadata or {}), scan.entries))
 
     def read(self, part: Part) -> FrameBlock:
         """Read the rows of a part."""
-        ids, levels = part.span
         with _opened(part.path) as database:
             row_of = _row_getter(database, part.path)
-
-            def load(number: int) -> Frame:
-                return _frame(number, row_of(ids[number - part.first]), dict(levels))
-
-            return read_range(part, load)
+            return read_loose(part, lambda number, key: _frame(number, row_of(key)))
 
 
 @contextmanager
@@ -151,7 +125,7 @@ def _row_getter(database: Any, path: str) -> Callable[[int], Any]:
     return lambda number: database.get(id=number)
 
 
-def _frame(number: int, row: Any, levels: Mapping[str, str]) -> Frame:
+def _frame(number: int, row: Any) -> LooseFrame:
     """Row of a database as a frame."""
     atoms = row.toatoms()
     values = dict(entries_of(atoms))
@@ -162,14 +136,8 @@ def _frame(number: int, row: Any, levels: Mapping[str, str]) -> Frame:
             left_out[Entry(SYSTEM, key)] = _NOT_TAKEN[key]
         elif isinstance(row[key], dict):
             values |= {Entry(SYSTEM, name, key): value for name, value in row[key].items()}
-    data, unclear = place_values(row.data, len(atoms), levels, "info")
-    for entry, value in data.items():
-        taken = entry in values
-        values[entry._replace(place="data") if taken else entry] = value
-    cell = np.asarray(atoms.cell)
-    return Frame(
-        number, atoms.numbers, atoms.positions, cell, atoms.pbc, values, None, left_out | unclear
-    )
+    structure = (atoms.numbers, atoms.positions, np.asarray(atoms.cell), atoms.pbc)
+    return LooseFrame(Frame(number, *structure, values, left_out=left_out), row.data, "info")
 
 
 def _units(metadata: Mapping[str, Any], entries: Iterable[Entry]) -> dict[Entry, str]:

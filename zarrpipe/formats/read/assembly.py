@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -56,6 +55,8 @@ class Frame:
 
     def __post_init__(self) -> None:
         count = len(self.atomic_numbers)
+        if count == 0:
+            raise ValueError("has no atoms")
         _check("positions", self.positions, (count, 3))
         _check("the cell", np.zeros((3, 3)) if self.cell is None else self.cell, (3, 3))
         _check("pbc", np.zeros(3) if self.pbc is None else self.pbc, (3,))
@@ -197,7 +198,6 @@ def read_range(part: Part, load: Callable[[int], Frame]) -> FrameBlock:
 def scan_of(
     parts: Iterable[Part],
     frames: Sequence[Frame],
-    units: Mapping[Entry, str] = MappingProxyType({}),
     failures: Iterable[Failure] = (),
 ) -> Scan:
     """Scan with the entries of some frames, or of all.
@@ -214,7 +214,6 @@ def scan_of(
         tuple(failures),
         exhaustive=len(frames) == sum(part.num_frames for part in found),
         num_single_atoms=sum(len(frame.atomic_numbers) == 1 for frame in frames),
-        units=units,
         left_out=left_out,
     )
 

@@ -1,13 +1,23 @@
 """Levels of arrays in formats that do not write them down: told, named, proven, or left out."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from zarrpipe.errors import ArgumentError
-from zarrpipe.formats.read.frames import ATOM, SYSTEM, Entry
+from zarrpipe.formats.read.assembly import (
+    PART_FRAMES,
+    Frame,
+    parts_of,
+    read_each,
+    read_range,
+    sampled,
+    scan_of,
+)
+from zarrpipe.formats.read.frames import ATOM, SYSTEM, Entry, FrameBlock, Part, Scan
 
 _ATOM_WORDS = frozenset(
     {"force", "forces", "charges", "magmom", "magmoms", "momenta", "momentum", "velocities"}
@@ -22,18 +32,17 @@ Shapes = Mapping[str, Iterable[tuple[int, tuple[int, ...]]]]
 
 
 def named_level(key: str) -> str | None:
-    """Level that a key's words tell: ``ref_forces`` are of atoms, a ``dft_dipole`` is of a system.
+    """Level that the last known word of a key tells: ``energy_forces`` are of atoms.
 
     Examples
     --------
     >>> named_level("REF_forces"), named_level("total-dipole"), named_level("polarity")
     ('atom', 'system', None)
     """
-    words = set(re.split(r"[\W_\d]+", key.lower()))
-    of_atoms, of_system = bool(words & _ATOM_WORDS), bool(words & _SYSTEM_WORDS)
-    if of_atoms is of_system:
-        return None
-    return ATOM if of_atoms else SYSTEM
+    for word in reversed(re.split(r"[\W_\d]+", key.lower())):
+        if word in _ATOM_WORDS or word in _SYSTEM_WORDS:
+            return ATOM if word in _ATOM_WORDS else SYSTEM
+    return None
 
 
 def check_levels(levels: Mapping[str, str]) -> None:
@@ -67,21 +76,62 @@ def find_levels(seen: Shapes, given: Mapping[str, str]) -> dict[str, str]:
     return levels
 
 
-def place_values(
-    values: Mapping[str, Any], num_atoms: int, levels: Mapping[str, str], place: str = ""
-) -> tuple[dict[Entry, Any], dict[Entry, str]]:
-    """Values of one structure by entry, and why those whose level is unknown are left out."""
-    placed: dict[Entry, Any] = {}
-    unclear: dict[Entry, str] = {}
-    for key, value in values.items():
-        if value is None:
-            continue
-        level = levels.get(key)
-        if level is None and _rows(value) == (num_atoms,):
-            unclear[Entry(SYSTEM, key, place)] = unclear_level(key)
-        else:
-            placed[Entry(level or SYSTEM, key, place)] = value
-    return placed, unclear
+@dataclass(frozen=True)
+class LooseFrame:
+    """A frame, and values of it whose levels the format does not write down.
+
+    They are entries of `place`, and of ``"data"`` where that has an entry of the same name.
+    """
+
+    frame: Frame
+    values: Mapping[str, Any]
+    place: str = ""
+
+    def placed(self, levels: Mapping[str, str]) -> Frame:
+        """Frame with the values at their levels, and why others are left out."""
+        values, left_out = dict(self.frame.values), dict(self.frame.left_out)
+        num_atoms = len(self.frame.atomic_numbers)
+        for key, value in self.values.items():
+            level = levels.get(key)
+            if value is None:
+                continue
+            if level is None and _rows(value) == (num_atoms,):
+                left_out[Entry(SYSTEM, key, self.place)] = unclear_level(key)
+                continue
+            entry = Entry(level or SYSTEM, key, self.place)
+            values[entry._replace(place="data") if entry in values else entry] = value
+        return replace(self.frame, values=values, left_out=left_out)
+
+
+def scan_loose(
+    path: str,
+    keys: Sequence[Any],
+    load: Callable[[int], LooseFrame],
+    given: Mapping[str, str],
+    size: int = PART_FRAMES,
+) -> Scan:
+    """Scan of frames that have a key each, and levels that are found or `given`."""
+    found, _ = read_each(path, sampled(len(keys)), load)
+    seen = shapes_seen((len(one.frame.atomic_numbers), one.values) for one in found)
+    levels = find_levels(seen, given)
+    frames, _ = read_each(path, range(len(found)), lambda i: found[i].placed(levels))
+    parts = [
+        part._replace(
+            span=(tuple(keys[part.first : part.first + part.num_frames]), tuple(levels.items()))
+        )
+        for part in parts_of(path, len(keys), size=size)
+    ]
+    return scan_of(parts, frames)
+
+
+def read_loose(part: Part, load: Callable[[int, Any], LooseFrame]) -> FrameBlock:
+    """Block of a part that `scan_loose` made; `load` has a frame's number and key."""
+    keys, levels = part.span
+
+    def placed(number: int) -> Frame:
+        return load(number, keys[number - part.first]).placed(dict(levels))
+
+    return read_range(part, placed)
 
 
 def shapes_seen(frames: Iterable[tuple[int, Mapping[str, Any]]]) -> Shapes:

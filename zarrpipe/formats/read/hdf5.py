@@ -1,0 +1,119 @@
+"""HDF5 files that MACE trains from, as its ``mace_prepare_data`` writes them."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from zarrpipe.formats.read.assembly import Frame, scan_or_failure
+from zarrpipe.formats.read.frames import ATOM, SYSTEM, Entry, FrameBlock, Part, Scan
+from zarrpipe.formats.read.levels import LooseFrame, check_levels, read_loose, scan_loose
+from zarrpipe.libraries import require
+
+_MAGIC = b"\x89HDF\r\n\x1a\n"
+_LEVELS = {
+    **dict.fromkeys(("forces", "charges"), ATOM),
+    **dict.fromkeys(("energy", "stress", "virials", "dipole", "polarizability", "head"), SYSTEM),
+    **dict.fromkeys(("total_charge", "total_spin", "elec_temp"), SYSTEM),
+}
+"""Levels of MACE's own properties; a model may embed others."""
+
+_STRUCTURE = frozenset({"atomic_numbers", "positions", "cell", "pbc", "weight", "config_type"})
+
+
+class MaceHdf5:
+    """Reads MACE's HDF5 files: configurations with their properties and weights.
+
+    A property whose weight is 0 is missing: MACE writes 0 for what a structure has no label of.
+    Other weights than 1 are kept under the keys that MACE reads from extended XYZ,
+    ``config_weight`` and ``config_energy_weight``.
+
+    Parameters
+    ----------
+    levels
+        Level, ``"atom"`` or ``"system"``, by name of a property that is not MACE's own.
+    """
+
+    name = "mace-hdf5"
+    in_processes = True
+
+    def __init__(self, levels: Mapping[str, str] | None = None) -> None:
+        self.levels = dict(levels or {})
+        check_levels(self.levels)
+
+    @staticmethod
+    def recognises(path: str) -> bool:
+        """Whether a file is HDF5 with a batch of configurations."""
+        if not Path(path).is_file():
+            return False
+        with Path(path).open("rb") as file:
+            if file.read(len(_MAGIC)) != _MAGIC:
+                return False
+        try:
+            with _opened(path) as file:
+                return any(name.startswith("config_batch_") for name in file)
+        except OSError:  # cut off: it may be anyone's
+            return False
+
+    def scan(self, path: str) -> Scan:
+        """Look at some configurations."""
+        return scan_or_failure(path, self._scan)
+
+    def _scan(self, path: str) -> Scan:
+        with _opened(path) as file:
+            batches = _in_order(file)
+            names = [f"{batch}/{config}" for batch in batches for config in _in_order(file[batch])]
+            given = {**self.levels, **_LEVELS}
+            return scan_loose(path, names, lambda i: _frame(i, file[names[i]]), given)
+
+    def read(self, part: Part) -> FrameBlock:
+        """Read the configurations of a part."""
+        with _opened(part.path) as file:
+            return read_loose(part, lambda number, name: _frame(number, file[name]))
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[Any]:
+    """HDF5 file that is only read."""
+    with require("h5py", "formats").File(path, "r") as file:
+        yield file
+
+
+def _in_order(group: Any) -> list[str]:
+    """Names of the members ``..._0``, ``..._1`` of a group by their numbers."""
+    return sorted(
+        (name for name in group if name.startswith("config_")),
+        key=lambda name: int(name.rpartition("_")[2]),
+    )
+
+
+def _frame(number: int, group: Any) -> LooseFrame:
+    """Configuration as a frame."""
+    content = {key: _value(item) for key, item in group.items() if hasattr(item, "shape")}
+    if "properties" in group:
+        labels = {key: _value(item) for key, item in group["properties"].items()}
+        weights = {key: _value(item) for key, item in group["property_weights"].items()}
+    else:  # as MACE wrote until 0.3.12
+        weights = {key[:-7]: content.pop(key) for key in list(content) if key.endswith("_weight")}
+        labels = {key: value for key, value in content.items() if key not in _STRUCTURE}
+    given = {key: weight for key, weight in weights.items() if weight is None or np.any(weight)}
+    named = {f"config_{key}_weight": weight for key, weight in given.items()}
+    values = {
+        Entry(SYSTEM, key): weight
+        for key, weight in {"config_weight": content.get("weight"), **named}.items()
+        if weight is not None and np.any(weight != np.float64(1))
+    }
+    values[Entry(SYSTEM, "config_type")] = content.get("config_type")
+    present = {key: value for key, value in labels.items() if key in given or key not in weights}
+    structure = (content["atomic_numbers"], content["positions"], content["cell"], content["pbc"])
+    return LooseFrame(Frame(number, *structure, values), present)
+
+
+def _value(item: Any) -> Any:
+    """Value of a data set; None where MACE wrote that there is none."""
+    value = item[()]
+    if isinstance(value, bytes):
+        value = value.decode()
+    return None if isinstance(value, str) and value == "None" else value
