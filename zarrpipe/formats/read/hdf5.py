@@ -20,6 +20,7 @@ _LEVELS = {
 }
 """Levels of MACE's own properties; a model may embed others."""
 
+_WEIGHT = "_weight"
 _STRUCTURE = frozenset({"atomic_numbers", "positions", "cell", "pbc", "weight", "config_type"})
 
 
@@ -91,24 +92,26 @@ def _in_order(group: Any) -> list[str]:
 
 def _frame(number: int, group: Any) -> LooseFrame:
     """Configuration as a frame."""
-    content = {key: _value(item) for key, item in group.items() if hasattr(item, "shape")}
     if "properties" in group:
-        labels = {key: _value(item) for key, item in group["properties"].items()}
-        weights = {key: _value(item) for key, item in group["property_weights"].items()}
+        labels, weights = dict(group["properties"]), dict(group["property_weights"])
     else:  # as MACE wrote until 0.3.12
-        weights = {key[:-7]: content.pop(key) for key in list(content) if key.endswith("_weight")}
-        labels = {key: value for key, value in content.items() if key not in _STRUCTURE}
-    given = {key: weight for key, weight in weights.items() if weight is None or np.any(weight)}
-    named = {f"config_{key}_weight": weight for key, weight in given.items()}
+        labels = {key: item for key, item in group.items() if key not in _STRUCTURE}
+        names = [key for key in labels if key.endswith(_WEIGHT)]
+        weights = {key.removesuffix(_WEIGHT): labels.pop(key) for key in names}
+    weight = {key: _value(item) for key, item in weights.items()}
+    missing = {key for key, value in weight.items() if value is not None and not np.any(value)}
+    given = {f"config_{key}_weight": weight[key] for key in weight.keys() - missing}
+    given["config_weight"] = _value(group["weight"])
     values = {
-        Entry(SYSTEM, key): weight
-        for key, weight in {"config_weight": content.get("weight"), **named}.items()
-        if weight is not None and np.any(weight != np.float64(1))
+        Entry(SYSTEM, key): value
+        for key, value in given.items()
+        if value is not None and np.any(value != np.float64(1))
     }
-    values[Entry(SYSTEM, "config_type")] = content.get("config_type")
-    present = {key: value for key, value in labels.items() if key in given or key not in weights}
-    structure = (content["atomic_numbers"], content["positions"], content["cell"], content["pbc"])
-    return LooseFrame(Frame(number, *structure, values), present)
+    values[Entry(SYSTEM, "config_type")] = _value(group["config_type"])
+    present = {key: _value(item) for key, item in labels.items() if key not in missing}
+    keys = ("atomic_numbers", "positions", "cell", "pbc")
+    numbers, positions, cell, pbc = (_value(group[key]) for key in keys)
+    return LooseFrame(Frame(number, numbers, positions, cell, pbc, values), present)
 
 
 def _value(item: Any) -> Any:

@@ -147,8 +147,8 @@ def shapes_seen(frames: Iterable[tuple[int, Mapping[str, Any]]]) -> Shapes:
 def unclear_level(key: str) -> str:
     """Why an array is left out whose level nothing tells."""
     return (
-        "has as many rows as each structure has atoms, and nothing says whether it has a row for "
-        f"each atom: say it with levels={{{key!r}: 'atom'}} or levels={{{key!r}: 'system'}}"
+        "may have a row for each atom or belong to the whole structure, by its size, and nothing "
+        f"says which: say it with levels={{{key!r}: 'atom'}} or levels={{{key!r}: 'system'}}"
     )
 
 
