@@ -48,7 +48,7 @@ class Frame:
     atomic_numbers: AnyArray  # [n]
     positions: AnyArray  # [n, 3]
     cell: Any  # [3, 3], or None
-    pbc: Any  # [3], or None where a frame is periodic along the vectors that it has
+    pbc: Any  # [3], or None for no periodicity
     values: Mapping[Entry, Any] = field(default_factory=dict)
     num_edges: int | None = None
     left_out: Mapping[Entry, str] = field(default_factory=dict)
@@ -82,10 +82,7 @@ def block_from(frames: Iterable[Frame], failures: Iterable[Failure] = ()) -> Fra
     with_edges = any(frame.num_edges is not None for frame in found)
     num_edges = np.array([frame.num_edges or 0 for frame in found], dtype=np.int64)
     cells = [np.zeros((3, 3)) if frame.cell is None else frame.cell for frame in found]
-    periodic = [
-        np.any(cell, axis=1) if frame.pbc is None else frame.pbc
-        for frame, cell in zip(found, cells, strict=True)
-    ]
+    periodic = [np.zeros(3) if frame.pbc is None else frame.pbc for frame in found]
     rows = {SYSTEM: np.ones_like(num_atoms), ATOM: num_atoms, EDGE: num_edges}
     columns, left_out = _columns([frame.values for frame in found], rows)
     for frame in found:
