@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from zarrpipe.errors import ArgumentError
-from zarrpipe.formats.read.ase_database import AseDatabase
+from zarrpipe.formats.read.files.ase_database import AseDatabase, recognises
 from zarrpipe.formats.read.frames import POSITIONS, Entry
 
 SUFFIXES = ["db", "json", "aselmdb"]
@@ -71,7 +71,7 @@ def test_rows_are_what_ase_reads(suffix, sizes, tmp_path, connect, row, read_all
     count = 20 if suffix == "json" else 600
     write(connect(path), [row(i, sizes[i % len(sizes)]) for i in range(count)])
     connect(path).delete([4, 9])
-    assert AseDatabase.recognises(str(path))
+    assert recognises(path)
     found = read_all(AseDatabase(), path)
     assert not found.failures
     assert not found.left_out
@@ -194,7 +194,7 @@ def test_what_is_no_database_of_ase_is_not_recognised_nor_changed(tmp_path):
     (tmp_path / "other.json").write_text('{"a": 1}')
     (tmp_path / "text.db").write_text("no database")
     (tmp_path / "empty.db").touch()
-    assert not any(AseDatabase.recognises(str(other)) for other in tmp_path.iterdir())
+    assert not any(recognises(other) for other in tmp_path.iterdir())
     assert path.read_bytes() == before
     assert sorted(other.name for other in tmp_path.iterdir()) == [
         "empty.db",

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from zarrpipe.formats.read.ase_files import AseFiles, format_of
+from zarrpipe.formats.read.files.ase_files import AseFiles, format_of, recognises
 from zarrpipe.formats.read.frames import Entry
 
 PER_ATOM = {"forces", "magmoms", "charges", "energies", "stresses"}
@@ -51,7 +51,7 @@ def test_a_trajectory_in_parts_is_what_ase_reads(load, tmp_path, atoms_list, rea
     io = load("ase.io")
     path = tmp_path / "md.traj"
     io.write(path, atoms_list)
-    assert AseFiles.recognises(str(path))
+    assert recognises(path)
     found = read_all(AseFiles(), path)
     assert [part.num_frames for part in found.scan.parts] == [500, 500, 200]
     assert [frame.number for frame in found.frames] == list(range(1200))
@@ -100,6 +100,32 @@ def test_a_trajectory_that_was_cut_off_keeps_its_whole_frames(
         np.testing.assert_array_equal(frame.positions, atoms_list[frame.number].positions)
 
 
+def test_parts_of_a_file_without_an_index_are_read_in_any_order(load, tmp_path, read_all):
+    io, ase = load("ase.io"), load("ase")
+    path, other = tmp_path / "XDATCAR", tmp_path / "other" / "XDATCAR"
+    other.parent.mkdir()
+    random = np.random.default_rng(0)
+    cell = np.eye(3) * 4
+    for file, count in ((path, 1100), (other, 700)):
+        frames = [ase.Atoms("CO", random.uniform(0, 4, (2, 3)), cell=cell) for _ in range(count)]
+        io.write(file, frames, format="vasp-xdatcar")
+    reader = AseFiles()
+    found = read_all(reader, path)
+    assert [part.num_frames for part in found.scan.parts] == [500, 500, 100]
+    expected = io.read(path, ":")
+    for frame, atoms in zip(found.frames, expected, strict=True):
+        np.testing.assert_array_equal(frame.positions, atoms.positions)
+        np.testing.assert_array_equal(frame.pbc, [True] * 3)
+    parts = [*reader.scan(str(other)).parts, *found.scan.parts]
+    for part in [parts[0], parts[4], parts[3], parts[3], parts[1], parts[4], parts[2]]:
+        block = reader.read(part)
+        theirs = expected if part.path == str(path) else io.read(other, ":")
+        numbers = range(part.first, part.first + part.num_frames)
+        np.testing.assert_array_equal(block.frames, numbers)
+        positions = np.concatenate([theirs[number].positions for number in numbers])
+        np.testing.assert_array_equal(block.positions, positions)
+
+
 def test_frames_before_a_damaged_one_of_another_file_are_kept(load, tmp_path, atoms_list, read_all):
     io = load("ase.io")
     path = tmp_path / "dump.lammpstrj"
@@ -137,7 +163,7 @@ def test_outputs_of_codes_are_what_ase_reads(load, read_all, assert_same):
     io = load("ase.io")
     compared = set()
     for path in shipped():
-        if not AseFiles.recognises(str(path)):
+        if not recognises(path):
             continue
         try:
             expected = io.read(path, ":", format=format_of(str(path)))
@@ -169,7 +195,7 @@ def test_what_other_readers_take_or_nobody_knows_is_not_recognised(load, tmp_pat
     (tmp_path / "a.unknown").write_text("nothing")
     (tmp_path / "folder").mkdir()
     for path in tmp_path.iterdir():
-        assert not AseFiles.recognises(str(path)), path
+        assert not recognises(path), path
 
 
 @pytest.mark.parametrize(
@@ -188,7 +214,7 @@ def test_one_format_may_be_given(load, tmp_path, atoms_list, read_all):
     io = load("ase.io")
     path = tmp_path / "structure"
     io.write(path, atoms_list[0], format="vasp")
-    assert not AseFiles.recognises(str(path))
+    assert not recognises(path)
     (frame,) = read_all(AseFiles(format="vasp"), path).frames
     expected = io.read(path, format="vasp")
     np.testing.assert_array_equal(frame.positions, expected.positions)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from zarrpipe.formats.read.atompack_files import AtompackFiles
+from zarrpipe.formats.read.files.atompack_files import AtompackFiles, recognises
 from zarrpipe.formats.read.frames import Entry
 
 SYSTEM, ATOM = "system", "atom"
@@ -44,7 +44,7 @@ def write(load):
 def test_molecules_are_what_atompack_reads(sizes, load, tmp_path, write, read_all, assert_same):
     path = tmp_path / "molecules.atp"
     write(path, sizes)
-    assert AtompackFiles.recognises(str(path))
+    assert recognises(path)
     found = read_all(AtompackFiles(), path)
     assert not found.failures
     assert not found.left_out
@@ -110,5 +110,5 @@ def test_a_damaged_molecule_costs_no_other(tmp_path, write, read_all):
 
 def test_other_files_are_not_recognised(tmp_path):
     (tmp_path / "other.atp").write_text("text")
-    assert not AtompackFiles.recognises(str(tmp_path / "other.atp"))
-    assert not AtompackFiles.recognises(str(tmp_path))
+    assert not recognises(tmp_path / "other.atp")
+    assert not recognises(tmp_path)

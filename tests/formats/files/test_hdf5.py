@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from zarrpipe.formats.read.files.hdf5 import MaceHdf5, recognises
 from zarrpipe.formats.read.frames import Entry
-from zarrpipe.formats.read.hdf5 import MaceHdf5
 
 SYSTEM, ATOM = "system", "atom"
 
@@ -58,7 +58,7 @@ def test_configurations_are_what_mace_reads(
 ):
     path = tmp_path / "train_0.h5"
     configs = write(path, [structure(i, sizes[i % len(sizes)]) for i in range(510)])
-    assert MaceHdf5.recognises(str(path))
+    assert recognises(path)
     found = read_all(MaceHdf5(), path)
     assert not found.failures
     assert not found.left_out
@@ -177,7 +177,7 @@ def test_damage_costs_no_other_frame(load, tmp_path, write, structure, read_all)
     assert [frame.number for frame in found.frames] == [0, 1, 3, 4, 5, 6, 8, 9, 10, 11]
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
-    assert not MaceHdf5.recognises(str(path))
+    assert not recognises(path)
     (failure,) = MaceHdf5().scan(str(path)).failures
     assert "truncated" in failure.reason
 
@@ -186,5 +186,5 @@ def test_other_files_are_not_recognised(load, tmp_path):
     with load("h5py").File(tmp_path / "other.h5", "w") as file:
         file["config"] = 1
     (tmp_path / "text.h5").write_text("text")
-    assert not any(MaceHdf5.recognises(str(path)) for path in tmp_path.iterdir())
-    assert not MaceHdf5.recognises(str(tmp_path))
+    assert not any(recognises(path) for path in tmp_path.iterdir())
+    assert not recognises(tmp_path)

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from zarrpipe.formats.read.files.memmap import MetatrainMemmap, recognises
 from zarrpipe.formats.read.frames import Entry
-from zarrpipe.formats.read.memmap import MetatrainMemmap
 
 SYSTEM, ATOM = "system", "atom"
 
@@ -46,7 +46,7 @@ def write(tmp_path):
 @pytest.mark.parametrize("sizes", [[3] * 12_000, [5, 1, 3, 9] * 6_000, [3]])
 def test_all_rows_in_parts(sizes, write, read_all, assert_same):
     folder, ends, arrays = write(sizes)
-    assert MetatrainMemmap.recognises(str(folder))
+    assert recognises(folder)
     found = read_all(MetatrainMemmap(), folder)
     assert not found.failures
     assert not found.left_out
@@ -123,9 +123,9 @@ def test_files_that_were_cut_off(write, read_all):
 
 
 def test_other_directories_are_not_recognised(tmp_path, write):
-    assert not MetatrainMemmap.recognises(str(tmp_path))
+    assert not recognises(tmp_path)
     folder, _, _ = write([3])
-    assert not MetatrainMemmap.recognises(str(folder / "x.bin"))
+    assert not recognises(folder / "x.bin")
 
 
 def test_metatrain_has_the_same_values(load, write, read_all):

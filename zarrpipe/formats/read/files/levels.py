@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from zarrpipe.errors import ArgumentError
-from zarrpipe.formats.read.assembly import (
+from zarrpipe.formats.read.files.assembly import (
     PART_FRAMES,
     Frame,
     parts_of,

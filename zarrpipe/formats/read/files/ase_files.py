@@ -2,15 +2,17 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from zarrpipe.errors import ZarrPipeError
 from zarrpipe.formats.read.ase_frames import entries_of
-from zarrpipe.formats.read.assembly import (
+from zarrpipe.formats.read.files.assembly import (
     Frame,
+    Seen,
     block_from,
     parts_of,
     read_each,
@@ -29,12 +31,17 @@ _NOT_READ_HERE = frozenset({"extxyz", "db", "json", "postgresql", "mysql"})
 """Formats that other readers take."""
 
 
+def recognises(path: Path) -> bool:
+    """Whether ASE can read a file, in a format that is not another reader's."""
+    return format_of(path) not in {None, *_NOT_READ_HERE}
+
+
 class AseFiles:
     """Reads what ``ase.io.read`` reads, in the format that ASE finds unless one is given.
 
-    Trajectories (``.traj``) are read frame by frame, so that a damaged frame costs no other. A file
-    of any other format is one part: ASE reads it from the beginning, so what follows a damaged
-    frame is lost, and is reported as one failure.
+    Trajectories (``.traj``) are read frame by frame, so that a damaged frame costs no other. Files
+    of other formats are read from the beginning, so what follows a damaged frame is lost, and is
+    reported as one failure; a reader keeps its place in a file from part to part.
     """
 
     name = "ase"
@@ -42,31 +49,30 @@ class AseFiles:
 
     def __init__(self, format: str | None = None) -> None:  # noqa: A002  as ASE calls it
         self.format = format
+        self._place: tuple[str, int, Iterator[Frame]] | None = None
 
-    @staticmethod
-    def recognises(path: str) -> bool:
-        """Whether ASE can read a file, in a format that is not another reader's."""
-        return format_of(path) not in {None, *_NOT_READ_HERE}
+    def __getstate__(self) -> dict[str, Any]:
+        return {"format": self.format, "_place": None}
 
     def scan(self, path: str) -> Scan:
         """Read some frames of a trajectory, or all of any other file."""
         if _is_trajectory(path):
             return scan_or_failure(path, _scan_trajectory)
-        found: list[Frame] = []
+        seen = Seen()
         failures = []
         try:
             for frame in self._frames(path):
-                found.append(frame)  # noqa: PERF402  those before an error are kept
+                seen.add(frame)
         except (ZarrPipeError, MemoryError):
             raise
         except Exception as error:  # noqa: BLE001  ASE's parsers may fail in any way
             reason = f"{reason_of(error)}; ASE reads nothing from here on"
-            failures.append(Failure(path, len(found), None, reason))
-        if not found and not failures:
+            failures.append(Failure(path, seen.count, None, reason))
+        if not seen.count and not failures:
             name = self.format or format_of(path)
             reason = f"ASE finds no structure in it when read as {name!r}: name its format"
             failures.append(Failure(path, 0, None, reason))
-        return scan_of([Part(path, 0, len(found))] if found else [], found, failures=failures)
+        return seen.scan(parts_of(path, seen.count), failures)
 
     def read(self, part: Part) -> FrameBlock:
         """Read the frames of a part."""
@@ -74,7 +80,12 @@ class AseFiles:
         if _is_trajectory(part.path):
             with _trajectory(part.path) as (_, load):
                 return block_from(*read_each(part.path, numbers, load))
-        return block_from(frame for _, frame in zip(numbers, self._frames(part.path), strict=False))
+        path, reached, frames = self._place or ("", 0, iter(()))
+        if path != part.path or reached > part.first:
+            reached, frames = 0, self._frames(part.path)
+        found = list(islice(frames, part.first - reached, numbers.stop - reached))
+        self._place = (part.path, numbers.stop, frames)
+        return block_from(found)
 
     def _frames(self, path: str) -> Iterator[Frame]:
         """All frames of a file in order."""
@@ -89,14 +100,14 @@ def frame_of(number: int, atoms: "Atoms") -> Frame:
     return Frame(number, atoms.numbers, atoms.positions, np.asarray(atoms.cell), atoms.pbc, values)
 
 
-def format_of(path: str) -> str | None:
+def format_of(path: str | Path) -> str | None:
     """ASE's name for the format of a file; None if ASE knows none or only writes it."""
     formats = require("ase.io.formats", "ase")
     if Path(path).is_dir():
         bundles = require("ase.io.bundletrajectory", "ase").BundleTrajectory
-        return "bundletrajectory" if bundles.is_bundle(path) else None
+        return "bundletrajectory" if bundles.is_bundle(str(path)) else None
     try:
-        name: str = formats.filetype(path, guess=False)
+        name: str = formats.filetype(str(path), guess=False)
     except (formats.UnknownFileTypeError, OSError):
         return None
     found = formats.ioformats.get(name)

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from zarrpipe.formats.read.assembly import scan_or_failure
+from zarrpipe.formats.read.files.assembly import scan_or_failure
+from zarrpipe.formats.read.files.levels import check_levels, named_level, unclear_level
 from zarrpipe.formats.read.frames import (
     ATOM,
     SYSTEM,
@@ -21,11 +22,15 @@ from zarrpipe.formats.read.frames import (
     Part,
     Scan,
 )
-from zarrpipe.formats.read.levels import check_levels, named_level, unclear_level
 
 _PART_ATOMS, _PART_FRAMES = 50_000, 10_000
 _STRUCTURE = ("x", "a", "c")
 _FLOAT = np.dtype("<f4")
+
+
+def recognises(path: Path) -> bool:
+    """Whether a directory has the arrays of a structure."""
+    return all((path / name).is_file() for name in ("ns.npy", "na.npy", "x.bin", "a.bin"))
 
 
 class MetatrainMemmap:
@@ -48,11 +53,6 @@ class MetatrainMemmap:
     def __init__(self, levels: Mapping[str, str] | None = None) -> None:
         self.levels = dict(levels or {})
         check_levels(self.levels)
-
-    @staticmethod
-    def recognises(path: str) -> bool:
-        """Whether a directory has the arrays of a structure."""
-        return all((Path(path) / name).is_file() for name in ("ns.npy", "na.npy", "x.bin", "a.bin"))
 
     def scan(self, path: str) -> Scan:
         """Find the arrays by their sizes; a frame with missing rows is a failure."""

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from zarrpipe.formats.read.assembly import Frame, scan_or_failure
+from zarrpipe.formats.read.files.assembly import Frame, scan_or_failure
+from zarrpipe.formats.read.files.levels import LooseFrame, check_levels, read_loose, scan_loose
 from zarrpipe.formats.read.frames import ATOM, SYSTEM, Entry, FrameBlock, Part, Scan
-from zarrpipe.formats.read.levels import LooseFrame, check_levels, read_loose, scan_loose
 from zarrpipe.libraries import require
 
 _MAGIC = b"\x89HDF\r\n\x1a\n"
@@ -22,6 +22,20 @@ _LEVELS = {
 
 _WEIGHT = "_weight"
 _STRUCTURE = frozenset({"atomic_numbers", "positions", "cell", "pbc", "weight", "config_type"})
+
+
+def recognises(path: Path) -> bool:
+    """Whether a file is HDF5 with a batch of configurations."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        if file.read(len(_MAGIC)) != _MAGIC:
+            return False
+    try:
+        with _opened(path) as file:
+            return any(name.startswith("config_batch_") for name in file)
+    except OSError:  # cut off: it may be anyone's
+        return False
 
 
 class MaceHdf5:
@@ -44,20 +58,6 @@ class MaceHdf5:
         self.levels = dict(levels or {})
         check_levels(self.levels)
 
-    @staticmethod
-    def recognises(path: str) -> bool:
-        """Whether a file is HDF5 with a batch of configurations."""
-        if not Path(path).is_file():
-            return False
-        with Path(path).open("rb") as file:
-            if file.read(len(_MAGIC)) != _MAGIC:
-                return False
-        try:
-            with _opened(path) as file:
-                return any(name.startswith("config_batch_") for name in file)
-        except OSError:  # cut off: it may be anyone's
-            return False
-
     def scan(self, path: str) -> Scan:
         """Look at some configurations."""
         return scan_or_failure(path, self._scan)
@@ -76,7 +76,7 @@ class MaceHdf5:
 
 
 @contextmanager
-def _opened(path: str) -> Iterator[Any]:
+def _opened(path: str | Path) -> Iterator[Any]:
     """HDF5 file that is only read."""
     with require("h5py", "formats").File(path, "r") as file:
         yield file

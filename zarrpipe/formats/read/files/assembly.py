@@ -1,6 +1,6 @@
 """Frames that a library read one by one, put together as the columns of a block."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -144,14 +144,34 @@ def row_kind(entry: Entry, value: Any) -> Kind:
     return kind if entry.level == SYSTEM else Kind(kind.type, kind.shape[1:])
 
 
-def kinds_from(frames: Iterable[Frame]) -> dict[Entry, frozenset[Kind]]:
-    """Every kind of value of each entry."""
-    kinds: dict[Entry, set[Kind]] = {}
-    for frame in frames:
+class Seen:
+    """What a scan has seen of a source, frame by frame."""
+
+    def __init__(self) -> None:
+        self.count, self.num_single_atoms = 0, 0
+        self.kinds: dict[Entry, set[Kind]] = {}
+        self.left_out: dict[Entry, str] = {}
+
+    def add(self, frame: Frame) -> None:
+        """Add the kinds of a frame's values."""
+        self.count += 1
+        self.num_single_atoms += len(frame.atomic_numbers) == 1
+        self.left_out |= frame.left_out
         for entry, value in frame.values.items():
             if value is not None:
-                kinds.setdefault(entry, set()).add(row_kind(entry, value))
-    return {entry: frozenset(found) for entry, found in kinds.items()}
+                self.kinds.setdefault(entry, set()).add(row_kind(entry, value))
+
+    def scan(self, parts: Iterable[Part], failures: Iterable[Failure] = ()) -> Scan:
+        """Scan of a source with these parts."""
+        found = tuple(parts)
+        return Scan(
+            found,
+            {entry: frozenset(kinds) for entry, kinds in self.kinds.items()},
+            tuple(failures),
+            exhaustive=self.count == sum(part.num_frames for part in found),
+            num_single_atoms=self.num_single_atoms,
+            left_out=self.left_out,
+        )
 
 
 def read_each(
@@ -192,27 +212,15 @@ def read_range(part: Part, load: Callable[[int], Frame]) -> FrameBlock:
     return block_from(*read_each(part.path, numbers, load))
 
 
-def scan_of(
-    parts: Iterable[Part],
-    frames: Sequence[Frame],
-    failures: Iterable[Failure] = (),
-) -> Scan:
+def scan_of(parts: Iterable[Part], frames: Iterable[Frame]) -> Scan:
     """Scan with the entries of some frames, or of all.
 
     A frame that cannot be read is told when its part is read.
     """
-    found = tuple(parts)
-    left_out: dict[Entry, str] = {}
+    seen = Seen()
     for frame in frames:
-        left_out |= frame.left_out
-    return Scan(
-        found,
-        kinds_from(frames),
-        tuple(failures),
-        exhaustive=len(frames) == sum(part.num_frames for part in found),
-        num_single_atoms=sum(len(frame.atomic_numbers) == 1 for frame in frames),
-        left_out=left_out,
-    )
+        seen.add(frame)
+    return seen.scan(parts)
 
 
 def parts_of(

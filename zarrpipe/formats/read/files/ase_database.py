@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from zarrpipe.formats.read.ase_frames import entries_of
-from zarrpipe.formats.read.assembly import PART_FRAMES, Frame, scan_or_failure
+from zarrpipe.formats.read.files.assembly import PART_FRAMES, Frame, scan_or_failure
+from zarrpipe.formats.read.files.levels import LooseFrame, check_levels, read_loose, scan_loose
 from zarrpipe.formats.read.frames import (
     POSITIONS,
     SYSTEM,
@@ -19,7 +20,6 @@ from zarrpipe.formats.read.frames import (
     Part,
     Scan,
 )
-from zarrpipe.formats.read.levels import LooseFrame, check_levels, read_loose, scan_loose
 from zarrpipe.libraries import require
 
 _LMDB = ".aselmdb"
@@ -28,6 +28,19 @@ _UNITS = ("_property_unit_dict", "property_units", "units")
 
 _LENGTH_UNITS = ("_distance_unit", "distance_unit")
 _NOT_TAKEN = {"calculator_parameters": "are parameters of a calculator, no values of a structure"}
+
+
+def recognises(path: Path) -> bool:
+    """Whether a file is a database of ASE, by its name and its content."""
+    if not path.is_file():
+        return False
+    if path.suffix == _LMDB:
+        return True
+    if path.suffix == ".json":
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - 4096))
+            return b'"nextid"' in file.read()
+    return path.suffix == ".db" and _has_systems(path)
 
 
 class AseDatabase:
@@ -48,19 +61,6 @@ class AseDatabase:
     def __init__(self, levels: Mapping[str, str] | None = None) -> None:
         self.levels = dict(levels or {})
         check_levels(self.levels)
-
-    @staticmethod
-    def recognises(path: str) -> bool:
-        """Whether a file is a database of ASE, by its name and its content."""
-        if not Path(path).is_file():
-            return False
-        if path.endswith(_LMDB):
-            return True
-        if path.endswith(".json"):
-            with Path(path).open("rb") as file:
-                file.seek(max(0, Path(path).stat().st_size - 4096))
-                return b'"nextid"' in file.read()
-        return path.endswith(".db") and _has_systems(path)
 
     def scan(self, path: str) -> Scan:
         """Look at some rows, and at the units in the metadata."""
@@ -154,10 +154,10 @@ def _units(metadata: Mapping[str, Any], entries: Iterable[Entry]) -> dict[Entry,
     return units if lengths is None else {**units, POSITIONS: str(lengths)}
 
 
-def _has_systems(path: str) -> bool:
+def _has_systems(path: Path) -> bool:
     """Whether a file is a SQLite database with the tables of ASE."""
     try:
-        with closing(sqlite3.connect(f"{Path(path).resolve().as_uri()}?mode=ro", uri=True)) as file:
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as file:
             query = "SELECT COUNT(*) FROM sqlite_master WHERE name IN ('systems', 'species')"
             return bool(file.execute(query).fetchone()[0] == 2)
     except sqlite3.Error:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from zarrpipe.formats.read.assembly import (
+from zarrpipe.formats.read.files.assembly import (
     Frame,
     parts_of,
     read_each,
@@ -26,6 +26,14 @@ _LEVELS = {
 _SCOPES = {"molecule": SYSTEM, "atom": ATOM}
 
 
+def recognises(path: Path) -> bool:
+    """Whether a file begins as atompack's do."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(_MAGIC)) == _MAGIC
+
+
 class AtompackFiles:
     """Reads atompack's databases, with the properties of molecules and of atoms.
 
@@ -34,14 +42,6 @@ class AtompackFiles:
 
     name = "atompack"
     in_processes = True
-
-    @staticmethod
-    def recognises(path: str) -> bool:
-        """Whether a file begins as atompack's do."""
-        if not Path(path).is_file():
-            return False
-        with Path(path).open("rb") as file:
-            return file.read(len(_MAGIC)) == _MAGIC
 
     def scan(self, path: str) -> Scan:
         """Look at some molecules."""
