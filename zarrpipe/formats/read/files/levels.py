@@ -80,12 +80,14 @@ def find_levels(seen: Shapes, given: Mapping[str, str]) -> dict[str, str]:
 class LooseFrame:
     """A frame, and values of it whose levels the format does not write down.
 
-    They are entries of `place`, and of ``"data"`` where that has an entry of the same name.
+    They are entries of `place`, and of ``"data"`` where that has an entry of the same name. With
+    `stacked`, those of a structure have a first axis of length 1, which is dropped.
     """
 
     frame: Frame
     values: Mapping[str, Any]
     place: str = ""
+    stacked: bool = False
 
     def placed(self, levels: Mapping[str, str]) -> Frame:
         """Frame with the values at their levels, and why others are left out."""
@@ -99,6 +101,8 @@ class LooseFrame:
                 left_out[Entry(SYSTEM, key, self.place)] = unclear_level(key)
                 continue
             entry = Entry(level or SYSTEM, key, self.place)
+            if self.stacked and entry.level == SYSTEM and _rows(value) == (1,):
+                value = value[0]  # noqa: PLW2901
             values[entry._replace(place="data") if entry in values else entry] = value
         return replace(self.frame, values=values, left_out=left_out)
 
