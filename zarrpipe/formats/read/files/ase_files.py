@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from zarrpipe.errors import ZarrPipeError
+from zarrpipe.errors import ArgumentError, ZarrPipeError
 from zarrpipe.formats.read.ase_frames import entries_of
 from zarrpipe.formats.read.files.assembly import (
     Frame,
@@ -30,10 +30,19 @@ if TYPE_CHECKING:
 _NOT_READ_HERE = frozenset({"extxyz", "db", "json", "postgresql", "mysql"})
 """Formats that other readers take."""
 
+_MARKS = {"castep-md": b"BEGIN header"}
+"""What the beginning of a file has to have where ASE goes by the name alone, as of any ``.md``."""
+
 
 def recognises(path: Path) -> bool:
     """Whether ASE can read a file, in a format that is not another reader's."""
-    return format_of(path) not in {None, *_NOT_READ_HERE}
+    name = format_of(path)
+    if name is None or name in _NOT_READ_HERE:
+        return False
+    if name not in _MARKS:
+        return True
+    with path.open("rb") as file:
+        return _MARKS[name] in file.read(4096)
 
 
 class AseFiles:
@@ -56,6 +65,8 @@ class AseFiles:
 
     def scan(self, path: str) -> Scan:
         """Read some frames of a trajectory, or all of any other file."""
+        if self.format is not None:
+            _check_format(self.format)
         if _is_trajectory(path):
             return scan_or_failure(path, _scan_trajectory)
         seen = Seen()
@@ -112,6 +123,15 @@ def format_of(path: str | Path) -> str | None:
         return None
     found = formats.ioformats.get(name)
     return name if found is not None and found.can_read else None
+
+
+def _check_format(name: str) -> None:
+    """Raise ArgumentError for a format that ASE does not read."""
+    found = require("ase.io.formats", "ase").ioformats.get(name)
+    if found is None or not found.can_read:
+        raise ArgumentError(
+            f"ASE reads no format {name!r}: 'ase info --formats' lists those it has"
+        )
 
 
 def _is_trajectory(path: str) -> bool:

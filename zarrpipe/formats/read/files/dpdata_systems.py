@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from zarrpipe.errors import SourceError
+from zarrpipe.errors import ArgumentError, SourceError
 from zarrpipe.formats.read.files.assembly import PART_FRAMES, row_kind, scan_or_failure
 from zarrpipe.formats.read.frames import (
     ATOM,
@@ -118,7 +118,11 @@ class DpdataSystems:
                     f"{path} is no folder of DeePMD: name its format as dpdata does, such as "
                     "'dpdata:vasp/outcar'"
                 )
-            self._loaded = (path, [_system(path, one) for one in _load(path, name, self.type_map)])
+            try:
+                found = _load(path, name, self.type_map)
+            except NotImplementedError as error:
+                raise ArgumentError(f"dpdata cannot read format {name!r}: {error}") from error
+            self._loaded = (path, [_system(path, one) for one in found])
         return self._loaded[1]
 
 

@@ -152,7 +152,8 @@ def unclear_level(key: str) -> str:
     """Why an array is left out whose level nothing tells."""
     return (
         "may have a row for each atom or belong to the whole structure, by its size, and nothing "
-        f"says which: say it with levels={{{key!r}: 'atom'}} or levels={{{key!r}: 'system'}}"
+        f"says which: say it with levels={{{key!r}: 'atom'}} or levels={{{key!r}: 'system'}} "
+        f"(--level {key}=atom)"
     )
 
 

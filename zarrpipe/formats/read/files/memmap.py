@@ -47,7 +47,7 @@ class MetatrainMemmap:
         Level, ``"atom"`` or ``"system"``, by key.
     """
 
-    name = "metatrain-memmap"
+    name = "metatrain"
     in_processes = True
 
     def __init__(self, levels: Mapping[str, str] | None = None) -> None:
