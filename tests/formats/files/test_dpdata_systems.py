@@ -143,6 +143,37 @@ def test_other_formats_by_name(tmp_path, dpdata, data, read_all, load):
         DpdataSystems().scan(str(path))
 
 
+@pytest.mark.parametrize("several", [False, True])
+def test_files_of_one_and_of_several_systems(several, tmp_path, dpdata, data, read_all):
+    """The class for one system reads none of several, or the first frame, and says nothing."""
+    one, other = data(4), data(3, seed=1)
+    other |= {"atom_types": np.array([1, 1, 1]), "atom_numbs": [0, 3]}
+    systems = [
+        dpdata.LabeledSystem(data=content) for content in ([one, other] if several else [one])
+    ]
+    path = tmp_path / "systems.hdf5"
+    kind = dpdata.MultiSystems(*systems) if several else systems[0]
+    kind.to("deepmd/hdf5", str(path))
+    found = read_all(DpdataSystems("deepmd/hdf5"), path)
+    energies = [frame.values[Entry(SYSTEM, "energy")] for frame in found.frames]
+    assert sorted(energies) == sorted(
+        np.concatenate([one["energies"], other["energies"]][: 1 + several])
+    )
+
+    path = tmp_path / "frames.xyz"
+    systems[0].to("mace/xyz", str(path))
+    found = read_all(DpdataSystems("mace/xyz"), path)
+    energies = [frame.values[Entry(SYSTEM, "energy")] for frame in found.frames]
+    np.testing.assert_allclose(energies, one["energies"], atol=1e-8)
+
+
+def test_a_file_without_a_frame_is_a_failure(tmp_path, dpdata):
+    path = tmp_path / "OUTCAR"
+    path.write_text("nothing of VASP\n")
+    (failure,) = DpdataSystems("vasp/outcar").scan(str(path)).failures
+    assert failure.reason
+
+
 def test_types_without_elements_and_damage(tmp_path, dpdata, data, read_all):
     folder = tmp_path / "water"
     dpdata.LabeledSystem(data=data(5)).to("deepmd/npy", str(folder))

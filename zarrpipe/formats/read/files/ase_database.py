@@ -86,12 +86,12 @@ class AseDatabase:
 @contextmanager
 def _opened(path: str) -> Iterator[Any]:
     """Database of a file that is only read."""
-    connect = require("ase.db", "ase").connect
+    connect = require("ase.db", "io").connect
     if not path.endswith(_LMDB):
         with connect(path, use_lock_file=False) as database:
             yield database
         return
-    require("ase_db_backends.aselmdb", "formats")
+    require("ase_db_backends.aselmdb", "io")
     _check_size(path)
     with connect(path, type="aselmdb", readonly=True) as database:
         yield database
@@ -99,7 +99,7 @@ def _opened(path: str) -> Iterator[Any]:
 
 def _check_size(path: str) -> None:
     """Raise OSError if an LMDB file was cut off: reading behind its end would end the process."""
-    lmdb = require("lmdb", "formats")
+    lmdb = require("lmdb", "io")
     with lmdb.open(path, subdir=False, readonly=True, lock=False) as file:
         expected = (file.info()["last_pgno"] + 1) * file.stat()["psize"]
     size = Path(path).stat().st_size

@@ -100,7 +100,7 @@ class AseFiles:
 
     def _frames(self, path: str) -> Iterator[Frame]:
         """All frames of a file in order."""
-        io = require("ase.io", "ase")
+        io = require("ase.io", "io")
         found = io.iread(path, ":", self.format or format_of(path), do_not_split_by_at_sign=True)
         yield from (frame_of(number, atoms) for number, atoms in enumerate(found))
 
@@ -113,9 +113,9 @@ def frame_of(number: int, atoms: "Atoms") -> Frame:
 
 def format_of(path: str | Path) -> str | None:
     """ASE's name for the format of a file; None if ASE knows none or only writes it."""
-    formats = require("ase.io.formats", "ase")
+    formats = require("ase.io.formats", "io")
     if Path(path).is_dir():
-        bundles = require("ase.io.bundletrajectory", "ase").BundleTrajectory
+        bundles = require("ase.io.bundletrajectory", "io").BundleTrajectory
         return "bundletrajectory" if bundles.is_bundle(str(path)) else None
     try:
         name: str = formats.filetype(str(path), guess=False)
@@ -127,7 +127,7 @@ def format_of(path: str | Path) -> str | None:
 
 def _check_format(name: str) -> None:
     """Raise ArgumentError for a format that ASE does not read."""
-    found = require("ase.io.formats", "ase").ioformats.get(name)
+    found = require("ase.io.formats", "io").ioformats.get(name)
     if found is None or not found.can_read:
         raise ArgumentError(
             f"ASE reads no format {name!r}: 'ase info --formats' lists those it has"
@@ -154,5 +154,5 @@ def _scan_trajectory(path: str) -> Scan:
 @contextmanager
 def _trajectory(path: str) -> Iterator[tuple[int, Callable[[int], Frame]]]:
     """Number of frames of a trajectory, and what reads one of them."""
-    with require("ase.io.trajectory", "ase").TrajectoryReader(path) as trajectory:
+    with require("ase.io.trajectory", "io").TrajectoryReader(path) as trajectory:
         yield len(trajectory), lambda number: frame_of(number, trajectory[number])

@@ -1,6 +1,6 @@
 """Systems that dpdata reads: DeePMD's folders, and every other format of it by name."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,8 @@ class DpdataSystems:
 
     def _scan(self, path: str) -> Scan:
         systems = self._systems(path)
+        if not any(len(system) for system in systems):
+            raise ValueError("dpdata finds no frame in it")
         kinds: dict[Entry, set[Any]] = {}
         for system in systems:
             for entry, values in system.labels.items():
@@ -143,39 +145,48 @@ class _System:
 
 def _load(path: str, name: str, type_map: list[str] | None) -> list[Any]:
     """Systems of dpdata, with labels if there are any."""
-    dpdata = require("dpdata", "formats")
     given = {} if type_map is None else {"type_map": type_map}
     try:
-        return _one_or_many(
-            lambda: [dpdata.LabeledSystem(path, fmt=name, **given)],
-            lambda: list(_many(path, name, given, labeled=True)),
-        )
-    except (NotImplementedError, require("dpdata.data_type", "formats").DataError) as error:
+        return _systems_of(path, name, given, labeled=True)
+    except (NotImplementedError, require("dpdata.data_type", "io").DataError) as error:
         if not isinstance(error, NotImplementedError) and "energies not found" not in str(error):
             raise
-    return _one_or_many(
-        lambda: [dpdata.System(path, fmt=name, **given)],
-        lambda: list(_many(path, name, given, labeled=False)),
+    return _systems_of(path, name, given, labeled=False)
+
+
+def _systems_of(path: str, name: str, given: Mapping[str, Any], *, labeled: bool) -> list[Any]:
+    """One system, or all of a format that has several: its class for one takes the first alone."""
+    dpdata = require("dpdata", "io")
+
+    def one() -> list[Any]:
+        return [(dpdata.LabeledSystem if labeled else dpdata.System)(path, fmt=name, **given)]
+
+    def many() -> list[Any]:
+        systems = dpdata.MultiSystems(**given)
+        return list(systems.load_systems_from_file(path, fmt=name, labeled=labeled))
+
+    base = require("dpdata.format", "io").Format
+    has_many = (
+        type(dpdata.system.load_format(name)).from_multi_systems is not base.from_multi_systems
     )
-
-
-def _one_or_many(one: Callable[[], list[Any]], many: Callable[[], list[Any]]) -> list[Any]:
-    """One system, or all of a format that has several of them."""
-    try:
-        return one()
-    except NotImplementedError:
-        return many()
-
-
-def _many(path: str, name: str, given: Mapping[str, Any], *, labeled: bool) -> Any:
-    """Systems of a format that has several of them."""
-    many = require("dpdata", "formats").MultiSystems(**given)
-    return many.load_systems_from_file(path, fmt=name, labeled=labeled)
+    found: list[Any] | None = None
+    errors: list[Exception] = []
+    for load in (many, one) if has_many else (one, many):
+        try:
+            found = load()
+        except (NotImplementedError, TypeError) as error:  # how dpdata says that it is the other
+            errors.append(error)
+            continue
+        if any(len(system) for system in found):
+            return found
+    if found is None:
+        raise errors[0]
+    return found
 
 
 def _system(path: str, system: Any) -> _System:
     """System of dpdata as arrays."""
-    axis = require("dpdata.data_type", "formats").Axis
+    axis = require("dpdata.data_type", "io").Axis
     data = system.data
     labels: dict[Entry, AnyArray] = {}
     left_out: dict[Entry, str] = {}
@@ -214,7 +225,7 @@ def _file_keys(folder: Path) -> set[str]:
 
 def _atomic_numbers(data: Mapping[str, Any]) -> Int64Array:
     """Atomic numbers of the atoms of a system."""
-    table = require("dpdata.periodic_table", "formats").ELEMENTS
+    table = require("dpdata.periodic_table", "io").ELEMENTS
     names = [data["atom_names"][kind] for kind in data["atom_types"]]
     wrong = sorted(set(names) - set(table))
     if wrong:

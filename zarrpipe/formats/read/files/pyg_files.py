@@ -97,11 +97,11 @@ class TrustedPygFiles(PygFiles):
 
 def _load(path: str, *, trusts: bool) -> Any:
     """Content of a file, with tensors mapped where torch can."""
-    data = require("torch_geometric.data", "formats")
-    parts = require("torch_geometric.data.data", "formats")
+    data = require("torch_geometric.data", "io")
+    parts = require("torch_geometric.data.data", "io")
     safe = [
         data.Data,
-        require("torch_geometric.data.storage", "formats").GlobalStorage,
+        require("torch_geometric.data.storage", "io").GlobalStorage,
         parts.DataEdgeAttr,
         parts.DataTensorAttr,
     ]
@@ -124,7 +124,7 @@ class _Graphs(Sequence[Any]):
     """Graphs of what a file holds, taken out one by one."""
 
     def __init__(self, content: Any) -> None:
-        library = require("torch_geometric.data", "formats")
+        library = require("torch_geometric.data", "io")
         self._slices: Any = None
         if isinstance(content, tuple) and len(content) in (2, 3):
             collated, self._slices, *cls = content
@@ -143,10 +143,10 @@ class _Graphs(Sequence[Any]):
         return len(next(iter(self._slices.values()))) - 1
 
     def __getitem__(self, index: Any) -> Any:
-        library = require("torch_geometric.data", "formats")
+        library = require("torch_geometric.data", "io")
         graph = self._content[0 if self._slices is not None else index]
         if self._slices is not None:
-            separate = require("torch_geometric.data.separate", "formats").separate
+            separate = require("torch_geometric.data.separate", "io").separate
             graph = separate(type(graph), graph, index, self._slices, decrement=False)
         graph = library.Data.from_dict(graph) if isinstance(graph, dict) else graph
         if not isinstance(graph, library.Data):
