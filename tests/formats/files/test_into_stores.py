@@ -201,6 +201,27 @@ def test_graphs_keep_their_neighbours(load, tmp_path):
         np.testing.assert_array_equal(system["energy"].ravel(), graph.energy)
 
 
+def test_labels_of_metatrain_have_the_name_of_their_energy(tmp_path):
+    random = np.random.default_rng(0)
+    folder = tmp_path / "memmap"
+    folder.mkdir()
+    np.save(folder / "ns.npy", 2)
+    np.save(folder / "na.npy", np.array([0, 3, 6]))
+    arrays = {"x": random.normal(size=(6, 3)), "energy": np.array([-4.0, np.nan])}
+    arrays |= {"c": np.tile(np.eye(3) * 9, (2, 1, 1)), "energy_forces": np.full((6, 3), 0.25)}
+    arrays |= {"energy_stress": np.arange(18.0).reshape(2, 3, 3) / 1024}
+    for key, array in arrays.items():
+        array.astype("f4").tofile(folder / f"{key}.bin")
+    np.array([8, 1, 1] * 2, dtype="i4").tofile(folder / "a.bin")
+    read_into(tmp_path / "store", tmp_path)
+    batch = zp.ZarrDataset(tmp_path / "store").read([0, 1])
+    assert batch.present("energy").tolist() == [True, False]
+    assert batch["energy"][0] == -4
+    np.testing.assert_array_equal(batch["forces"], arrays["energy_forces"])
+    np.testing.assert_array_equal(batch["stress"], arrays["energy_stress"])
+    np.testing.assert_array_equal(batch["positions"], arrays["x"].astype("f4"))
+
+
 def test_a_bad_row_is_in_the_report(load, tmp_path, water):
     path = tmp_path / "bad.db"
     with load("ase.db").connect(path) as rows:
