@@ -222,6 +222,22 @@ def test_labels_of_metatrain_have_the_name_of_their_energy(tmp_path):
     np.testing.assert_array_equal(batch["positions"], arrays["x"].astype("f4"))
 
 
+def test_what_only_some_frames_have_in_another_shape_is_told(load, tmp_path, water):
+    """A look at some rows finds one shape, and a row that was not looked at has another."""
+    path = tmp_path / "many.db"
+    (atoms,) = water(1)
+    with load("ase.db").connect(path) as rows:
+        for i in range(1200):
+            rows.write(atoms, data={"field": np.zeros(2 if i == 1 else 4)})
+    report = read_into(tmp_path / "store", path)
+    why = report.to_dict()["left_out"]["info:field"]
+    assert "different shapes" in why
+    assert f"frames 0 to 499 of {path}" in why
+    assert "some samples lack info['field'], which has rows of different shapes" in str(report)
+    present = zp.ZarrDataset(tmp_path / "store").read(slice(None)).present("field")
+    assert present.tolist() == [False] * 500 + [True] * 700
+
+
 def test_a_bad_row_is_in_the_report(load, tmp_path, water):
     path = tmp_path / "bad.db"
     with load("ase.db").connect(path) as rows:

@@ -157,6 +157,8 @@ class ImportReport:
         Number of samples with NaN or infinity, by label; they are stored as they are.
     cut
         Fields of strings that had too many different ones, and the samples that lack them.
+    left_out
+        Why entries were left out of frames behind those that were looked at first.
     """
 
     plan: ImportPlan
@@ -165,11 +167,15 @@ class ImportReport:
     failures: list[Failure] = field(default_factory=list)
     not_finite: dict[str, int] = field(default_factory=dict)
     cut: dict[str, int] = field(default_factory=dict)
+    left_out: dict[Entry, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain types."""
+        plan = self.plan.to_dict()
+        later = {_key(entry): why for entry, why in self.left_out.items()}
         return {
-            **self.plan.to_dict(),
+            **plan,
+            "left_out": {**later, **plan["left_out"]},
             "samples": self.num_samples,
             "samples_before": self.num_before,
             "failures": [failure._asdict() for failure in self.failures],
@@ -187,6 +193,8 @@ class ImportReport:
             yield f"{count:,} samples have {name} that is NaN or infinite"
         for name, count in self.cut.items():
             yield f"{count:,} samples lack {name}, which has too many different strings for a field"
+        for entry, why in self.left_out.items():
+            yield f"some samples lack {entry}, which {why}"
         if self.failures:
             yield f"{len(self.failures):,} frames could not be read:"
         yield from (f"  {failure}" for failure in self.failures[:_SHOWN])
