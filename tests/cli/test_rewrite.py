@@ -53,8 +53,8 @@ def test_a_structure_of_several_groups_is_in_one_file(samples, tmp_path, capsys)
     assert main(["split", str(samples.path), *options]) == 0
     said = capsys.readouterr()
     assert said.err == (
-        "zarrpipe: warning: 1 structures stand in several splits by round, and are in the first of "
-        "train, val, test\n"
+        "zarrpipe: warning: 1 of the structures stand in several splits by round: each is in the "
+        "first of train, val, test\n"
     )
     shown = json.loads(said.out)
     ids = {name: set(np.load(one["file"]).tolist()) for name, one in shown["splits"].items()}

@@ -59,7 +59,7 @@ def stats(
     by: By = "id",
     as_json: Json = False,
 ) -> int:
-    """Say what potentials are scaled by: reference energies, mean, spread.
+    """Give reference energies, mean and spread of the labels.
 
     The reference energies of the elements are a least-squares fit of the energies; mean and spread
     are those of the energy per atom that is left.

@@ -61,8 +61,8 @@ def split(
     )
     if shared:
         report(
-            f"warning: {shared:,} structures stand in several splits by {by}, and are in the first "
-            "of train, val, test"
+            f"warning: {shared:,} of the structures stand in several splits by {by}: each is in "
+            "the first of train, val, test"
         )
     splits = {
         name: {"file": str(one.path), "samples": one.samples, "structures": one.structures}
@@ -102,16 +102,18 @@ def merge(
     names, config = names_of(fields), _published() if publish else None
     count = merged(sources, target, where=where, fields=names, config=config, shuffle=shuffle)
     facts = {"sources": sources, "target": target, "samples": count}
-    show(facts, f"{target}: {count:,} samples of {len(sources):,} stores", as_json=as_json)
+    number = "1 store" if len(sources) == 1 else f"{len(sources):,} stores"
+    show(facts, f"{target}: {count:,} samples of {number}", as_json=as_json)
     return GOOD
 
 
 def compact(
     store: Store, *, shuffle: Shuffle = None, publish: Publish = False, as_json: Json = False
 ) -> int:
-    """Rewrite a store in its place, without deleted samples and in few large files.
+    """Rewrite a store in its place, in few large files.
 
-    The new store is swapped in when it is complete. No writer may have the store open.
+    Deleted samples are left out. The new store is swapped in when it is complete. No writer may
+    have the store open.
     """
     from zarrpipe.store.rewrite.merge import compact as compacted
 
