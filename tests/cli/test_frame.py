@@ -87,7 +87,7 @@ def test_wrong_arguments_are_one_line(capsys):
     with pytest.raises(SystemExit) as ended:
         main(["check"])
     assert ended.value.code == 2
-    said = capsys.readouterr().err.replace("{STORE}", "STORE")  # in braces from typer 0.27 on
+    said = capsys.readouterr().err.replace("{STORE}", "STORE")  # newer releases have braces
     assert said == (
         "zarrpipe: Missing argument 'STORE' (usage: zarrpipe check [OPTIONS] STORE; "
         "zarrpipe check --help says more)\n"

@@ -165,3 +165,20 @@ def test_stats_without_labels(printed, tmp_path):
     assert printed("stats", tmp_path / "bare").splitlines()[-1].split() == ["H", "1", "-"]
     shown = printed("stats", tmp_path / "bare", "--where", "num_atoms > 3", "--json")
     assert shown["num_samples"] == 0
+
+
+def test_a_store_that_is_not_local(samples, printed, tmp_path):
+    pytest.importorskip("fsspec")
+    url = f"memory://{tmp_path.name}/run"
+    assert printed("merge", samples.path, url, "--json")["samples"] == 30
+    local, far = (printed("info", place, "--json") for place in (samples.path, url))
+    for name in ("samples", "elements", "labels", "rounds", "categories", "repeated", "writer"):
+        assert far[name] == local[name], name
+    assert far["bytes_stored"] is None
+    assert "bytes not counted" in printed("info", url)
+    assert printed("stats", url) == printed("stats", samples.path)
+    for command in (["head"], ["show", "--where", "round == 1"]):
+        here, there = (
+            printed(command[0], place, *command[1:], "--json") for place in (samples.path, url)
+        )
+        assert {**here, "stores": None} == {**there, "stores": None}
