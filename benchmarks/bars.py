@@ -177,6 +177,7 @@ BARS = (
     Bar("100 M samples: open, s", "scale", "*", "open", 1, most=True),
     Bar("100 M samples: plan one epoch, s", "scale", "*", "plan one epoch*", 20, most=True),
     Bar("100 M samples: resident memory of a rank, MB", "scale", "*", "peak*", 2048, most=True),
+    Bar("import of extxyz against ase.io.read", "files", "*", "*two processes", 1.5, "ase.io.read"),
     Bar("share of a budget of atoms that is filled", "plans", "*", "share of*", 0.95),
     Bar("heaviest of 8 ranks beyond their mean", "plans", "*", "*worst step", 0.05, most=True),
     Bar(

@@ -10,7 +10,7 @@ import zarrpipe
 
 ROOT = Path(zarrpipe.__file__).parent
 ROOMS = (
-    {"compat", "errors"},
+    {"compat", "errors", "libraries"},
     {"data"},
     {"adapters"},
     {"transforms"},
@@ -25,6 +25,7 @@ ROOMS = (
     {"store.check"},
     {"store"},
     {"sink"},
+    {"ase", "torch_sim"},
     {"dataset"},
     {"training.epoch"},
     {"training.ranks", "training.workers"},
@@ -32,6 +33,7 @@ ROOMS = (
     {"training.sampler"},
     {"nodes"},
     {"training"},
+    {"formats"},
     {"testing", "__init__"},
     {"cli"},
     {"__main__"},
@@ -41,14 +43,21 @@ ROOMS = (
 HEIGHT = {name: height for height, names in enumerate(ROOMS) for name in names}
 OPTIONAL = {
     "ase",
+    "ase_db_backends",
+    "atompack",
+    "dpdata",
     "fsspec",
+    "h5py",
     "hypothesis",
     "lightning",
     "mace",
     "matplotlib",
+    "mlcroissant",
     "numba",
     "nvalchemi",
     "pandas",
+    "pymatgen",
+    "pyarrow",
     "pytest",
     "rich",
     "s3fs",
@@ -67,6 +76,7 @@ MAY = {
     ("nodes", "torchdata"),
     ("training.loader", "torchdata"),
     ("store.read.kernels", "numba"),
+    ("formats.dpdata_plugin", "dpdata"),
 }
 MODULES = sorted(
     path

@@ -11,12 +11,16 @@ if TYPE_CHECKING:
     from zarrpipe.dataset.info import info
     from zarrpipe.dataset.store_info import StoreInfo
     from zarrpipe.dataset.zarr_dataset import ZarrDataset
+    from zarrpipe.formats.read.read_into import read_into
+    from zarrpipe.formats.write.card import write_card
+    from zarrpipe.formats.write.write_out import write_out
     from zarrpipe.sink import ZarrData
     from zarrpipe.store.adopt import adopt
     from zarrpipe.store.api import AtomicDataZarrWriter
     from zarrpipe.store.check.run import check
     from zarrpipe.store.format.config import ZarrArrayConfig, ZarrWriteConfig
     from zarrpipe.store.reader import AtomicDataZarrReader
+    from zarrpipe.store.rewrite.copy import copy
     from zarrpipe.store.rewrite.merge import compact, merge
     from zarrpipe.training.data_module import ZarrDataModule
     from zarrpipe.training.monitor import DataMonitor
@@ -41,8 +45,12 @@ __all__ = [
     "check",
     "collate",
     "compact",
+    "copy",
     "info",
     "merge",
+    "read_into",
+    "write_card",
+    "write_out",
     "write_split",
 ]
 
@@ -64,13 +72,17 @@ _HOMES = {
     "check": "store.check.run",
     "collate": "data.batch",
     "compact": "store.rewrite.merge",
+    "copy": "store.rewrite.copy",
     "info": "dataset.info",
     "merge": "store.rewrite.merge",
+    "read_into": "formats.read.read_into",
+    "write_card": "formats.write.card",
+    "write_out": "formats.write.write_out",
     "write_split": "training.splits.index_files",
 }
 """Module of each public name, imported when the name is first asked for."""
 
-_MODULES = ("adapters", "errors", "nodes", "testing", "transforms")
+_MODULES = ("adapters", "ase", "errors", "nodes", "testing", "torch_sim", "transforms")
 
 
 def __getattr__(name: str) -> Any:

@@ -6,12 +6,14 @@ Each is also the builtin that a caller would catch without knowing this package:
       ArgumentError (ValueError)          an argument has a value that it cannot have
         FieldError                        a field does not fit its system, batch or registry entry
           UnknownFieldError (KeyError)    there is no field of that name
+          LabelError                      which key of a file is a label, or its unit, is not clear
       ArgumentTypeError (TypeError)       an argument is of a kind that it cannot be
       SampleIndexError (IndexError)       there is no such sample or system
         SampleIndexTypeError (TypeError)  an index is neither integers, a slice nor a mask
       MissingLibraryError (ImportError)   a library, or a release of it, is needed and not installed
       SchemaError (ValueError)            a batch does not fit the fields that a store has fixed
       StoreFormatError (ValueError)       a store is damaged, foreign or of a newer format
+      SourceError (ValueError)            a file of an import cannot be read
       StoreFullError (RuntimeError)       a write would pass the capacity of the sink
       StoreEmptyError (RuntimeError)      there is nothing to read
       StoreLockedError (RuntimeError)     another writer has the store open
@@ -47,6 +49,10 @@ class UnknownFieldError(FieldError, KeyError):
     __str__ = Exception.__str__  # KeyError shows its message in quotes
 
 
+class LabelError(FieldError):
+    """Which key of a file is a label, or what unit it has, is not clear; nothing was written."""
+
+
 class ArgumentTypeError(ZarrPipeError, TypeError):
     """An argument is of a kind that it cannot be."""
 
@@ -73,6 +79,10 @@ class StoreFormatError(ZarrPipeError, ValueError):
 
 class StoreMemoryError(ZarrPipeError, MemoryError):
     """Reading needs more memory than there is, or a damaged store says so."""
+
+
+class SourceError(ZarrPipeError, ValueError):
+    """A file of an import, or a frame in it, cannot be read."""
 
 
 class StoreFullError(ZarrPipeError, RuntimeError):

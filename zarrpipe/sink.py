@@ -458,6 +458,17 @@ class ZarrData(QueuedWrites):
         """Look the store through for damage; see `zarrpipe.check`."""
         return check(self._store)
 
+    @synchronized
+    def _record_import(self, record: Mapping[str, Any], *, new: bool) -> None:
+        """Publish what an import read as what; see `StoreWriter.record_import`."""
+        self._check_open()
+        self._open_writer().record_import(record, new=new)
+
+    @synchronized
+    def _imports(self) -> tuple[Mapping[str, Any], ...]:
+        """Records of the imports into this store."""
+        return () if self._root.open_group() is None else self._open_writer().attributes.imports
+
     def __len__(self) -> int:
         if self._mutex.mine:  # from inside another call, which may be half done
             try:

@@ -400,7 +400,7 @@ class TestWhatNobodyAskedFor:
     @pytest.mark.parametrize(
         "key",
         [
-            *("REF_energy", "energy_ref", "mace_mp_0_energy", "DFT-energy", "free_energy"),
+            *("REF_energy", "energy_ref", "energy_xtb", "DFT-energy", "Energy"),
             *("charge", "total_spin", "REF_stress", "virials_dft", "dipole_pbe"),
         ],
     )
@@ -414,7 +414,7 @@ class TestWhatNobodyAskedFor:
         crystal.info[key] = np.ones((*shape, 2))
         assert told(crystal) == []
 
-    @pytest.mark.parametrize("key", ["dft_forces", "forces_ref", "mace_force"])
+    @pytest.mark.parametrize("key", ["dft_forces", "forces_ref", "xtb_force"])
     def test_a_label_in_arrays_beside_results(self, told, crystal, key):
         crystal.calc.results = {"energy": 1.0}
         crystal.arrays[key] = np.ones((2, 3))
@@ -428,6 +428,7 @@ class TestWhatNobodyAskedFor:
         [
             *("max_force", "energy_cutoff", "spin_polarized", "kinetic_energy", "energy_sigma"),
             *("energy_per_atom", "energy_0", "energy_forces", "energy_weight", "pbc"),
+            *("mace_energy", "free_energy", "energy_pred", "energy_unit"),
             *("interaction_energy", "total_forces", "charge_state", "graph_embeddings"),
         ],
     )

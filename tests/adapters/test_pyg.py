@@ -265,6 +265,27 @@ def test_there_and_back_and_single_graphs_out_of_it(pyg, pair):
     check_pair(as_batch(back))
 
 
+def test_what_does_not_come_back_from_pyg(pyg):
+    """Row numbers of own fields count within their graph, and own levels have no pointers."""
+    del pyg
+    systems = [
+        zp.AtomicData(
+            torch.zeros(count, 3),
+            [6] * count,
+            other_levels={"bond": {"bond_atoms": [[0, 1]] * 3, "bond_order": [1.0, 2.0, 3.0]}},
+            index_of={"bond_atoms": "atom"},
+            system={"kind": f"of {count}"},
+        )
+        for count in (2, 4)
+    ]
+    batch = to_pyg(zp.Batch.from_data_list(systems))
+    assert batch.bond_atoms.tolist() == [[0, 1]] * 6
+    assert batch[1].bond_order.tolist() == [1.0, 2.0, 3.0]
+    back = from_pyg(batch, levels={"kind": "system"})
+    assert back.strings("kind") == ["of 2", "of 4"]
+    assert back.bond_order.tolist() == [[1.0, 2.0, 3.0]] * 2, "a row of three for each graph"
+
+
 def test_a_field_that_some_system_lacks_is_filled(pyg):
     del pyg
     with_energy = zp.AtomicData(positions=[[0.0] * 3], atomic_numbers=[1], energy=1.0)

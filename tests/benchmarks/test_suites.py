@@ -103,6 +103,15 @@ def test_writes(run):
     assert ("append of 32 samples to a store that has some", "at 1,000 samples") in rows
 
 
+def test_files(run):
+    rows = run("files")
+    names = {"zarrpipe, one process", "zarrpipe, two processes", "ase.io.read"}
+    assert {name for _, name in rows} == names
+    for (_, name), row in rows.items():
+        assert row.unit == "frames/s"
+        assert (row.ratios["ase.io.read"] == 1.0) is (name == "ase.io.read")
+
+
 def test_whole(run):
     assert {name for _, name in run("whole")} == {
         "zarrpipe",

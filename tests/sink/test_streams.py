@@ -6,7 +6,7 @@ import torch
 from torch.utils.data import DataLoader, Subset
 
 from zarrpipe import AtomicData, AtomicDataZarrWriter, Batch, ZarrData, ZarrDataset
-from zarrpipe.adapters import streams
+from zarrpipe.adapters import assemble
 from zarrpipe.errors import ArgumentError, ArgumentTypeError, StoreFullError
 from zarrpipe.testing import assert_batches_equal, numbered_batch
 
@@ -80,7 +80,7 @@ def test_what_a_dataset_reads_is_what_is_written(source, tmp_path):
 def test_blocks_are_of_bounded_size(source, tmp_path, appends, monkeypatch):
     place, batch = source
     least = min(sum(v.nbytes for v in one.fields.values()) for one in batch.to_data_list())
-    monkeypatch.setattr(streams, "_BLOCK_BYTES", 5 * least)
+    monkeypatch.setattr(assemble, "_BLOCK_BYTES", 5 * least)
     with ZarrData(tmp_path / "copy") as sink:
         sink.write(ZarrDataset(place))
     assert sum(appends) == 40

@@ -18,6 +18,7 @@ from zarrpipe.adapters.nvalchemi_interfaces import (
     nvalchemi_sink,
 )
 from zarrpipe.adapters.pyg import from_pyg, to_pyg
+from zarrpipe.adapters.pymatgen import from_pymatgen, to_pymatgen
 from zarrpipe.adapters.registry import as_batch, register
 from zarrpipe.adapters.torch_sim import from_torch_sim, to_torch_sim
 
@@ -27,6 +28,7 @@ __all__ = [
     "from_mace",
     "from_nvalchemi",
     "from_pyg",
+    "from_pymatgen",
     "from_torch_sim",
     "nvalchemi_dataset",
     "nvalchemi_reader",
@@ -35,5 +37,6 @@ __all__ = [
     "to_ase",
     "to_nvalchemi",
     "to_pyg",
+    "to_pymatgen",
     "to_torch_sim",
 ]

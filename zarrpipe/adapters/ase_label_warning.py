@@ -1,6 +1,5 @@
 """Warn of labels that ASE's `Atoms` have, or could have, and that `from_ase` does not take."""
 
-import re
 import sys
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -12,38 +11,11 @@ import numpy as np
 import torch
 
 from zarrpipe.adapters.assemble import as_rows
-from zarrpipe.data.container import check_not_taken
-from zarrpipe.data.fields import CORE_FIELDS, as_field_dtype, check_name, check_new_names, level_of
+from zarrpipe.adapters.dialects import clean_name, is_accepted, label_of, own_name
+from zarrpipe.data.fields import CORE_FIELDS, as_field_dtype
 from zarrpipe.data.levels import Level
 from zarrpipe.errors import FieldError
 
-STRUCTURE = frozenset({"positions", "numbers", "atomic_numbers", "cell", "pbc"})
-"""Names of the structure itself, which is always taken."""
-
-_LABELS = {
-    "energy": "energy",
-    "force": "forces",
-    "forces": "forces",
-    "stress": "stress",
-    "virial": "virial",
-    "virials": "virial",
-    "dipole": "dipole",
-    "charge": "charge",
-    "charges": "charges",
-    "spin": "spin",
-}
-"""Field by the word for it in a key."""
-_AFFIXES = frozenset(
-    {"ref", "reference", "target", "true", "label", "calc", "pred", "predicted", "train"}
-    | {"total", "free", "potential", "corrected", "ml", "mlip", "qm", "dft", "hf", "mp2", "ccsd"}
-    | {"rpa", "lda", "pbe", "pbesol", "pbe0", "scan", "r2scan", "hse", "hse06", "b3lyp", "wb97x"}
-    | {"wb97m", "d3", "d4", "xtb", "gfn2", "dftb", "vasp", "qe", "espresso", "cp2k", "aims"}
-    | {"castep", "gpaw", "orca", "psi4", "gaussian", "emt", "lj", "gap", "ace", "mace", "mp"}
-    | {"nequip", "allegro", "schnet", "painn", "ani", "chgnet", "m3gnet", "orb", "sevennet"}
-    | {"mattersim", "uma", "omat", "omol", "model", "committee"}
-    | {"mulliken", "hirshfeld", "bader", "ddec6", "resp"}
-)
-"""Words before or behind a label that say who calculated it."""
 _NO_LABELS = frozenset(
     {"positions", "numbers", "tags", "masses", "momenta", "initial_magmoms", "initial_charges"}
     | {"spacegroup_kinds", "occupancies", "occupancy", "bfactor", "residuenumbers"}
@@ -52,8 +24,6 @@ _NO_LABELS = frozenset(
 """Arrays that ASE, its dynamics and its file readers set by themselves."""
 _COMPUTED = {"energy": "get_potential_energy", "forces": "get_forces"}
 """Labels that a calculator computes when ASE asks for them, and by which method."""
-_LONGEST = 60
-"""Letters of a proposed name: it becomes the name of a directory."""
 
 
 @dataclass(frozen=True)
@@ -167,14 +137,8 @@ def _looks_like_label(where: str, key: str, values: list[_Value]) -> bool:
 
 
 def _label(where: str, key: str) -> str | None:
-    """Field of the registry that a key names, apart from words that say who calculated it."""
-    words = [word for word in re.split(r"[\W_]+", key.lower()) if word]
-    names = [word for word in words if word in _LABELS]
-    others = [word for word in words if word not in _LABELS and not word.isdigit()]
-    if len(names) != 1 or not _AFFIXES.issuperset(others) or (len(words) > 1 and not others):
-        return None
-    name = _LABELS[names[0]]
-    return name if CORE_FIELDS[name].level is _level(where) else None
+    """Field of the registry that a key names."""
+    return label_of(_level(where), key)
 
 
 def _level(where: str) -> Level:
@@ -187,29 +151,11 @@ def _name(where: str, key: str, values: list[_Value], others: Collection[str]) -
     name = _label(where, key)
     if name is not None and name not in taken and _fits(where, name, values):
         return name
-    name = _own(key)
-    of_registry = name in CORE_FIELDS and not _fits(where, name, values)
-    while of_registry or name in taken or not _is_accepted(where, name):
-        name, of_registry = f"{name}_", False
+    name, level = clean_name(key), _level(where)
+    registered = name in CORE_FIELDS and name not in taken and is_accepted(name, level)
+    if not (registered and _fits(where, name, values)):
+        name = own_name(key, level, taken)
     return name if _fits(where, name, values) else None
-
-
-def _own(key: str) -> str:
-    """Valid name of a user's own field that resembles the key."""
-    name = re.sub(r"\W+", "_", key).strip("_")[:_LONGEST]
-    return name if name.isidentifier() else f"field_{name}"
-
-
-def _is_accepted(where: str, name: str) -> bool:
-    """Whether both `from_ase` and a sink accept the name."""
-    try:
-        check_name(name)
-        check_not_taken(name)
-        check_new_names([name])
-        level_of(name, _level(where))
-    except FieldError:
-        return False
-    return name not in STRUCTURE
 
 
 def _fits(where: str, name: str, values: list[_Value]) -> bool:

@@ -1,9 +1,9 @@
 """Shared by the adapters: foreign numbers as rows of fields, and batches assembled from them."""
 
-import importlib
 import math
-from collections.abc import Mapping
-from types import MappingProxyType, ModuleType
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -14,21 +14,11 @@ from zarrpipe.data.csr import tensor_pointers
 from zarrpipe.data.fields import CORE_FIELDS, Kind
 from zarrpipe.data.levels import Level
 from zarrpipe.data.validate import plain_array
-from zarrpipe.errors import FieldError, MissingLibraryError
+from zarrpipe.errors import FieldError
 
 _VOIGT = ((0, 5, 4), (5, 1, 3), (4, 3, 2))
 """Position in ASE's order xx, yy, zz, yz, xz, xy of each entry of the matrix."""
-
-
-def require(module: str, extra: str) -> ModuleType:
-    """Import an optional library, or say which extra installs it."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise MissingLibraryError(
-            f"{module!r} is needed here and cannot be imported ({error}): "
-            f"install it with pip install 'zarrpipe[{extra}]'"
-        ) from error
+_BLOCK_BYTES = 1 << 25
 
 
 def fit_rows(
@@ -132,3 +122,32 @@ def without_presence(batch: Batch) -> Batch:
     """Batch in which every system has every field, with fill values where it lacked one."""
     fields, roles, pointers, _ = batch._parts
     return Batch._trusted(dict(fields), dict(roles), pointers, {})
+
+
+def has_positions(obj: Any) -> bool:
+    """Whether an object is a dataset of samples, which are read by their positions."""
+    return hasattr(obj, "__getitems__") and hasattr(obj, "__len__")
+
+
+def position_blocks(dataset: Any, convert: Callable[[Any], Batch]) -> Iterator[Batch]:
+    """Batches of about 32 MB with the samples of a dataset, in order; see `item_blocks`."""
+    return item_blocks(
+        range(len(dataset)), lambda chosen: convert(dataset.__getitems__(np.array(chosen)))
+    )
+
+
+def item_blocks(
+    items: Iterable[Any], convert: Callable[[list[Any]], Batch | None]
+) -> Iterator[Batch]:
+    """Batches of about 32 MB of items, in order, by a function that gives None for no batch.
+
+    The first batch has one item, so that large ones are not gathered.
+    """
+    left, count = iter(items), 1
+    while chosen := list(islice(left, count)):
+        batch = convert(chosen)
+        if batch is None:
+            continue
+        yield batch
+        nbytes = sum(value.nbytes for value in batch.fields.values())
+        count = max(1, min(2 * count, _BLOCK_BYTES * len(chosen) // max(nbytes, 1)))

@@ -5,12 +5,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from zarrpipe.adapters.assemble import assemble, require, without_presence
+from zarrpipe.adapters.assemble import assemble, without_presence
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.categories import are_strings
 from zarrpipe.data.fields import CORE_FIELDS, level_of
 from zarrpipe.data.levels import Level
 from zarrpipe.errors import FieldError
+from zarrpipe.libraries import require
 
 if TYPE_CHECKING:
     from torch_geometric.data import Batch as PygBatch
@@ -41,8 +42,10 @@ def from_pyg(
     ``unit_shifts``, ``force`` and TorchMD-NET's ``neg_dy`` become positions, atomic_numbers,
     neighbor_list, neighbor_list_shifts and forces; a ``y`` with one floating-point number per
     graph becomes the energy. Names of the registry stay; cells that PyG has stacked to
-    ``[3 B, 3]`` become ``[B, 3, 3]``. Every other tensor or number is a field of the user's own;
-    objects are left out, and strings unless `levels` names them.
+    ``[3 B, 3]`` become ``[B, 3, 3]``. Every other tensor or number is a field of the user's own.
+
+    Not carried: objects, strings unless `levels` names them, and gradients. Heterogeneous graphs
+    have no adapter.
 
     Parameters
     ----------
@@ -229,8 +232,13 @@ def to_pyg(batch: Batch) -> "PygBatch":
 
     Positions, atomic_numbers and neighbor_list become ``pos``, ``z`` and ``edge_index``
     ``[2, E]``; all other fields keep their names and shapes, so a single graph has
-    ``energy [1, 1]`` and ``cell [1, 3, 3]``. Strings stay strings. A field that
-    some system lacks keeps its fill values.
+    ``energy [1, 1]`` and ``cell [1, 3, 3]``. Strings stay strings.
+
+    Not carried: which systems lack a field (it keeps its fill values), units, and the pointers of
+    levels of the user's own: their rows are stacked, in single graphs too, and `from_pyg` takes
+    them back only where they are as many as nodes, edges or graphs. Row numbers other than
+    ``edge_index`` count within each graph, since PyG shifts them only in attributes with "index" in
+    their name.
     """
     library = require("torch_geometric.data", "pyg")
     graphs = []

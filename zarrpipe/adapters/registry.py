@@ -10,6 +10,7 @@ from zarrpipe.adapters.ase import from_ase_for_store
 from zarrpipe.adapters.mace import from_mace
 from zarrpipe.adapters.nvalchemi import from_nvalchemi
 from zarrpipe.adapters.pyg import from_pyg
+from zarrpipe.adapters.pymatgen import from_pymatgen_for_store
 from zarrpipe.adapters.torch_sim import from_torch_sim
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.system import AtomicData
@@ -51,6 +52,8 @@ _ADAPTERS: list[Adapter] = [
     Adapter("nvalchemi.data", "Batch", from_nvalchemi),
     Adapter("nvalchemi.data", "AtomicData", from_nvalchemi),
     Adapter("mace.tools.torch_geometric", "Data", from_mace),
+    Adapter("pymatgen.core", "IStructure", from_pymatgen_for_store, takes_list=True),
+    Adapter("pymatgen.core", "IMolecule", from_pymatgen_for_store, takes_list=True),
 ]
 
 
@@ -118,10 +121,12 @@ def as_batch(obj: Any, **options: Any) -> Batch:
     ----------
     obj
         `Batch`, `AtomicData`, ASE ``Atoms``, PyG ``Data`` or ``Batch``, torch-sim ``SimState``,
-        nvalchemi ``AtomicData`` or ``Batch``, MACE's ``AtomicData`` or ``Batch``, what was
-        registered, or a list or tuple of any of these. A `Batch` is returned as it is.
+        nvalchemi ``AtomicData`` or ``Batch``, MACE's ``AtomicData`` or ``Batch``, pymatgen
+        ``Structure`` or ``Molecule``, what was registered, or a list or tuple of any of these. A
+        `Batch` is returned as it is.
     **options
-        Handed to the adapter: see `from_ase`, `from_pyg`, `from_torch_sim` and `from_mace`.
+        Handed to the adapter: see `from_ase`, `from_pyg`, `from_torch_sim`, `from_mace` and
+        `from_pymatgen`.
 
     Returns
     -------

@@ -1,15 +1,17 @@
 """torch-sim: `SimState` and the states that its integrators and optimizers derive from it."""
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from zarrpipe.adapters.assemble import assemble, require
+from zarrpipe.adapters.assemble import assemble
 from zarrpipe.compat import torch_sim_extras, torch_sim_pbc_is_bool
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.levels import Level
 from zarrpipe.errors import FieldError
+from zarrpipe.libraries import require
 
 if TYPE_CHECKING:
     from torch_sim import SimState
@@ -17,41 +19,64 @@ if TYPE_CHECKING:
 _NAMES = {"masses": "atomic_masses"}
 _SKIPPED = frozenset({"system_idx"})
 _COLUMN_VECTORS = frozenset({"cell", "reference_cell"})
+_STRUCTURE = frozenset({"positions", "atomic_numbers", "cell", "pbc"})
 
 
-def from_torch_sim(state: "SimState") -> Batch:
+def from_torch_sim(state: "SimState", *, fields: Collection[str] | None = None) -> Batch:
     """Batch of a torch-sim state, with every field that its class declares.
 
     The cells, whose columns are the lattice vectors in torch-sim, are transposed to rows;
     ``masses`` become ``atomic_masses``, and positions, momenta, velocities, forces, energy and
     stress keep their names. Other per-atom and per-system fields are fields of the user's own,
     scalars per system as ``[B, 1]``. A global number or tensor is repeated for each system.
-    Anything without a number (such as the chain of a thermostat) is left out.
+
+    Not carried: anything without a number (such as the chain of a thermostat), constraints and the
+    random generator. A state has the forces as constraints have left them.
 
     Parameters
     ----------
     state
         Any state derived from ``SimState``, in torch-sim's metal units: Angstrom, eV, amu.
+    fields, optional
+        Our names of the fields to take besides positions, atomic numbers, cell and pbc.
+
+    Raises
+    ------
+    FieldError
+        If the state does not have one of `fields`.
     """
     order, num_atoms = _grouped(state.system_idx)
     atom_extras, system_extras = torch_sim_extras(state)
-    fields: dict[str, tuple[Level, torch.Tensor]] = {}
-    for key in sorted((state._atom_attributes | atom_extras.keys()) - _SKIPPED):
-        value = getattr(state, key, None)
-        if isinstance(value, torch.Tensor):
-            rows = value if order is None else value[order]
-            fields[_NAMES.get(key, key)] = (Level.ATOM, rows)
+    found: dict[str, tuple[Level, torch.Tensor]] = {}
+    taken = _STRUCTURE if fields is None else _STRUCTURE.union(fields)
+    named = (state._atom_attributes | atom_extras.keys()) - _SKIPPED
+    if fields is not None and "velocities" in taken and "momenta" in named:
+        named |= {"velocities"}  # a property, as momenta and masses are declared
+    for key in sorted(named):
+        value, name = getattr(state, key, None), _NAMES.get(key, key)
+        if isinstance(value, torch.Tensor) and (fields is None or name in taken):
+            found[name] = (Level.ATOM, value if order is None else value[order])
     for key in sorted(state._system_attributes | system_extras.keys()):
         value = getattr(state, key, None)
-        if isinstance(value, torch.Tensor):
-            fields[key] = (Level.SYSTEM, value.mT if key in _COLUMN_VECTORS else value)
+        if isinstance(value, torch.Tensor) and (fields is None or key in taken):
+            found[key] = (Level.SYSTEM, value.mT if key in _COLUMN_VECTORS else value)
     for key in sorted(state._global_attributes):
-        if key.startswith("_"):
+        if key.startswith("_") or (fields is not None and key not in taken):
             continue  # the random generator of torch-sim 0.6
         repeated = _repeat(key, getattr(state, key, None), num_atoms)
         if repeated is not None:
-            fields[key] = (Level.SYSTEM, repeated)
-    return assemble(fields, num_atoms)
+            found[key] = (Level.SYSTEM, repeated)
+    lacks = sorted(taken - found.keys()) if fields is not None else []
+    if lacks:
+        raise FieldError(
+            f"{type(state).__name__} has no {lacks}; it has {_numeric(state)}: leave the others out"
+        )
+    return assemble(found, num_atoms)
+
+
+def _numeric(state: "SimState") -> list[str]:
+    """Our names of the fields that a state has."""
+    return sorted(from_torch_sim(state).fields)
 
 
 def _grouped(system_idx: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor]:
@@ -77,7 +102,10 @@ def to_torch_sim(batch: Batch) -> "SimState":
     """Torch-sim ``SimState`` of the positions, masses, cells, pbc and numbers of a batch.
 
     Cells become column vectors, and zeros where the batch has none; missing masses are taken
-    from ASE's table. Fields beyond these have no place in a plain ``SimState``.
+    from ASE's table.
+
+    Not carried: all other fields, labels and velocities among them, which have no place in a plain
+    ``SimState``.
 
     Raises
     ------

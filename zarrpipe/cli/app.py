@@ -10,12 +10,14 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from zarrpipe.cli import look, maintain, rewrite
+from zarrpipe.cli import bench, export, imports, look, maintain, rewrite
 from zarrpipe.cli.exit_codes import MEANINGS, UNUSABLE
 from zarrpipe.cli.output import flush, report
 from zarrpipe.errors import ZarrPipeError
 
 COMMANDS: tuple[Callable[..., int], ...] = (
+    imports.import_,
+    export.export,
     look.info,
     look.stats,
     look.head,
@@ -23,6 +25,8 @@ COMMANDS: tuple[Callable[..., int], ...] = (
     rewrite.split,
     rewrite.merge,
     rewrite.compact,
+    rewrite.copy,
+    bench.bench,
     maintain.check,
     maintain.adopt,
 )

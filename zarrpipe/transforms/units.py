@@ -31,7 +31,7 @@ class ConvertUnits:
     """Convert every field that has a unit, from ASE's units to others that fit each other.
 
     Units are products, quotients and powers of names: eV, meV, Hartree, Rydberg, J, kJ, kcal;
-    Angstrom, Bohr, nm, pm, m; amu, g, kg, me; e, C; Debye; Pa, GPa, bar; fs, ps, s; mol. For
+    Angstrom, Bohr, nm, pm, m; amu, g, kg, me; e, C; Debye; Pa, GPa, bar, kbar; fs, ps, s; mol. For
     example "kcal/mol", "eV/Angstrom^3" or "sqrt(eV/amu)". Constants are those of CODATA 2014, as
     in ASE.
 
@@ -209,6 +209,7 @@ def _units() -> Mapping[str, Unit]:
         "Pa": Unit(pascal, pressure),
         "GPa": Unit(1e9 * pascal, pressure),
         "bar": Unit(1e5 * pascal, pressure),
+        "kbar": Unit(1e8 * pascal, pressure),
         "s": Unit(second, time),
         "ps": Unit(1e-12 * second, time),
         "fs": Unit(1e-15 * second, time),

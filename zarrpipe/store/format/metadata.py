@@ -31,7 +31,8 @@ class Attributes:
     `generation` changes whenever the store is emptied or its samples move, and is "" in a foreign
     store. `ours` is True if zarrpipe wrote the store. `own_levels` are the levels
     that users have defined, by name, and `index_of` the levels whose rows own fields count, by
-    field name. `categories` are the vocabularies of fields of strings.
+    field name. `categories` are the vocabularies of fields of strings. `imports` says for each
+    import of files what was read as what.
     """
 
     num_samples: int
@@ -44,6 +45,7 @@ class Attributes:
     own_levels: Mapping[str, Level] = field(default_factory=dict)
     index_of: Mapping[str, str] = field(default_factory=dict)
     categories: Mapping[str, Vocabulary] = field(default_factory=dict)
+    imports: tuple[Mapping[str, Any], ...] = ()
 
     @classmethod
     def read(cls, group: zarr.Group) -> "Attributes":
@@ -80,9 +82,12 @@ class Attributes:
             isinstance(level, str) for level in index_of.values()
         ):
             raise _wrong(group, "index_of", "an object that maps names to levels", index_of)
+        imports = own.get("imports", [])
+        if not isinstance(imports, list) or not all(isinstance(one, dict) for one in imports):
+            raise _wrong(group, "imports", "a list of objects", imports)
         ours = "zarrpipe" in attributes
         known = (count, levels, frozenset(nullable), deleted, generation, ours, units)
-        return cls(*known, own_levels, index_of, _vocabularies(group, own))
+        return cls(*known, own_levels, index_of, _vocabularies(group, own), tuple(imports))
 
     def level_of(self, name: str) -> Level:
         """Level of a field; raises FieldError if it is not one of the store."""
@@ -129,6 +134,8 @@ class Attributes:
         }
         if categories:
             own["categories"] = categories
+        if self.imports:
+            own["imports"] = list(self.imports)
         content = {"num_samples": self.num_samples, "fields": levels, "zarrpipe": own}
         if schema.own_levels:
             definitions = {str(level): level.definition for level in schema.own_levels}

@@ -1,7 +1,7 @@
 """The writer of a store: opens or creates it, appends, and leaves it exact when closed."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -254,6 +254,14 @@ class StoreWriter:
             self._arrays.carry_out([RowWrite(item.path, 0, values)])
             self._metadata.publish(self.schema.extended((item,)))
         self._accepted = None
+
+    def record_import(self, record: Mapping[str, Any], *, new: bool) -> None:
+        """Publish what an import read as what: a new record, or the last one again."""
+        self._check_change()
+        before = self.attributes.imports
+        with self.changing():
+            kept = before if new else before[:-1]
+            self._metadata.publish(self.schema, imports=(*kept, record))
 
     def mask_rows(self) -> None:
         """Apply the masks of samples to their atoms and edges."""

@@ -1,0 +1,1 @@
+"""Files of other programs into a store, and out of it."""

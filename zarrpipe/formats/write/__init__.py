@@ -1,0 +1,1 @@
+"""Samples of a store as files of other programs."""
