@@ -10,6 +10,7 @@ import sys
 import warnings
 
 import pytest
+import zarr
 
 import zarrpipe as zp
 from zarrpipe.cli import app, main
@@ -164,12 +165,12 @@ def test_a_reader_that_leaves_is_no_error(store, damaged, buffered):
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """Runs a command on a terminal of 80 columns, and gives what it shows there."""
+    """Runs a command on a terminal of some columns, and gives what it shows there."""
 
-    def run(*arguments):
+    def run(*arguments, columns=80):
         terminal = io.StringIO()
         with monkeypatch.context() as patch:
-            patch.setenv("COLUMNS", "80")
+            patch.setenv("COLUMNS", str(columns))
             patch.setattr(terminal, "isatty", lambda: True)
             patch.setattr(sys, "stdout", terminal)
             assert main([*map(str, arguments)]) == 0
@@ -182,18 +183,23 @@ def test_help_on_a_terminal_has_boxes(drawn):
     assert "╭─" in drawn("--help")
 
 
-def test_tables_on_a_terminal_are_drawn_and_lose_nothing(store, drawn):
-    shown = re.sub(r"\x1b\[[0-9;]*m", "", drawn("head", store, "-n", 2)).splitlines()
-    assert shown[0].strip() == "2 of 20 samples"
-    assert any("────" in line for line in shown)
-    assert "(eV/Angstrom)" in "".join(shown)
-    assert "…" not in "".join(shown)
-    assert [line.split()[0] for line in shown[-2:]] == ["0", "1"]
-    assert max(map(len, shown)) <= 80
+@pytest.mark.parametrize("columns", [100, 45])
+def test_tables_on_a_terminal_are_drawn_and_lose_nothing(store, drawn, columns):
+    shown = drawn("head", store, "-n", 2, columns=columns)
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", shown).splitlines()
+    assert lines[0].strip() == "2 of 20 samples"
+    assert any("────" in line for line in lines)
+    assert max(map(len, lines)) <= columns
+    assert "…" not in "".join(lines)
+    if columns == 100:
+        assert lines[2].split()[-1] == "(eV/Angstrom)"  # below its name
+        assert [line.split()[0] for line in lines[-2:]] == ["0", "1"]
 
 
 def test_text_on_a_terminal_is_as_it_is(store, drawn):
     """A report has brackets and long lines, which are neither markup nor to be cut."""
+    zarr.open_array(store / "core" / "forces", mode="r+")[0] = float("nan")
+    assert "[not-finite]" in str(zp.check(store))
     assert drawn("check", store) == f"{zp.check(store)}\n"
 
 

@@ -100,7 +100,7 @@ def test_labels(written):
     forces = [one.forces.norm(dim=1).max().item() for one in kept if "forces" in one]
     spread = facts.labels["max_force"]
     assert spread.largest == pytest.approx(max(forces), rel=1e-14)
-    assert (spread.count, spread.unit) == (len(forces), "eV/Angstrom")
+    assert (spread.count, spread.not_finite, spread.unit) == (len(forces), 0, "eV/Angstrom")
     stress = [one.stress.abs().max().item() for one in kept if "stress" in one]
     spread = facts.labels["max_stress"]
     assert (spread.smallest, spread.largest) == (min(stress), max(stress))
