@@ -1,6 +1,8 @@
 """Files of every format end up in a store, recognised, with values, units and reasons."""
 
 import sqlite3
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ import pytest
 import zarrpipe as zp
 from zarrpipe.errors import ArgumentError, LabelError
 from zarrpipe.formats.read.read_into import read_into
+from zarrpipe.formats.read.sources import FORMATS
 
 
 @pytest.fixture
@@ -247,3 +250,11 @@ def test_a_bad_row_is_in_the_report(load, tmp_path, water):
         file.execute("UPDATE systems SET positions = x'00' WHERE id = 3")
     report = read_into(tmp_path / "store", path)
     assert (report.num_samples, [failure.frame for failure in report.failures]) == (5, [2])
+
+
+def test_readers_for_processes_import_no_torch():
+    names = [row.reader.partition(":")[0] for row in FORMATS if row.load({}).in_processes]
+    assert len(names) == 6
+    modules = ", ".join(f"zarrpipe.formats.read.{name}" for name in names)
+    code = f"import sys, {modules}; sys.exit('torch' in sys.modules or 'zarr' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
