@@ -53,7 +53,7 @@ class AseDatabase(LevelledReader):
         Level, ``"atom"`` or ``"system"``, by key of ``row.data``.
     """
 
-    name = "ase-db"
+    name = "db"
     in_processes = True
 
     def scan(self, path: str) -> Scan:

@@ -51,7 +51,7 @@ class MaceHdf5(LevelledReader):
         Level, ``"atom"`` or ``"system"``, by name of a property that is not MACE's own.
     """
 
-    name = "mace-hdf5"
+    name = "mace"
     in_processes = True
 
     def scan(self, path: str) -> Scan:
