@@ -55,7 +55,11 @@ def crystal(rng: np.random.Generator) -> zp.AtomicData:
             "k_points": torch.tensor([[4, 4, 2]]),
             "polar": torch.from_numpy(rng.normal(size=(1, 2, 3))),
         },
-        other_levels={"bond": {"bond_atoms": [[0, 1], [1, 2]]}, PAIRS: {"hessian": torch.rand(9)}},
+        other_levels={
+            zp.Level.uniform("run"): {"run_id": [7]},
+            "bond": {"bond_atoms": [[0, 1], [1, 2]]},
+            PAIRS: {"hessian": torch.rand(9)},
+        },
         index_of={"bond_atoms": "atom"},
     )
 

@@ -56,6 +56,17 @@ def test_virials_become_stresses_where_there_are_none(place, samples, tmp_path):
     assert np.isnan(stress[1:]).all()
 
 
+def test_only_what_is_lost_is_told(tmp_path):
+    cell = {"cell": torch.eye(3), "pbc": torch.tensor([True] * 3)}
+    solid = zp.AtomicData(torch.rand(1, 3), [2], stress=torch.eye(3), **cell)
+    with zp.ZarrData(tmp_path / "store") as sink:
+        sink.write([solid, zp.AtomicData(torch.rand(1, 3), [2])])
+    written = zp.write_out(tmp_path / "store", tmp_path / "out.memmap")
+    assert written.left_out == {}
+    assert not bytes_of(written.path, "c", 3, 3)[1].any()
+    assert np.isnan(bytes_of(written.path, "stress", 3, 3)[1]).all()
+
+
 def test_a_directory_with_other_files_is_not_replaced(place, tmp_path):
     zp.write_out(place, tmp_path / "out.memmap")
     zp.write_out(place, tmp_path / "out.memmap", overwrite=True, limit=2)

@@ -39,24 +39,17 @@ _IN_TRAJECTORY = frozenset(
 """Fields of atoms that a trajectory has places for."""
 
 _TAKEN = ("numbers", "positions", "momenta", "masses", "cell", "pbc", "info", "arrays")
-_TAKEN_IN_XYZ = (
-    *_TAKEN,
-    "symbols",
-    "species",
-    "pos",
-    "Z",
-    "move_mask",
-    "Lattice",
-    "Properties",
-    "uid",
-)
+_XYZ_WORDS = ("symbols", "species", "pos", "Z", "move_mask", "Lattice", "Properties", "uid")
+"""Names that mean something else to `Atoms`, and in a file of extended XYZ."""
+
 _ROUNDED = 1e-6
+"""Largest difference of two components of a symmetric stress, beside its largest component."""
 
 
 def write_extxyz(path: Path, samples: Samples) -> LeftOut:
     """Write extended XYZ, in which columns have 8 decimals and all else has every digit."""
     extxyz = require("ase.io.extxyz", "io")
-    some, left_out = _fitting(samples, _TAKEN_IN_XYZ)
+    some, left_out = _fitting(samples, (*_TAKEN, *_XYZ_WORDS))
     for name, item in some.schema.items():
         if item.level is Level.ATOM and len(item.shape) > 1:
             columns = int(np.prod(item.shape))
