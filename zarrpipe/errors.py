@@ -28,7 +28,7 @@ Each is also the builtin that a caller would catch without knowing this package:
       StoreReadOnlyError (PermissionError) a store that may only be read is to be written
 """
 
-from typing import Any
+from typing import Any, Self
 
 
 class ZarrPipeError(Exception):
@@ -121,6 +121,11 @@ class StoreExistsError(ZarrPipeError, FileExistsError):
 
 class StoreNotFoundError(ZarrPipeError, FileNotFoundError):
     """There is no store at the given place."""
+
+    @classmethod
+    def at(cls, place: object) -> Self:
+        """Error that there is no store at a place."""
+        return cls(f"there is no Zarr store at {place}: expected the path or URL of a store")
 
 
 class StoreNotADirectoryError(ZarrPipeError, NotADirectoryError):

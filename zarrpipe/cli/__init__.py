@@ -2,7 +2,7 @@
 
 A command is a function in the module of its group, and a line in `app.COMMANDS`::
 
-    def count(store: Store, as_json: Json = False) -> int:
+    def count(store: Store, *, as_json: Json = False) -> int:
         \"\"\"Count the samples of a store.\"\"\"
         from zarrpipe.dataset.zarr_dataset import ZarrDataset
 
@@ -11,7 +11,7 @@ A command is a function in the module of its group, and a line in `app.COMMANDS`
         return GOOD
 
 - Its name is that of the command (``import_`` is ``import``), its docstring the help, and its
-  parameters the options. Those that several commands share are in `options`.
+  parameters the arguments and options. Those that several commands share are in `options`.
 - It imports what it needs in its body, so that ``zarrpipe --help`` imports neither torch nor zarr.
 - It prints through `output`: tables with colours on a terminal, aligned text in a pipe, and JSON.
 - It returns an exit code of `exit_codes`, and raises for all else. What it raises becomes a line on

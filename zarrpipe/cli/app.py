@@ -10,7 +10,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from zarrpipe.cli import export, imports, look, maintain
+from zarrpipe.cli import export, imports, look, maintain, rewrite
 from zarrpipe.cli.exit_codes import MEANINGS, UNUSABLE
 from zarrpipe.cli.output import flush, report
 from zarrpipe.errors import ZarrPipeError
@@ -19,6 +19,12 @@ COMMANDS: tuple[Callable[..., int], ...] = (
     imports.import_,
     export.export,
     look.info,
+    look.stats,
+    look.head,
+    look.show,
+    rewrite.split,
+    rewrite.merge,
+    rewrite.compact,
     maintain.check,
     maintain.adopt,
 )
@@ -113,8 +119,14 @@ def _usage(error: Any) -> str:
 def _line(error: Exception) -> str:
     """An error as one line."""
     text = " ".join(str(error).split())
-    if isinstance(error, ZarrPipeError | OSError | ValueError):
+    if isinstance(error, ZarrPipeError | ValueError):
         return text
+    if isinstance(error, OSError):
+        place = "" if error.filename is None else f"{error.filename}: "
+        return (
+            f"{place}{error.strerror or text}: see whether the place is right, may be written and "
+            "has space left"
+        )
     return (
         f"{type(error).__name__}: {text}: this error was not foreseen; repeat the command with "
         f"{_DEBUG} to see where it arose"

@@ -12,6 +12,7 @@ from zarrpipe.cli.output import report, show
 
 def check(
     store: Store,
+    *,
     repair: Annotated[
         bool,
         typer.Option(
@@ -50,7 +51,7 @@ def check(
     return repaired.exit_code
 
 
-def adopt(store: Store, as_json: Json = False) -> int:
+def adopt(store: Store, *, as_json: Json = False) -> int:
     """Take over a store that nvalchemi wrote.
 
     It is rewritten in its place as a store that a sink of zarrpipe continues: the new one is

@@ -61,13 +61,18 @@ def _draw(parts: Iterable[object]) -> None:
         drawn = RichTable(
             title=part.title or None,
             title_justify="left",
+            title_style="bold",
             box=SIMPLE_HEAD,
             show_header=bool(part.header),
             show_edge=False,
         )
         width = len(part.header) or len(part.rows[0])
         for place, name in enumerate(part.header or [""] * width):
-            drawn.add_column(Text(name), justify="right" if place in part.numbers else "left")
+            drawn.add_column(
+                Text(name.replace(" (", "\n(")),  # the unit on a line of its own
+                justify="right" if place in part.numbers else "left",
+                overflow="fold",
+            )
         for row in part.rows:
             drawn.add_row(*map(Text, row))
         console.print(drawn)

@@ -1,4 +1,4 @@
-"""Samples as a pandas table."""
+"""Samples as tables: of pandas, or of plain values."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -57,6 +57,15 @@ class _Column:
         own = [vocabulary.setdefault(text, len(vocabulary)) for text in texts]
         return np.array(own, dtype=np.int64)[places]
 
+    def plain(self) -> list[Any]:
+        """Values of Python, one for each sample, None for those that have none."""
+        values = self._values.tolist()
+        if self._is_text:
+            texts = [*self._vocabulary, ""]
+            values = [texts[code] for code in values]
+        known = self._known.tolist()
+        return [value if has else None for value, has in zip(values, known, strict=True)]
+
     def series(self, pandas: Any) -> Iterator[tuple[str, Any]]:
         """Columns of a table by name, one for each number of a row."""
         for place in np.ndindex(self._shape):
@@ -82,13 +91,29 @@ def data_frame(
     """Table of the `count` samples of all parts; see `SampleTable.to_pandas`."""
     names = _names(fields, schema)
     pandas = require("pandas", "pandas")
+    columns = _filled(names, schema, count, parts)
+    found = {name: values for column in columns for name, values in column.series(pandas)}
+    frame: pd.DataFrame = pandas.DataFrame(found, index=pandas.RangeIndex(count))
+    return frame
+
+
+def plain_columns(
+    schema: Mapping[str, Field], count: int, parts: Iterable[Part], fields: Sequence[str] | None
+) -> dict[str, list[Any]]:
+    """Columns of the `count` samples of all parts; see `SampleTable.to_dict`."""
+    columns = _filled(_names(fields, schema), schema, count, parts)
+    return {column.name: column.plain() for column in columns}
+
+
+def _filled(
+    names: Sequence[str], schema: Mapping[str, Field], count: int, parts: Iterable[Part]
+) -> list[_Column]:
+    """Columns with the values of all parts."""
     columns = [_Column(name, schema, count) for name in names]
     for positions, part in parts:
         for column in columns:
             column.fill(positions, part)
-    found = {name: values for column in columns for name, values in column.series(pandas)}
-    frame: pd.DataFrame = pandas.DataFrame(found, index=pandas.RangeIndex(count))
-    return frame
+    return columns
 
 
 def _names(fields: Sequence[str] | None, schema: Mapping[str, Field]) -> list[str]:

@@ -156,7 +156,7 @@ class StoreInfo:
         for name, kind in self.levels.items():
             yield f"level {name}", kind
         for one in self.imports:
-            yield "import", one if isinstance(one, str) else json.dumps(one, ensure_ascii=False)
+            yield "import", _import_text(one)
         yield "stored", self._stored()
         yield "generation", self.generation or "none: another library wrote the store"
         yield "writer", self._lock()
@@ -220,9 +220,26 @@ def _per_sample(spread: Spread) -> str:
 
 def _listed(counts: Mapping[Any, int], what: str) -> str:
     """The first counts, and how many more there are."""
-    shown = ", ".join(f"{key} {count:,}" for key, count in [*counts.items()][:_FIRST])
+    shown = ", ".join(f"{key}: {count:,}" for key, count in [*counts.items()][:_FIRST])
     more = len(counts) - _FIRST
     return f"{shown} and {more:,} more {what}" if more > 0 else shown
+
+
+def _import_text(record: Any) -> str:
+    """Sources of an import and what it read as which label; anything else as JSON."""
+    try:
+        first, *others = record["sources"]
+        frames = sum(source["frames"] for source in record["sources"])
+        text = f"{frames:,} frames of {first['path']}"
+        text += f" and {len(others):,} more sources" if others else ""
+        fields = (
+            f"{name} from {', '.join(item['keys'])}{' in ' if item['unit'] else ''}{item['unit']}"
+            for name, item in record.get("fields", {}).items()
+        )
+        text = "; ".join([text, *fields])
+        return text if record.get("complete", True) else f"{text}; not complete"
+    except (KeyError, TypeError, ValueError):
+        return json.dumps(record, ensure_ascii=False)
 
 
 def _plain(value: Any) -> Any:

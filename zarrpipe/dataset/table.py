@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,7 @@ from zarrpipe.data.fields import CORE_FIELDS
 from zarrpipe.data.levels import Level
 from zarrpipe.data.schema import Field
 from zarrpipe.data.validate import check_count
-from zarrpipe.dataset.data_frame import data_frame
+from zarrpipe.dataset.data_frame import data_frame, plain_columns
 from zarrpipe.dataset.stores import Stores
 from zarrpipe.errors import SchemaError
 from zarrpipe.store.query.columns import StoreColumns, check_fields
@@ -262,6 +262,23 @@ class SampleTable:
             If there is no such column, or it has not one row for each sample.
         """
         return data_frame(self.schema, len(self), self._column_parts(), fields)
+
+    def to_dict(self, fields: Sequence[str] | None = None) -> dict[str, list[Any]]:
+        """Columns of plain values, one for each sample; as `to_pandas`, without pandas.
+
+        A row of several numbers is a list, a text a string, and None stands for what a sample
+        lacks.
+
+        Examples
+        --------
+        >>> import zarrpipe as zp
+        >>> store = {}
+        >>> with zp.ZarrData(store) as sink:
+        ...     sink.write(zp.AtomicData([[0.0, 0.0, 0.0]], [1], energy=-13.6))
+        >>> zp.ZarrDataset(store).to_dict(["formula", "energy"])
+        {'formula': ['H'], 'energy': [-13.6]}
+        """
+        return plain_columns(self.schema, len(self), self._column_parts(), fields)
 
     def _column_parts(self) -> Iterator[tuple[Int64Array, StoreColumns]]:
         """Positions [K] of samples of one store and their columns, until all samples were given."""

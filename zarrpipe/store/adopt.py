@@ -98,5 +98,5 @@ def adopt(
 def _attributes(root: Root) -> Attributes:
     group = root.open_group()
     if group is None:
-        raise StoreNotFoundError(f"there is no Zarr store at {root}")
+        raise StoreNotFoundError.at(root)
     return Attributes.read(group)

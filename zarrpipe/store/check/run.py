@@ -156,7 +156,7 @@ def _attributes(root: Root) -> Attributes | None:
 def _root_group(root: Root) -> zarr.Group:
     group = root.open_group()
     if group is None:
-        raise StoreNotFoundError(f"there is no Zarr store at {root}")
+        raise StoreNotFoundError.at(root)
     return group
 
 

@@ -264,7 +264,7 @@ class Snapshot:
         """Read attributes, schema and pointers."""
         group = self.root.open_group()
         if group is None:
-            raise StoreNotFoundError(f"there is no Zarr store at {self.root}")
+            raise StoreNotFoundError.at(self.root)
         attributes = Attributes.read(group)
         schema = read_schema(group, attributes)
         if not attributes.ours and find_array(group, ATOMS_PTR) is None:
@@ -346,7 +346,7 @@ def root_fingerprint(root: Root) -> object:
             return _document(f"{root.directory}{os.sep}zarr.json")
     group = root.open_group()  # raises for an array or other content at the place
     if group is None:
-        raise StoreNotFoundError(f"there is no Zarr store at {root}")
+        raise StoreNotFoundError.at(root)
     return group.attrs.asdict()
 
 

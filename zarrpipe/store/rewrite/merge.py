@@ -174,7 +174,7 @@ def compact(
     _check_seed(shuffle)
     check_rewritable(root)
     if _tidied(root).open_group() is None:
-        raise StoreNotFoundError(f"there is no Zarr store at {root}")
+        raise StoreNotFoundError.at(root)
     writer = StoreWriter(root, chosen, _CAPACITY)
     try:
         writer.flush(every=True)

@@ -224,7 +224,7 @@ def other_attributes(group: zarr.Group) -> dict[str, Any]:
 def _open_group(root: Root) -> zarr.Group:
     group = root.open_group()
     if group is None:
-        raise StoreNotFoundError(f"there is no Zarr store at {root}")
+        raise StoreNotFoundError.at(root)
     return group
 
 

@@ -96,10 +96,11 @@ def write_split(path: str | Path, dataset: ZarrDataset, index: Index | None = No
         raise ArgumentError(
             f"path is {str(path)!r}, which {what}; expected the place of a .npy file"
         )
-    return _write_ids(target, dataset.ids if index is None else dataset.ids_of(index))
+    return write_ids(target, dataset.ids if index is None else dataset.ids_of(index))
 
 
-def _write_ids(path: Path, ids: UInt64Array) -> int:
+def write_ids(path: Path, ids: UInt64Array) -> int:
+    """Write an index file of ids, and return how many different ones there are."""
     each = np.unique(ids)
     part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
