@@ -25,7 +25,7 @@ def test_arrays(place, samples, tmp_path):
     positions = torch.cat([one.positions for one in samples]).numpy().astype(np.float32)
     np.testing.assert_array_equal(bytes_of(path, "x", 3), positions)
     energy = bytes_of(path, "energy", 1)[:, 0]
-    np.testing.assert_array_equal(energy, np.float32([-1234.5678901, np.nan, -13.6, *[np.nan] * 2]))
+    np.testing.assert_array_equal(energy, np.float32([-34.567890123, np.nan, -13.6, *[np.nan] * 2]))
     forces = bytes_of(path, "forces", 3)
     assert np.isnan(forces).all(1).tolist() == [
         n not in (0, 1) for n in np.repeat(range(5), counts)
