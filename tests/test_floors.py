@@ -10,7 +10,7 @@ import zarrpipe
 
 ROOT = Path(zarrpipe.__file__).parent
 ROOMS = (
-    {"compat", "errors"},
+    {"compat", "errors", "libraries"},
     {"data"},
     {"adapters"},
     {"transforms"},
@@ -44,6 +44,7 @@ HEIGHT = {name: height for height, names in enumerate(ROOMS) for name in names}
 OPTIONAL = {
     "ase",
     "ase_db_backends",
+    "atompack",
     "dpdata",
     "fsspec",
     "h5py",

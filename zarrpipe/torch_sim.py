@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 
-from zarrpipe.adapters.assemble import require
 from zarrpipe.adapters.torch_sim import from_torch_sim, to_torch_sim
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.levels import Level
 from zarrpipe.data.validate import check_count
 from zarrpipe.errors import ArgumentError, FieldError
+from zarrpipe.libraries import require
 
 if TYPE_CHECKING:
     from torch_sim import SimState

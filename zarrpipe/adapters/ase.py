@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 
 from zarrpipe.adapters.ase_label_warning import warn_of_uncomputed_labels, warn_of_unused_labels
-from zarrpipe.adapters.assemble import as_rows, as_tensor, has_positions, position_blocks, require
+from zarrpipe.adapters.assemble import as_rows, as_tensor, has_positions, position_blocks
 from zarrpipe.adapters.dialects import STRUCTURE
 from zarrpipe.adapters.lammps_dump import check_elements, has_no_energy
 from zarrpipe.data.batch import Batch
@@ -18,6 +18,7 @@ from zarrpipe.data.fields import CORE_FIELDS, level_of
 from zarrpipe.data.levels import Level
 from zarrpipe.data.system import AtomicData
 from zarrpipe.errors import ArgumentTypeError, FieldError
+from zarrpipe.libraries import require
 
 if TYPE_CHECKING:
     from ase import Atoms

@@ -1,10 +1,9 @@
 """Shared by the adapters: foreign numbers as rows of fields, and batches assembled from them."""
 
-import importlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
-from types import MappingProxyType, ModuleType
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -15,22 +14,11 @@ from zarrpipe.data.csr import tensor_pointers
 from zarrpipe.data.fields import CORE_FIELDS, Kind
 from zarrpipe.data.levels import Level
 from zarrpipe.data.validate import plain_array
-from zarrpipe.errors import FieldError, MissingLibraryError
+from zarrpipe.errors import FieldError
 
 _VOIGT = ((0, 5, 4), (5, 1, 3), (4, 3, 2))
 """Position in ASE's order xx, yy, zz, yz, xz, xy of each entry of the matrix."""
 _BLOCK_BYTES = 1 << 25
-
-
-def require(module: str, extra: str) -> ModuleType:
-    """Import an optional library, or say which extra installs it."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise MissingLibraryError(
-            f"{module!r} is needed here and cannot be imported ({error}): "
-            f"install it with pip install 'zarrpipe[{extra}]'"
-        ) from error
 
 
 def fit_rows(

@@ -43,6 +43,9 @@ ORIGINS = frozenset(
 )
 """Words before or behind a label that say how a reference was calculated."""
 
+_DERIVATIVES = frozenset({"force", "forces", "stress", "virial", "virials"})
+"""Labels that follow from an energy, which may be named before them."""
+
 _UNITS = frozenset({"unit", "units"})
 _LONGEST = 60
 """Letters of a proposed name: it becomes the name of a directory."""
@@ -57,6 +60,8 @@ def label_of(level: Level | str, key: str) -> str | None:
     ('energy', 'forces')
     >>> label_of("system", "energy_cutoff"), label_of("system", "forces")
     (None, None)
+    >>> label_of("atom", "energy_forces")  # of metatrain: the forces that go with that energy
+    'forces'
     """
     name, others = _words(key)
     if name is None or not ORIGINS.issuperset(others):
@@ -80,6 +85,9 @@ def _words(key: str) -> tuple[str | None, list[str]]:
     """The one label that a key has a word for, and its other words; None for none or several."""
     words = [word for word in re.split(r"[\W_]+", key.lower()) if word]
     names = [word for word in words if word in LABELS]
+    if len(names) == 2 and names[0] == "energy" and names[1] in _DERIVATIVES:
+        words.remove("energy")
+        names = names[1:]
     others = [word for word in words if word not in LABELS and not word.isdigit()]
     if len(names) != 1 or (len(words) > 1 and not others):
         return None, others

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from zarrpipe.adapters.assemble import assemble, require, without_presence
+from zarrpipe.adapters.assemble import assemble, without_presence
 from zarrpipe.compat import nvalchemi_levels, nvalchemi_schema, nvalchemi_system_levels
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.collate import shift_rows
@@ -15,6 +15,7 @@ from zarrpipe.data.fields import CORE_FIELDS
 from zarrpipe.data.levels import BUILT_IN, Level, defined, united
 from zarrpipe.data.system import AtomicData
 from zarrpipe.errors import FieldError
+from zarrpipe.libraries import require
 
 if TYPE_CHECKING:
     from nvalchemi.data import AtomicData as NvalchemiData

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import torch
 
-from zarrpipe.adapters.assemble import require
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.fields import CORE_FIELDS
 from zarrpipe.data.levels import Level
 from zarrpipe.errors import FieldError, StoreEmptyError
+from zarrpipe.libraries import require
 
 if TYPE_CHECKING:
     from nvalchemi.data import Dataset

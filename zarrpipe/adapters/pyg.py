@@ -5,12 +5,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from zarrpipe.adapters.assemble import assemble, require, without_presence
+from zarrpipe.adapters.assemble import assemble, without_presence
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.categories import are_strings
 from zarrpipe.data.fields import CORE_FIELDS, level_of
 from zarrpipe.data.levels import Level
 from zarrpipe.errors import FieldError
+from zarrpipe.libraries import require
 
 if TYPE_CHECKING:
     from torch_geometric.data import Batch as PygBatch

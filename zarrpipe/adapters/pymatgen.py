@@ -10,11 +10,11 @@ import torch
 
 from zarrpipe.adapters.ase import Names, from_ase, names_of_keys, present_results
 from zarrpipe.adapters.ase_label_warning import _level_of_caller
-from zarrpipe.adapters.assemble import require
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.levels import Level
 from zarrpipe.data.system import AtomicData
 from zarrpipe.errors import ArgumentTypeError, FieldError
+from zarrpipe.libraries import require
 
 if TYPE_CHECKING:
     from pymatgen import core

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from zarrpipe.adapters.assemble import assemble, require
+from zarrpipe.adapters.assemble import assemble
 from zarrpipe.compat import torch_sim_extras, torch_sim_pbc_is_bool
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.levels import Level
 from zarrpipe.errors import FieldError
+from zarrpipe.libraries import require
 
 if TYPE_CHECKING:
     from torch_sim import SimState

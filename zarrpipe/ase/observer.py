@@ -8,13 +8,13 @@ import numpy as np
 import torch
 
 from zarrpipe.adapters.ase import Names, check_found, results_of
-from zarrpipe.adapters.assemble import require
 from zarrpipe.ase.selection import Sink, selection_of
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.levels import Level
 from zarrpipe.data.system import AtomicData
 from zarrpipe.data.validate import check_count
 from zarrpipe.errors import ArgumentError
+from zarrpipe.libraries import require
 
 if TYPE_CHECKING:
     from ase import Atoms

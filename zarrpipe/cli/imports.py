@@ -39,6 +39,14 @@ def import_(
     ignore: Annotated[
         list[str] | None, typer.Option(metavar="KEY", help="Leave a key out. May be repeated.")
     ] = None,
+    level: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=LEVEL",
+            help="Whether a key has rows of atoms or is of the system, where a format does not "
+            "say it: atom or system. May be repeated.",
+        ),
+    ] = None,
     units: Annotated[
         str,
         typer.Option(
@@ -52,7 +60,11 @@ def import_(
     ] = "tension",
     file_format: Annotated[
         str | None,
-        typer.Option("--format", help="Format of all sources; recognised by default."),
+        typer.Option(
+            "--format",
+            help="Format of all sources; recognised by default. ase:NAME and dpdata:NAME are "
+            "formats by the names of these libraries.",
+        ),
     ] = None,
     if_exists: Annotated[
         str, typer.Option(help="Of a store that has samples: error, append or replace.")
@@ -91,6 +103,7 @@ def import_(
         name, keys = _pair(text, "--label", "FIELD=KEY")
         labels[name] = _keys(keys)
     given = dict(_pair(text, "--units", "NAME=UNIT") for text in units.split(",") if text)
+    levels = dict(_pair(text, "--level", "KEY=LEVEL") for text in level or [])
     from zarrpipe.formats.read.read_into import read_into
 
     report = read_into(
@@ -101,6 +114,7 @@ def import_(
         units=given,
         stress_sign=stress_sign,  # type: ignore[arg-type]  # read_into checks it
         ignore=ignore or (),
+        levels=levels,
         source_fields=source_fields,
         if_exists=if_exists,  # type: ignore[arg-type]  # the sink checks it
         resume=resume,

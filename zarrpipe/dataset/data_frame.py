@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from zarrpipe.adapters.assemble import require
 from zarrpipe.data.csr import AnyArray, Int64Array
 from zarrpipe.data.fields import COUNTS
 from zarrpipe.data.levels import Level
 from zarrpipe.data.schema import Field
 from zarrpipe.errors import ArgumentTypeError, SchemaError
+from zarrpipe.libraries import require
 from zarrpipe.store.query.columns import (
     StoreColumns,
     column_dtype,

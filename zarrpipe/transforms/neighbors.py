@@ -6,12 +6,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from zarrpipe.adapters.assemble import require
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.csr import AnyArray, Int64Array, pointers, segment_rows
 from zarrpipe.data.fields import CORE_FIELDS
 from zarrpipe.data.levels import Level
 from zarrpipe.errors import ArgumentError, FieldError
+from zarrpipe.libraries import require
 
 _FOUND = ("neighbor_list", "neighbor_list_shifts")
 _LARGEST = 1e6

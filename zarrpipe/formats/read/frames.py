@@ -36,6 +36,10 @@ class Entry(NamedTuple):
         return f"{self.place}[{self.key!r}]" if self.place else repr(self.key)
 
 
+POSITIONS = Entry(ATOM, "positions")
+"""Key of the unit of lengths among the units of a scan."""
+
+
 class Kind(NamedTuple):
     """Type of an entry's values: bool, int, float or str, and the shape of a row."""
 
@@ -97,7 +101,7 @@ class Part(NamedTuple):
     path: str
     first: int
     num_frames: int
-    span: tuple[int, ...] = ()
+    span: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -105,7 +109,9 @@ class Scan:
     """What a look through a source found, before anything is written.
 
     `entries` has every kind of value that was seen for a key. `exhaustive` says whether all frames
-    were looked at for that, or only some. `failures` are frames that no part has.
+    were looked at for that, or only some. `failures` are frames that no part has. `units` has the
+    unit of an entry where the source says it, with lengths under `POSITIONS`; `left_out` says why
+    an entry that was seen gets no column.
     """
 
     parts: tuple[Part, ...]
@@ -113,6 +119,8 @@ class Scan:
     failures: tuple[Failure, ...] = ()
     exhaustive: bool = False
     num_single_atoms: int = 0
+    units: Mapping[Entry, str] = field(default_factory=dict)
+    left_out: Mapping[Entry, str] = field(default_factory=dict)
 
     @property
     def num_frames(self) -> int:

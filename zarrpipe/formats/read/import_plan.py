@@ -9,7 +9,16 @@ from zarrpipe.data.batch import Batch
 from zarrpipe.data.fields import CORE_FIELDS
 from zarrpipe.errors import ArgumentError, LabelError
 from zarrpipe.formats.read.conversion import SourceUnits, spelled
-from zarrpipe.formats.read.frames import Entry, Failure, FrameBlock, Kind, Part, Reader, Scan
+from zarrpipe.formats.read.frames import (
+    POSITIONS,
+    Entry,
+    Failure,
+    FrameBlock,
+    Kind,
+    Part,
+    Reader,
+    Scan,
+)
 from zarrpipe.formats.read.labels import ISOLATED_ATOM, LabelPlan
 from zarrpipe.formats.read.sources import Source
 from zarrpipe.transforms.units import parse
@@ -60,6 +69,12 @@ class ImportPlan:
         """Frames that a look through the sources found unreadable."""
         return tuple(failure for _, scan in self.sources for failure in scan.failures)
 
+    @property
+    def left_out(self) -> dict[Entry, str]:
+        """Why entries are left out, of which some sources may have others that are taken."""
+        found = {entry: why for _, scan in self.sources for entry, why in scan.left_out.items()}
+        return {**found, **self.labels.left_out}
+
     def tasks(self) -> list[tuple[Reader, Part]]:
         """All parts of all sources, in order."""
         return [(source.reader, part) for source, scan in self.sources for part in scan.parts]
@@ -81,7 +96,7 @@ class ImportPlan:
                 }
                 for name, entries in self.labels.fields.items()
             },
-            "left_out": {_key(entry): why for entry, why in self.labels.left_out.items()},
+            "left_out": {_key(entry): why for entry, why in self.left_out.items()},
             "not_recognised": list(self.not_recognised),
             "doubts": list(self.doubts),
         }
@@ -98,9 +113,10 @@ class ImportPlan:
             yield f"  {name:{width}}  from {names[name]}"
         if self.isolated:
             yield f"  {ISOLATED_ATOM:{width}}  marks single atoms"
-        if self.labels.left_out or self.not_recognised:
+        left_out = self.left_out
+        if left_out or self.not_recognised:
             yield "left out:"
-        for entry, why in self.labels.left_out.items():
+        for entry, why in left_out.items():
             yield f"  {entry} {why}"
         for path in self.not_recognised:
             yield f"  {path} is of no known format"
@@ -141,6 +157,8 @@ class ImportReport:
         Number of samples with NaN or infinity, by label; they are stored as they are.
     cut
         Fields of strings that had too many different ones, and the samples that lack them.
+    left_out
+        Why entries were left out of frames behind those that were looked at first.
     """
 
     plan: ImportPlan
@@ -149,11 +167,15 @@ class ImportReport:
     failures: list[Failure] = field(default_factory=list)
     not_finite: dict[str, int] = field(default_factory=dict)
     cut: dict[str, int] = field(default_factory=dict)
+    left_out: dict[Entry, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain types."""
+        plan = self.plan.to_dict()
+        later = {_key(entry): why for entry, why in self.left_out.items()}
         return {
-            **self.plan.to_dict(),
+            **plan,
+            "left_out": {**later, **plan["left_out"]},
             "samples": self.num_samples,
             "samples_before": self.num_before,
             "failures": [failure._asdict() for failure in self.failures],
@@ -171,6 +193,8 @@ class ImportReport:
             yield f"{count:,} samples have {name} that is NaN or infinite"
         for name, count in self.cut.items():
             yield f"{count:,} samples lack {name}, which has too many different strings for a field"
+        for entry, why in self.left_out.items():
+            yield f"some samples lack {entry}, which {why}"
         if self.failures:
             yield f"{len(self.failures):,} frames could not be read:"
         yield from (f"  {failure}" for failure in self.failures[:_SHOWN])
@@ -187,14 +211,28 @@ def united_entries(scans: Iterable[Scan]) -> dict[Entry, frozenset[Kind]]:
     return found
 
 
+def check_levels_used(levels: Mapping[str, str], scans: Sequence[Scan]) -> None:
+    """Raise ArgumentError if levels are given for a key that no source has."""
+    known = {entry.key for scan in scans for entry in scan.entries}
+    wrong = sorted(levels.keys() - known)
+    if wrong:
+        raise ArgumentError(
+            f"levels has {wrong}, which no source of unsaid levels has; there is "
+            f"{', '.join(sorted(known)) or 'nothing'}"
+        )
+
+
 def stated_units(
-    blocks: Sequence[FrameBlock | Batch], labels: LabelPlan, given: Mapping[str, str]
+    blocks: Sequence[FrameBlock | Batch],
+    labels: LabelPlan,
+    given: Mapping[str, str],
+    scans: Sequence[Scan] = (),
 ) -> dict[str, str]:
-    """Units that the sources state beside their labels, as in ``stress_unit=GPa``.
+    """Units that the sources state beside their labels, as in ``stress_unit=GPa``, or elsewhere.
 
     Those that are `given` are not looked at. Raises LabelError for a unit that is not known.
     """
-    found: dict[str, set[str]] = {}
+    found = _units_of_scans(labels, given, scans)
     for block in blocks:
         if isinstance(block, Batch):
             continue
@@ -209,6 +247,9 @@ def stated_units(
         way_out = f"give units={{{name!r}: ...}} (--units {name}=...)"
         if len(texts) > 1:
             raise LabelError(f"the files state several units of {name} ({shown}): {way_out}")
+        if name not in CORE_FIELDS:
+            units[name] = shown
+            continue
         try:
             same = parse(spelled(shown)) == parse(CORE_FIELDS[name].unit)
         except ArgumentError as error:
@@ -216,3 +257,21 @@ def stated_units(
         if not same:
             units[name] = shown
     return units
+
+
+def _units_of_scans(
+    labels: LabelPlan, given: Mapping[str, str], scans: Sequence[Scan]
+) -> dict[str, set[str]]:
+    """Units of fields that sources state as a whole; a source that is silent states "none"."""
+    found: dict[str, set[str]] = {}
+    fields = {**labels.fields, "positions": (POSITIONS,)}
+    for name, entries in fields.items():
+        if not any(entry in scan.units for scan in scans for entry in entries) or name in given:
+            continue
+        found[name] = {
+            scan.units.get(entry, "none")
+            for scan in scans
+            for entry in entries
+            if entry in scan.entries or entry in scan.units or entry == POSITIONS
+        }
+    return found

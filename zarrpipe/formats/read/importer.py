@@ -114,12 +114,19 @@ class Importer:
             if not self._labels.entries.issuperset(block.columns):
                 self._take_in(block)
             plan, frames = self._plan, block.frames
+            self._note_left_out(part, block)
             single = plan.isolated or bool((block.num_atoms == 1).any())
             batch = batch_of(block, self._labels, plan.units, dtype=self._dtype, isolated=single)
         if self._source_fields:
             batch.add_field("source", [part.path] * len(frames), "system")
             batch.add_field("source_index", torch.from_numpy(frames)[:, None], "system")
         return batch
+
+    def _note_left_out(self, part: Part, block: FrameBlock) -> None:
+        """Record what is left out of a block, and not of all frames as the plan says."""
+        for entry in block.left_out.keys() - self._plan.left_out.keys():
+            frames = f"frames {block.frames[0]} to {block.frames[-1]} of {part.path}"
+            self._report.left_out.setdefault(entry, f"{block.left_out[entry]} ({frames})")
 
     def _take_in(self, block: FrameBlock) -> None:
         """Plan entries that no frame had that was looked at before."""

@@ -20,6 +20,7 @@ from zarrpipe.formats.read.import_plan import (
     ImportPlan,
     ImportReport,
     ScannedSource,
+    check_levels_used,
     stated_units,
     united_entries,
 )
@@ -49,6 +50,7 @@ def read_into(
     units: Mapping[str, str] | None = None,
     stress_sign: StressSign = "tension",
     ignore: Collection[str] = (),
+    levels: Mapping[str, str] | None = None,
     source_fields: bool = False,
     if_exists: Literal["append", "error", "replace"] = "error",
     resume: bool = False,
@@ -76,7 +78,8 @@ def read_into(
     sources : str, Path or list of them
         Files, globs, directories, stores of zarrpipe or nvalchemi, or "-" for the standard input.
     format : str, optional
-        Format of all sources; by default it is recognised from names and contents.
+        Format of all sources; by default it is recognised from names and contents. It may be a
+        library's own name, as ``"ase:vasp-out"`` or ``"dpdata:vasp/outcar"``.
     labels : mapping of str to str, sequence of str or None, optional
         For a field, the key to read it from, such as ``{"energy": "REF_energy"}``; several keys in
         order of preference, or None for none. A name of your own keeps a key under that name. A key
@@ -90,6 +93,10 @@ def read_into(
         Which is positive in the sources.
     ignore : collection of str
         Keys to leave out.
+    levels : mapping of str to str, optional
+        ``"atom"`` or ``"system"`` for keys whose level a format does not say: arrays in ``data`` of
+        an ASE database, in metatrain's memory maps and in PyG's graphs. Without it such a key is
+        left out where neither its name nor its sizes tell, and the report says so.
     source_fields : bool
         Store the path of a sample's file as ``source`` and its number there as ``source_index``.
     if_exists : {"error", "append", "replace"}
@@ -144,7 +151,7 @@ def read_into(
     with ExitStack() as stack:
         if resume and STDIN in (sources if isinstance(sources, list | tuple) else [sources]):
             raise ArgumentError("the standard input cannot be resumed: give a file")
-        found, unknown = find_sources(sources, format, stack)
+        found, unknown = find_sources(sources, format, stack, levels or {})
         read_parts = stack.enter_context(parsing(_processes(processes, found)))
         scanned = tuple(
             ScannedSource(source, source.reader.scan(source.path))
@@ -152,8 +159,10 @@ def read_into(
         )
         goes_on = resume or if_exists == "append"
         dtype = dtype or (_stored_dtype(store) if goes_on else torch.float64)
+        scans = [scan for _, scan in scanned]
+        check_levels_used(levels or {}, scans)
         found_labels = plan_labels(
-            united_entries(scan for _, scan in scanned),
+            united_entries(scans),
             labels or {},
             ignore,
             reserved=("source", "source_index") if source_fields else (),
@@ -216,7 +225,7 @@ def _planned(
             f"import: {', '.join(labels.fields)}"
         )
     blocks = [reader.read(part) for reader, part in _looked_at(scanned)]
-    stated = stated_units(blocks, labels, units)
+    stated = stated_units(blocks, labels, units, [scan for _, scan in scanned])
     if stated:
         plan = replace(plan, units=SourceUnits.of({**stated, **units}, stress_sign))
     found: dict[str, str] = {}

@@ -5,10 +5,11 @@ import importlib
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from zarrpipe.errors import ArgumentError, ArgumentTypeError, StoreNotFoundError
 from zarrpipe.formats.read.frames import Reader
@@ -30,18 +31,23 @@ class Format(NamedTuple):
     """A format: its name, the class of its reader, and how it is recognised.
 
     `suffixes` are ends of names; `recognises` is the name of a function beside the class that
-    looks at a place, and "" where the suffix says all.
+    looks at a place, and "" where the suffix says all. `has_levels` says whether the reader may be
+    told the levels of keys, and `variant` is the library's own name of a format.
     """
 
     name: str
     reader: str
     suffixes: tuple[str, ...] = ()
     recognises: str = ""
+    has_levels: bool = False
+    variant: str = ""
 
-    def load(self) -> Reader:
+    def load(self, levels: Mapping[str, str]) -> Reader:
         """Import the reader."""
         module, _, name = self.reader.partition(":")
-        found: Reader = getattr(importlib.import_module(f"zarrpipe.formats.read.{module}"), name)()
+        cls = getattr(importlib.import_module(f"zarrpipe.formats.read.{module}"), name)
+        options: dict[str, Any] = {"levels": levels} if levels and self.has_levels else {}
+        found: Reader = cls(**options, **({"format": self.variant} if self.variant else {}))
         return found
 
     def takes(self, path: Path) -> bool:
@@ -54,22 +60,34 @@ class Format(NamedTuple):
         return bool(getattr(module, self.recognises)(path))
 
 
+_DATABASES = (".db", ".json", ".aselmdb")
 FORMATS = (
     Format("zarr", "stores:StoreReader", recognises="is_store"),
-    Format("extxyz", "extxyz:ExtXYZ", suffixes=(".xyz", ".extxyz")),
+    Format("extxyz", "extxyz:ExtXYZ", (".xyz", ".extxyz")),
+    Format("ase-db", "files.ase_database:AseDatabase", _DATABASES, "recognises", has_levels=True),
+    Format("mace-hdf5", "files.hdf5:MaceHdf5", (".h5", ".hdf5"), "recognises", has_levels=True),
+    Format("metatrain", "files.memmap:MetatrainMemmap", (), "recognises", has_levels=True),
+    Format("pyg", "files.pyg_files:PygFiles", (".pt", ".pth"), "recognises", has_levels=True),
+    Format("pyg-trusted", "files.pyg_files:TrustedPygFiles", has_levels=True),
+    Format("atompack", "files.atompack_files:AtompackFiles", (), "recognises"),
+    Format("dpdata", "files.dpdata_systems:DpdataSystems", (), "recognises"),
+    Format("ase", "files.ase_files:AseFiles", (), "recognises"),
 )
 """All formats; the first that takes a place reads it."""
+
+_WITH_VARIANTS = ("ase", "dpdata")
 
 
 def find_sources(
     sources: SourceLike | Sequence[SourceLike],
     format_name: str | None,
     stack: ExitStack,
+    levels: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[list[Source], list[str]]:
     """Sources in order, and the files of directories that no reader takes.
 
     A name may be a glob or a directory; "-" is the standard input, which is copied to a temporary
-    file that `stack` removes.
+    file that `stack` removes. `levels` are of keys, for readers whose formats do not say them.
     """
     given = _listed(sources)
     only = None if format_name is None else _named(format_name)
@@ -80,7 +98,7 @@ def find_sources(
             row = only or next((row for row in FORMATS if row.takes(path)), None)
             if row is None:
                 raise _not_recognised(path)
-            found.setdefault(str(path), Source(str(path), row.load(), _size(path)))
+            found.setdefault(str(path), Source(str(path), row.load(levels), _size(path)))
         if Path(item).is_dir() and str(item) not in found:
             unknown += [str(path) for path in _files(Path(item)) if str(path) not in found]
     return list(found.values()), unknown
@@ -96,11 +114,15 @@ def _listed(sources: object) -> list[SourceLike]:
 
 
 def _named(name: str) -> Format:
-    row = next((row for row in FORMATS if row.name == name), None)
-    if row is None:
+    base, colon, variant = name.partition(":")
+    row = next((row for row in FORMATS if row.name == base), None)
+    if row is None or (colon and not (variant and base in _WITH_VARIANTS)):
         names = ", ".join(row.name for row in FORMATS)
-        raise ArgumentError(f"format={name!r}, expected one of {names}")
-    return row
+        raise ArgumentError(
+            f"format={name!r}, expected one of {names}, or a library's own name for it, such as "
+            "ase:vasp-out or dpdata:vasp/outcar"
+        )
+    return row._replace(variant=variant)
 
 
 def _places(item: SourceLike, only: Format | None, stack: ExitStack) -> Iterator[Path]:
@@ -128,7 +150,7 @@ def _files(directory: Path) -> list[Path]:
     """Files and sources in a directory, at any depth, without those inside of sources."""
     found: list[Path] = []
     for path in sorted(directory.iterdir()):
-        if path.name.startswith("."):
+        if path.name.startswith(".") or path.name.endswith("-lock"):  # of LMDB
             continue
         whole = path.is_file() or any(row.takes(path) for row in FORMATS)
         found += [path] if whole else _files(path) if path.is_dir() else []

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from zarrpipe.adapters.ase import to_ase
-from zarrpipe.adapters.assemble import require
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.csr import AnyArray
 from zarrpipe.data.levels import Level
 from zarrpipe.formats.write.left_out import empty_rows, reserved, units_of, without_place
 from zarrpipe.formats.write.samples import Samples
+from zarrpipe.libraries import require
 
 if TYPE_CHECKING:
     from ase import Atoms

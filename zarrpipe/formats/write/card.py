@@ -9,7 +9,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from zarrpipe.adapters.assemble import require
 from zarrpipe.data.levels import Level
 from zarrpipe.data.schema import Field
 from zarrpipe.data.validate import check_flag
@@ -19,6 +18,7 @@ from zarrpipe.dataset.zarr_dataset import ZarrDataset
 from zarrpipe.errors import ArgumentError, StoreNotFoundError
 from zarrpipe.formats.write.target import check_vacant, place_of
 from zarrpipe.formats.write.written import Written
+from zarrpipe.libraries import require
 from zarrpipe.store.backend import files
 from zarrpipe.store.backend.location import Root
 

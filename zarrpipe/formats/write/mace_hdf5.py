@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from zarrpipe.adapters.assemble import require
 from zarrpipe.data.fields import CORE_FIELDS
 from zarrpipe.data.levels import Level
 from zarrpipe.data.schema import Field
 from zarrpipe.data.system import AtomicData
 from zarrpipe.formats.write.left_out import empty_rows, reserved, units_of, without_place
 from zarrpipe.formats.write.samples import Samples
+from zarrpipe.libraries import require
 
 _LABELS = {
     "energy": "energy",

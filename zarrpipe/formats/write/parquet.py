@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from zarrpipe.adapters.assemble import require
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.csr import AnyArray
 from zarrpipe.data.schema import Field
 from zarrpipe.formats.write.left_out import empty_rows
 from zarrpipe.formats.write.samples import Samples, kind_of
+from zarrpipe.libraries import require
 
 
 def write_parquet(path: Path, samples: Samples) -> dict[str, str]:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from zarrpipe.adapters.assemble import require
 from zarrpipe.adapters.streams import stream_batches
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.csr import Int64Array
@@ -18,6 +17,7 @@ from zarrpipe.data.schema import Field, Schema
 from zarrpipe.data.validate import check_count
 from zarrpipe.dataset.zarr_dataset import ZarrDataset
 from zarrpipe.errors import StoreEmptyError
+from zarrpipe.libraries import require
 from zarrpipe.store.query.columns import check_fields, field_names
 from zarrpipe.training.splits.of_dataset import rows_of_split
 
