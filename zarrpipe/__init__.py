@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from zarrpipe.store.check.run import check
     from zarrpipe.store.format.config import ZarrArrayConfig, ZarrWriteConfig
     from zarrpipe.store.reader import AtomicDataZarrReader
+    from zarrpipe.store.rewrite.copy import copy
     from zarrpipe.store.rewrite.merge import compact, merge
     from zarrpipe.training.data_module import ZarrDataModule
     from zarrpipe.training.monitor import DataMonitor
@@ -44,6 +45,7 @@ __all__ = [
     "check",
     "collate",
     "compact",
+    "copy",
     "info",
     "merge",
     "read_into",
@@ -70,6 +72,7 @@ _HOMES = {
     "check": "store.check.run",
     "collate": "data.batch",
     "compact": "store.rewrite.merge",
+    "copy": "store.rewrite.copy",
     "info": "dataset.info",
     "merge": "store.rewrite.merge",
     "read_into": "formats.read.read_into",

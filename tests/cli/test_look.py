@@ -1,11 +1,13 @@
 """info, stats, head and show: what they print is what is in the store."""
 
+import json
 import math
 
 import numpy as np
 import pytest
 
 import zarrpipe as zp
+from zarrpipe.cli import main
 
 
 def max_force(one):
@@ -182,3 +184,21 @@ def test_a_store_that_is_not_local(samples, printed, tmp_path):
             printed(command[0], place, *command[1:], "--json") for place in (samples.path, url)
         )
         assert {**here, "stores": None} == {**there, "stores": None}
+
+
+def test_a_field_that_is_called_index(tmp_path, capsys):
+    with zp.ZarrData(tmp_path / "run") as sink:
+        sink.write(zp.AtomicData([[0.0] * 3], [1], system={"index": [5]}))
+    assert main(["show", str(tmp_path / "run"), "--fields", "index,formula", "--json"]) == 0
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)["rows"] == [{"index": 0, "formula": "H"}]
+    assert "the field 'index' is left out" in shown.err
+
+
+def test_an_empty_store(printed, tmp_path):
+    with zp.ZarrData(tmp_path / "run") as sink:
+        sink.write(zp.AtomicData([[0.0] * 3], [1]))
+        sink.zero()
+    assert "fields:" not in printed("info", tmp_path / "run")
+    assert printed("head", tmp_path / "run").splitlines()[0] == "0 of 0 samples"
+    assert printed("stats", tmp_path / "run", "--json")["num_samples"] == 0

@@ -10,7 +10,7 @@ import torch
 import zarr
 
 import zarrpipe as zp
-from zarrpipe.dataset import info as info_module
+from zarrpipe.dataset import label_ranges
 from zarrpipe.errors import StoreFormatError, StoreNotFoundError
 from zarrpipe.store.query.elements import SYMBOLS
 
@@ -53,6 +53,17 @@ def written(tmp_path_factory):
     with zp.AtomicDataZarrWriter(path) as writer:
         writer.delete([0, 11])
     return path, [one for place, one in enumerate([*made, made[4]]) if place not in (0, 11)]
+
+
+def made_of(kept, deleted):
+    """All stored systems, deleted ones too."""
+    return [*kept, *(systems(40)[place] for place in deleted)]
+
+
+def value_of(one, name):
+    if name == "energy":
+        return one.energy.item() / one.num_nodes
+    return one.forces.norm(dim=1).max().item()
 
 
 def test_counts(written):
@@ -130,21 +141,40 @@ def test_a_published_store(written, tmp_path):
     assert forces.shard_rows % forces.chunk_rows == 0 < forces.shard_rows
 
 
-def test_large_stores_are_sampled_and_say_so(written, monkeypatch):
+@pytest.mark.parametrize("published", [False, True])
+def test_large_stores_are_sampled_and_say_so(written, tmp_path, monkeypatch, published):
+    """Runs of 5 stored samples, from which those of the deleted ones are left out."""
     path, kept = written
+    deleted = (0, 11)
+    if published:
+        zp.merge(path, tmp_path / "published", config=zp.ZarrWriteConfig.published())
+        path, deleted = tmp_path / "published", ()
     whole = zp.info(path).labels
-    monkeypatch.setattr(info_module, "_MOST_NUMBERS", 20)
-    monkeypatch.setattr(info_module, "_RUNS", 4)
+    for name in ("_MOST_NUMBERS", "_MOST_ENCODED"):
+        monkeypatch.setattr(label_ranges, name, 20)
+    for name in ("_RUNS", "_ENCODED_RUNS"):
+        monkeypatch.setattr(label_ranges, name, 4)
     facts = zp.info(path)
-    spread = facts.labels["energy_per_atom"]
-    assert spread.estimated
-    assert spread.looked_at == 20
-    rows = [
-        place for start in np.linspace(0, 34, 4).astype(int) for place in range(start, start + 5)
-    ]
-    values = [kept[row].energy.item() / kept[row].num_nodes for row in rows]
-    assert spread.largest == np.nanmax(values) <= whole["energy_per_atom"].largest
-    assert f"{spread.looked_at} looked at" in str(facts)
+    stored = [place for place in range(len(kept) + len(deleted)) if place not in deleted]
+    for label, name, numbers in (("energy_per_atom", "energy", 1), ("max_force", "forces", 3)):
+        atoms = sum(one.num_nodes for one in made_of(kept, deleted)) if name == "forces" else 0
+        count = len(kept) + len(deleted)
+        length = max(1, count * 20 // (numbers * atoms or count) // 4)
+        starts = np.linspace(0, count - length, 4).astype(int)
+        rows = [
+            stored.index(place)
+            for start in starts
+            for place in range(start, start + length)
+            if place in stored
+        ]
+        spread = facts.labels[label]
+        assert spread.estimated
+        assert spread.looked_at == len(rows)
+        values = [value_of(kept[row], name) for row in rows if name in kept[row]]
+        assert spread.largest == pytest.approx(np.nanmax(values), rel=1e-14)
+        assert spread.smallest == pytest.approx(np.nanmin(values), rel=1e-14)
+        assert spread.largest <= whole[label].largest
+    assert f"{facts.labels['max_force'].looked_at} looked at" in str(facts)
     assert facts.repeated == 1  # counts are exact
 
 

@@ -17,6 +17,7 @@ from zarrpipe.cli.options import (
     fractions_of,
     names_of,
 )
+from zarrpipe.cli.output import report
 from zarrpipe.cli.output import show as printed
 from zarrpipe.data.tables import Table
 
@@ -122,6 +123,8 @@ def show(
     index = matching[chosen].tolist()
     shown = dataset.index_select(index)
     columns = shown.to_dict(_columns(dataset, sort) if names is None else names)
+    if columns.pop("index", None) is not None:
+        report("warning: the field 'index' is left out, as index is the place of a sample here")
     units = {name: unit for name in columns if (unit := _unit(dataset, name))}
     facts = {
         "stores": stores,
@@ -179,7 +182,8 @@ def _samples_table(
         if facts["matching"] == facts["samples"]
         else f"the {facts['matching']:,} that match, of "
     )
-    title = f"{len(rows):,} of {met}{facts['samples']:,} samples"
+    every = "1 sample" if facts["samples"] == 1 else f"{facts['samples']:,} samples"
+    title = f"{len(rows):,} of {met}{every}"
     return Table(("index", *header), rows, (0, *numbers), title)
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,20 +14,17 @@ from zarrpipe.compat import memory_content
 from zarrpipe.data.csr import AnyArray, Int64Array
 from zarrpipe.data.levels import Level
 from zarrpipe.data.schema import Field
-from zarrpipe.dataset.store_info import FieldInfo, Spread, StoreInfo
+from zarrpipe.dataset.label_ranges import label_ranges, spread_of
+from zarrpipe.dataset.store_info import FieldInfo, StoreInfo
 from zarrpipe.store.backend.location import Root, StoreLike
 from zarrpipe.store.backend.lock import holder_of
 from zarrpipe.store.check.stray_files import holder_lives
 from zarrpipe.store.format.layout import ATOMS_PTR, find_arrays, is_plain
-from zarrpipe.store.query.columns import StoreColumns, derived_column
+from zarrpipe.store.query.columns import StoreColumns
 from zarrpipe.store.query.elements import SYMBOLS, as_elements
 from zarrpipe.store.read.view import StoreView
 from zarrpipe.store.statistics.stored_sums import valid_sums
 
-_MOST_NUMBERS = 1 << 23
-"""Numbers of a label that are read whole; of more, a sample is read."""
-
-_RUNS = 64
 _BLOCK = 1 << 16
 
 
@@ -107,9 +103,9 @@ class _Examined:
             ),
             levels={str(one): str(one.kind) for one in self._view.schema.own_levels},
             elements=self._elements(),
-            atoms_per_sample=_spread(self._num_atoms, "", self._count, self._count),
-            edges_per_sample=_spread(edges, "", self._count, self._count),
-            labels=dict(self._labels()),
+            atoms_per_sample=spread_of(self._num_atoms, "", self._count, self._count),
+            edges_per_sample=spread_of(edges, "", self._count, self._count),
+            labels=label_ranges(self._view),
             repeated=self._repeated(),
             rounds=self._rounds(),
             categories=dict(self._categories()),
@@ -143,29 +139,6 @@ class _Examined:
                 counts += np.bincount(numbers, minlength=len(SYMBOLS))
         order = np.argsort(-counts, kind="stable")
         return {SYMBOLS[number]: int(counts[number]) for number in order if counts[number]}
-
-    def _labels(self) -> Iterator[tuple[str, Spread]]:
-        """Range of each label that the store has."""
-        schema = self._view.schema
-        for name, numbers in (
-            ("energy_per_atom", self._count),
-            ("max_force", 3 * int(self._num_atoms.sum())),
-        ):
-            column = derived_column(name, schema)
-            if column is not None and all(needed in schema for needed in column.needs):
-                values, looked_at = self._values(numbers, partial(_known, name=name))
-                yield name, _spread(values, column.unit, looked_at, self._count)
-        if "stress" in schema:
-            values, looked_at = self._values(9 * self._count, _max_stress)
-            yield "max_stress", _spread(values, schema["stress"].unit, looked_at, self._count)
-
-    def _values(
-        self, numbers: int, values_of: Callable[[StoreColumns], AnyArray]
-    ) -> tuple[AnyArray, int]:
-        """Values of the samples that are read of a label of so many numbers, and their number."""
-        chosen = _spread_runs(self._count, numbers)
-        found = [values_of(columns) for columns in self._blocks(chosen)]
-        return np.concatenate([np.zeros(0), *found]), len(chosen)
 
     def _blocks(self, samples: Int64Array) -> Iterator[StoreColumns]:
         """Columns of samples in blocks."""
@@ -207,49 +180,10 @@ class _Examined:
         return values[self._view.present(name)] if nullable else values
 
 
-def _known(columns: StoreColumns, name: str) -> AnyArray:
-    """Values of a column, of the samples that have one."""
-    values, known = columns.values(name), columns.present(name)
-    return values if known is None else values[known]
-
-
-def _max_stress(columns: StoreColumns) -> AnyArray:
-    """Largest component of the stress of each sample that has one, without sign."""
-    values, known = columns.field("stress"), columns.present("stress")
-    stress = np.abs(values if known is None else values[known])
-    largest: AnyArray = stress.reshape(len(stress), -1).max(axis=1)
-    return largest
-
-
 def _counted(values: AnyArray) -> list[tuple[int, int]]:
     """Whole numbers, ascending, and how often each is there."""
     found, counts = np.unique(values, return_counts=True)
     return [*zip(found.tolist(), counts.tolist(), strict=True)]
-
-
-def _spread_runs(count: int, numbers: int) -> Int64Array:
-    """All of `count` samples, or evenly spread runs of them if they have too many `numbers`."""
-    if numbers <= _MOST_NUMBERS:
-        return np.arange(count)
-    length = max(1, count * _MOST_NUMBERS // numbers // _RUNS)
-    starts = np.linspace(0, count - length, min(_RUNS, count)).astype(np.int64)
-    return (starts[:, None] + np.arange(length)).reshape(-1)
-
-
-def _spread(values: AnyArray, unit: str, looked_at: int, samples: int) -> Spread:
-    """Spread of the finite ones of some values."""
-    finite = values[np.isfinite(values)]
-    known = (
-        (float(finite.min()), float(np.median(finite)), float(finite.max())) if len(finite) else ()
-    )
-    return Spread(
-        unit,
-        *(known or (float("nan"),) * 3),
-        count=len(finite),
-        not_finite=len(values) - len(finite),
-        looked_at=looked_at,
-        samples=samples,
-    )
 
 
 def _dtype_text(item: Field) -> str:

@@ -132,9 +132,10 @@ class StoreInfo:
         return {item.name: _plain(getattr(self, item.name)) for item in dataclasses.fields(self)}
 
     def tables(self) -> list[Table]:
-        """Facts, fields and labels as tables of text."""
-        tables = [Table((), tuple(self._facts()), title=self.store), self._fields_table()]
-        return [*tables, self._labels_table()] if self.labels else tables
+        """Facts, fields and labels as tables of text; without rows there is no table."""
+        facts = Table((), tuple(self._facts()), title=self.store)
+        tables = [facts, self._fields_table(), self._labels_table()]
+        return [table for table in tables if table.rows]
 
     def __str__(self) -> str:
         return "\n".join(map(str, self.tables()))
