@@ -94,7 +94,10 @@ def test_databases(place, samples, tmp_path, suffix):
         pytest.importorskip("ase_db_backends.aselmdb")
     written = zp.write_out(place, tmp_path / f"out.{suffix}")
     without_nan = {"energies that are NaN"} if suffix == "db" else set()
-    assert {*written.left_out} == EDGES | {"unit of temperature"} | without_nan
+    assert {*written.left_out} == EDGES | without_nan
+    metadata = ase.db.connect(written.path).metadata
+    assert metadata["units"]["temperature"] == "K"
+    assert metadata["levels"]["group"] == "atom"
     rows = [*ase.db.connect(written.path).select()]
     assert [row.id for row in rows] == [*range(1, len(samples) + 1)]
     for row, sample in zip(rows, samples, strict=True):

@@ -16,6 +16,7 @@ from zarrpipe.adapters.ase import to_ase
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.csr import AnyArray
 from zarrpipe.data.levels import Level
+from zarrpipe.data.schema import Field
 from zarrpipe.formats.write.left_out import empty_rows, reserved, units_of, without_place
 from zarrpipe.formats.write.samples import Samples
 from zarrpipe.libraries import require
@@ -103,6 +104,8 @@ def _write_rows(
 ) -> LeftOut:
     """Write a row for each sample; `nan` is left out where an energy is NaN."""
     some, left_out = _fitting(samples, _TAKEN)
+    rows.metadata = _described(some.schema)
+    left_out = {key: why for key, why in left_out.items() if key not in units_of(some.schema)}
     with rows:
         for atoms in _images(some, left_out):
             pairs = {key: own for key, own in atoms.info.items() if is_pair(key, own)}
@@ -112,6 +115,12 @@ def _write_rows(
             if np.isnan(_energy(atoms)):
                 left_out |= nan
     return left_out
+
+
+def _described(schema: Mapping[str, Field]) -> dict[str, dict[str, str]]:
+    """Metadata of a database: units and levels of the fields, by name."""
+    units = {name: item.unit for name, item in schema.items() if item.unit}
+    return {"units": units, "levels": {name: str(item.level) for name, item in schema.items()}}
 
 
 def _energy(atoms: Atoms) -> float:
