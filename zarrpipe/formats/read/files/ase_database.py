@@ -44,8 +44,9 @@ def recognises(path: Path) -> bool:
 class AseDatabase(LevelledReader):
     """Reads ASE's ``.db``, ``.json`` and ``.aselmdb``, with key-value pairs and data of each row.
 
-    An array of ``row.data`` is at the level that `levels` gives its key, that its name tells (as
-    ``forces`` does), or that structures of different sizes prove; else it is left out.
+    An array of ``row.data`` is at the level that `levels` gives its key, that the metadata give it
+    (those of our exports do), that its name tells (as ``forces`` does), or that structures of
+    different sizes prove; else it is left out.
 
     Parameters
     ----------
@@ -62,13 +63,14 @@ class AseDatabase(LevelledReader):
 
     def _scan(self, path: str) -> Scan:
         with _opened(path) as database:
-            ids = _ids(database)
+            ids, metadata = _ids(database), dict(database.metadata or {})
             row_of = _row_getter(database, path)
+            levels = {**_levels(metadata), **self.levels}
             size = len(ids) if path.endswith(".json") else PART_FRAMES
             scan = scan_loose(
-                path, ids, lambda number: _frame(number, row_of(ids[number])), self.levels, size
+                path, ids, lambda number: _frame(number, row_of(ids[number])), levels, size
             )
-            return replace(scan, units=_units(dict(database.metadata or {}), scan.entries))
+            return replace(scan, units=_units(metadata, scan.entries))
 
     def read(self, part: Part) -> FrameBlock:
         """Read the rows of a part."""
@@ -145,6 +147,13 @@ def _units(metadata: Mapping[str, Any], entries: Iterable[Entry]) -> dict[Entry,
     units = {entry: by_key[entry.key] for entry in entries if entry.key in by_key}
     lengths = next((metadata[name] for name in _LENGTH_UNITS if metadata.get(name)), None)
     return units if lengths is None else {**units, POSITIONS: str(lengths)}
+
+
+def _levels(metadata: Mapping[str, Any]) -> dict[str, str]:
+    """Levels that the metadata of a database say, by key; all but atoms have a row a structure."""
+    found = metadata.get("levels")
+    known = found if isinstance(found, Mapping) else {}
+    return {str(key): "atom" if level == "atom" else "system" for key, level in known.items()}
 
 
 def _has_systems(path: Path) -> bool:
