@@ -1,6 +1,7 @@
 """What a refresh costs: it does not grow with the store."""
 
 import gc
+import itertools
 import os
 import shutil
 
@@ -14,6 +15,7 @@ from zarrpipe.errors import StoreFormatError
 from zarrpipe.store.backend import mapped_memory as addresses
 from zarrpipe.store.format.commit_log import committed_samples
 from zarrpipe.store.read.mapped import MappedArray, can_be_mapped
+from zarrpipe.store.read.snapshot import Snapshot
 from zarrpipe.store.read.store_arrays import StoreArrays
 from zarrpipe.store.read.view import StoreView
 from zarrpipe.testing import assert_batches_equal, numbered_batch
@@ -312,3 +314,30 @@ def test_damaged_ids_are_told_to_those_who_ask_for_ids(tmp_path, damage):
     if damage != "array":  # without the array they are computed
         with pytest.raises(StoreFormatError, match="meta/ids"):
             view.ids  # noqa: B018
+
+
+def test_a_store_whose_strings_change_faster_than_it_is_opened(tmp_path, monkeypatch):
+    """Each look at the pointers finds a sample with a string that the attributes did not have."""
+    sink = ZarrData(tmp_path / "s")
+
+    def write(number):
+        batch = numbered_batch([number])
+        batch.add_field("kind", [f"kind-{number}"], "system")
+        sink.write(batch)
+
+    write(0)
+    look, numbers = Snapshot._look, itertools.count(1)
+
+    def late(self):
+        write(next(numbers))
+        look(self)
+
+    monkeypatch.setattr(Snapshot, "_look", late)
+    view = StoreView(tmp_path / "s")
+    monkeypatch.undo()
+    assert (view.num_samples, len(sink)) == (2, 3)
+    assert view.gather(np.arange(2)).strings("kind") == ["kind-0", "kind-1"]
+    write(99)
+    view.refresh()
+    assert view.gather(np.arange(len(sink))).strings("kind")[-1] == "kind-99"
+    sink.close()

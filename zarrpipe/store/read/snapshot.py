@@ -186,10 +186,16 @@ class Snapshot:
             self.attributes, self.active = state.attributes, state.active
             self._deleted = state.attributes.deleted
             self.schema = read_schema(self._group, state.attributes)
-            before = RowCounts(state.samples, dict.fromkeys(self.schema.pointer_levels, 0))
-            self.extent = self._arrays.row_counts(state.samples, before, self.schema.pointer_levels)
-            self._last_sample = self._arrays.last_sample(state.samples)
+            self._limit(state.samples)
             self._seen = None
+
+    def _limit(self, samples: int) -> None:
+        """Keep the first samples, whose pointers were checked."""
+        before = RowCounts(samples, dict.fromkeys(self.schema.pointer_levels, 0))
+        self.extent = self._arrays.row_counts(samples, before, self.schema.pointer_levels)
+        self._last_sample = self._arrays.last_sample(samples)
+        if self.active is not None:
+            self.active = self.active[: np.searchsorted(self.active, samples)]
 
     def physical(self, index: Int64Array | None = None) -> Int64Array:
         """Rows [K] int64 in the store of samples [K], by default of all.
@@ -246,7 +252,13 @@ class Snapshot:
         return found.st_ino != pointers.first_file
 
     def _load(self, known: Attributes | None) -> None:
-        """Read attributes and pointers until both belong to one state."""
+        """Read attributes and pointers until both belong to one state.
+
+        A writer may add fields and strings faster than a reader opens the store. The samples that
+        were committed between two readings of the attributes are described by the later ones,
+        since nothing is taken from these within a generation.
+        """
+        between: tuple[str, int] | None = None
         for _ in range(_ATTEMPTS):
             seen = root_fingerprint(self.root)
             try:
@@ -254,10 +266,16 @@ class Snapshot:
             except (StoreFormatError, FileNotFoundError, KeyError):
                 if root_fingerprint(self.root) == seen:
                     raise
+                between = None
                 continue
-            if root_fingerprint(self.root) == seen:
+            settled = root_fingerprint(self.root) == seen
+            if not settled and self.attributes.ours and between and between[0] == self.generation:
+                self._limit(between[1])
+                settled = True
+            if settled:
                 self._seen = seen
                 return
+            between = self.generation, self.extent.samples
         raise StoreFormatError(f"{self.root} kept changing while it was being opened")
 
     def _read_root(self, known: Attributes | None) -> Attributes:
