@@ -16,12 +16,13 @@ from zarr.storage import FsspecStore, MemoryStore
 from reliability.lives import CONFIGS
 from reliability.report import Findings, Order
 from reliability.truth import everything, numbers_of, samples, serials, wrong_values
-from zarrpipe import ZarrData, ZarrDataset, collate
+from zarrpipe import ZarrData, ZarrDataset, check, collate, copy
 from zarrpipe.errors import StoreLockedError
 from zarrpipe.store.backend.location import StoreLike
 
 _PARTS, _WRITES, _EACH = 4, 40, 25
 _SECONDS = 120.0
+_COPIES = 5
 
 
 def run(order: Order) -> Findings:
@@ -132,10 +133,44 @@ def _four_parts(work: Path, rng: np.random.Generator, found: Findings) -> None:
     found.done["samples of four parts"] += len(there)
 
 
+def _copies_of_a_growing_store(work: Path, rng: np.random.Generator, found: Findings) -> None:
+    """A writer appends as fast as it can; each copy is what it had stored at one moment, whole."""
+    for kind in ("default", "mapped", "compressed"):
+        store = work / kind
+        job = _start("write_on", store, kind)
+        try:
+            _read_line(job)
+            for _ in range(_COPIES):
+                time.sleep(float(rng.uniform(0, 0.05)))
+                _copy(store, work / f"{kind}-copy", found)
+            if job.poll() is not None:
+                found.add("stuck", f"the writer of {kind}: exit code {job.returncode}")
+        finally:
+            job.kill()
+            job.communicate(timeout=_SECONDS)
+
+
+def _copy(store: Path, copied: Path, found: Findings) -> None:
+    """Copy a store that `write_on` writes, and look the copy through."""
+    least = _acknowledged(store)
+    count = copy(store, copied, overwrite=True)
+    most = _acknowledged(store) + _EACH
+    numbers = serials(there := everything(copied))
+    if numbers != [*range(count)] or (wrong := wrong_values(there)):
+        found.add("torn", f"{copied.name}: {wrong if numbers == [*range(count)] else numbers[:9]}")
+    if not least <= count <= most:
+        found.add("lost", f"{copied.name}: {count} samples, not {least} to {most}")
+    if not (report := check(copied, progress=False)).ok:
+        found.add("wrong", f"{copied.name}: {report}")
+    found.done["copies"] += 1
+    found.done["copies of a store that grew meanwhile"] += least < most - _EACH
+
+
 PARTIES: tuple[Callable[[Path, np.random.Generator, Findings], None], ...] = (
     _second_sink_on_a_path,
     _two_sinks_without_locks,
     _four_parts,
+    _copies_of_a_growing_store,
 )
 
 
@@ -161,6 +196,25 @@ def write() -> None:
     store, kind, start, times = json.loads(sys.argv[1])
     for count in _written(store, kind, start, times):
         print(count, flush=True)
+
+
+def write_on() -> None:
+    """Write into a store until killed, with fields and strings that appear as it grows."""
+    store, kind = json.loads(sys.argv[1])
+    start = 0
+    told = Path(f"{store}.acknowledged")
+    with told.open("wb") as file, ZarrData(store, config=CONFIGS[kind]) as sink:
+        while True:
+            sink.write(samples(numbers_of(start, _EACH, None)))
+            start += _EACH
+            os.pwrite(file.fileno(), start.to_bytes(8, "little"), 0)
+            if start == _EACH:
+                print(start, flush=True)
+
+
+def _acknowledged(store: Path) -> int:
+    """How many samples `write_on` has written."""
+    return int.from_bytes(Path(f"{store}.acknowledged").read_bytes(), "little")
 
 
 def write_parts() -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from zarrpipe.store.check.run import check
     from zarrpipe.store.format.config import ZarrArrayConfig, ZarrWriteConfig
     from zarrpipe.store.reader import AtomicDataZarrReader
+    from zarrpipe.store.rewrite.copy import copy
     from zarrpipe.store.rewrite.merge import compact, merge
     from zarrpipe.training.data_module import ZarrDataModule
     from zarrpipe.training.monitor import DataMonitor
@@ -41,6 +42,7 @@ __all__ = [
     "check",
     "collate",
     "compact",
+    "copy",
     "info",
     "merge",
     "write_split",
@@ -64,6 +66,7 @@ _HOMES = {
     "check": "store.check.run",
     "collate": "data.batch",
     "compact": "store.rewrite.merge",
+    "copy": "store.rewrite.copy",
     "info": "dataset.info",
     "merge": "store.rewrite.merge",
     "write_split": "training.splits.index_files",

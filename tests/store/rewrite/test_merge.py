@@ -33,6 +33,7 @@ from zarrpipe.store.read.view import StoreView
 from zarrpipe.store.rewrite import merge as merge_module
 from zarrpipe.store.rewrite import merge_plan as selection
 from zarrpipe.store.rewrite import merge_source as sources
+from zarrpipe.store.rewrite import target as target_module
 from zarrpipe.testing import (
     assert_batches_equal,
     assert_plain_zarr,
@@ -268,7 +269,7 @@ class TestValues:
         batch = numbered_batch(range(5))
         batch.add_field("own", torch.zeros(5, 2), "system")
         filled(tmp_path / "part", batch, config)
-        write_store = merge_module.write_store
+        write_store = target_module.write_store
 
         def late(*arguments, **options):
             with ZarrData(tmp_path / "part", config=config) as sink:
@@ -277,7 +278,7 @@ class TestValues:
                 sink.write(batch)
             write_store(*arguments, **options)
 
-        monkeypatch.setattr(merge_module, "write_store", late)
+        monkeypatch.setattr(target_module, "write_store", late)
         with pytest.raises(StoreFormatError, match="emptied or rewritten while it was being"):
             merge(tmp_path / "part", tmp_path / "whole", shuffle=0)
         assert [path.name for path in tmp_path.iterdir()] == ["part"]
@@ -464,14 +465,15 @@ class TestTarget:
         place = {} if kind == "memory" else tmp_path / "whole"
         if kind != "nothing":
             filled(place, numbered_batch([9]), delete=[0])
-        original = getattr(merge_module, moment)
+        module = target_module if moment == "StoreWriter" else merge_module
+        original = getattr(module, moment)
 
         def late(*arguments):
             with ZarrData(place) as sink:
                 sink.write(numbered_batch([7, 8]))
             return original(*arguments)
 
-        monkeypatch.setattr(merge_module, moment, late)
+        monkeypatch.setattr(module, moment, late)
         with pytest.raises(StoreExistsError, match=r"holds 2 samples.*use compact"):
             merge(part, place)
         assert_batches_equal(everything(place), numbered_batch([7, 8]))

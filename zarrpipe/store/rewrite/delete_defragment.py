@@ -1,11 +1,12 @@
 """Delete samples by their masks, and rewrite a store in place without them."""
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import zarr
 from zarr.abc.codec import ArrayArrayCodec, ArrayBytesCodec, BytesBytesCodec
 from zarr.codecs import BytesCodec
 from zarr.storage import MemoryStore
@@ -22,8 +23,11 @@ from zarrpipe.store.format.layout import (
     ATOMS_PTR,
     EDGES_MASK,
     EDGES_PTR,
+    MARK,
+    ROW_MASKS,
     SAMPLES_MASK,
     SUMS,
+    find_arrays,
     is_plain,
 )
 from zarrpipe.store.rewrite.merge_plan import MergePlan
@@ -72,7 +76,7 @@ def defragment(writer: StoreWriter, config: ZarrWriteConfig | None) -> StoreWrit
     """
     writer.check_usable()
     check_rewritable(writer.root)
-    chosen = config or _as_stored(writer)
+    chosen = config or as_stored(writer.group, {path: path for path in writer.paths}, writer.config)
     writer.flush(every=True)
     plan = MergePlan([MergeSource(writer.root, scratch_of(writer.root))])
     durable, lock = writer.durable, None
@@ -85,23 +89,38 @@ def defragment(writer: StoreWriter, config: ZarrWriteConfig | None) -> StoreWrit
         raise
 
 
-def _as_stored(writer: StoreWriter) -> ZarrWriteConfig:
-    """Config of a writer, with the chunks and codecs of the stored arrays."""
-    stored = {
-        path.rpartition("/")[2]: _config_of(writer.group[path])
-        for path in writer.paths
-        if not path.startswith(("present/", "meta/level_ptrs/"))
-    }
-    mask = replace(stored["samples_mask"], chunk_size=None, shard_size=None)
+@dataclass(frozen=True)
+class StoredConfig(ZarrWriteConfig):
+    """The chunks and codecs of stored arrays by path, beside those of new arrays by group."""
+
+    stored: Mapping[str, ZarrArrayConfig] = field(default_factory=dict)
+
+    def for_array(self, path: str) -> ZarrArrayConfig:
+        """Config of the array at a path."""
+        return self.stored[path] if path in self.stored else super().for_array(path)
+
+
+def as_stored(
+    group: zarr.Group, paths: Mapping[str, str], config: ZarrWriteConfig | None = None
+) -> StoredConfig:
+    """Config with the chunks and codecs of the arrays of a store, for others those of `config`.
+
+    `paths` has the place in the group of the array that is to be at each path.
+    """
+    base, found = config or ZarrWriteConfig(), find_arrays(group, [*paths.values()])
+    arrays = {path: found[place] for path, place in paths.items()}
+    stored = {path: _config_of(array) for path, array in arrays.items() if array is not None}
+    mask = replace(stored.get(SAMPLES_MASK, base.meta), chunk_size=None, shard_size=None)
     if isinstance(mask.serializer, BytesCodec):  # that of single bytes, which have no order
         mask = replace(mask, serializer=None)
-    return replace(writer.config, meta=mask, field_overrides=stored)
+    given = {item.name: getattr(base, item.name) for item in fields(ZarrWriteConfig)}
+    return StoredConfig(**{**given, "meta": mask}, stored=stored)
 
 
 def _config_of(array: Any) -> ZarrArrayConfig:
     """Chunks and codecs of an array."""
     if is_plain(array):
-        return ZarrArrayConfig(chunk_size=array.chunks[0])
+        return ZarrArrayConfig(chunk_size=array.chunks[0], write_empty_chunks=_is_full(array))
     codecs = array.metadata.codecs
     if array.shards is not None:
         codecs = codecs[0].codecs
@@ -111,7 +130,15 @@ def _config_of(array: Any) -> ZarrArrayConfig:
         compressors=tuple(codec for codec in codecs if isinstance(codec, BytesBytesCodec)),
         chunk_size=array.chunks[0],
         shard_size=None if array.shards is None else array.shards[0],
+        write_empty_chunks=_is_full(array),
     )
+
+
+def _is_full(array: zarr.Array[Any]) -> bool:
+    """Whether chunks of fill values are to be stored as well."""
+    mark = array.attrs.get(MARK)
+    sparse = isinstance(mark, dict) and not mark.get("dense", True)
+    return not sparse or array.path.endswith(ROW_MASKS)
 
 
 def check_rewritable(root: Root) -> None:
@@ -119,7 +146,7 @@ def check_rewritable(root: Root) -> None:
     if root.directory is None and not isinstance(root.path.store, MemoryStore):
         raise StoreFormatError(
             f"{root} is not local, and a kill during the rewrite would lose samples: write it to "
-            "another place with zarrpipe.merge instead"
+            "another place with zarrpipe.merge or zarrpipe.copy instead"
         )
 
 
@@ -146,7 +173,7 @@ def rewrite_in_place(
     """
     others = other_attributes(writer.group) | plan.others
     if writer.root.directory is None:
-        _rewrite_in_memory(writer, plan, config, capacity, done)
+        _rewrite_in_memory(writer, plan, config, done, capacity=capacity, others=others)
         return None
     place = writer.root.directory.resolve()
     with writer.changing(), temp_sibling(place) as (sibling, lock):
@@ -162,8 +189,10 @@ def _rewrite_in_memory(
     writer: StoreWriter,
     plan: MergePlan,
     config: ZarrWriteConfig,
-    capacity: int | None,
     done: Callable[[int], object],
+    *,
+    capacity: int | None,
+    others: Mapping[str, Any],
 ) -> None:
     """Write the new store elsewhere in memory and copy it over the old one; undo on an error."""
     copy, root = Root.of(MemoryStore()), writer.root
@@ -172,7 +201,8 @@ def _rewrite_in_memory(
     try:
         writer.zero()
         writer.close()
-        write_store(MergePlan([MergeSource(copy)]), root, config, capacity=capacity)
+        written = MergePlan([MergeSource(copy)])
+        write_store(written, root, config, capacity=capacity, others=others)
     except BaseException:
         _restore(root, before)
         raise

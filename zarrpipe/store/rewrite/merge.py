@@ -9,31 +9,20 @@ from typing import Any
 from zarrpipe.data.levels import Level
 from zarrpipe.data.schema import Field
 from zarrpipe.data.validate import check_count
-from zarrpipe.errors import (
-    FieldError,
-    SchemaError,
-    StoreExistsError,
-    StoreNotFoundError,
-    StoreReadOnlyError,
-)
+from zarrpipe.errors import FieldError, SchemaError, StoreNotFoundError
 from zarrpipe.store.backend.location import Root, StoreLike
-from zarrpipe.store.backend.lock import WriterLock
-from zarrpipe.store.backend.swap import move_into_place, remove_leftovers, temp_sibling
 from zarrpipe.store.format.config import ZarrWriteConfig
-from zarrpipe.store.format.layout import is_empty
-from zarrpipe.store.format.metadata import Attributes
 from zarrpipe.store.query.columns import check_fields, field_names
 from zarrpipe.store.query.conditions import Condition
 from zarrpipe.store.query.evaluation import check as check_condition
-from zarrpipe.store.read.snapshot import Snapshot
 from zarrpipe.store.rewrite.delete_defragment import check_rewritable, rewrite_in_place, scratch_of
 from zarrpipe.store.rewrite.merge_plan import MergePlan
 from zarrpipe.store.rewrite.merge_source import MergeSource
-from zarrpipe.store.rewrite.write_store import field_bytes, write_store
+from zarrpipe.store.rewrite.target import CAPACITY, check_vacant, tidied, write_plan
+from zarrpipe.store.rewrite.write_store import field_bytes
 from zarrpipe.store.write.store_writer import StoreWriter
 
 Config = ZarrWriteConfig | Mapping[str, Any] | None
-_CAPACITY = 1_000_000
 _PATIENCE = 2.0  # seconds without a progress bar
 
 
@@ -119,13 +108,13 @@ def merge(
     chosen, root = ZarrWriteConfig.of(config), Root.of(target)
     _check_seed(shuffle)
     condition = None if where is None else Condition.of(where)
-    _check_vacant(_tidied(root))
+    check_vacant(tidied(root))
     scratch = scratch_of(root)
     sources = [MergeSource(one, scratch) for one in _listed(stores)]
     _select(sources, condition, fields)
     plan = MergePlan(sources, shuffle)
     with progress_bar(progress, f"merge into {root}", field_bytes(plan)) as done:
-        _write(plan, root, chosen, done)
+        write_plan(plan, root, chosen, done)
     return plan.counts.samples
 
 
@@ -173,9 +162,9 @@ def compact(
     chosen, root = ZarrWriteConfig.of(config), Root.of(store)
     _check_seed(shuffle)
     check_rewritable(root)
-    if _tidied(root).open_group() is None:
+    if tidied(root).open_group() is None:
         raise StoreNotFoundError.at(root)
-    writer = StoreWriter(root, chosen, _CAPACITY)
+    writer = StoreWriter(root, chosen, CAPACITY)
     try:
         writer.flush(every=True)
         plan = MergePlan([MergeSource(root, scratch_of(root))], shuffle)
@@ -224,73 +213,6 @@ def _check_levels(fields: Sequence[Field]) -> None:
                     f"fields has {item.name!r}, which refers to {level}s: add a field of {level}s, "
                     f"or leave {item.name!r} out"
                 )
-
-
-def _write(
-    plan: MergePlan,
-    root: Root,
-    config: ZarrWriteConfig,
-    done: Callable[[int], object],
-) -> None:
-    """Write a plan to an empty place or over a store without samples."""
-    lock: WriterLock | None = None
-    if _check_vacant(root):  # again, since opening the sources takes time
-        writer = StoreWriter(root, config, _CAPACITY)
-        try:
-            if writer.num_samples:
-                raise _holds(root, f"{writer.num_samples} samples")
-            if root.directory is None:
-                writer.zero()
-                writer.close()
-                write_store(plan, root, config, others=plan.others, done=done)
-            else:
-                lock = rewrite_in_place(writer, plan, config, done=done)
-        finally:
-            writer.abandon()
-    elif root.directory is None:
-        write_store(plan, root, config, others=plan.others, done=done)
-    else:
-        place = root.directory.resolve()
-        with temp_sibling(place) as (sibling, lock):
-            write_store(plan, Root.of(sibling), config, others=plan.others, done=done)
-            move_into_place(sibling, place)
-    if lock is not None:
-        lock.release()
-
-
-def _tidied(root: Root) -> Root:
-    """Remove leftovers of killed writers beside a place, and return it."""
-    if root.directory is not None:
-        remove_leftovers(root.directory.resolve())
-    return root
-
-
-def _check_vacant(root: Root) -> bool:
-    """Refuse a target that is not empty, and return whether it is a store without samples."""
-    if root.read_only:
-        raise StoreReadOnlyError(f"{root} was opened read-only: open it for writing")
-    group = root.open_group()
-    if group is None:
-        if root.directory is not None and root.directory.is_dir() and any(root.directory.iterdir()):
-            raise StoreExistsError(
-                f"{root} is a directory that is not empty: give a path that does not exist"
-            )
-        return False
-    if not is_empty(group):
-        samples = Snapshot(root).count if Attributes.read(group).ours else None
-        if samples != 0:
-            found = (
-                "a group that zarrpipe did not write" if samples is None else f"{samples} samples"
-            )
-            raise _holds(root, found)
-    return True
-
-
-def _holds(root: Root, found: str) -> StoreExistsError:
-    return StoreExistsError(
-        f"{root} holds {found}: merge into an empty place; to rewrite a store in its place, use "
-        "compact"
-    )
 
 
 def _check_seed(shuffle: int | None) -> None:

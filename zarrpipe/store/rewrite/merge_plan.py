@@ -41,12 +41,15 @@ class MergePlan:
 
     The plan takes about 100 bytes of memory a sample, and one block of a field: 8 MiB, or one
     encoded chunk or shard. Shuffled samples are read at random from memory; a field larger than a
-    quarter of the memory is read once for every eighth of the memory. Raises SchemaError if two
-    sources have a field at different levels, dtypes or row shapes.
+    quarter of the memory is read once for every eighth of the memory. With `verify` the structures
+    are read back and compared with their ids. Raises SchemaError if two sources have a field at
+    different levels, dtypes or row shapes.
     """
 
-    def __init__(self, sources: Sequence[MergeSource], shuffle: int | None = None) -> None:
-        self.sources = list(sources)
+    def __init__(
+        self, sources: Sequence[MergeSource], shuffle: int | None = None, *, verify: bool = False
+    ) -> None:
+        self.sources, self.verify = list(sources), verify
         self.schema = _common_schema(self.sources)
         counts = [len(source.samples) for source in self.sources]
         self._order: Int64Array | None = None

@@ -28,7 +28,6 @@ from zarrpipe.store.format.layout import (
     is_plain,
     present_path,
 )
-from zarrpipe.store.format.metadata import Attributes
 from zarrpipe.store.format.validate import translate_zarr_errors
 from zarrpipe.store.query.conditions import Condition
 from zarrpipe.store.query.evaluation import which_meet
@@ -58,8 +57,8 @@ class MergeSource:
         self.schema = self._snapshot.schema
         self.samples = self._snapshot.physical()
         self.has_foreign_rows = self._snapshot.has_foreign_rows
-        self._group = _open_group(root)
-        self.others = other_attributes(self._group)
+        self.group = _open_group(root)
+        self.others = other_attributes(self.group)
         self._mapped: dict[str, AnyArray] = {}
         self._decoded: dict[str, AnyArray] = {}
         self._codes: dict[str, AnyArray] = {}
@@ -171,8 +170,14 @@ class MergeSource:
         return stored.sums if stored is not None and stored.samples == len(self.samples) else None
 
     def check_unchanged(self) -> None:
-        """Raise StoreFormatError if the store was emptied or rewritten meanwhile."""
-        if Attributes.read(_open_group(self.root)).generation != self.attributes.generation:
+        """Raise StoreFormatError if the store was emptied, rewritten or replaced meanwhile."""
+        try:
+            self._snapshot.check_current()
+            now = Snapshot(self.root)
+        except (StoreFormatError, StoreNotFoundError) as error:
+            raise self._changed() from error
+        same = now.attributes.generation == self.attributes.generation
+        if not same or now.extent.samples < self._snapshot.extent.samples:
             raise self._changed()
 
     def _changed(self) -> StoreFormatError:
@@ -191,7 +196,7 @@ class MergeSource:
         for known in (self._mapped, self._decoded):
             if path in known:
                 return known[path]
-        array, rows = find_array(self._group, path), self._snapshot.extent.rows(level)
+        array, rows = find_array(self.group, path), self._snapshot.extent.rows(level)
         if array is None:
             raise StoreFormatError(
                 f"{self.root} has no array {path}: put it back from a copy of the store"

@@ -13,7 +13,10 @@ import numpy as np
 import zarr
 
 from zarrpipe.data.csr import AnyArray
+from zarrpipe.data.ids import UInt64Array, structure_ids, zero_missing
+from zarrpipe.data.levels import Level
 from zarrpipe.data.schema import Schema
+from zarrpipe.errors import StoreFormatError
 from zarrpipe.store.backend.location import Root
 from zarrpipe.store.format.commit_log import RowCounts
 from zarrpipe.store.format.config import ZarrArrayConfig, ZarrWriteConfig
@@ -40,6 +43,8 @@ from zarrpipe.store.write.plain_array_writer import PlainArrayWriter
 
 _LARGE, _ENCODED, _INNER = 1 << 26, 1 << 23, 1 << 20
 _MOST_CHUNKS = 4_096
+_CHECKED = 1 << 20
+"""Atoms of a block that is read back."""
 
 
 def write_store(
@@ -67,8 +72,11 @@ def write_store(
     if plan.counts.samples:
         for name, has in plan.present.items():
             arrays[present_path(name)].write(0, has)
-        arrays[IDS].write(0, plan.ids())
+        ids = plan.ids()
+        arrays[IDS].write(0, ids)
         arrays[SAMPLES_MASK].write(0, np.ones(plan.counts.samples, dtype=bool))
+        if plan.verify:
+            _check_structures(plan, arrays, ids)
         for source in plan.sources:
             source.check_unchanged()
         for level in reversed(schema.pointer_levels):  # those of atoms, which commit, come last
@@ -98,15 +106,16 @@ class _NewStore:
 
 def _sums(plan: MergePlan, written: _NewStore) -> LabelSums:
     """Sums of the new store: merged from its sources, or counted if a source has none."""
-    sums = LabelSums.empty(BUCKETS)
     sources = [source for source in plan.sources if len(source.samples)]
     stored = [found for source in sources if (found := source.sums()) is not None]
     if len(stored) == len(sources):
-        for one in stored:
+        sums, *rest = stored
+        for one in rest:
             sums.merge(one)
-    else:
-        for rows in active_rows(written, 0):
-            sums.add(rows)
+        return sums
+    sums = LabelSums.empty(BUCKETS)
+    for rows in active_rows(written, 0):
+        sums.add(rows)
     return sums
 
 
@@ -164,6 +173,12 @@ def _vacated(root: Root, attributes: Attributes) -> zarr.Group:
     return group
 
 
+def array_specs(plan: MergePlan) -> list[ArraySpec]:
+    """Specs of the arrays of the new store, those of pointers first; its sums are none of them."""
+    schema = plan.schema
+    return store_specs(schema) + [present_spec(schema[name]) for name in plan.present]
+
+
 def _create(
     group: zarr.Group,
     root: Root,
@@ -173,10 +188,9 @@ def _create(
 ) -> dict[str, ArrayWriter]:
     """Arrays of the new store, with their exact shapes, by path."""
     schema = plan.schema
-    specs = store_specs(schema) + [present_spec(schema[name]) for name in plan.present]
     pointers = {level.pointers for level in schema.pointer_levels}
     arrays = {}
-    for spec in specs:
+    for spec in array_specs(plan):
         rows = plan.counts.rows(spec.level) + (spec.path in pointers)
         chosen = config.for_array(spec.path)
         if capacity is None:
@@ -198,6 +212,32 @@ def _fill(array: ArrayWriter, plan: MergePlan, name: str, done: Callable[[int], 
         row += len(values)
         done(values.nbytes)
     array.close()
+
+
+def _check_structures(plan: MergePlan, arrays: Mapping[str, ArrayWriter], ids: UInt64Array) -> None:
+    """Read the structures back, in blocks of bounded atoms, and compare them with their ids."""
+    ptr, schema = plan.ptr(Level.ATOM), plan.schema
+    positions, numbers = (arrays[schema[name].path] for name in ("positions", "atomic_numbers"))
+    step, start = max(_CHECKED, positions.chunk_rows), 0
+    while start < len(ids):
+        stop = max(start + 1, int(np.searchsorted(ptr, ptr[start] + step, "right")) - 1)
+        atoms, box = (int(ptr[start]), int(ptr[stop])), []
+        for name in ("cell", "pbc"):
+            rows = arrays[schema[name].path].read(start, stop) if name in schema else None
+            if rows is not None and name in plan.present:
+                rows = zero_missing(rows, plan.present[name][start:stop])
+            box.append(rows)
+        own = ptr[start : stop + 1] - ptr[start]
+        found = structure_ids(positions.read(*atoms), numbers.read(*atoms), own, *box)
+        wrong = np.flatnonzero(found != ids[start:stop])
+        if len(wrong):
+            raise StoreFormatError(
+                f"{len(wrong)} samples, the first of them {start + wrong[0]} of the new store, do "
+                "not have the structures that their ids were stored for: a source has changed or "
+                "is damaged, or the target does not keep what is written to it; "
+                "`zarrpipe check` of the sources says more"
+            )
+        start = stop
 
 
 def _write_backwards(array: ArrayWriter, values: AnyArray) -> None:
