@@ -140,7 +140,7 @@ def test_targets_that_cannot_be_written(samples, tmp_path, capsys, monkeypatch):
     def refused(*_):
         raise PermissionError(13, "Permission denied", "/read/only")
 
-    monkeypatch.setattr("zarrpipe.store.rewrite.merge.temp_sibling", refused)
+    monkeypatch.setattr("zarrpipe.store.rewrite.target.temp_sibling", refused)
     said = said_of(["merge", samples.path, tmp_path / "new"], capsys)
     assert said.startswith(
         "zarrpipe: /read/only: Permission denied: see whether the place is right"

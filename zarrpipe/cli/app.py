@@ -10,7 +10,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from zarrpipe.cli import look, maintain, rewrite
+from zarrpipe.cli import bench, look, maintain, rewrite
 from zarrpipe.cli.exit_codes import MEANINGS, UNUSABLE
 from zarrpipe.cli.output import flush, report
 from zarrpipe.errors import ZarrPipeError
@@ -23,6 +23,8 @@ COMMANDS: tuple[Callable[..., int], ...] = (
     rewrite.split,
     rewrite.merge,
     rewrite.compact,
+    rewrite.copy,
+    bench.bench,
     maintain.check,
     maintain.adopt,
 )

@@ -1,4 +1,4 @@
-"""Commands that write stores and index files anew: ``split``, ``merge`` and ``compact``."""
+"""Commands that write stores and index files: ``split``, ``merge``, ``compact`` and ``copy``."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,6 +24,10 @@ from zarrpipe.data.tables import Table
 
 if TYPE_CHECKING:
     from zarrpipe.store.format.config import ZarrWriteConfig
+
+Target = Annotated[
+    str, typer.Argument(metavar="TARGET", help="Place of the new store.", show_default=False)
+]
 
 
 def split(
@@ -83,9 +87,7 @@ def merge(
         list[str],
         typer.Argument(metavar="SOURCE", help="Paths or URLs of stores.", show_default=False),
     ],
-    target: Annotated[
-        str, typer.Argument(metavar="TARGET", help="Place of the new store.", show_default=False)
-    ],
+    target: Target,
     *,
     where: Where = None,
     fields: Fields = None,
@@ -119,6 +121,35 @@ def compact(
 
     count = compacted(store, config=_published() if publish else None, shuffle=shuffle)
     show({"store": store, "samples": count}, f"{store}: {count:,} samples", as_json=as_json)
+    return GOOD
+
+
+def copy(
+    source: Store,
+    target: Target,
+    *,
+    overwrite: Annotated[
+        bool,
+        typer.Option("--overwrite", help="Replace a store at TARGET, which has to be local."),
+    ] = False,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify/--no-verify", help="Read the structures back and compare them by their ids."
+        ),
+    ] = True,
+    as_json: Json = False,
+) -> int:
+    """Copy a store as it is now, to or from any place.
+
+    A writer may go on meanwhile: the copy is what it had stored at one moment. Samples, ids, order,
+    chunks and codecs stay; deleted samples are left out.
+    """
+    from zarrpipe.store.rewrite.copy import copy as copied
+
+    count = copied(source, target, overwrite=overwrite, verify=verify)
+    facts = {"source": source, "target": target, "samples": count}
+    show(facts, f"{target}: {count:,} samples of {source}", as_json=as_json)
     return GOOD
 
 

@@ -4,63 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from zarrpipe.data.batch import Batch
 from zarrpipe.errors import ArgumentError, ArgumentTypeError
+from zarrpipe.training.flow import Flow
 from zarrpipe.training.loader import GraphLoader
-
-
-@dataclass
-class Flow:
-    """Counts of the batches of a training loop, and the time they took in seconds.
-
-    `waited` is the part of `seconds` in which the loop waited for its next batch.
-    """
-
-    seconds: float = 0.0
-    waited: float = 0.0
-    batches: int = 0
-    samples: int = 0
-    atoms: int = 0
-    edges: int = 0
-    bytes: int = 0
-
-    def add(self, batch: Batch) -> None:
-        """Count a batch."""
-        self.batches += 1
-        self.samples += batch.num_graphs
-        self.atoms += batch.num_nodes
-        self.edges += batch.num_edges
-        self.bytes += sum(value.nbytes for value in batch.fields.values())
-
-    def merge(self, other: Flow) -> None:
-        """Add the counts of another one."""
-        for name, value in vars(other).items():
-            setattr(self, name, getattr(self, name) + value)
-
-    @property
-    def wait(self) -> float:
-        """Share of the time in which the loop waited, 0 to 1."""
-        return self.waited / self.seconds if self.seconds else 0.0
-
-    def metrics(self, max_atoms: int | None, max_edges: int | None) -> dict[str, float]:
-        """Figures for a logger, those of budgets if there are any."""
-        seconds, batches = max(self.seconds, 1e-9), max(self.batches, 1)
-        figures = {
-            "wait": self.wait,
-            "samples_per_s": self.samples / seconds,
-            "atoms_per_s": self.atoms / seconds,
-            "bytes_per_s": self.bytes / seconds,
-        }
-        if max_atoms is not None:
-            figures["fill_atoms"] = self.atoms / batches / max_atoms
-        if max_edges is not None:
-            figures["fill_edges"] = self.edges / batches / max_edges
-        return figures
 
 
 class DataMonitor(Callback):  # type: ignore[misc]  # lightning is not followed

@@ -72,7 +72,7 @@ class Workers:
             self._finalizer()
 
     def _start(self, dataset: ZarrDataset) -> None:
-        pickled, context = _pickled(dataset), _context(self._method)
+        pickled, context = _pickled(dataset), start_context(self._method)
         self._workers = []
         self._finalizer = weakref.finalize(self, _end, self._workers, os.getpid())
         for number in range(self._count):
@@ -275,7 +275,7 @@ def _pickled(dataset: ZarrDataset) -> bytes:
         raise
 
 
-def _context(method: str | None) -> BaseContext:
+def start_context(method: str | None = None) -> BaseContext:
     """Multiprocessing context, whose fork server preloads the modules of workers."""
     if method is None:
         known = multiprocessing.get_all_start_methods()
