@@ -74,6 +74,8 @@ def test_keys_of_json_are_those_that_are_printed(page, capsys):
         "split": ["run.zarr", "-o", "splits"],
         "merge": ["run.zarr", "new.zarr"],
         "compact": ["run.zarr"],
+        "copy": ["run.zarr", "copied.zarr"],
+        "bench": ["run.zarr", "--workers", "0", "--seconds", "0.2", "--repeats", "1"],
         "check": ["run.zarr"],
         "adopt": ["run.zarr"],
     }
