@@ -35,7 +35,13 @@ from zarrpipe.store.read.view import StoreView
 from zarrpipe.store.rewrite import merge_source as sources
 from zarrpipe.store.rewrite import write_store as writing
 from zarrpipe.store.statistics.stored_sums import read_sums
-from zarrpipe.testing import assert_batches_equal, assert_plain_zarr, numbered_batch, stored_bytes
+from zarrpipe.testing import (
+    assert_batches_equal,
+    assert_plain_zarr,
+    numbered_batch,
+    random_batch,
+    stored_bytes,
+)
 
 GROUPS = ("meta", "core", "custom")
 ZSTD = (zarr.codecs.ZstdCodec(level=1),)
@@ -166,6 +172,15 @@ class TestTwin:
         assert "notes" not in root(tmp_path / "copy")
         assert check(tmp_path / "copy").findings == ()
 
+    def test_a_box_that_some_samples_lack(self, tmp_path):
+        fields = ("energy", "cell", "pbc")
+        batch = random_batch(np.random.default_rng(0), 40, fields=fields, absent=0.3)
+        assert {"cell", "pbc"} <= batch.partly_present
+        with ZarrData(tmp_path / "s") as sink:
+            sink.write(batch)
+        assert copy(tmp_path / "s", tmp_path / "copy") == 40
+        assert_batches_equal(everything(tmp_path / "copy"), batch)
+
     def test_sums_are_kept(self, tmp_path):
         """Those of the store, or counted where it was not closed."""
         store = tmp_path / "s"
@@ -279,7 +294,7 @@ class TestLive:
 
 
 class TestChangedMeanwhile:
-    @pytest.mark.parametrize("change", ["emptied", "rewritten", "removed"])
+    @pytest.mark.parametrize("change", ["emptied", "refilled", "rewritten", "removed"])
     def test_nothing_is_left_and_a_repetition_works(self, tmp_path, target, change, monkeypatch):
         store, ids = written(tmp_path / "s", range(30), "zstd"), sources.MergeSource.ids
 
@@ -293,6 +308,10 @@ class TestChangedMeanwhile:
                     writer.delete([0])
                     writer.defragment()
             found = ids(self)
+            if change == "refilled":  # by as many samples, once all of these were read
+                with ZarrData(store) as sink:
+                    sink.zero()
+                    sink.write(rich(range(100, 130)))
             if change == "removed":
                 Path(store).rename(tmp_path / "moved")
             return found
@@ -378,8 +397,12 @@ source, target, kind, moment = sys.argv[1:]
 if kind == "fsspec":
     from zarr.storage import FsspecStore
     target = FsspecStore.from_url(f"local://{target}", {"auto_mkdir": True})
+calls, write = [], write_store._write_backwards
 def die(array, values):
-    if moment == "after":
+    calls.append(array)
+    if moment == "after":  # the pointers of bonds and edges, and the last of those of atoms
+        if len(calls) < 3:
+            return write(array, values)
         array.write(len(values) - 1, values[-1:])
     os.kill(os.getpid(), signal.SIGKILL)
 write_store._write_backwards = die

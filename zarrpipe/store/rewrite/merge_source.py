@@ -173,11 +173,10 @@ class MergeSource:
         """Raise StoreFormatError if the store was emptied, rewritten or replaced meanwhile."""
         try:
             self._snapshot.check_current()
-            now = Snapshot(self.root)
+            samples = Snapshot(self.root).extent.samples
         except (StoreFormatError, StoreNotFoundError) as error:
             raise self._changed() from error
-        same = now.attributes.generation == self.attributes.generation
-        if not same or now.extent.samples < self._snapshot.extent.samples:
+        if samples < self._snapshot.extent.samples:
             raise self._changed()
 
     def _changed(self) -> StoreFormatError:
