@@ -61,7 +61,7 @@ def warn_of_unused_labels(
             f"Atoms have numbers that are not stored unless they are named: convert the Atoms "
             f"with zarrpipe.adapters.from_ase(atoms, {options}), units being those of ASE, or with "
             "zarrpipe.adapters.from_ase(atoms) to leave them out",
-            stacklevel=_level_of_caller(),
+            stacklevel=level_of_caller(),
         )
 
 
@@ -89,11 +89,11 @@ def warn_of_uncomputed_labels(
         f"calculator ({', '.join(sorted(without))}) has not computed that for their present "
         f"positions, and nothing is calculated here; call {calls} before, or set atoms.calc to "
         "None where no label is wanted",
-        stacklevel=_level_of_caller(),
+        stacklevel=level_of_caller(),
     )
 
 
-def _level_of_caller() -> int:
+def level_of_caller() -> int:
     """Stack level, for a warning of the calling function, of the first frame of a user's code."""
     package = __name__.partition(".")[0]
     frame: FrameType | None = sys._getframe(1)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from zarrpipe.adapters.ase import Names, from_ase, names_of_keys, present_results
-from zarrpipe.adapters.ase_label_warning import _level_of_caller
+from zarrpipe.adapters.ase_label_warning import level_of_caller
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.levels import Level
 from zarrpipe.data.system import AtomicData
@@ -88,7 +88,7 @@ def from_pymatgen_for_store(structures: "list[Any]", **options: Any) -> Batch:
                 f"structures have properties that are not stored unless they are named: convert "
                 f"them with zarrpipe.adapters.from_pymatgen(structures, {named}), units being "
                 "those of ASE, or with zarrpipe.adapters.from_pymatgen(structures)",
-                stacklevel=_level_of_caller(),
+                stacklevel=level_of_caller(),
             )
     return from_pymatgen(structures, **options)
 
