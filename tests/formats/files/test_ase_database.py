@@ -19,7 +19,7 @@ def connect(load):
 
     def opened(path):
         if str(path).endswith("aselmdb"):
-            load("ase_db_backends.aselmdb")
+            return load("ase_db_backends.aselmdb").LMDBDatabase(path)
         return database.connect(path)
 
     return opened

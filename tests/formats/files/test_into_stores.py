@@ -43,8 +43,7 @@ def test_a_directory_of_several_formats(load, tmp_path, water):
     with database.connect(folder / "2.db") as rows:
         for atoms in atoms_list:
             rows.write(atoms)
-    load("ase_db_backends.aselmdb")
-    with database.connect(folder / "3.aselmdb") as rows:
+    with load("ase_db_backends.aselmdb").LMDBDatabase(folder / "3.aselmdb") as rows:
         for atoms in atoms_list:
             rows.write(atoms)
     with h5py.File(folder / "4.h5", "w") as file:

@@ -82,14 +82,13 @@ class AseDatabase(LevelledReader):
 @contextmanager
 def _opened(path: str) -> Iterator[Any]:
     """Database of a file that is only read."""
-    connect = require("ase.db", "io").connect
     if not path.endswith(_LMDB):
-        with connect(path, use_lock_file=False) as database:
+        with require("ase.db", "io").connect(path, use_lock_file=False) as database:
             yield database
         return
-    require("ase_db_backends.aselmdb", "io")
+    library = require("ase_db_backends.aselmdb", "io")
     _check_size(path)
-    with connect(path, type="aselmdb", readonly=True) as database:
+    with library.LMDBDatabase(path, readonly=True) as database:
         yield database
 
 
