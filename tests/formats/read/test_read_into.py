@@ -334,7 +334,7 @@ def test_units_of_own_fields_are_kept_with_the_store(write):
 
 
 def test_strings_that_are_too_many_are_left_out_and_counted(write, monkeypatch):
-    for module in ("importer", "extxyz"):
+    for module in ("importer", "files.extxyz"):
         name = "MOST_CATEGORIES" if module == "importer" else "_PART_FRAMES"
         monkeypatch.setattr(f"zarrpipe.formats.read.{module}.{name}", 4)
     frames = [water(f"energy=-1.0 name=n{i}x kind={'ab'[i % 2]}") for i in range(10)]
@@ -348,8 +348,8 @@ def test_strings_that_are_too_many_are_left_out_and_counted(write, monkeypatch):
 
 def test_entries_that_no_frame_had_that_was_looked_at(write, monkeypatch):
     """Where a scan looks at some frames only, as it does with files of very many patterns."""
-    monkeypatch.setattr("zarrpipe.formats.read.extxyz._MOST_PATTERNS", 1)
-    monkeypatch.setattr("zarrpipe.formats.read.extxyz._PART_FRAMES", 1)
+    monkeypatch.setattr("zarrpipe.formats.read.files.extxyz._MOST_PATTERNS", 1)
+    monkeypatch.setattr("zarrpipe.formats.read.files.extxyz._PART_FRAMES", 1)
     monkeypatch.setattr("zarrpipe.formats.read.read_into._LOOKED_AT", 1)
     store = {}
     zp.read_into(store, write(water("a=1"), water("energy=-1.0 b=2.5"), water("a=2 c=word")))

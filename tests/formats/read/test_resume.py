@@ -12,7 +12,7 @@ from extxyz_files import water
 
 import zarrpipe as zp
 from zarrpipe.errors import ArgumentError, SourceError
-from zarrpipe.formats.read.extxyz import ExtXYZ
+from zarrpipe.formats.read.files.extxyz import ExtXYZ
 from zarrpipe.formats.read.frames import Part
 from zarrpipe.formats.read.processes import parsing
 from zarrpipe.formats.read.resume import ImportRecord
@@ -40,13 +40,13 @@ def files(tmp_path):
 
 @pytest.fixture
 def small_parts(monkeypatch):
-    monkeypatch.setattr("zarrpipe.formats.read.extxyz._PART_FRAMES", 7)
+    monkeypatch.setattr("zarrpipe.formats.read.files.extxyz._PART_FRAMES", 7)
 
 
 SCRIPT = """
 import os, signal, sys
 import zarrpipe as zp
-from zarrpipe.formats.read import extxyz
+from zarrpipe.formats.read.files import extxyz
 from zarrpipe.store.backend import files
 
 extxyz._PART_FRAMES = 7
@@ -160,7 +160,7 @@ def test_samples_of_others_are_noticed(files, tmp_path, small_parts, monkeypatch
     with pytest.raises(OSError, match="stop"):
         zp.read_into(store, files)
     monkeypatch.undo()
-    monkeypatch.setattr("zarrpipe.formats.read.extxyz._PART_FRAMES", 7)
+    monkeypatch.setattr("zarrpipe.formats.read.files.extxyz._PART_FRAMES", 7)
     with zp.ZarrData(store) as sink:
         sink.write(zp.ZarrDataset(store).read([0]))
     with pytest.raises(ArgumentError, match="something else was written since"):

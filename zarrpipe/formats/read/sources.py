@@ -62,8 +62,8 @@ class Format(NamedTuple):
 
 _DATABASES = (".db", ".json", ".aselmdb")
 FORMATS = (
-    Format("zarr", "stores:StoreReader", recognises="is_store"),
-    Format("extxyz", "extxyz:ExtXYZ", (".xyz", ".extxyz")),
+    Format("zarr", "files.stores:StoreReader", recognises="is_store"),
+    Format("extxyz", "files.extxyz:ExtXYZ", (".xyz", ".extxyz")),
     Format("db", "files.ase_database:AseDatabase", _DATABASES, "recognises", has_levels=True),
     Format("mace", "files.hdf5:MaceHdf5", (".h5", ".hdf5"), "recognises", has_levels=True),
     Format("metatrain", "files.memmap:MetatrainMemmap", (), "recognises", has_levels=True),

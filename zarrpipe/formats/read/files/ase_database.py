@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from zarrpipe.formats.read.ase_frames import frame_of
+from zarrpipe.formats.read.files.ase_frames import frame_of
 from zarrpipe.formats.read.files.assembly import PART_FRAMES, scan_or_failure
 from zarrpipe.formats.read.files.levels import LevelledReader, LooseFrame, read_loose, scan_loose
 from zarrpipe.formats.read.frames import (

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from zarrpipe.errors import ArgumentError, ZarrPipeError
-from zarrpipe.formats.read.ase_frames import frame_of
+from zarrpipe.formats.read.files.ase_frames import frame_of
 from zarrpipe.formats.read.files.assembly import (
     Frame,
     Seen,

@@ -6,10 +6,10 @@ from extxyz_files import CELL, ase_frame, frame, frames_of_ase, water
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zarrpipe.formats.read import extxyz
-from zarrpipe.formats.read.ase_frames import block_of
-from zarrpipe.formats.read.extxyz import ExtXYZ
-from zarrpipe.formats.read.extxyz_frames import FrameParser, _are_equal, pattern_of
+from zarrpipe.formats.read.files import extxyz
+from zarrpipe.formats.read.files.ase_frames import block_of
+from zarrpipe.formats.read.files.extxyz import ExtXYZ
+from zarrpipe.formats.read.files.extxyz_frames import FrameParser, _are_equal, pattern_of
 from zarrpipe.formats.read.frames import ATOM, SYSTEM, Entry, Kind
 
 
@@ -92,7 +92,7 @@ def test_frames_of_one_pattern(values, style):
 def test_most_frames_are_parsed_without_ase(read, monkeypatch):
     calls = []
     monkeypatch.setattr(
-        "zarrpipe.formats.read.extxyz_frames.block_of",
+        "zarrpipe.formats.read.files.extxyz_frames.block_of",
         lambda frames: calls.append(1) or block_of(frames),
     )
     _, (block,) = read(*(water(f"energy={i}.5 id={i}", forces="forces") for i in range(50)))

@@ -6,15 +6,15 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, NamedTuple
 
-from zarrpipe.formats.read.ase_frames import block_of, entries_of
-from zarrpipe.formats.read.extxyz_frames import (
+from zarrpipe.formats.read.files.ase_frames import block_of, entries_of
+from zarrpipe.formats.read.files.assembly import row_kind
+from zarrpipe.formats.read.files.extxyz_frames import (
     PARSE_ERRORS,
     FrameParser,
     Text,
     parsed_by_ase,
     pattern_of,
 )
-from zarrpipe.formats.read.files.assembly import row_kind
 from zarrpipe.formats.read.frames import Entry, Failure, FrameBlock, Kind, Part, Scan
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from zarrpipe.formats.read.ase_frames import block_of
+from zarrpipe.formats.read.files.ase_frames import block_of
 from zarrpipe.formats.read.frames import (
     ATOM,
     SYSTEM,
