@@ -78,6 +78,17 @@ def write_card(
         If the store is not local, the card would not be beside it, or a property is not valid.
     ImportError
         If mlcroissant is not installed: ``pip install 'zarrpipe[io]'``.
+
+    Examples
+    --------
+    >>> import tempfile, zarrpipe as zp
+    >>> from pathlib import Path
+    >>> store = Path(tempfile.mkdtemp()) / "helium.zarr"
+    >>> with zp.ZarrData(store) as sink:
+    ...     sink.write(zp.AtomicData([[0.0, 0.0, 0.0]], [2], energy=-78.8))
+    >>> written = zp.write_card(store, license="CC0-1.0", creators=["Ada Example"])
+    >>> written.path.name, sorted(written.left_out)
+    ('helium.zarr.croissant.json', ['cite_as', 'date_published', 'url', 'version'])
     """
     root = Root.of(store).directory
     if root is None:
