@@ -170,6 +170,21 @@ def test_what_it_deletes_of_ours_is_taken_over_by_the_next_writer(nvalchemi, tmp
     check_store(nvalchemi, store, expected.to_data_list())
 
 
+def test_a_copy_of_its_store_is_ours_and_read_by_it(nvalchemi, tmp_path):
+    store, whole = tmp_path / "theirs.zarr", zp.Batch.concatenate(make_batches(SIZES))
+    nvalchemi.AtomicDataZarrWriter(store).write(to_nvalchemi(whole))
+    assert zp.copy(store, tmp_path / "copy.zarr") == len(whole)
+    assert_batches_equal(
+        zp.ZarrDataset(tmp_path / "copy.zarr").read(range(len(whole))),
+        zp.ZarrDataset(store).read(range(len(whole))),
+    )
+    assert np.array_equal(zp.ZarrDataset(tmp_path / "copy.zarr").ids, batch_ids(whole))
+    assert len(nvalchemi.AtomicDataZarrReader(tmp_path / "copy.zarr")) == len(whole)
+    with zp.ZarrData(tmp_path / "copy.zarr") as sink:
+        assert len(sink) == len(whole)
+    assert zp.check(tmp_path / "copy.zarr").ok
+
+
 def test_its_store_is_adopted_and_continued_by_both(nvalchemi, tmp_path):
     store = tmp_path / "s.zarr"
     first, second, third = [as_batch(batch) for batch in theirs(make_batches([4, 5, 2]))]

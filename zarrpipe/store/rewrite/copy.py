@@ -31,7 +31,7 @@ def copy(
     The copy has the samples that the source has when the call begins, in their order and with
     their ids, and the fields, levels, strings, units and further attributes of the source. Its
     arrays have the same chunks, shards and codecs. Deleted samples are left out. A copy of a store
-    of nvalchemi is one of zarrpipe.
+    of nvalchemi is one of zarrpipe, with chunks of as many whole rows.
 
     Pointers are read first and rows after them, so that the copy is a prefix of what a writer goes
     on to write. In the end the source is asked whether it was emptied or rewritten meanwhile, which
