@@ -183,6 +183,18 @@ def test_own_fields_and_other_results(copper):
     assert "forces" not in batch
 
 
+def test_fields_of_the_run_by_other_names(ase, copper):
+    dyn = dynamics(ase, copper)
+    names = {"energy": "energy", "step": "md_step", "velocities": "velocities"}
+    with zp.ZarrData({}) as sink:
+        dyn.attach(Observer(sink, copper, dyn, fields=names))
+        dyn.run(1)
+        batch = sink.read()
+    assert batch.md_step.flatten().tolist() == [0, 1]
+    assert np.array_equal(batch.velocities[4:], copper.get_velocities())
+    assert "step" not in batch
+
+
 def test_every_third_call(copper):
     copper.get_forces()
     with zp.ZarrData({}) as sink:

@@ -222,6 +222,32 @@ def test_copies_and_questions_that_calculate_nothing(ase, copper):
         assert np.array_equal(sink.read().positions[4:], other.positions)
 
 
+def test_the_atoms_are_those_of_the_calculation(ase, copper, Stepwise):
+    """Also where a call names none, and where the calculator does not keep them."""
+
+    class Forgetful(Stepwise):
+        implemented_properties = ("energy",)
+
+        def calculate(self, atoms=None, properties=(), system_changes=()):
+            super().calculate(atoms, properties, system_changes)
+            self.atoms = None
+
+    with zp.ZarrData({}) as sink, RecordingCalculator(Stepwise(), sink, fields=["energy"]) as calc:
+        calc.get_property("energy", copper)
+        calc.get_property("energy")
+        calc.atoms.positions += 1.0
+        calc.results.clear()
+        calc.get_property("energy")
+        assert np.array_equal(sink.read().positions[4:], copper.positions + 1.0)
+    with zp.ZarrData({}) as sink:
+        copper.calc = RecordingCalculator(Forgetful(), sink)
+        copper.get_potential_energy()
+        copper.positions += 1.0
+        copper.get_potential_energy()
+        assert np.array_equal(sink.read().positions[4:], copper.positions)
+        assert len(sink) == 2
+
+
 def test_results_that_are_the_same_object_for_another_structure(ase, copper):
     class Constant(ase.calculators.calculator.Calculator):
         implemented_properties = ("energy",)

@@ -208,6 +208,12 @@ def test_two_runs_with_one_reporter(torch_sim, argon, model):
         before = len(sink)
         integrate(torch_sim, argon[2:], model, reporter, 2)
         batch = sink.read()
+        batcher = torch_sim.BinningAutoBatcher(
+            model, memory_scales_with="n_atoms", max_memory_scaler=9
+        )
+        integrate(torch_sim, argon, model, reporter, 1, autobatcher=batcher)
+        torch_sim.static(argon, model, trajectory_reporter=reporter)
+        assert tuples(sink.read())[-3:] == [(0, 0), (0, 1), (0, 2)]
     assert (
         tuples(batch)[before:] == [(step, 0) for step in (0, 1, 2)][-(batch.num_graphs - before) :]
     )

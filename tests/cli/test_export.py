@@ -19,7 +19,16 @@ def store(tmp_path):
 
 def test_samples_of_a_condition_in_an_order(store, tmp_path, capsys):
     out = tmp_path / "out.xyz"
-    words = ["--where", "energy > 4", "--sort=-energy", "--limit", "3", "--fields", "energy,serial"]
+    words = [
+        "--where",
+        "energy > 4",
+        "--sort",
+        "energy",
+        "--limit",
+        "3",
+        "--fields",
+        "energy,serial",
+    ]
     assert main(["export", str(store), str(out), *words]) == 0
     shown = capsys.readouterr()
     assert shown.out == f"{out}: 3 samples, extxyz\n"
@@ -44,7 +53,7 @@ def test_what_is_left_out_is_listed(store, tmp_path, capsys):
 
 def test_a_split(store, tmp_path):
     out, shares = tmp_path / "val.xyz", "0.5, 0.5, 0"
-    assert main(["export", str(store), str(out), "--split", "val", "--splits", shares]) == 0
+    assert main(["export", str(store), str(out), "--split", "val", "--fractions", shares]) == 0
     module = zp.ZarrDataModule(store, split=(0.5, 0.5, 0.0))
     expected = module.val_dataset.system_field("energy").flatten().tolist()
     assert [one.get_potential_energy() for one in ase.io.read(out, ":")] == expected
@@ -69,7 +78,7 @@ def test_errors(store, tmp_path, capsys):
     for words, told in (
         (["--where", "energy >"], "is no expression"),
         (["--fields", "energies"], "did you mean 'energy'"),
-        (["--splits", "a,b", "--split", "val"], "expected numbers"),
+        (["--fractions", "a,b", "--split", "val"], "expected numbers"),
         (["--format", "cif"], "expected one of extxyz"),
     ):
         assert main(["export", str(store), out, *words]) == 2

@@ -145,9 +145,9 @@ class Observer:
         results = results_of(atoms, chosen.results)
         self._warn_of_missing([key for key in self._expected if chosen.results[key] not in results])
         system = chosen.system(atoms, results)
-        for name in sorted(chosen.others):
-            level = Level.ATOM if name in _OF_ATOMS else Level.SYSTEM
-            system.add_field(name, self._value(name), level)
+        for key, name in chosen.others.items():
+            level = Level.ATOM if key in _OF_ATOMS else Level.SYSTEM
+            system.add_field(name, self._value(key), level)
         return system
 
     def _value(self, name: str) -> torch.Tensor:

@@ -31,7 +31,7 @@ class Selection:
     info: Names
     arrays: Names
     dtype: torch.dtype
-    others: frozenset[str] = frozenset()
+    others: Names
 
     def system(self, atoms: "Atoms", results: Mapping[str, tuple[Level, Any]]) -> AtomicData:
         """System of the atoms, with results by field."""
@@ -63,5 +63,5 @@ def selection_of(
         names_of_keys("info", info),
         names_of_keys("arrays", arrays),
         dtype,
-        frozenset(asked) - set(results),
+        {key: name for key, name in asked.items() if key not in results},
     )

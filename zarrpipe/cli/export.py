@@ -6,7 +6,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from zarrpipe.cli.exit_codes import GOOD
-from zarrpipe.cli.options import Json, Store
+from zarrpipe.cli.options import (
+    FRACTIONS,
+    By,
+    Fields,
+    Fractions,
+    Json,
+    Store,
+    Where,
+    fractions_of,
+    names_of,
+)
 from zarrpipe.cli.output import show
 from zarrpipe.data.tables import Table
 
@@ -33,29 +43,27 @@ def export(
             help="extxyz, traj, db, aselmdb, mace, metatrain, npz or parquet.",
         ),
     ] = None,
-    where: Annotated[
-        str | None,
-        typer.Option("--where", metavar="CONDITION", help="As 'max_force < 50 and has(forces)'."),
-    ] = None,
-    fields: Annotated[
-        str | None,
-        typer.Option("--fields", metavar="NAMES", help="Fields to write, as energy,forces."),
-    ] = None,
+    where: Where = None,
+    fields: Fields = None,
     split: Annotated[
         str | None,
-        typer.Option("--split", metavar="NAME", help="train, val, test, or an index file (.npy)."),
+        typer.Option(
+            "--split",
+            metavar="SPLIT",
+            help="Only a split: train, val or test of --fractions and --by, or an index file.",
+            show_default=False,
+        ),
     ] = None,
-    splits: Annotated[
-        str,
-        typer.Option("--splits", metavar="SHARES", help="Shares of train, val and test."),
-    ] = "0.9,0.05,0.05",
-    split_by: Annotated[
-        str,
-        typer.Option("--split-by", metavar="FIELD", help="Field whose values stay in one split."),
-    ] = "id",
+    fractions: Fractions = FRACTIONS,
+    by: By = "id",
     sort: Annotated[
         str | None,
-        typer.Option("--sort", metavar="COLUMN", help="As max_force; -max_force: largest first."),
+        typer.Option(
+            "--sort",
+            metavar="COLUMN",
+            help="The largest first, of a column or of what follows from columns, as max_force.",
+            show_default=False,
+        ),
     ] = None,
     limit: Annotated[
         int | None, typer.Option("--limit", metavar="N", help="Most samples to write.")
@@ -88,7 +96,6 @@ def export(
     from zarrpipe.formats.write.card import write_card
     from zarrpipe.formats.write.write_out import write_out
 
-    shares: list[Any] = _names(splits)  # texts of numbers, which are checked as numbers are
     done: list[Written] = []
     if out is not None:
         chosen = write_out(
@@ -96,10 +103,10 @@ def export(
             out,
             format=form,
             where=where,
-            fields=None if fields is None else _names(fields),
+            fields=names_of(fields),
             split=split,
-            splits=shares,
-            split_by=split_by,
+            splits=fractions_of(fractions),
+            split_by=by,
             sort=sort,
             limit=limit,
             overwrite=overwrite,
@@ -113,11 +120,6 @@ def export(
     texts = [text for one in done for text in _texts(one)]
     show({"written": facts}, texts, as_json=as_json)
     return GOOD
-
-
-def _names(text: str) -> list[str]:
-    """Names that commas separate."""
-    return [name.strip() for name in text.split(",")]
 
 
 def _facts(written: "Written") -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """Files of every format end up in a store, recognised, with values, units and reasons."""
 
 import sqlite3
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -8,6 +10,8 @@ import pytest
 import zarrpipe as zp
 from zarrpipe.errors import ArgumentError, LabelError
 from zarrpipe.formats.read.read_into import read_into
+from zarrpipe.formats.read.sources import FORMATS
+from zarrpipe.formats.write.write_out import write_out
 
 
 @pytest.fixture
@@ -88,7 +92,7 @@ def test_a_directory_of_several_formats(load, tmp_path, water):
     }
     report = read_into(tmp_path / "store", folder, labels=labels, processes=2)
     names = [source["format"] for source in report.to_dict()["sources"]]
-    expected = ["ase", "ase-db", "ase-db", "mace-hdf5", "atompack", "dpdata", "extxyz"]
+    expected = ["ase", "db", "db", "mace", "atompack", "dpdata", "extxyz"]
     assert names == expected
     assert report.to_dict()["not_recognised"] == [str(folder / "notes.md")]
     assert report.num_samples == 42
@@ -99,6 +103,38 @@ def test_a_directory_of_several_formats(load, tmp_path, water):
     np.testing.assert_allclose(got[6], forces, atol=1e-8)  # as the text has them
     got = batch["positions"].numpy().reshape(7, 6, 3, 3)
     np.testing.assert_array_equal(got[:6], np.broadcast_to(positions, (6, 6, 3, 3)))
+
+
+@pytest.mark.parametrize("name", ["traj", "db", "aselmdb", "mace", "metatrain"])
+def test_what_is_written_out_is_read_into_the_same_store(name, load, tmp_path, water):
+    load("ase_db_backends.aselmdb")
+    atoms_list = water(8, sizes=(3, 4))
+    for i, atoms in enumerate(atoms_list):
+        atoms.cell, atoms.pbc = np.eye(3) * (8 + i), True
+        atoms.calc.atoms = atoms.copy()
+        atoms.calc.results["stress"] = np.arange(6) / (64 + i)
+        if i % 3 == 1:
+            del atoms.calc.results["forces"]
+        if i % 4 == 2:
+            del atoms.calc.results["energy"]
+    load("ase.io").write(tmp_path / "source.traj", atoms_list)
+    read_into(tmp_path / "first", tmp_path / "source.traj")
+    write_out(tmp_path / "first", tmp_path / "out" / name, format=name)
+    path = tmp_path / "out" / name
+    suffix = {"traj": ".traj", "db": ".db", "aselmdb": ".aselmdb", "mace": ".h5"}.get(name, "")
+    path.rename(path.with_suffix(suffix))
+    report = read_into(tmp_path / "second", path.with_suffix(suffix))
+    assert report.num_samples == 8
+    ours, again = (
+        zp.ZarrDataset(tmp_path / store).read(slice(None)) for store in ("first", "second")
+    )
+    exact = {"rtol": 1e-6} if name == "metatrain" else {"rtol": 1e-15}
+    for key in ("atomic_numbers", "positions", "cell", "pbc", "energy", "forces", "stress"):
+        assert again.present(key).tolist() == ours.present(key).tolist(), key
+        there = ours.present(key)
+        for i in there.nonzero().ravel().tolist():
+            left, right = ours[i].fields[key], again[i].fields[key]
+            np.testing.assert_allclose(left, right, **exact, atol=1e-15, err_msg=key)
 
 
 def test_units_of_a_database_are_used_and_recorded(load, tmp_path, water):
@@ -247,3 +283,11 @@ def test_a_bad_row_is_in_the_report(load, tmp_path, water):
         file.execute("UPDATE systems SET positions = x'00' WHERE id = 3")
     report = read_into(tmp_path / "store", path)
     assert (report.num_samples, [failure.frame for failure in report.failures]) == (5, [2])
+
+
+def test_readers_for_processes_import_no_torch():
+    names = [row.reader.partition(":")[0] for row in FORMATS if row.load({}).in_processes]
+    assert len(names) == 6
+    modules = ", ".join(f"zarrpipe.formats.read.{name}" for name in names)
+    code = f"import sys, {modules}; sys.exit('torch' in sys.modules or 'zarr' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

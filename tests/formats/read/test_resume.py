@@ -141,6 +141,19 @@ def test_what_is_not_the_same_is_refused(files, tmp_path):
     assert len(zp.ZarrDataset(tmp_path / "store")) == GOOD
 
 
+def test_merged_and_copied_stores_keep_what_was_read_as_what(files, tmp_path):
+    zp.read_into(tmp_path / "store", files)
+    zp.merge([tmp_path / "store", tmp_path / "store"], tmp_path / "merged")
+    zp.copy(tmp_path / "store", tmp_path / "copy")
+    zp.compact(tmp_path / "store")
+    for name, count in (("store", 1), ("copy", 1), ("merged", 2)):
+        records = zp.ZarrData(tmp_path / name)._imports()
+        assert len(records) == count
+        assert records[-1]["fields"]["energy"]["keys"] == ["results:energy"]
+        with pytest.raises(ArgumentError, match="merged or compacted since"):
+            zp.read_into(tmp_path / name, files, resume=True)
+
+
 def test_samples_of_others_are_noticed(files, tmp_path, small_parts, monkeypatch):
     store = tmp_path / "store"
     monkeypatch.setattr(zp.ZarrData, "write", failing_after(3))

@@ -23,14 +23,14 @@ def system(rng: np.random.Generator, count: int, **fields: Any) -> zp.AtomicData
 
 def crystal(rng: np.random.Generator) -> zp.AtomicData:
     """System that has everything: labels, own fields of every kind, edges, levels."""
-    stress = rng.normal(size=(3, 3))
+    stress = 0.01 * rng.normal(size=(3, 3))
     stress += stress.T
     cell = 5.0 * np.eye(3) + 0.3 * rng.normal(size=(3, 3))
     rows = {name: torch.from_numpy(rng.normal(size=(3, 3))) for name in ("forces", "momenta")}
     return system(
         rng,
         3,
-        energy=-1234.567890123456,
+        energy=-34.567890123456789,
         **rows,
         cell=torch.from_numpy(cell),
         pbc=torch.tensor([True, True, True]),
@@ -55,7 +55,11 @@ def crystal(rng: np.random.Generator) -> zp.AtomicData:
             "k_points": torch.tensor([[4, 4, 2]]),
             "polar": torch.from_numpy(rng.normal(size=(1, 2, 3))),
         },
-        other_levels={"bond": {"bond_atoms": [[0, 1], [1, 2]]}, PAIRS: {"hessian": torch.rand(9)}},
+        other_levels={
+            zp.Level.uniform("run"): {"run_id": [7]},
+            "bond": {"bond_atoms": [[0, 1], [1, 2]]},
+            PAIRS: {"hessian": torch.rand(9)},
+        },
         index_of={"bond_atoms": "atom"},
     )
 

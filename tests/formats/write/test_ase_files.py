@@ -63,7 +63,7 @@ def check_own(found, sample, names, tolerance=0.0):
 
 
 SYSTEM = ("config_type", "mp_id", "temperature", "round", "is_relaxed", "k_points", "polar")
-SYSTEM = (*SYSTEM, "charge", "virial")
+SYSTEM = (*SYSTEM, "charge", "virial", "run_id")
 EDGES = {"neighbor_list", "bond_atoms", "hessian"}
 
 
@@ -94,7 +94,10 @@ def test_databases(place, samples, tmp_path, suffix):
         pytest.importorskip("ase_db_backends.aselmdb")
     written = zp.write_out(place, tmp_path / f"out.{suffix}")
     without_nan = {"energies that are NaN"} if suffix == "db" else set()
-    assert {*written.left_out} == EDGES | {"unit of temperature"} | without_nan
+    assert {*written.left_out} == EDGES | without_nan
+    metadata = ase.db.connect(written.path).metadata
+    assert metadata["units"]["temperature"] == "K"
+    assert metadata["levels"]["group"] == "atom"
     rows = [*ase.db.connect(written.path).select()]
     assert [row.id for row in rows] == [*range(1, len(samples) + 1)]
     for row, sample in zip(rows, samples, strict=True):
@@ -106,7 +109,13 @@ def test_databases(place, samples, tmp_path, suffix):
         else:
             assert "energy" not in results
         check_own(row.key_value_pairs | row.data, sample, (*SYSTEM, "group", "hirshfeld"))
-    pairs = {"config_type", "temperature", "round", "is_relaxed"}  # 0012 is no string to ASE
+    pairs = {
+        "config_type",
+        "temperature",
+        "round",
+        "is_relaxed",
+        "run_id",
+    }  # 0012 is no string to ASE
     assert {*rows[0].key_value_pairs} == (pairs if suffix == "db" else set())
     assert {path.name for path in tmp_path.iterdir()} <= {f"out.{suffix}", f"out.{suffix}-lock"}
 

@@ -40,7 +40,7 @@ def test_a_card_is_valid_and_has_what_the_store_has(place, croissant, tmp_path, 
     assert (found.name, found.license, found.version) == ("data", ["CC-BY-4.0"], "1.0.0")
     assert found.creators[0].name == "Ada Example"
     records = {one.id: {own.name: own for own in one.fields} for one in found.record_sets}
-    assert {*records} == {"atom", "edge", "system", "bond", "pair"}
+    assert {*records} == {"atom", "edge", "system", "bond", "pair", "run"}
     energy, stress = records["system"]["energy"], records["system"]["stress"]
     assert energy.description == "Array core/energy. Unit: eV. 3 of 5 samples have it."
     assert stress.array_shape_tuple == (3, 3)

@@ -25,7 +25,7 @@ def test_arrays(place, samples, tmp_path):
     positions = torch.cat([one.positions for one in samples]).numpy().astype(np.float32)
     np.testing.assert_array_equal(bytes_of(path, "x", 3), positions)
     energy = bytes_of(path, "energy", 1)[:, 0]
-    np.testing.assert_array_equal(energy, np.float32([-1234.5678901, np.nan, -13.6, *[np.nan] * 2]))
+    np.testing.assert_array_equal(energy, np.float32([-34.567890123, np.nan, -13.6, *[np.nan] * 2]))
     forces = bytes_of(path, "forces", 3)
     assert np.isnan(forces).all(1).tolist() == [
         n not in (0, 1) for n in np.repeat(range(5), counts)
@@ -54,6 +54,17 @@ def test_virials_become_stresses_where_there_are_none(place, samples, tmp_path):
     stress = bytes_of(written.path, "stress", 3, 3)
     np.testing.assert_allclose(stress[0], samples[0].stress[0], rtol=1e-6)
     assert np.isnan(stress[1:]).all()
+
+
+def test_only_what_is_lost_is_told(tmp_path):
+    cell = {"cell": torch.eye(3), "pbc": torch.tensor([True] * 3)}
+    solid = zp.AtomicData(torch.rand(1, 3), [2], stress=torch.eye(3), **cell)
+    with zp.ZarrData(tmp_path / "store") as sink:
+        sink.write([solid, zp.AtomicData(torch.rand(1, 3), [2])])
+    written = zp.write_out(tmp_path / "store", tmp_path / "out.memmap")
+    assert written.left_out == {}
+    assert not bytes_of(written.path, "c", 3, 3)[1].any()
+    assert np.isnan(bytes_of(written.path, "stress", 3, 3)[1]).all()
 
 
 def test_a_directory_with_other_files_is_not_replaced(place, tmp_path):

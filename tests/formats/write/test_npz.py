@@ -20,8 +20,9 @@ def read_back(path):
     }
     ptr, edges = (torch.from_numpy(arrays.pop(name)) for name in ("batch_ptr", "edge_ptr"))
     kinds = {name: str(kind) for name, kind in named["kind"].items()}
-    assert kinds == {"bond": "segmented", "pair": "product atom atom"}
-    own = {"bond": zp.Level.segmented("bond"), "pair": zp.Level.product("pair", "atom", "atom")}
+    assert kinds == {"bond": "segmented", "pair": "product atom atom", "run": "uniform"}
+    own = {"run": zp.Level.uniform("run")}
+    own |= {"bond": zp.Level.segmented("bond"), "pair": zp.Level.product("pair", "atom", "atom")}
     levels = {name: own.get(str(level), str(level)) for name, level in named["level"].items()}
     return zp.Batch(
         {name: torch.from_numpy(values) for name, values in arrays.items()},

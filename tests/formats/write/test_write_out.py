@@ -38,9 +38,9 @@ def test_conditions_orders_and_limits(numbered, tmp_path):
     written = zp.write_out(numbered, out, where="kind == 'odd' and energy < 9")
     assert (written.path, written.num_samples) == (out, 4)
     assert energies(out) == [1, 3, 5, 7]
-    zp.write_out(numbered, out, sort="-max_force", limit=3, overwrite=True)
+    zp.write_out(numbered, out, sort="max_force", limit=3, overwrite=True)
     assert energies(out) == [(39 - n) * 23 % 40 for n in range(3)]
-    written = zp.write_out(numbered, out, sort="max_force", overwrite=True)
+    written = zp.write_out(numbered, out, sort="-max_force", overwrite=True)
     assert written.num_samples == 40
     assert energies(out)[:2] == [0, 23]
     assert energies(out)[-1] == 3  # has no forces

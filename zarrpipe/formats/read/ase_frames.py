@@ -5,18 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from zarrpipe.formats.read.frames import (
-    ATOM,
-    SYSTEM,
-    Column,
-    Entry,
-    Failure,
-    FrameBlock,
-    Kind,
-    column,
-    joined_kind,
-    kind_of,
-)
+from zarrpipe.formats.read.files.assembly import Frame, block_from
+from zarrpipe.formats.read.frames import ATOM, SYSTEM, Entry, Failure, FrameBlock
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -40,57 +30,12 @@ def entries_of(atoms: "Atoms") -> Iterator[tuple[Entry, Any]]:
             yield Entry(ATOM, key, "arrays"), value
 
 
-def row_kind(entry: Entry, value: Any) -> Kind | None:
-    """Type of an entry's value and shape of its rows; None if no field can have it."""
-    kind = kind_of(value)
-    if kind is None or entry.level == SYSTEM:
-        return kind
-    return Kind(kind.type, kind.shape[1:])
+def frame_of(number: int, atoms: "Atoms") -> Frame:
+    """Structure with its number in the source as a frame."""
+    cell, values = np.asarray(atoms.cell), dict(entries_of(atoms))
+    return Frame(number, atoms.numbers, atoms.positions, cell, atoms.pbc, values)
 
 
 def block_of(frames: Iterable[tuple[int, "Atoms"]], failures: Iterable[Failure] = ()) -> FrameBlock:
     """Block of structures with their numbers in the source, and of the frames that failed."""
-    found = list(frames)
-    systems = [atoms for _, atoms in found]
-    num_atoms = np.array([len(atoms) for atoms in systems], dtype=np.int64)
-    columns, left_out = _columns(systems, num_atoms)
-    return FrameBlock(
-        frames=np.array([number for number, _ in found], dtype=np.int64),
-        num_atoms=num_atoms,
-        atomic_numbers=_joined([atoms.numbers for atoms in systems], (), np.int64),
-        positions=_joined([atoms.positions for atoms in systems], (3,), np.float64),
-        cell=_joined([np.asarray(atoms.cell)[None] for atoms in systems], (3, 3), np.float64),
-        pbc=_joined([np.asarray(atoms.pbc)[None] for atoms in systems], (3,), np.bool_),
-        columns=columns,
-        left_out=left_out,
-        failures=tuple(failures),
-    )
-
-
-def _columns(
-    systems: "list[Atoms]", num_atoms: np.ndarray[Any, np.dtype[np.int64]]
-) -> tuple[dict[Entry, Column], dict[Entry, str]]:
-    """Columns of all entries, and why there is none of some."""
-    values: dict[Entry, list[Any]] = {}
-    for place, atoms in enumerate(systems):
-        for entry, value in entries_of(atoms):
-            values.setdefault(entry, [None] * len(systems))[place] = value
-    columns, left_out, ones = dict[Entry, Column](), dict[Entry, str](), np.ones_like(num_atoms)
-    for entry, given in values.items():
-        kinds = {row_kind(entry, value) for value in given if value is not None}
-        if None in kinds:
-            left_out[entry] = "is neither numbers nor a string"
-            continue
-        kind = joined_kind(kind for kind in kinds if kind is not None)
-        if isinstance(kind, str):
-            left_out[entry] = kind
-        elif kind.type == "str" and entry.level == ATOM:
-            left_out[entry] = "has a string for each atom, and fields of strings have one a system"
-        else:
-            columns[entry] = column(kind, given, num_atoms if entry.level == ATOM else ones)
-    return columns, left_out
-
-
-def _joined(parts: list[Any], row: tuple[int, ...], dtype: Any) -> Any:
-    """Rows of all parts, one after the other."""
-    return np.concatenate([np.empty((0, *row), dtype), *parts]).astype(dtype, copy=False)
+    return block_from((frame_of(number, atoms) for number, atoms in frames), failures)

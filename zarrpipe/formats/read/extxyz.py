@@ -6,7 +6,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, NamedTuple
 
-from zarrpipe.formats.read.ase_frames import block_of, entries_of, row_kind
+from zarrpipe.formats.read.ase_frames import block_of, entries_of
 from zarrpipe.formats.read.extxyz_frames import (
     PARSE_ERRORS,
     FrameParser,
@@ -14,6 +14,7 @@ from zarrpipe.formats.read.extxyz_frames import (
     parsed_by_ase,
     pattern_of,
 )
+from zarrpipe.formats.read.files.assembly import row_kind
 from zarrpipe.formats.read.frames import Entry, Failure, FrameBlock, Kind, Part, Scan
 
 if TYPE_CHECKING:
@@ -120,8 +121,7 @@ def _add_kinds(kinds: dict[Entry, set[Kind]], file: IO[bytes], frame: _Frame) ->
     except PARSE_ERRORS:  # told when its part is read
         return
     for entry, value in entries_of(atoms):
-        kind = row_kind(entry, value)
-        kinds.setdefault(entry, set()).add(Kind("none") if kind is None else kind)
+        kinds.setdefault(entry, set()).add(row_kind(entry, value))
 
 
 def _block_of_good(part: Part, text: bytes, line: int) -> FrameBlock:

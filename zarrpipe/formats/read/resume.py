@@ -37,7 +37,7 @@ class ImportRecord:
     ) -> "ImportRecord | None":
         """The last record of a store; None if there is none.
 
-        Raises ArgumentError if it is of other sources or options.
+        Raises ArgumentError if it is of other sources or options, or its samples have moved.
         """
         if not imports:
             return None
@@ -49,6 +49,11 @@ class ImportRecord:
                     f"has {ours!r}: resume needs the same, since frames are counted; import what "
                     "is new with if_exists='append'"
                 )
+        if "first" not in last:
+            raise ArgumentError(
+                "the store was merged or compacted since its last import, so that its samples are "
+                "at other places: import into another store"
+            )
         failed = {(int(source), int(frame)) for source, frame in last.get("failed", [])}
         return cls(content, int(last["first"]), failed, bool(last.get("complete")))
 

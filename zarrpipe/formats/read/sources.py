@@ -64,8 +64,8 @@ _DATABASES = (".db", ".json", ".aselmdb")
 FORMATS = (
     Format("zarr", "stores:StoreReader", recognises="is_store"),
     Format("extxyz", "extxyz:ExtXYZ", (".xyz", ".extxyz")),
-    Format("ase-db", "files.ase_database:AseDatabase", _DATABASES, "recognises", has_levels=True),
-    Format("mace-hdf5", "files.hdf5:MaceHdf5", (".h5", ".hdf5"), "recognises", has_levels=True),
+    Format("db", "files.ase_database:AseDatabase", _DATABASES, "recognises", has_levels=True),
+    Format("mace", "files.hdf5:MaceHdf5", (".h5", ".hdf5"), "recognises", has_levels=True),
     Format("metatrain", "files.memmap:MetatrainMemmap", (), "recognises", has_levels=True),
     Format("pyg", "files.pyg_files:PygFiles", (".pt", ".pth"), "recognises", has_levels=True),
     Format("pyg-trusted", "files.pyg_files:TrustedPygFiles", has_levels=True),

@@ -16,6 +16,7 @@ from zarrpipe.adapters.ase import to_ase
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.csr import AnyArray
 from zarrpipe.data.levels import Level
+from zarrpipe.data.schema import Field
 from zarrpipe.formats.write.left_out import empty_rows, reserved, units_of, without_place
 from zarrpipe.formats.write.samples import Samples
 from zarrpipe.libraries import require
@@ -39,24 +40,17 @@ _IN_TRAJECTORY = frozenset(
 """Fields of atoms that a trajectory has places for."""
 
 _TAKEN = ("numbers", "positions", "momenta", "masses", "cell", "pbc", "info", "arrays")
-_TAKEN_IN_XYZ = (
-    *_TAKEN,
-    "symbols",
-    "species",
-    "pos",
-    "Z",
-    "move_mask",
-    "Lattice",
-    "Properties",
-    "uid",
-)
+_XYZ_WORDS = ("symbols", "species", "pos", "Z", "move_mask", "Lattice", "Properties", "uid")
+"""Names that mean something else to `Atoms`, and in a file of extended XYZ."""
+
 _ROUNDED = 1e-6
+"""Largest difference of two components of a symmetric stress, beside its largest component."""
 
 
 def write_extxyz(path: Path, samples: Samples) -> LeftOut:
     """Write extended XYZ, in which columns have 8 decimals and all else has every digit."""
     extxyz = require("ase.io.extxyz", "io")
-    some, left_out = _fitting(samples, _TAKEN_IN_XYZ)
+    some, left_out = _fitting(samples, (*_TAKEN, *_XYZ_WORDS))
     for name, item in some.schema.items():
         if item.level is Level.ATOM and len(item.shape) > 1:
             columns = int(np.prod(item.shape))
@@ -110,6 +104,8 @@ def _write_rows(
 ) -> LeftOut:
     """Write a row for each sample; `nan` is left out where an energy is NaN."""
     some, left_out = _fitting(samples, _TAKEN)
+    rows.metadata = _described(some.schema)
+    left_out = {key: why for key, why in left_out.items() if key not in units_of(some.schema)}
     with rows:
         for atoms in _images(some, left_out):
             pairs = {key: own for key, own in atoms.info.items() if is_pair(key, own)}
@@ -119,6 +115,12 @@ def _write_rows(
             if np.isnan(_energy(atoms)):
                 left_out |= nan
     return left_out
+
+
+def _described(schema: Mapping[str, Field]) -> dict[str, dict[str, str]]:
+    """Metadata of a database: units and levels of the fields, by name."""
+    units = {name: item.unit for name, item in schema.items() if item.unit}
+    return {"units": units, "levels": {name: str(item.level) for name, item in schema.items()}}
 
 
 def _energy(atoms: Atoms) -> float:

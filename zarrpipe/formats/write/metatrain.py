@@ -53,7 +53,7 @@ def write_metatrain(path: Path, samples: Samples) -> dict[str, str]:
 def _left_out(samples: Samples) -> dict[str, str]:
     schema = samples.schema
     left_out = without_place(schema) | empty_rows(schema)
-    left_out |= reserved(schema, ("x", "a", "c", "masses", *(_NAMES.values())))
+    left_out |= reserved(schema, _NAMES.values())
     for name, item in schema.items():
         if item.categories is not None:
             left_out[name] = "it has strings, the format has numbers"
@@ -72,11 +72,13 @@ def _values(batch: Batch, name: str, left_out: dict[str, str]) -> AnyArray:
     if name == "cell":
         return _periodic_cells(batch, left_out)
     has = batch.present(name)
-    if name in ("stress", "virial") and not bool((solid := _periodic(batch).all(1)).all()):
-        left_out["stress without a volume"] = (
-            "of samples that are not periodic in three directions: metatrain multiplies it by the "
-            "determinant of the cell"
-        )
+    if name in ("stress", "virial"):
+        solid = _periodic(batch).all(1)
+        if bool((has & ~solid).any()):
+            left_out["stress without a volume"] = (
+                "of samples that are not periodic in three directions: metatrain multiplies it by "
+                "the determinant of the cell"
+            )
         has = has & solid
     rows = has.numpy()
     if batch.levels[name] is Level.ATOM:
@@ -112,6 +114,11 @@ def _periodic_cells(batch: Batch, left_out: dict[str, str]) -> AnyArray:
 
 def _digits(schema: Mapping[str, Field]) -> dict[str, str]:
     """What float32 takes from fields that have more digits."""
-    wide = [name for name, item in schema.items() if item.dtype == np.float64]
-    reason = f"metatrain reads all numbers as float32; {', '.join(wide)} had float64"
+    small = ("atomic_numbers", "pbc")
+    wide = [
+        name
+        for name, item in schema.items()
+        if item.dtype.kind in "fiu" and item.dtype.itemsize > 4 and name not in small
+    ]
+    reason = f"metatrain reads all numbers as float32; {', '.join(wide)} had 64 bits"
     return {"digits beyond the seventh": reason} if wide else {}

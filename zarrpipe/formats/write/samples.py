@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -17,12 +16,10 @@ from zarrpipe.data.levels import Level
 from zarrpipe.data.schema import Field, Schema
 from zarrpipe.data.validate import check_count
 from zarrpipe.dataset.zarr_dataset import ZarrDataset
-from zarrpipe.errors import ArgumentError, ArgumentTypeError, StoreEmptyError
+from zarrpipe.errors import StoreEmptyError
 from zarrpipe.libraries import require
 from zarrpipe.store.query.columns import check_fields, field_names
-from zarrpipe.training.splits.assignment import SPLITS, SplitAssignment, SplitRule
-
-Shares = Sequence[float] | Mapping[str, Any]
+from zarrpipe.training.splits.of_dataset import rows_of_split
 
 
 @dataclass(frozen=True)
@@ -31,7 +28,7 @@ class Choice:
 
     where: str | None = None
     split: str | Path | None = None
-    splits: Shares = (0.9, 0.05, 0.05)
+    splits: Sequence[float] = (0.9, 0.05, 0.05)
     split_by: str = "id"
     sort: str | None = None
     limit: int | None = None
@@ -45,36 +42,17 @@ class Choice:
             check_count("limit", self.limit, 1, unit="samples")
         if not len(dataset):
             raise StoreEmptyError("the store has no samples: there is nothing to write")
-        rows = self._chosen(dataset)
-        if rows is not None and not len(rows):
+        split = None if self.split is None else str(self.split)
+        rows, _ = rows_of_split(dataset, split, self.splits, by=self.split_by, where=self.where)
+        if not len(rows):
             raise StoreEmptyError(
                 f"none of {len(dataset)} samples is chosen by {self._described()}: there is "
                 "nothing to write"
             )
-        some = dataset if rows is None else dataset.index_select(rows)
+        some = dataset.index_select(rows)
         if self.sort is not None:
             some = some.index_select(_order(some, self.sort))
         return some if self.limit is None else some.index_select(slice(self.limit))
-
-    def _chosen(self, dataset: ZarrDataset) -> Int64Array | None:
-        """Positions [K] of the samples of the split that meet the condition; None for all."""
-        if self.split is None:
-            return None if self.where is None else dataset.where(self.where)
-        name, rule = self._split_rule(str(self.split))
-        assigned = SplitAssignment(rule, self.where, lambda: dataset.schema)
-        assigned.check(dataset)
-        return assigned.rows(dataset)[name].astype(np.int64)
-
-    def _split_rule(self, split: str) -> tuple[str, SplitRule]:
-        """Name of the split, and the rule that says which samples are in it."""
-        if split in SPLITS:
-            return split, SplitRule.of(self.splits, self.split_by)
-        if not split.endswith(".npy"):
-            raise ArgumentError(
-                f"split is {split!r}, expected one of {SPLITS} or an index file (.npy) that "
-                "zarrpipe.write_split wrote"
-            )
-        return "val", SplitRule.of({"val": split}, "id")
 
     def _described(self) -> str:
         given = {"where": self.where, "split": self.split}
@@ -82,12 +60,8 @@ class Choice:
 
 
 def _order(dataset: ZarrDataset, sort: str) -> Int64Array:
-    """Positions [N] by the values of a column; those without a value come last."""
-    if not isinstance(sort, str):
-        raise ArgumentTypeError(f"sort is {sort!r}, expected a column such as 'max_force'")
-    column = sort.removeprefix("-").strip()
-    ranked = dataset.nlargest if sort.startswith("-") else dataset.nsmallest
-    first = ranked(column, len(dataset))
+    """Positions [N] by a column, the largest first; those without a value come last."""
+    first = dataset.nlargest(sort, len(dataset))
     return np.concatenate([first, np.setdiff1d(np.arange(len(dataset)), first)])
 
 

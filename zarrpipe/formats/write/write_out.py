@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from zarrpipe.data.validate import check_flag
 from zarrpipe.dataset.zarr_dataset import ZarrDataset
@@ -23,7 +22,7 @@ def write_out(
     where: str | None = None,
     fields: Sequence[str] | None = None,
     split: str | Path | None = None,
-    splits: Sequence[float] | Mapping[str, Any] = (0.9, 0.05, 0.05),
+    splits: Sequence[float] = (0.9, 0.05, 0.05),
     split_by: str = "id",
     sort: str | None = None,
     limit: int | None = None,
@@ -55,12 +54,15 @@ def write_out(
     split : str or Path, optional
         "train", "val" or "test", of which `splits` says what they are; or an index file that
         `write_split` wrote.
-    splits, split_by
-        As `split` and `split_by` of `ZarrDataModule`, with the same defaults, so that the samples
-        are those that a data module has in that split.
+    splits : sequence of float
+        Shares of training, validation and test, as the argument `split` of `ZarrDataModule`. A data
+        module with the same shares and `split_by` has the same samples in each split.
+    split_by : str
+        "id", or the name of a field whose equal values stay in one split.
     sort : str, optional
-        Column of conditions by which samples are sorted, such as ``"max_force"``, the smallest
-        first; ``"-max_force"`` has the largest first. Samples without a value come last.
+        Column of conditions, or what follows from such columns, by which samples are sorted, the
+        largest first: ``"max_force"``, or ``"-max_force"`` for the smallest first. Samples without
+        a value come last.
     limit : int, optional
         Most samples to write, the first ones.
     overwrite : bool
@@ -94,7 +96,7 @@ def write_out(
     ...     for energy in (-1.0, -3.0, -2.0):
     ...         sink.write(zp.AtomicData([[0.0, 0.0, 0.0]], [2], energy=energy))
     >>> out = Path(tempfile.mkdtemp()) / "helium.npz"
-    >>> written = zp.write_out(store, out, sort="energy", limit=2)
+    >>> written = zp.write_out(store, out, sort="-energy", limit=2)
     >>> written.format, written.num_samples, dict(written.left_out)
     ('npz', 2, {})
     """

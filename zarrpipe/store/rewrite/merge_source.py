@@ -135,6 +135,14 @@ class MergeSource:
             return np.ones(len(self.samples), dtype=bool)
         return self._flat(present_path(name), Level.SYSTEM)[self.samples]
 
+    def imports(self) -> list[dict[str, Any]]:
+        """Records of imports, without the places of their samples, which others have now."""
+        places = ("first", "failed")
+        return [
+            {name: value for name, value in record.items() if name not in places}
+            for record in self.attributes.imports
+        ]
+
     def ids(self) -> UInt64Array:
         """Ids [N] uint64 of the samples' structures, computed if the store has none."""
         if len(self.samples) == 0:

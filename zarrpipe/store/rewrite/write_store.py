@@ -63,7 +63,12 @@ def write_store(
     block of a field.
     """
     root, schema = root.for_writing(), plan.schema.with_units(config.units)
-    attributes = Attributes(0, nullable=frozenset(plan.present), generation=new_generation())
+    attributes = Attributes(
+        0,
+        nullable=frozenset(plan.present),
+        generation=new_generation(),
+        imports=tuple(record for source in plan.sources for record in source.imports()),
+    )
     group = _vacated(root, attributes)
     arrays = _create(group, root, plan, config, capacity)
     group = group.update_attributes({**(others or {}), **attributes.to_dict(schema)})

@@ -7,11 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from zarrpipe.formats.read.ase_frames import entries_of
-from zarrpipe.formats.read.files.assembly import PART_FRAMES, Frame, scan_or_failure
-from zarrpipe.formats.read.files.levels import LooseFrame, check_levels, read_loose, scan_loose
+from zarrpipe.formats.read.ase_frames import frame_of
+from zarrpipe.formats.read.files.assembly import PART_FRAMES, scan_or_failure
+from zarrpipe.formats.read.files.levels import LevelledReader, LooseFrame, read_loose, scan_loose
 from zarrpipe.formats.read.frames import (
     POSITIONS,
     SYSTEM,
@@ -43,11 +41,12 @@ def recognises(path: Path) -> bool:
     return path.suffix == ".db" and _has_systems(path)
 
 
-class AseDatabase:
+class AseDatabase(LevelledReader):
     """Reads ASE's ``.db``, ``.json`` and ``.aselmdb``, with key-value pairs and data of each row.
 
-    An array of ``row.data`` is at the level that `levels` gives its key, that its name tells (as
-    ``forces`` does), or that structures of different sizes prove; else it is left out.
+    An array of ``row.data`` is at the level that `levels` gives its key, that the metadata give it
+    (those of our exports do), that its name tells (as ``forces`` does), or that structures of
+    different sizes prove; else it is left out.
 
     Parameters
     ----------
@@ -55,12 +54,8 @@ class AseDatabase:
         Level, ``"atom"`` or ``"system"``, by key of ``row.data``.
     """
 
-    name = "ase-db"
+    name = "db"
     in_processes = True
-
-    def __init__(self, levels: Mapping[str, str] | None = None) -> None:
-        self.levels = dict(levels or {})
-        check_levels(self.levels)
 
     def scan(self, path: str) -> Scan:
         """Look at some rows, and at the units in the metadata."""
@@ -68,13 +63,14 @@ class AseDatabase:
 
     def _scan(self, path: str) -> Scan:
         with _opened(path) as database:
-            ids = _ids(database)
+            ids, metadata = _ids(database), dict(database.metadata or {})
             row_of = _row_getter(database, path)
+            levels = {**_levels(metadata), **self.levels}
             size = len(ids) if path.endswith(".json") else PART_FRAMES
             scan = scan_loose(
-                path, ids, lambda number: _frame(number, row_of(ids[number])), self.levels, size
+                path, ids, lambda number: _frame(number, row_of(ids[number])), levels, size
             )
-            return replace(scan, units=_units(dict(database.metadata or {}), scan.entries))
+            return replace(scan, units=_units(metadata, scan.entries))
 
     def read(self, part: Part) -> FrameBlock:
         """Read the rows of a part."""
@@ -127,8 +123,8 @@ def _row_getter(database: Any, path: str) -> Callable[[int], Any]:
 
 def _frame(number: int, row: Any) -> LooseFrame:
     """Row of a database as a frame."""
-    atoms = row.toatoms()
-    values = dict(entries_of(atoms))
+    frame = frame_of(number, row.toatoms())
+    values = dict(frame.values)
     values |= {Entry(SYSTEM, key, "info"): value for key, value in row.key_value_pairs.items()}
     left_out: dict[Entry, str] = {}
     for key in row:  # a table of the user's own is a mapping
@@ -136,8 +132,7 @@ def _frame(number: int, row: Any) -> LooseFrame:
             left_out[Entry(SYSTEM, key)] = _NOT_TAKEN[key]
         elif isinstance(row[key], dict):
             values |= {Entry(SYSTEM, name, key): value for name, value in row[key].items()}
-    structure = (atoms.numbers, atoms.positions, np.asarray(atoms.cell), atoms.pbc)
-    return LooseFrame(Frame(number, *structure, values, left_out=left_out), row.data, "info")
+    return LooseFrame(replace(frame, values=values, left_out=left_out), row.data, "info")
 
 
 def _units(metadata: Mapping[str, Any], entries: Iterable[Entry]) -> dict[Entry, str]:
@@ -152,6 +147,13 @@ def _units(metadata: Mapping[str, Any], entries: Iterable[Entry]) -> dict[Entry,
     units = {entry: by_key[entry.key] for entry in entries if entry.key in by_key}
     lengths = next((metadata[name] for name in _LENGTH_UNITS if metadata.get(name)), None)
     return units if lengths is None else {**units, POSITIONS: str(lengths)}
+
+
+def _levels(metadata: Mapping[str, Any]) -> dict[str, str]:
+    """Levels that the metadata of a database say, by key; all but atoms have a row a structure."""
+    found = metadata.get("levels")
+    known = found if isinstance(found, Mapping) else {}
+    return {str(key): "atom" if level == "atom" else "system" for key, level in known.items()}
 
 
 def _has_systems(path: Path) -> bool:

@@ -4,12 +4,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import Any
 
 from zarrpipe.errors import ArgumentError, ZarrPipeError
-from zarrpipe.formats.read.ase_frames import entries_of
+from zarrpipe.formats.read.ase_frames import frame_of
 from zarrpipe.formats.read.files.assembly import (
     Frame,
     Seen,
@@ -23,9 +21,6 @@ from zarrpipe.formats.read.files.assembly import (
 )
 from zarrpipe.formats.read.frames import Failure, FrameBlock, Part, Scan
 from zarrpipe.libraries import require
-
-if TYPE_CHECKING:
-    from ase import Atoms
 
 _NOT_READ_HERE = frozenset({"extxyz", "db", "json", "postgresql", "mysql"})
 """Formats that other readers take."""
@@ -103,12 +98,6 @@ class AseFiles:
         io = require("ase.io", "io")
         found = io.iread(path, ":", self.format or format_of(path), do_not_split_by_at_sign=True)
         yield from (frame_of(number, atoms) for number, atoms in enumerate(found))
-
-
-def frame_of(number: int, atoms: "Atoms") -> Frame:
-    """Structure of ASE as a frame."""
-    values = dict(entries_of(atoms))
-    return Frame(number, atoms.numbers, atoms.positions, np.asarray(atoms.cell), atoms.pbc, values)
 
 
 def format_of(path: str | Path) -> str | None:

@@ -1,6 +1,6 @@
 """HDF5 files that MACE trains from, as its ``mace_prepare_data`` writes them."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from zarrpipe.formats.read.files.assembly import Frame, scan_or_failure
-from zarrpipe.formats.read.files.levels import LooseFrame, check_levels, read_loose, scan_loose
+from zarrpipe.formats.read.files.levels import LevelledReader, LooseFrame, read_loose, scan_loose
 from zarrpipe.formats.read.frames import ATOM, SYSTEM, Entry, FrameBlock, Part, Scan
 from zarrpipe.libraries import require
 
@@ -38,7 +38,7 @@ def recognises(path: Path) -> bool:
         return False
 
 
-class MaceHdf5:
+class MaceHdf5(LevelledReader):
     """Reads MACE's HDF5 files: configurations with their properties and weights.
 
     A property whose weight is 0 is missing: MACE writes 0 for what a structure has no label of.
@@ -51,12 +51,8 @@ class MaceHdf5:
         Level, ``"atom"`` or ``"system"``, by name of a property that is not MACE's own.
     """
 
-    name = "mace-hdf5"
+    name = "mace"
     in_processes = True
-
-    def __init__(self, levels: Mapping[str, str] | None = None) -> None:
-        self.levels = dict(levels or {})
-        check_levels(self.levels)
 
     def scan(self, path: str) -> Scan:
         """Look at some configurations."""

@@ -45,11 +45,16 @@ def named_level(key: str) -> str | None:
     return None
 
 
-def check_levels(levels: Mapping[str, str]) -> None:
-    """Raise ArgumentError if levels that a user gave are none."""
-    for key, level in levels.items():
-        if level not in (ATOM, SYSTEM):
-            raise ArgumentError(f"the level of {key!r} is {level!r}, expected 'atom' or 'system'")
+class LevelledReader:
+    """Base of readers of formats that do not say all levels, which a user may."""
+
+    def __init__(self, levels: Mapping[str, str] | None = None) -> None:
+        self.levels = dict(levels or {})
+        for key, level in self.levels.items():
+            if level not in (ATOM, SYSTEM):
+                raise ArgumentError(
+                    f"the level of {key!r} is {level!r}, expected 'atom' or 'system'"
+                )
 
 
 def find_levels(seen: Shapes, given: Mapping[str, str]) -> dict[str, str]:

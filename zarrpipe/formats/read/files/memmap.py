@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from zarrpipe.formats.read.files.assembly import scan_or_failure
-from zarrpipe.formats.read.files.levels import check_levels, named_level, unclear_level
+from zarrpipe.formats.read.files.levels import LevelledReader, named_level, unclear_level
 from zarrpipe.formats.read.frames import (
     ATOM,
     SYSTEM,
@@ -33,7 +33,7 @@ def recognises(path: Path) -> bool:
     return all((path / name).is_file() for name in ("ns.npy", "na.npy", "x.bin", "a.bin"))
 
 
-class MetatrainMemmap:
+class MetatrainMemmap(LevelledReader):
     """Reads metatrain's directories of ``ns.npy``, ``na.npy``, ``x.bin``, ``a.bin``, ``c.bin``.
 
     Every other ``<key>.bin`` is an entry. The directory does not say whether it has rows of atoms
@@ -49,10 +49,6 @@ class MetatrainMemmap:
 
     name = "metatrain"
     in_processes = True
-
-    def __init__(self, levels: Mapping[str, str] | None = None) -> None:
-        self.levels = dict(levels or {})
-        check_levels(self.levels)
 
     def scan(self, path: str) -> Scan:
         """Find the arrays by their sizes; a frame with missing rows is a failure."""

@@ -11,7 +11,7 @@ import torch
 
 from zarrpipe.errors import SourceError
 from zarrpipe.formats.read.files.assembly import Frame, scan_or_failure
-from zarrpipe.formats.read.files.levels import LooseFrame, check_levels, read_loose, scan_loose
+from zarrpipe.formats.read.files.levels import LevelledReader, LooseFrame, read_loose, scan_loose
 from zarrpipe.formats.read.frames import ATOM, EDGE, SYSTEM, Entry, FrameBlock, Part, Scan
 from zarrpipe.libraries import require
 
@@ -45,7 +45,7 @@ def recognises(path: Path) -> bool:
             return _MARK in content.read(_PEEKED)
 
 
-class PygFiles:
+class PygFiles(LevelledReader):
     """Reads files of ``InMemoryDataset``, of a list of ``Data``, of a ``Data`` or of a ``Batch``.
 
     ``pos`` and ``z`` are the structure, ``cell`` and ``pbc`` too if they are there; ``edge_index``
@@ -63,8 +63,7 @@ class PygFiles:
     trusts = False
 
     def __init__(self, levels: Mapping[str, str] | None = None) -> None:
-        self.levels = dict(levels or {})
-        check_levels(self.levels)
+        super().__init__(levels)
         self._loaded: tuple[str, _Graphs] | None = None
 
     def scan(self, path: str) -> Scan:
