@@ -28,11 +28,12 @@ def settled(text):
 @pytest.fixture
 def page(tmp_path, monkeypatch):
     """The blocks of the page, in a directory with its store."""
+    pytest.importorskip("ase")
     monkeypatch.chdir(tmp_path)
     (kind, code), *blocks = BLOCK.findall(PAGE.read_text())
     assert kind == "python"
     exec(compile(code, f"{PAGE.name} block 0", "exec"), {})
-    assert [kind for kind, _ in blocks] == ["console"] * 6
+    assert [kind for kind, _ in blocks] == ["console"] * 7
     return [block for _, block in blocks]
 
 
@@ -45,7 +46,7 @@ def test_the_page_shows_what_is_printed(page, tmp_path, capsys):
             text = (printed.out + printed.err).replace(f"{tmp_path}/", "")
             assert settled(text) == settled(shown), command
             commands += 1
-    assert commands == 11
+    assert commands == 14
 
 
 def test_exit_codes_and_commands_are_those_of_the_help():
@@ -67,6 +68,8 @@ def test_keys_of_json_are_those_that_are_printed(page, capsys):
         for command in re.findall(r"`(\w+)`", line.split("|")[1])
     }
     commands = {
+        "export": ["run.zarr", "out.xyz"],
+        "import": ["out.xyz", "read.zarr"],
         "info": ["run.zarr"],
         "stats": ["run.zarr"],
         "head": ["run.zarr"],

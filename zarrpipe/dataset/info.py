@@ -109,7 +109,7 @@ class _Examined:
             repeated=self._repeated(),
             rounds=self._rounds(),
             categories=dict(self._categories()),
-            imports=_imports(self._snapshot.group),
+            imports=attributes.imports,
         )
 
     def _field(
@@ -197,13 +197,6 @@ def _codec(array: zarr.Array[Any]) -> str:
     codecs: Any = array.metadata.to_dict()["codecs"]
     inner = codecs if array.shards is None else codecs[0]["configuration"]["codecs"]
     return ", ".join(codec["name"] for codec in inner if codec["name"] != "bytes")
-
-
-def _imports(group: zarr.Group) -> tuple[Any, ...]:
-    """What imports have recorded in the root attributes."""
-    own = group.attrs.get("zarrpipe")
-    found = own.get("imports", []) if isinstance(own, dict) else []
-    return tuple(found) if isinstance(found, list) else (found,)
 
 
 def _bytes_by_array(root: Root) -> dict[str, int] | None:
