@@ -76,7 +76,6 @@ def test_keys_of_json_are_those_that_are_printed(page, capsys):
         "show": ["run.zarr"],
         "split": ["run.zarr", "-o", "splits"],
         "merge": ["run.zarr", "new.zarr"],
-        "export": ["run.zarr", "out.npz"],
         "compact": ["run.zarr"],
         "copy": ["run.zarr", "copied.zarr"],
         "bench": ["run.zarr", "--workers", "0", "--seconds", "0.2", "--repeats", "1"],
