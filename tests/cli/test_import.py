@@ -133,6 +133,27 @@ def test_what_is_not_clear_is_one_line(tmp_path, capsys):
     assert "--label energy=REF_energy" in error
 
 
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(28, "No space left on device"), "No space left"),
+        (KeyboardInterrupt(), "interrupted"),
+    ],
+)
+def test_what_stops_an_import_says_how_to_go_on(file, tmp_path, capsys, monkeypatch, error, words):
+    def failing(self, batch):
+        raise error
+
+    monkeypatch.setattr(zp.ZarrData, "write", failing)
+    assert main(["import", str(file), str(tmp_path / "s.zarr")]) == 2
+    shown = capsys.readouterr().err
+    assert words in shown
+    assert "--resume" in shown
+    monkeypatch.undo()
+    assert main(["import", "--resume", str(file), str(tmp_path / "s.zarr")]) == 0
+    assert len(zp.ZarrDataset(tmp_path / "s.zarr")) == 4
+
+
 def test_standard_input(tmp_path, monkeypatch):
     class Input:
         buffer = io.BytesIO(frame("REF_energy=-1.5").encode())

@@ -69,7 +69,7 @@ def run(argv: Sequence[str]) -> int:
     except Exception as error:
         if debug:
             raise
-        report(_line(error))
+        report("; ".join([_line(error), *getattr(error, "__notes__", ())]))
         return UNUSABLE
     if code == _INTERRUPTED:
         report("interrupted")

@@ -8,7 +8,7 @@ import typer
 
 from zarrpipe.cli.exit_codes import FOUND, GOOD
 from zarrpipe.cli.options import Json, Store
-from zarrpipe.cli.output import show
+from zarrpipe.cli.output import report, show
 
 _LABEL = "Key of the files to read it from; several by commas, in order of preference, or none."
 Key = Annotated[str | None, typer.Option(metavar="KEY", help=_LABEL)]
@@ -106,28 +106,32 @@ def import_(
     levels = dict(_pair(text, "--level", "KEY=LEVEL") for text in level or [])
     from zarrpipe.formats.read.read_into import read_into
 
-    report = read_into(
-        store,
-        sources,
-        format=file_format,
-        labels=labels,
-        units=given,
-        stress_sign=stress_sign,  # type: ignore[arg-type]  # read_into checks it
-        ignore=ignore or (),
-        levels=levels,
-        source_fields=source_fields,
-        if_exists=if_exists,  # type: ignore[arg-type]  # the sink checks it
-        resume=resume,
-        strict=strict,
-        force=force,
-        dry_run=dry_run,
-        processes=processes,
-        progress=sys.stderr.isatty() and not as_json,
-        tell=_told(as_json=as_json),
-    )
-    if as_json or not dry_run:
-        show(report.to_dict(), report, as_json=as_json)
-    return FOUND if report.failures else GOOD
+    try:
+        found = read_into(
+            store,
+            sources,
+            format=file_format,
+            labels=labels,
+            units=given,
+            stress_sign=stress_sign,  # type: ignore[arg-type]  # read_into checks it
+            ignore=ignore or (),
+            levels=levels,
+            source_fields=source_fields,
+            if_exists=if_exists,  # type: ignore[arg-type]  # the sink checks it
+            resume=resume,
+            strict=strict,
+            force=force,
+            dry_run=dry_run,
+            processes=processes,
+            progress=sys.stderr.isatty() and not as_json,
+            tell=_told(as_json=as_json),
+        )
+    except KeyboardInterrupt:
+        report("interrupted: --resume goes on where this import stopped")
+        raise
+    if as_json or not dry_run or found.failures:
+        show(found.to_dict(), found, as_json=as_json)
+    return FOUND if found.failures else GOOD
 
 
 def _told(*, as_json: bool) -> Callable[[Any], None] | None:
