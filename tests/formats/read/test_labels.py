@@ -171,9 +171,41 @@ def test_kinds_are_joined():
     assert kinds == {"a": Kind("float"), "b": Kind("int"), "c": Kind("str"), "d": Kind("bool")}
 
 
-def test_a_label_of_a_wrong_shape_is_a_field_of_its_own():
-    plan = plan_labels(found(energy=Kind("float", (2,)), stress=TEXT))
-    assert keys(plan) == {"energy_": ["energy"], "stress_": ["stress"]}
+@pytest.mark.parametrize(
+    ("kinds", "words"),
+    [
+        ({"energy": Kind("float", (2,))}, r"info\['energy'\] is named as the label energy, and is"),
+        ({"energy": {NUMBER, TEXT}}, "and is str of shape"),
+        ({"REF_stress": {Kind("float", (6,)), Kind("float", (9,))}}, "rows of different shapes"),
+        ({"forces__atom": NUMBER}, "named as the label forces"),
+    ],
+)
+def test_a_main_label_that_does_not_fit_is_refused(kinds, words):
+    """It would be stored as something else, or be lost, without a word."""
+    with pytest.raises(LabelError, match=words):
+        plan_labels(found(**kinds))
+    (key,) = (key.removesuffix("__atom") for key in kinds)
+    label = next(name for name in ("energy", "stress", "forces") if name in key)
+    assert plan_labels(found(**kinds), ignore=[key]).fields == {}
+    assert label not in plan_labels(found(**kinds), {label: None}).fields
+
+
+def test_other_labels_that_do_not_fit_are_fields_of_their_own():
+    plan = plan_labels(found(dipole=Kind("float", (2,)), spin=TEXT))
+    assert keys(plan) == {"dipole_": ["dipole"], "spin_": ["spin"]}
+
+
+def test_whole_numbers_of_a_label_are_floats():
+    plan = plan_labels(found(energy=Kind("int"), step=Kind("int")))
+    assert [plan.kinds[plan.fields[name][0]].type for name in ("energy", "step")] == [
+        "float",
+        "int",
+    ]
+
+
+def test_a_key_to_ignore_that_is_nowhere_is_refused():
+    with pytest.raises(LabelError, match=r"ignore has \['stpe'\].* there is step"):
+        plan_labels(found(step=NUMBER), ignore=["stpe"])
 
 
 def test_later_entries_change_no_earlier_field():

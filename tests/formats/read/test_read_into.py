@@ -1,5 +1,6 @@
 """`read_into`: values, units and signs of public dialects, and what is refused before writing."""
 
+import importlib
 import io
 import sys
 import warnings
@@ -160,6 +161,73 @@ def test_units_that_the_file_states(read):
         read(water(comment.replace("GPa", "furlong")))
     with pytest.raises(LabelError, match=r"several units of stress \(GPa, bar\)"):
         read(water(comment), water(comment.replace("GPa", "bar")))
+    silent = water(comment.replace("stress_unit=GPa ", ""))
+    with pytest.raises(LabelError, match=r"several units of stress \(GPa, none\)"):
+        read(water(comment), silent)
+    said, _ = read(water(comment), silent, units={"stress": "GPa"})
+    assert said.stress[:, 0, 0].tolist() == pytest.approx([5 / 160.21766208] * 2)
+
+
+def test_a_unit_that_changes_between_the_frames_that_were_looked_at(write, monkeypatch):
+    monkeypatch.setattr("zarrpipe.formats.read.files.extxyz._PART_FRAMES", 1)
+    frames = [water(f"energy=-13.6 energy_unit={unit}") for unit in ("eV", "Hartree", "eV")]
+    with pytest.raises(LabelError, match="frames state Hartree as the unit of energy, and those"):
+        zp.read_into({}, write(*frames))
+
+
+def test_a_stated_unit_is_that_of_its_label_alone(read):
+    comment = f"energy=-10.0 energy_unit=kcal/mol {CELL}"
+    batch, report = read(water(comment, forces="forces"))
+    assert batch.energy.item() == pytest.approx(-10 * KCAL)
+    assert batch.forces[2, 2].item() == 0.8
+    assert report.plan.units.unit("forces") == "eV/Angstrom"
+
+
+@pytest.mark.parametrize(
+    ("symbols", "energies"),
+    [
+        ("H2", [-31.7, -31.6]),  # molecules with all electrons, eV
+        ("H8", [-111.2]),  # metallic
+        ("H", [-13.6]),
+        ("CH4", [-1101.0, -1100.8]),
+        ("Au", [-3.2, float("nan")]),
+        ("Xe", [-7200.0]),
+    ],
+)
+def test_good_energies_are_taken(write, symbols, energies):
+    atoms = importlib.import_module("ase.formula").Formula(symbols)
+    rows = [(name, 0.0, 0.0, float(i)) for i, name in enumerate(atoms)]
+    path = write(*(frame(f"energy={energy}", rows) for energy in energies))
+    assert zp.read_into({}, path).plan.doubts == ()
+
+
+@pytest.mark.parametrize(("symbols", "energy"), [("H2", -1.17), ("H8", -4.4), ("CH4", -40.5)])
+def test_hartrees_are_noticed(write, symbols, energy):
+    atoms = importlib.import_module("ase.formula").Formula(symbols)
+    rows = [(name, 0.0, 0.0, float(i)) for i, name in enumerate(atoms)]
+    frames = [frame(f"energy={energy}", rows)] * 5 + [frame("energy=nan", rows)]
+    with pytest.raises(LabelError, match="energies look like Hartree"):
+        zp.read_into({}, write(*frames))
+
+
+def test_a_few_large_forces_are_no_reason_to_refuse(write):
+    """Frames of all parts that are looked at are judged together."""
+    rows = [("O", 0.0, 0.0, 0.0, 60.0, -50.0, 40.0), ("H", 1.0, 0.0, 0.0, -60.0, 50.0, -40.0)]
+    wild = frame("", rows, "species:S:1:pos:R:3:forces:R:3")
+    path = write(*[water("", forces="forces")] * 500, wild)
+    assert zp.read_into({}, path).num_samples == 501
+
+
+def test_single_atoms_of_which_some_lack_forces(write):
+    some = frame("energy=-13.6", [("H", 0.0, 0.0, 0.0)])
+    others = frame("", [("H", 0.0, 0.0, 0.0, 0.1, 0.0, 0.0)], "species:S:1:pos:R:3:forces:R:3")
+    assert zp.read_into({}, write(some, others, some)).num_samples == 3
+
+
+def test_the_stress_of_dense_matter_is_taken(write):
+    cell = 'Lattice="1.06 0 0 0 1.06 0 0 0 1.06"'
+    path = write(frame(f"{cell} stress='-3.1 0 0 0 -3.1 0 0 0 -3.1'", [("H", 0.0, 0.0, 0.0)]))
+    assert zp.read_into({}, path).plan.doubts == ()
 
 
 def test_two_candidates_leave_nothing_behind(write):
@@ -221,9 +289,79 @@ def test_frames_that_cannot_be_read_are_reported(write):
     assert (failure.path, failure.frame, failure.line) == (str(path), 1, 6)
     assert f"{path}, frame 1, line 6: ValueError" in str(report)
     (record,) = stored_imports(store)
-    assert record["failed"] == [[0, 1]]
+    assert [failed[:3] for failed in record["failed"]] == [[0, 1, 6]]
     with pytest.raises(SourceError, match="frame 1, line 6"):
         zp.read_into({}, path, strict=True)
+
+
+def test_files_without_a_frame_that_can_be_read_are_refused(write):
+    good = water("energy=-1.0")
+    for text, words in (
+        ("", "there is no frame in"),
+        (good.replace("O ", "Q "), "none of 1 frames"),
+    ):
+        with pytest.raises(SourceError, match=words):
+            zp.read_into({}, write(text))
+
+
+def test_an_unreadable_first_frame_hides_nothing_of_the_others(write):
+    good = water("energy=-76.4")
+    with pytest.raises(LabelError, match="energies look like Hartree"):
+        zp.read_into({}, write(good.replace("O ", "Q "), good, good, good))
+
+
+def test_the_store_to_write_is_no_source(write, tmp_path):
+    zp.read_into(tmp_path / "data" / "s.zarr", write(water("energy=-1.0"), name="one.xyz"))
+    store = tmp_path / "data" / "s.zarr"
+    with pytest.raises(ArgumentError, match="is both a source and the store to write"):
+        zp.read_into(store, [tmp_path / "one.xyz", store], if_exists="replace")
+    (tmp_path / "data" / "two.xyz").write_text(water("energy=-2.0"))
+    (tmp_path / "data" / "loop").symlink_to(tmp_path / "data")
+    report = zp.read_into(store, tmp_path / "data", if_exists="append")
+    assert [source.path for source, _ in report.plan.sources] == [str(tmp_path / "data/two.xyz")]
+    assert zp.ZarrDataset(store).read([0, 1]).energy.tolist() == [[-1.0], [-2.0]]
+
+
+def test_options_that_change_labels_are_refused_for_stores(write, tmp_path):
+    zp.read_into(tmp_path / "a.zarr", write(water("energy=-1.0")))
+    for options in (
+        {"units": {"energy": "kcal/mol"}},
+        {"ignore": ["energy"]},
+        {"labels": {"x": "y"}},
+    ):
+        with pytest.raises(
+            ArgumentError, match=f"{next(iter(options))} cannot be given for stores"
+        ):
+            zp.read_into({}, tmp_path / "a.zarr", **options)
+
+
+def test_numbers_are_not_changed_without_a_word(write):
+    """Whole numbers of other kinds than those of the frames that were looked at."""
+    beyond = water("id=5"), water("id=9223372036854775813")
+    store = {}
+    zp.read_into(store, write(*beyond))
+    assert zp.ZarrDataset(store).read([0, 1])["id"].tolist() == [[5.0], [9223372036854775813.0]]
+
+
+def test_keys_that_differ_in_digits(write):
+    path = write(*[water("gfn1_energy=-1.0")] * 2, *[water("gfn2_energy=-2.0")] * 2)
+    with pytest.raises(LabelError, match=r"gfn1_energy.* and .*gfn2_energy"):
+        zp.read_into({}, path)
+    store = {}
+    zp.read_into(store, path, labels={"energy": ["gfn2_energy", "gfn1_energy"]})
+    energies = zp.ZarrDataset(store).read(slice(None)).energy
+    assert energies.tolist() == [[-1.0], [-1.0], [-2.0], [-2.0]]
+
+
+def test_keys_of_different_shapes_for_one_label(read):
+    nine = "stress='0.1 0 0 0 0.2 0 0 0 0.3'"
+    six = "REF_stress='0.4 0.5 0.6 0 0 0'"
+    labels = {"stress": ["REF_stress", "stress"]}
+    batch, _ = read(water(f"{nine} {CELL}"), water(f"{six} {CELL}"), labels=labels)
+    assert torch.diagonal(batch.stress, dim1=1, dim2=2).tolist() == [
+        [0.1, 0.2, 0.3],
+        [0.4, 0.5, 0.6],
+    ]
 
 
 def test_source_fields(write):

@@ -13,7 +13,7 @@ from extxyz_files import water
 import zarrpipe as zp
 from zarrpipe.errors import ArgumentError, SourceError
 from zarrpipe.formats.read.files.extxyz import ExtXYZ
-from zarrpipe.formats.read.frames import Part
+from zarrpipe.formats.read.frames import Failure, Part
 from zarrpipe.formats.read.processes import parsing
 from zarrpipe.formats.read.resume import ImportRecord
 from zarrpipe.testing import assert_batches_equal
@@ -163,8 +163,51 @@ def test_samples_of_others_are_noticed(files, tmp_path, small_parts, monkeypatch
     monkeypatch.setattr("zarrpipe.formats.read.files.extxyz._PART_FRAMES", 7)
     with zp.ZarrData(store) as sink:
         sink.write(zp.ZarrDataset(store).read([0]))
-    with pytest.raises(ArgumentError, match="something else was written since"):
+    with pytest.raises(ArgumentError, match="something else was written or deleted"):
         zp.read_into(store, files, resume=True)
+
+
+@pytest.mark.parametrize("change", ["delete", "append", "other file"])
+def test_samples_that_moved_are_noticed_at_the_boundary_of_a_part(
+    files, tmp_path, small_parts, monkeypatch, change
+):
+    store = tmp_path / "store"
+    monkeypatch.setattr(zp.ZarrData, "write", failing_after(3))
+    with pytest.raises(OSError, match="stop"):
+        zp.read_into(store, files)
+    monkeypatch.undo()
+    monkeypatch.setattr("zarrpipe.formats.read.files.extxyz._PART_FRAMES", 7)
+    if change == "delete":
+        with zp.AtomicDataZarrWriter(store) as writer:
+            writer.delete([0])
+    elif change == "append":
+        with zp.ZarrData(store) as sink:
+            sink.write(zp.ZarrDataset(store).read(np.zeros(GOOD, dtype=int)))
+    else:
+        text = files[0].read_text()
+        files[0].write_text(text.replace("0.96", "0.95"))
+    with pytest.raises(ArgumentError, match="frames of this import: something else was written"):
+        zp.read_into(store, files, resume=True)
+
+
+def test_failures_before_a_kill_are_reported_after_it(files, tmp_path, small_parts, monkeypatch):
+    store = tmp_path / "store"
+    whole = zp.read_into({}, files).failures
+    monkeypatch.setattr(zp.ZarrData, "write", failing_after(2))
+    with pytest.raises(OSError, match="stop"):
+        zp.read_into(store, files)
+    monkeypatch.undo()
+    monkeypatch.setattr("zarrpipe.formats.read.files.extxyz._PART_FRAMES", 7)
+    for _ in range(2):
+        assert zp.read_into(store, files, resume=True).failures == whole
+
+
+def test_an_import_that_wrote_nothing_leaves_no_second_record(files, tmp_path, monkeypatch):
+    monkeypatch.setattr(zp.ZarrData, "write", failing_after(0))
+    for _ in range(3):
+        with pytest.raises(OSError, match="stop"):
+            zp.read_into(tmp_path / "store", files)
+    assert len(zp.ZarrData(tmp_path / "store")._imports()) == 1
 
 
 def failing_after(count):
@@ -181,7 +224,9 @@ def failing_after(count):
 
 def test_the_next_part_follows_from_the_number_of_samples():
     parts = [(0, Part("a", 0, 3)), (0, Part("a", 4, 2)), (1, Part("b", 0, 5))]
-    record = ImportRecord({}, 0, {(0, 1), (0, 4), (0, 5), (1, 2)})
+    places = [(0, 1), (0, 4), (0, 5), (1, 2)]
+    failed = {place: Failure("file", place[1], None, "broken") for place in places}
+    record = ImportRecord({}, 0, failed)
     places = [record.next_part(parts, stored) for stored in range(7)]
     assert places == [(0, 0), (0, 1), (1, 0), (2, 1), (2, 2), (2, 3), (3, 0)]
     assert record.add(1, []) is False

@@ -31,12 +31,21 @@ from zarrpipe.transforms.units import ConvertUnits
 StressSign = Literal["tension", "pressure"]
 
 _BASES = ("energy", "length", "mass", "charge")
+_WHOLE = 2.0**63
 _SIGNS = ("tension", "pressure")
 _VOIGT = [0, 5, 4, 5, 1, 3, 4, 3, 2]
 """Place in the order xx, yy, zz, yz, xz, xy of each entry of the matrix."""
 _ALIASES: Mapping[str, str] = MappingProxyType(
     {"A": "Angstrom", "Ang": "Angstrom", "angstrom": "Angstrom", "Å": "Angstrom"}
-    | {"Ha": "Hartree", "hartree": "Hartree", "Ry": "Rydberg", "bohr": "Bohr", "a0": "Bohr"}
+    | {
+        "kBar": "kbar",
+        "Eh": "Hartree",
+        "Ha": "Hartree",
+        "hartree": "Hartree",
+        "Ry": "Rydberg",
+        "bohr": "Bohr",
+        "a0": "Bohr",
+    }
 )
 
 
@@ -52,19 +61,28 @@ class SourceUnits:
     stress_sign: StressSign = "tension"
 
     @classmethod
-    def of(cls, given: Mapping[str, str], stress_sign: StressSign = "tension") -> "SourceUnits":
-        """Check units; raises ArgumentError for one that is not known or of another kind."""
+    def of(
+        cls,
+        given: Mapping[str, str],
+        stress_sign: StressSign = "tension",
+        stated: Mapping[str, str] = MappingProxyType({}),
+    ) -> "SourceUnits":
+        """Check units; raises ArgumentError for one that is not known or of another kind.
+
+        Those that a source has `stated` of its labels say nothing about other labels.
+        """
         if stress_sign not in _SIGNS:
             raise ArgumentError(f"stress_sign={stress_sign!r}, expected one of {', '.join(_SIGNS)}")
         texts = {name: spelled(text) for name, text in given.items()}
         own = {name for name in texts if name not in CORE_FIELDS and name not in _BASES}
         bases = {name: text for name, text in texts.items() if name in _BASES}
         fields = {name: text for name, text in texts.items() if name not in {*own, *_BASES}}
+        fields |= {name: spelled(text) for name, text in stated.items() if name in CORE_FIELDS}
         to_source = ConvertUnits(**bases, fields=fields).factors  # type: ignore[arg-type]
         factors = {name: 1 / factor for name, factor in to_source.items() if factor != 1}
         if stress_sign == "pressure":
             factors["stress"] = -factors.get("stress", 1.0)
-        return cls(texts, factors, stress_sign)
+        return cls({**stated, **texts}, factors, stress_sign)
 
     @property
     def own(self) -> dict[str, str]:
@@ -86,7 +104,9 @@ class SourceUnits:
 
 def spelled(unit: str) -> str:
     """Unit with the usual short names written out."""
-    return "".join(_ALIASES.get(word, word) for word in re.split(r"([^\wÅ])", unit.strip()))
+    return "".join(
+        _ALIASES.get(word, word) for word in re.split(r"([^\wÅ])", unit.strip().replace("**", "^"))
+    )
 
 
 def batch_of(
@@ -120,8 +140,7 @@ def batch_of(
             strings = np.where(found.present, found.values, filler)
             values[name], categories[name] = encoded(name, list(strings))
             continue
-        factor = units.factors.get(name, 1.0)
-        values[name] = _tensor(name, levels[name], found.values, factor, dtype)
+        values[name] = _tensor(name, found.values, units.factors.get(name, 1.0), dtype)
     if "neighbor_list" in values and edges is not None:
         values["neighbor_list"] += torch.from_numpy(np.repeat(atoms[:-1], edges))[:, None]
     if isolated:
@@ -150,53 +169,62 @@ def _combined(
         column = block.columns.get(entry)
         if column is None or not column.present.any():
             continue
-        column = _cast(f"{entry} of frame {block.frames[0]} or after", column, plan.kinds[entry])
+        ours = _of_rows(column.present, level, rows)
+        what = f"{entry} of frame {block.frames[0]} or after"
+        values = _shaped(name, level, _cast(what, column.values, plan.kinds[entry], ours))
         if found is None:
-            found = column
+            found = Column(values, column.present)
             continue
-        ours = found.present
-        kept = np.repeat(ours, rows[level]) if level in rows else ours
-        shape = (-1, *[1] * (found.values.ndim - 1))
-        values = np.where(kept.reshape(shape), found.values, column.values)
-        found = Column(values, ours | column.present)
+        kept = _of_rows(found.present, level, rows).reshape(-1, *[1] * (values.ndim - 1))
+        values = np.where(kept, found.values, values)
+        found = Column(values, found.present | column.present)
     return found
 
 
-def _cast(what: str, column: Column, kind: Kind) -> Column:
-    """Column as values of the planned type; raises LabelError if values would change."""
-    values = column.values
+def _of_rows(present: BoolArray, level: str, rows: Mapping[str, Int64Array]) -> BoolArray:
+    """Presence of each row of a level, from that of each frame."""
+    return np.repeat(present, rows[level]) if level in rows else present
+
+
+def _cast(what: str, values: AnyArray, kind: Kind, present: BoolArray) -> AnyArray:
+    """Values as the planned type, `present` or not; raises LabelError if some would change."""
     if kind.type == "str":
-        return Column(np.array([str(value) for value in values], dtype=object), column.present)
+        return np.array([str(value) for value in values], dtype=object)
     if values.dtype == object or values.shape[1:] != kind.shape:
         raise LabelError(
             f"{what} has values of another type or shape than the frames that were looked at, "
             f"which have {kind.type} of shape {kind.shape}: leave it out by ignore"
         )
     if kind.type == "float":
-        return Column(values.astype(np.float64), column.present)
+        return values.astype(np.float64)
     if values.dtype.kind != "f":
-        return column if kind.type == "bool" else Column(values.astype(np.int64), column.present)
-    whole = np.where(np.isnan(values), 0, values)
-    if not np.array_equal(whole, np.trunc(whole)):
+        return values if kind.type == "bool" else values.astype(np.int64)
+    whole = np.where(present.reshape(-1, *[1] * (values.ndim - 1)), values, 0.0)
+    if not ((np.trunc(whole) == whole) & (np.abs(whole) < _WHOLE)).all():
         raise LabelError(
-            f"{what} has fractions, and the frames that were looked at have whole numbers: leave "
-            "it out by ignore, or import the file that has fractions first"
+            f"{what} has fractions, NaN or numbers beyond 64 bits, and the frames that were looked "
+            "at have whole numbers: leave it out by ignore, or import the file that has these first"
         )
-    return Column(whole.astype(np.int64), column.present)
+    return whole.astype(np.int64)
 
 
-def _tensor(
-    name: str, level: str, values: AnyArray, factor: float, dtype: torch.dtype
-) -> torch.Tensor:
-    """Rows of a field in its shape, unit and sign."""
+def _shaped(name: str, level: str, values: AnyArray) -> AnyArray:
+    """Rows of an entry in the shape of its field."""
+    spec = CORE_FIELDS.get(name)
+    if name in ("stress", "virial"):
+        values = values[:, _VOIGT] if values.shape[1:] == (6,) else values
+        return values.reshape(-1, 3, 3)
+    scalar = values.ndim == 1 and values.dtype != object
+    if scalar and (level == SYSTEM if spec is None else spec.shape == (1,)):
+        return values[:, None]
+    return values
+
+
+def _tensor(name: str, values: AnyArray, factor: float, dtype: torch.dtype) -> torch.Tensor:
+    """Rows of a field in its unit and sign."""
     spec = CORE_FIELDS.get(name)
     if values.dtype.kind == "f" and factor != 1.0:
         values = values * factor
-    if name in ("stress", "virial"):
-        values = values[:, _VOIGT] if values.shape[1:] == (6,) else values
-        values = values.reshape(-1, 3, 3)
-    elif values.ndim == 1 and (level == SYSTEM if spec is None else spec.shape == (1,)):
-        values = values[:, None]
     tensor = torch.from_numpy(np.ascontiguousarray(values))
     registered = spec is not None and spec.kind is FieldKind.FLOAT
     return tensor.to(dtype) if tensor.is_floating_point() or registered else tensor

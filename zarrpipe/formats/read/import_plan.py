@@ -1,8 +1,10 @@
 """What an import will do, told before it writes, and what it has done."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from zarrpipe.adapters.dialects import LABELS, unit_of
 from zarrpipe.data.batch import Batch
@@ -50,6 +52,10 @@ class ImportPlan:
         Files in directories that no reader takes.
     doubts
         What is not plausible about the labels, if the import was told to go on.
+    stated
+        Units that the sources state of their labels, where these are not those of ASE.
+    units_given
+        Names of the units that were given, before which those of sources have no say.
     """
 
     sources: tuple[ScannedSource, ...]
@@ -58,6 +64,8 @@ class ImportPlan:
     isolated: bool = False
     not_recognised: tuple[str, ...] = ()
     doubts: tuple[str, ...] = ()
+    stated: Mapping[str, str] = field(default_factory=dict)
+    units_given: Collection[str] = ()
 
     @property
     def num_frames(self) -> int:
@@ -228,35 +236,79 @@ def stated_units(
     given: Mapping[str, str],
     scans: Sequence[Scan] = (),
 ) -> dict[str, str]:
-    """Units that the sources state beside their labels, as in ``stress_unit=GPa``, or elsewhere.
+    """Units that the sources state of their labels, where these are not those of ASE.
 
-    Those that are `given` are not looked at. Raises LabelError for a unit that is not known.
+    Frames that state none have the unit of ASE. Those that are `given` are not looked at. Raises
+    LabelError for a unit that is not known, and for several units of a label.
     """
     found = _units_of_scans(labels, given, scans)
     for block in blocks:
-        if isinstance(block, Batch):
-            continue
-        for entry, column in block.columns.items():
-            name = unit_of(entry.key)
-            if name in labels.fields and name not in given and column.values.dtype == object:
-                texts = {str(text) for text in column.values[column.present]}
-                found[str(name)] = found.get(str(name), set()) | texts
+        for name, texts in units_beside(block, labels, given).items():
+            found[name] = found.get(name, set()) | texts
     units: dict[str, str] = {}
     for name, texts in found.items():
-        shown = ", ".join(sorted(texts))
-        way_out = f"give units={{{name!r}: ...}} (--units {name}=...)"
-        if len(texts) > 1:
-            raise LabelError(f"the files state several units of {name} ({shown}): {way_out}")
-        if name not in CORE_FIELDS:
-            units[name] = shown
-            continue
-        try:
-            same = parse(spelled(shown)) == parse(CORE_FIELDS[name].unit)
-        except ArgumentError as error:
-            raise LabelError(f"the files state a unit of {name}, and {error}: {way_out}") from None
-        if not same:
-            units[name] = shown
+        spellings = {_unless_ours(name, text) for text in texts}
+        if len(spellings) > 1:
+            shown = ", ".join(sorted(text or "none" for text in texts))
+            raise LabelError(
+                f"the files state several units of {name} ({shown}): give units={{{name!r}: ...}} "
+                f"(--units {name}=...), or import them one by one"
+            )
+        (unit,) = spellings
+        if unit:
+            units[name] = unit
     return units
+
+
+def units_beside(
+    block: FrameBlock | Batch, labels: LabelPlan, given: Collection[str]
+) -> dict[str, set[str]]:
+    """Units that frames state beside a label, as in ``stress_unit=GPa``; "" for none.
+
+    Labels beside which no frame states a unit are left out.
+    """
+    found: dict[str, set[str]] = {}
+    if isinstance(block, Batch):
+        return found
+    for entry, column in block.columns.items():
+        name = unit_of(entry.key)
+        if name is None or name not in labels.fields or name in given:
+            continue
+        if column.values.dtype != object:
+            continue
+        there = np.zeros(len(block), dtype=bool)
+        for source in labels.fields[name]:
+            there |= block.columns[source].present if source in block.columns else False
+        texts = {str(text) for text in column.values[column.present & there]}
+        silent = {""} if (there & ~column.present).any() else set()
+        found[name] = texts | silent
+    return found
+
+
+def check_units_beside(block: FrameBlock | Batch, plan: "ImportPlan") -> None:
+    """Refuse frames that state another unit of a label than those that were looked at."""
+    for name, texts in units_beside(block, plan.labels, plan.units_given).items():
+        planned = _unless_ours(name, plan.stated.get(name, ""))
+        wrong = {text for text in texts if _unless_ours(name, text) != planned}
+        if wrong:
+            raise LabelError(
+                f"frames state {', '.join(sorted(text or 'no unit' for text in wrong))} as the "
+                f"unit of {name}, and those that were looked at {planned or 'that of ASE'}: give "
+                f"units={{{name!r}: ...}} (--units {name}=...), or import them apart"
+            )
+
+
+def _unless_ours(name: str, text: str) -> str:
+    """Unit written out; "" for none and for that of ASE. Raises LabelError if it is not known."""
+    if text in ("", "none") or name not in CORE_FIELDS:
+        return "" if text == "none" else text
+    try:
+        return "" if parse(spelled(text)) == parse(CORE_FIELDS[name].unit) else spelled(text)
+    except ArgumentError as error:
+        raise LabelError(
+            f"the files state a unit of {name}, and {error}: give units={{{name!r}: ...}} "
+            f"(--units {name}=...)"
+        ) from None
 
 
 def _units_of_scans(

@@ -14,11 +14,20 @@ from zarrpipe.dataset.zarr_dataset import ZarrDataset
 from zarrpipe.errors import ArgumentError, SourceError
 from zarrpipe.formats.read.conversion import batch_of
 from zarrpipe.formats.read.frames import Failure, FrameBlock, Kind, Part
-from zarrpipe.formats.read.import_plan import ImportPlan, ImportReport, united_entries
-from zarrpipe.formats.read.processes import ReadParts
+from zarrpipe.formats.read.import_plan import (
+    ImportPlan,
+    ImportReport,
+    check_units_beside,
+    united_entries,
+)
+from zarrpipe.formats.read.processes import ReadParts, Task
 from zarrpipe.formats.read.resume import ImportRecord
 from zarrpipe.sink import ZarrData
 
+_MOVED = (
+    "the frames of this import: something else was written or deleted since, or the files have "
+    "changed; import them to another place"
+)
 _CHECKED = ("energy", "forces", "stress", "virial")
 
 
@@ -53,18 +62,19 @@ class Importer:
             for place, (_, scan) in enumerate(self._plan.sources)
             for part in scan.parts
         ]
-        new = record is None
-        record = record or ImportRecord.begin(self._plan, options, len(sink))
+        tasks, record, new = self._plan.tasks(), *self._begun(sink, record, options)
         self._report.num_before = len(sink) - record.first
+        self._report.failures += [*record.failed.values()]
+        begin, stored = record.next_part(parts, self._report.num_before)
+        if self._report.num_before:
+            self._check_last(sink, tasks, begin, stored)
         if record.complete:
             return
-        begin, stored = record.next_part(parts, self._report.num_before)
         if new:
             sink._record_import(record.to_dict(), new=True)
-        tasks = self._plan.tasks()[begin:]
         counts = {"total": self._plan.num_frames, "initial": self._report.num_before}
         with progress_bar(None, "import", unit=" frames", shown=progress, **counts) as bar:
-            blocks = read_parts(tasks)
+            blocks = read_parts(tasks[begin:])
             for (place, _), (part, block) in zip(parts[begin:], blocks, strict=True):
                 if not isinstance(block, Batch) and block.failures:
                     self._note(sink, record, place, block.failures)
@@ -74,6 +84,40 @@ class Importer:
                 bar.update(part.num_frames)
         record.complete = True
         sink._record_import(record.to_dict(), new=False)
+
+    def _begun(
+        self, sink: ZarrData, record: ImportRecord | None, options: Mapping[str, Any]
+    ) -> tuple[ImportRecord, bool]:
+        """Record of this import, and whether it is not in the store yet.
+
+        It takes the place of one of an import that ended before its first sample.
+        """
+        if record is not None:
+            return record, False
+        begun = ImportRecord.begin(self._plan, options, len(sink))
+        last = sink._imports()[-1:]
+        idle = bool(last) and not last[0].get("complete") and last[0].get("first") == begun.first
+        if idle:
+            sink._record_import(begun.to_dict(), new=False)
+        return begun, not idle
+
+    def _check_last(self, sink: ZarrData, tasks: list[Task], begin: int, stored: int) -> None:
+        """Refuse to go on if the last samples of the store are not the frames before the next."""
+        if begin == len(tasks) and stored:
+            raise ArgumentError(f"the store has {stored} samples more than {_MOVED}")
+        last = tasks[: begin + (stored > 0)]
+        while last:
+            reader, part = last.pop()
+            block = reader.read(part)
+            if len(block):
+                break
+        batch = self._batch(part, block)
+        if stored:
+            batch = batch.index_select(slice(0, stored))
+        count = len(sink)
+        theirs = ZarrDataset(sink.store).ids_of(np.arange(count - batch.num_graphs, count))
+        if not np.array_equal(batch_ids(batch), theirs):
+            raise ArgumentError(f"the last samples of the store are not {_MOVED}")
 
     def _note(
         self, sink: ZarrData, record: ImportRecord, place: int, failures: tuple[Failure, ...]
@@ -95,7 +139,6 @@ class Importer:
         """Write the frames of a part but the first `stored`, which the store has."""
         batch = self._batch(part, block)
         if stored:
-            self._check_same(sink, batch, stored)
             batch = batch.index_select(slice(stored, None))
         batch = self._within_vocabularies(sink, batch)
         sink.write(batch)
@@ -113,6 +156,7 @@ class Importer:
         else:
             if not self._labels.entries.issuperset(block.columns):
                 self._take_in(block)
+            check_units_beside(block, self._plan)
             plan, frames = self._plan, block.frames
             self._note_left_out(part, block)
             single = plan.isolated or bool((block.num_atoms == 1).any())
@@ -135,17 +179,6 @@ class Importer:
             kind = Kind(names[column.values.dtype.kind], column.values.shape[1:])
             self._found.setdefault(entry, frozenset({kind}))
         self._labels = self._labels.extended(self._found)
-
-    def _check_same(self, sink: ZarrData, batch: Batch, stored: int) -> None:
-        """Refuse to go on if the last samples of the store are not these frames."""
-        ours = batch_ids(batch.index_select(slice(0, stored)))
-        count = len(sink)
-        theirs = ZarrDataset(sink.store).ids_of(np.arange(count - stored, count))
-        if not np.array_equal(ours, theirs):
-            raise ArgumentError(
-                "the last samples of the store are not the frames of this import: something else "
-                "was written since, or the files have changed; import them to another place"
-            )
 
     def _within_vocabularies(self, sink: ZarrData, batch: Batch) -> Batch:
         """Batch without the fields of strings of which the store would have too many."""

@@ -23,6 +23,7 @@ LabelOptions = Mapping[str, str | Sequence[str] | None]
 ISOLATED_ATOM = "isolated_atom"
 """Field that marks single atoms, whose energies are references for others."""
 
+_MAIN = frozenset({"energy", "forces", "stress", "virial"})
 _SHAPES = {"stress": {(6,), (9,), (3, 3)}, "virial": {(6,), (9,), (3, 3)}}
 """Rows that files have for a tensor of a structure."""
 
@@ -72,6 +73,12 @@ def plan_labels(
     Raises LabelError if two keys may be the same label, or a key that is asked for is not there.
     """
     kinds = {entry: joined_kind(seen) for entry, seen in found.items()}
+    unknown = {*ignore} - {entry.key for entry in kinds}
+    if unknown:
+        raise LabelError(
+            f"ignore has {sorted(unknown)}, which no frame that was looked at has; there is "
+            f"{', '.join(sorted({entry.key for entry in kinds})) or 'nothing'}"
+        )
     asked = {name: _asked(name, keys, kinds) for name, keys in labels.items()}
     fields = {name: entries for name, entries in asked.items() if entries}
     taken = {entry for entries in fields.values() for entry in entries}
@@ -83,6 +90,8 @@ def plan_labels(
             continue
         reason = _reason(entry, kind, ignore)
         name = label_of(entry.level, entry.key)
+        if name is not None and name not in labels and entry.key not in ignore:
+            _check_fits(name, entry, kind)
         if isinstance(kind, str) or reason is not None:
             left_out[entry] = str(reason)
         elif name is None or not _fits(name, kind):
@@ -98,9 +107,31 @@ def plan_labels(
         fields[name] = (entries[0],)
     for entry, kind in own.items():
         fields[_own(entry, kind, {*fields, *reserved})] = (entry,)
-    used = {entry: kinds[entry] for entries in fields.values() for entry in entries}
-    numbers = {entry: kind for entry, kind in used.items() if isinstance(kind, Kind)}
-    return LabelPlan(fields, numbers, left_out, labels, ignore, reserved)
+    used = {
+        entry: _kind_in(name, kinds[entry]) for name, entries in fields.items() for entry in entries
+    }
+    return LabelPlan(fields, used, left_out, labels, ignore, reserved)
+
+
+def _kind_in(name: str, kind: Kind | str) -> Kind:
+    """Kind of an entry in its field: whole numbers of a label are floats all the same."""
+    if isinstance(kind, str):
+        raise LabelError(f"{name} {kind}")
+    spec = CORE_FIELDS.get(name)
+    floats = spec is not None and spec.kind is FieldKind.FLOAT
+    return kind._replace(type="float") if floats else kind
+
+
+def _check_fits(name: str, entry: Entry, kind: Kind | str) -> None:
+    """Refuse a key that is named as a main label, and whose values are none."""
+    if name not in _MAIN or (isinstance(kind, Kind) and _fits(name, kind)):
+        return
+    found = kind if isinstance(kind, str) else f"is {kind.type} of shape {kind.shape} a row"
+    raise LabelError(
+        f"{entry} is named as the label {name}, and {found}: put the files right, leave it out by "
+        f"labels={{{name!r}: None}} (--label {name}=none), or keep it under a name of your own by "
+        f"labels={{{name!r}: None, 'NAME': {entry.key!r}}}"
+    )
 
 
 def _reason(entry: Entry, kind: Kind | str, ignore: Collection[str]) -> str | None:

@@ -1,133 +1,164 @@
 """Whether labels can be in ASE's units, by sizes that energies, forces and stresses have.
 
-The total energy of atoms lies between those of free atoms with all their electrons and some tens
-of eV an atom above zero. Medians are compared, so that a few broken frames change nothing.
+The energy of a structure with all its electrons is that of its free atoms and some binding. Every
+other total energy, as with pseudopotentials or after subtraction of references, is above that. All
+batches that are looked at are judged together, by medians, so that a few broken frames change
+nothing.
 """
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from zarrpipe.data.batch import Batch
+from zarrpipe.formats.read.frames import BoolArray, FloatArray
+from zarrpipe.transforms.units import parse
 
-FloatArray = npt.NDArray[np.float64]
+_ENERGY_UNITS = ("Hartree", "kcal/mol", "kJ/mol")
+_STRESS_UNITS = {"bar": 160.2, "kbar": 16.0, "GPa": 0.0}
+"""Units in which stresses are given, and from which size in eV/Angstrom^3 one is likely."""
 
-_HARTREE, _KCAL, _KJ = 27.211386, 0.0433641, 0.01036427
 # fmt: off
-_ATOMS = (
+_ATOMS = np.array([
     0.0, -0.5, -2.9, -7.478, -14.667, -24.65, -37.85, -54.59, -75.07, -99.73, -128.94, -162.25,
     -200.05, -242.35, -289.36, -341.26, -398.11, -460.15, -527.54, -599.9, -677.5, -760.6, -849.3,
     -943.8, -1044.3, -1150.9, -1263.6, -1382.6, -1508.2, -1640.4, -1779.4, -1924.6, -2076.9,
     -2235.8, -2401.0, -2574.0, -2753.6,
-)
+])
 # fmt: on
 """Energies of free atoms with all electrons, Hartree, by atomic number up to krypton."""
-_UNITS = {"Hartree": 1.0, "kcal/mol": _HARTREE / _KCAL, "kJ/mol": _HARTREE / _KJ}
-"""Size of a Hartree in units in which energies are given."""
-_CLOSE = 0.02
-"""By how much of it the energy of a structure differs from that of its free atoms at most."""
+
+_INACCURACY = 0.01
+_BINDING, _BINDING_OF_HYDROGEN = 0.35, 0.1
+"""Largest binding of an atom, Hartree."""
+
 _LARGEST_FORCE = 20.0
 """Largest plausible median of the root mean square force of a structure, eV/Angstrom."""
-_LARGEST_STRESS = 0.6
-"""Largest plausible median of the largest stress of a structure, eV/Angstrom^3: about 100 GPa."""
-_STRESS_UNITS = (("bar", 160.2, 6.242e-7), ("kbar", 16.0, 6.242e-4), ("GPa", 0.0, 6.242e-3))
-"""Units of stress with the median from which they are likely, and their size in eV/Angstrom^3."""
+_LARGEST_STRESS, _USUAL_DENSITY = 0.6, 0.1
+"""Largest plausible stress, eV/Angstrom^3, up to this number of atoms for each Angstrom^3.
+
+It rises with the square of the density, as in hydrogen at 500 GPa.
+"""
+_CLOSE = 0.02
 
 
-def doubts(batch: Batch) -> dict[str, str]:
-    """What is not plausible about the labels of a batch, in ASE's units, with a way out."""
-    energies = list(_of_energies(batch))  # the unit of energies is that of forces too
-    found = {"energy": energies, "forces": [] if energies else list(_of_forces(batch))}
-    found["stress"] = list(_of_stresses(batch))
-    return {name: texts[0] for name, texts in found.items() if texts}
+def doubts(batches: Sequence[Batch]) -> dict[str, str]:
+    """What is not plausible about labels in ASE's units, by label, with a way out."""
+    found = {"energy": _of_energies(batches)}
+    if found["energy"] is None:  # the unit of energies is that of forces too
+        found["forces"] = _of_forces(batches)
+    found["stress"] = _of_stresses(batches)
+    return {name: text for name, text in found.items() if text is not None}
 
 
-def _of_energies(batch: Batch) -> Iterator[str]:
-    energies = _known(batch, "energy")
-    if energies is None or not len(energies[0]):
-        return
-    values, kept = energies
-    numbers = batch.atomic_numbers.numpy()
-    table = np.full(int(numbers.max(initial=0)) + 1, np.nan)
-    table[: len(_ATOMS)] = _ATOMS[: len(table)]
-    starts = batch.batch_ptr.numpy()
-    free = np.add.reduceat(table[numbers], starts[:-1])[kept]
-    per_atom = float(np.median(values.reshape(-1) / np.diff(starts)[kept]))
-    ratios = values.reshape(-1)[np.isfinite(free)] / free[np.isfinite(free)]
-    ratio = float(np.median(ratios)) if len(ratios) else float("nan")
-    for unit, size in (
-        ("Hartree", 1.0),
-        ("kcal/mol", _HARTREE / _KCAL),
-        ("kJ/mol", _HARTREE / _KJ),
-    ):
-        if abs(ratio / size - 1) < _CLOSE:
-            yield (
-                f"energies look like {unit}: {per_atom:.6g} an atom is the energy of free atoms "
-                f"with all electrons in {unit}; give units={{'energy': {unit!r}}} "
+def _joined(batches: Sequence[Batch], values: Callable[[Batch], FloatArray | None]) -> FloatArray:
+    """Finite rows [K, ...] that a function gives for each batch, or None for nothing."""
+    parts = [part for batch in batches if (part := values(batch)) is not None]
+    if not parts:
+        return np.empty(0)
+    rows = np.concatenate(parts)
+    return rows[np.isfinite(rows).all(axis=tuple(range(1, rows.ndim)))]
+
+
+def _of_energies(batches: Sequence[Batch]) -> str | None:
+    rows = _joined(batches, _energies)  # [K, 4]: energy, atoms, and its least and largest
+    if not len(rows):
+        return None
+    energies, atoms, least, most = rows.T
+    per_atom = float(np.median(energies / atoms))
+    for unit in _ENERGY_UNITS:
+        hartrees = energies * (parse(unit).value / parse("Hartree").value)
+        if np.median((least < hartrees) & (hartrees < most)) > 0:
+            return (
+                f"energies look like {unit}: {per_atom:.6g} an atom is the energy of atoms with "
+                f"all electrons in {unit}; give units={{'energy': {unit!r}}} "
                 f"(--units energy={unit})"
             )
-            return
-    if ratio > _HARTREE * (1 + _CLOSE) or per_atom > 1000:
-        yield (
+    if np.median(energies / parse("Hartree").value < least) > 0 or per_atom > 1000:
+        return (
             f"energies of {per_atom:.6g} eV an atom cannot be: give their unit, as "
             "units={'energy': 'kcal/mol'} (--units energy=kcal/mol)"
         )
+    return None
 
 
-def _of_forces(batch: Batch) -> Iterator[str]:
-    found = _known(batch, "forces")
-    if found is None:
-        return
+def _energies(batch: Batch) -> FloatArray | None:
+    """Energy, number of atoms, and least and largest energy with all electrons in Hartree."""
+    kept = _kept(batch, "energy")
+    if kept is None:
+        return None
+    starts, numbers = batch.batch_ptr.numpy(), batch.atomic_numbers.numpy()
+    known = (numbers > 0) & (numbers < len(_ATOMS))
+    free = np.where(known, _ATOMS[np.where(known, numbers, 0)], np.nan)
+    binding = np.where(numbers == 1, _BINDING_OF_HYDROGEN, _BINDING)
+    least = np.add.reduceat(free * (1 + _INACCURACY) - binding, starts[:-1])
+    most = np.add.reduceat(free * (1 - _INACCURACY), starts[:-1])
+    energies = batch.energy.numpy().astype(np.float64).reshape(-1)
+    unknown = np.isnan(least)
+    bounds = [np.where(unknown, -1e300, least), np.where(unknown, -1e300, most)]
+    return np.stack([energies, np.diff(starts), *bounds], axis=1)[kept]
+
+
+def _of_forces(batches: Sequence[Batch]) -> str | None:
+    sizes = _joined(batches, _force_sizes)
+    typical = float(np.median(sizes)) if len(sizes) else 0.0
+    if typical <= _LARGEST_FORCE:
+        return None
+    return (
+        f"forces of typically {typical:.3g} eV/Angstrom are very large, and look like "
+        "kcal/mol/Angstrom or kJ/mol/Angstrom: give units={'forces': 'kcal/mol/Angstrom'} "
+        "(--units forces=kcal/mol/Angstrom)"
+    )
+
+
+def _force_sizes(batch: Batch) -> FloatArray | None:
+    """Root mean square force [K] of the structures that have forces."""
+    kept = _kept(batch, "forces")
+    if kept is None:
+        return None
     starts = batch.batch_ptr.numpy()
-    squares = np.add.reduceat((found[0] ** 2).mean(axis=1), starts[:-1])
-    sizes = np.sqrt(squares / np.diff(starts))[found[1]]
-    typical = float(np.nanmedian(sizes)) if np.isfinite(sizes).any() else 0.0
-    if typical > _LARGEST_FORCE:
-        yield (
-            f"forces of typically {typical:.3g} eV/Angstrom are very large, and look like "
-            "kcal/mol/Angstrom or kJ/mol/Angstrom: give units={'forces': 'kcal/mol/Angstrom'} "
-            "(--units forces=kcal/mol/Angstrom)"
-        )
+    squares = (batch.forces.numpy().astype(np.float64) ** 2).mean(axis=1)
+    sizes: FloatArray = np.sqrt(np.add.reduceat(squares, starts[:-1]) / np.diff(starts))[kept]
+    return sizes
 
 
-def _of_stresses(batch: Batch) -> Iterator[str]:
-    found = _known(batch, "stress")
-    if found is None:
-        return
-    values, kept = found
-    largest = np.abs(values).reshape(len(values), -1).max(axis=1, initial=0.0)
-    typical = float(np.nanmedian(largest)) if np.isfinite(largest).any() else 0.0
-    if typical > _LARGEST_STRESS:
-        unit = next(name for name, least, _ in _STRESS_UNITS if typical > least)
-        yield (
+def _of_stresses(batches: Sequence[Batch]) -> str | None:
+    rows = _joined(batches, _stress_sizes)  # [K, 2]: largest entry, and what it may be
+    if len(rows) and np.median(rows[:, 0] / rows[:, 1]) > 1:
+        typical = float(np.median(rows[:, 0]))
+        unit = next(name for name, least in _STRESS_UNITS.items() if typical > least)
+        return (
             f"stresses of typically {typical:.3g} eV/Angstrom^3 ({typical * 160.2:.0f} GPa) look "
             f"like {unit}: give units={{'stress': {unit!r}}} (--units stress={unit})"
         )
-    yield from _against_virial(batch, values, kept)
+    return next(_against_virials(_joined(batches, _virial_stresses)), None)
 
 
-def _against_virial(batch: Batch, stress: FloatArray, kept: npt.NDArray[np.bool_]) -> Iterator[str]:
-    """Whether the virial is minus the volume times the stress, where a batch has both."""
-    found = _known(batch, "virial")
-    if found is None or "cell" not in batch.fields:
+def _stress_sizes(batch: Batch) -> FloatArray | None:
+    """Largest entry of each stress, and the largest that is plausible at the density."""
+    kept = _kept(batch, "stress")
+    if kept is None:
+        return None
+    values = np.abs(batch.stress.numpy().astype(np.float64)).reshape(len(kept), -1).max(axis=1)
+    volumes = _volumes(batch)
+    density = np.diff(batch.batch_ptr.numpy()) / np.where(volumes > 0, volumes, np.inf)
+    limits = _LARGEST_STRESS * np.maximum(1.0, density / _USUAL_DENSITY) ** 2
+    return np.stack([values, limits], axis=1)[kept]
+
+
+def _against_virials(rows: FloatArray) -> Iterator[str]:
+    """Whether virials are minus the volume times the stresses, of [K, 2, 9] of both."""
+    size = float(np.sum(rows[:, 1] ** 2)) if len(rows) else 0.0
+    if not size:
         return
-    volumes = np.abs(np.linalg.det(batch.cell.numpy().astype(np.float64)))
-    both = kept & found[1] & (volumes > 0)
-    if not both.any():
-        return
-    expected = -batch.virial.numpy()[both] / volumes[both, None, None]
-    given = batch.stress.numpy()[both]
-    size = float(np.sum(given * given))
-    ratio = float(np.sum(expected * given)) / size if size else float("nan")
+    ratio = float(np.sum(rows[:, 0] * rows[:, 1])) / size
     if abs(ratio + 1) < _CLOSE:
         yield (
             "the stress has the sign of a pressure, by the virial beside it: give "
             "stress_sign='pressure' (--stress-sign pressure)"
         )
-    for unit, _, factor in _STRESS_UNITS:
-        if abs(abs(ratio) / factor - 1) < _CLOSE:
+    for unit in _STRESS_UNITS:
+        if abs(abs(ratio) / parse(unit).value - 1) < _CLOSE:
             sign = ", and has the sign of a pressure" if ratio < 0 else ""
             yield (
                 f"the stress is in {unit}, by the virial beside it{sign}: give "
@@ -135,12 +166,26 @@ def _against_virial(batch: Batch, stress: FloatArray, kept: npt.NDArray[np.bool_
             )
 
 
-def _known(batch: Batch, name: str) -> tuple[FloatArray, Any] | None:
-    """Values of a field in the systems that have it, and which [B] those are."""
+def _virial_stresses(batch: Batch) -> FloatArray | None:
+    """The stress that each virial gives, and the stress beside it, [K, 2, 9]."""
+    stress, virial = _kept(batch, "stress"), _kept(batch, "virial")
+    if stress is None or virial is None:
+        return None
+    volumes = _volumes(batch)
+    both = stress & virial & (volumes > 0)
+    expected = -batch.virial.numpy()[both] / volumes[both, None, None]
+    return np.stack([expected, batch.stress.numpy()[both]], axis=1).reshape(-1, 2, 9)
+
+
+def _volumes(batch: Batch) -> FloatArray:
+    """Volume [B] of each cell, Angstrom^3."""
+    volumes: FloatArray = np.abs(np.linalg.det(batch.cell.numpy().astype(np.float64)))
+    return volumes
+
+
+def _kept(batch: Batch, name: str) -> BoolArray | None:
+    """Which systems [B] have a field; None if none has it."""
     if name not in batch.fields:
         return None
-    kept = batch.present(name).numpy()
-    if not kept.any():
-        return None
-    values = batch[name].numpy().astype(np.float64)
-    return (values[kept] if len(values) == len(kept) else values), kept
+    kept: BoolArray = batch.present(name).numpy()
+    return kept if kept.any() else None

@@ -151,7 +151,9 @@ def read_into(
     with ExitStack() as stack:
         if resume and STDIN in (sources if isinstance(sources, list | tuple) else [sources]):
             raise ArgumentError("the standard input cannot be resumed: give a file")
-        found, unknown = find_sources(sources, format, stack, levels or {})
+        found, unknown = find_sources(sources, format, stack, levels or {}, store)
+        asked = {"labels": labels, "units": units, "ignore": ignore, "dtype": dtype}
+        _check_stores(found, {**asked, "stress_sign": stress_sign != "tension"})
         read_parts = stack.enter_context(parsing(_processes(processes, found)))
         scanned = tuple(
             ScannedSource(source, source.reader.scan(source.path))
@@ -176,8 +178,12 @@ def read_into(
             dtype=dtype,
             force=force,
         )
-        if strict and plan.failures:
-            raise SourceError(f"{plan.failures[0]} (strict)")
+        if plan.failures and (strict or not plan.num_frames):
+            count = f"and none of {len(plan.failures):,} frames that were looked at can be read"
+            more = "strict" if strict else count
+            raise SourceError(f"{plan.failures[0]} ({more})")
+        if not plan.num_frames:
+            raise SourceError(f"there is no frame in {', '.join(one.path for one in found)}")
         if tell is not None:
             tell(plan)
         report = ImportReport(plan, failures=list(plan.failures))
@@ -195,6 +201,8 @@ def read_into(
                 sink.resize(len(sink) + plan.num_frames)
             try:
                 importer.run(sink, record, options, read_parts, progress=progress)
+            except ArgumentError:  # the same call would fail again
+                raise
             except BaseException as error:
                 error.add_note(
                     f"{report.num_samples + report.num_before} samples of this import are stored: "
@@ -202,6 +210,17 @@ def read_into(
                 )
                 raise
         return report
+
+
+def _check_stores(found: Sequence[Source], asked: Mapping[str, object]) -> None:
+    """Refuse options that change labels for stores, which are taken as they are."""
+    stores = [source.path for source in found if source.reader.name == "zarr"]
+    given = [name for name, value in asked.items() if value]
+    if stores and given:
+        raise ArgumentError(
+            f"{', '.join(given)} cannot be given for stores, whose samples are taken as they are "
+            f"({', '.join(stores)}): import them apart, or use zarrpipe.merge"
+        )
 
 
 def _planned(
@@ -225,19 +244,22 @@ def _planned(
             f"import: {', '.join(labels.fields)}"
         )
     blocks = [reader.read(part) for reader, part in _looked_at(scanned)]
+    failures = [one for block in blocks if not isinstance(block, Batch) for one in block.failures]
+    if failures and not any(map(len, blocks)):
+        count = f"none of {len(failures):,} frames that were looked at can be read"
+        raise SourceError(f"{failures[0]} (and {count})")
     stated = stated_units(blocks, labels, units, [scan for _, scan in scanned])
     if stated:
-        plan = replace(plan, units=SourceUnits.of({**stated, **units}, stress_sign))
-    found: dict[str, str] = {}
-    for block in blocks:
-        if not isinstance(block, Batch) and len(block):
-            batch = batch_of(block, labels, plan.units, dtype=torch.float64, isolated=False)
-            place = f"frames {block.frames[0]} to {block.frames[-1]}"
-            found = {name: f"{text} ({place})" for name, text in doubts(batch).items()} | found
+        plan = replace(plan, units=SourceUnits.of(units, stress_sign, stated))
+    plan = replace(plan, stated=stated, units_given=frozenset(units))
+    frames = [block for block in blocks if not isinstance(block, Batch) and len(block)]
+    batches = [
+        batch_of(block, labels, plan.units, dtype=torch.float64, isolated=False) for block in frames
+    ]
+    found = tuple(doubts(batches).values())
     if found and not force:
-        texts = "; ".join(found.values())
-        raise LabelError(f"{texts}; or import them as they are by force=True (--force)")
-    return replace(plan, doubts=tuple(found.values()))
+        raise LabelError(f"{'; '.join(found)}; or import them as they are by force=True (--force)")
+    return replace(plan, doubts=found)
 
 
 def _looked_at(scanned: tuple[ScannedSource, ...]) -> list[Task]:

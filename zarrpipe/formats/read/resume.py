@@ -13,17 +13,20 @@ from zarrpipe.errors import ArgumentError
 from zarrpipe.formats.read.frames import Failure, Part
 from zarrpipe.formats.read.import_plan import ImportPlan
 
+_LONGEST = 200
+"""Letters of a reason that are kept."""
+
 
 @dataclass
 class ImportRecord:
     """Sources and options of an import, its first sample, and the frames that failed so far.
 
-    `failed` has pairs of a source's place in the list and a frame's number.
+    `failed` is by a source's place in the list and a frame's number.
     """
 
     plan: dict[str, Any]
     first: int
-    failed: set[tuple[int, int]] = field(default_factory=set)
+    failed: dict[tuple[int, int], Failure] = field(default_factory=dict)
     complete: bool = False
 
     @classmethod
@@ -54,18 +57,23 @@ class ImportRecord:
                 "the store was merged or compacted since its last import, so that its samples are "
                 "at other places: import into another store"
             )
-        failed = {(int(source), int(frame)) for source, frame in last.get("failed", [])}
+        failed = {
+            (int(source), int(frame)): Failure(content["sources"][source]["path"], frame, line, why)
+            for source, frame, line, why in last["failed"]
+        }
         return cls(content, int(last["first"]), failed, bool(last.get("complete")))
 
     def to_dict(self) -> dict[str, Any]:
         """The record as it stands in the attributes of the store."""
-        failed = [list(pair) for pair in sorted(self.failed)]
+        failed = [[*place, one.line, one.reason] for place, one in sorted(self.failed.items())]
         return {**self.plan, "first": self.first, "failed": failed, "complete": self.complete}
 
     def add(self, source: int, failures: Sequence[Failure]) -> bool:
         """Add failed frames of a source; whether there was one that it did not have."""
         before = len(self.failed)
-        self.failed.update((source, failure.frame) for failure in failures)
+        for failure in failures:
+            short = failure._replace(reason=failure.reason[:_LONGEST])
+            self.failed[source, failure.frame] = short
         return len(self.failed) > before
 
     def next_part(self, parts: Sequence[tuple[int, Part]], stored: int) -> tuple[int, int]:

@@ -83,25 +83,32 @@ def find_sources(
     format_name: str | None,
     stack: ExitStack,
     levels: Mapping[str, str] = MappingProxyType({}),
+    target: object = None,
 ) -> tuple[list[Source], list[str]]:
     """Sources in order, and the files of directories that no reader takes.
 
     A name may be a glob or a directory; "-" is the standard input, which is copied to a temporary
-    file that `stack` removes. `levels` are of keys, for readers whose formats do not say them.
+    file that `stack` removes. `levels` are of keys, for readers whose formats do not say them. The
+    `target` of the import is no source; raises ArgumentError if it is named as one.
     """
     given = _listed(sources)
     only = None if format_name is None else _named(format_name)
-    found: dict[str, Source] = {}
+    here = Path(target).resolve() if isinstance(target, str | Path) else None
+    found: dict[Path, Source] = {}
     unknown: list[str] = []
     for item in given:
+        if here is not None and item != STDIN and Path(item).resolve() == here:
+            raise ArgumentError(f"{item} is both a source and the store to write: name another")
         for path in _places(item, only, stack):
             row = only or next((row for row in FORMATS if row.takes(path)), None)
             if row is None:
                 raise _not_recognised(path)
-            found.setdefault(str(path), Source(str(path), row.load(levels), _size(path)))
-        if Path(item).is_dir() and str(item) not in found:
-            unknown += [str(path) for path in _files(Path(item)) if str(path) not in found]
-    return list(found.values()), unknown
+            if path.resolve() != here:
+                source = Source(str(path), row.load(levels), _size(path))
+                found.setdefault(path.resolve(), source)
+        if Path(item).is_dir() and Path(item).resolve() not in found:
+            unknown += [str(path) for path in _files(Path(item)) if path.resolve() not in found]
+    return list(found.values()), [path for path in unknown if Path(path).resolve() != here]
 
 
 def _listed(sources: object) -> list[SourceLike]:
@@ -153,7 +160,8 @@ def _files(directory: Path) -> list[Path]:
         if path.name.startswith(".") or path.name.endswith("-lock"):  # of LMDB
             continue
         whole = path.is_file() or any(row.takes(path) for row in FORMATS)
-        found += [path] if whole else _files(path) if path.is_dir() else []
+        inside = path.is_dir() and not path.is_symlink()  # a link may lead in a circle
+        found += [path] if whole else _files(path) if inside else []
     return found
 
 

@@ -59,7 +59,7 @@ class ExtXYZ:
         kinds: dict[Entry, set[Kind]] = {}
         patterns: set[int] = set()
         begun: tuple[int, int, int] | None = None
-        singles, number, last = 0, 0, 0
+        singles, number, last, tries = 0, 0, 0, 0
         with Path(path).open("rb") as file, Path(path).open("rb") as again:
             for number, frame in enumerate(_frames(file)):
                 if frame.failure is not None:
@@ -72,9 +72,10 @@ class ExtXYZ:
                 last = frame.stop
                 singles += frame.num_atoms == 1
                 pattern = hash(pattern_of(frame.comment))
-                if pattern not in patterns and len(patterns) < _MOST_PATTERNS:
-                    patterns.add(pattern)
-                    _add_kinds(kinds, again, frame)
+                if pattern not in patterns and tries < _MOST_PATTERNS:
+                    tries += 1
+                    if _add_kinds(kinds, again, frame):
+                        patterns.add(pattern)
                 full = frame.stop - begun[1] >= _PART_BYTES or number + 1 - begun[0] >= _PART_FRAMES
                 if full:
                     _end(parts, path, begun, number + 1, last)
@@ -84,7 +85,7 @@ class ExtXYZ:
             tuple(parts),
             {entry: frozenset(found) for entry, found in kinds.items()},
             tuple(failures),
-            exhaustive=len(patterns) < _MOST_PATTERNS,
+            exhaustive=tries < _MOST_PATTERNS,
             num_single_atoms=singles,
         )
 
@@ -113,15 +114,16 @@ def _end(
         parts.append(Part(path, first, number - first, (start, stop, line)))
 
 
-def _add_kinds(kinds: dict[Entry, set[Kind]], file: IO[bytes], frame: _Frame) -> None:
-    """Add the kinds of a frame's values; a frame that cannot be parsed has none."""
+def _add_kinds(kinds: dict[Entry, set[Kind]], file: IO[bytes], frame: _Frame) -> bool:
+    """Add the kinds of a frame's values; False for a frame that cannot be parsed."""
     file.seek(frame.start)
     try:
         (atoms,) = parsed_by_ase(file.read(frame.stop - frame.start))
     except PARSE_ERRORS:  # told when its part is read
-        return
+        return False
     for entry, value in entries_of(atoms):
         kinds.setdefault(entry, set()).add(row_kind(entry, value))
+    return True
 
 
 def _block_of_good(part: Part, text: bytes, line: int) -> FrameBlock:
@@ -131,10 +133,9 @@ def _block_of_good(part: Part, text: bytes, line: int) -> FrameBlock:
     for number, frame in enumerate(_frames(io.BytesIO(text), line), start=part.first):
         try:
             (atoms,) = parsed_by_ase(text[frame.start : frame.stop])
+            block_of([(number, atoms)])
             good.append((number, atoms))
-            block_of(good[-1:])
         except PARSE_ERRORS as error:
-            del good[len(good) - (len(good) > 0 and good[-1][0] == number) :]
             reason = f"{type(error).__name__}: {error}"
             failures.append(Failure(part.path, number, frame.line, reason))
     return block_of(good, failures)
@@ -174,13 +175,13 @@ def _begins_frame(file: IO[bytes]) -> bool:
 
 def _next_header(file: IO[bytes], offset: int, line: int) -> tuple[int, int, bytes]:
     """Place, line number and text of the next line that looks like the first of a frame."""
-    ahead = file.readline()
+    ahead, comment = file.readline(), file.readline()
     while ahead:
-        after = file.readline()
-        if _count(ahead) is not None and b"=" in after:
+        row = file.readline()
+        if _count(ahead) is not None and (b"=" in comment or len(row.split()) >= 4):
             file.seek(offset + len(ahead))
             return offset, line, ahead
-        offset, line, ahead = offset + len(ahead), line + 1, after
+        offset, line, ahead, comment = offset + len(ahead), line + 1, comment, row
     return offset, line, b""
 
 

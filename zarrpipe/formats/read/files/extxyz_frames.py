@@ -30,8 +30,9 @@ from zarrpipe.formats.read.frames import (
 if TYPE_CHECKING:
     from ase import Atoms
 
-_FLOAT = re.compile(rb"[-+]?(?:\d*\.\d+(?:[eEdD][-+]?\d+)?|\d+\.?(?:[eEdD][-+]?\d+))")
-_INTEGER = re.compile(rb"\d+")
+_FLOAT = re.compile(rb"[-+]?(?:\d*\.\d+(?:[eE][-+]?\d+)?|\d+\.?(?:[eE][-+]?\d+))")
+_LONG = re.compile(rb"\d{19,}")
+_INTEGER = re.compile(rb"\d+(?!\w*\s*=)")
 _ITEM = re.compile(rb'([A-Za-z_][\w-]*)=("[^"\\{}\[\]]*"|[^\s"\\{}\[\],=]+)\s*')
 _SIX = re.compile(r"""\b(stress|virial)\s*=\s*["']\s*((?:[^\s"']+\s+){5}[^\s"']+)\s*["']""")
 _DIGIT = re.compile(rb"\d")
@@ -57,8 +58,11 @@ class Text(NamedTuple):
 
 
 def pattern_of(comment: bytes) -> bytes:
-    """Comment with one and the same number in place of all."""
-    return _INTEGER.sub(b"1", _FLOAT.sub(b"0.5", comment))
+    """Comment with one and the same number in place of all values.
+
+    Digits of keys stay, and integers that may not fit into 64 bits are of another pattern.
+    """
+    return _INTEGER.sub(b"1", _LONG.sub(b"long", _FLOAT.sub(b"0.5", comment)))
 
 
 def parsed_by_ase(text: bytes) -> "Iterator[Atoms]":
@@ -206,6 +210,8 @@ def _arrays(frames: Sequence[Text], properties: str) -> tuple[dict[str, AnyArray
         io.BytesIO(b"".join(frame.rows for frame in frames)), dtype=dtype, comments=None, ndmin=1
     )
     counts = np.array([frame.num_atoms for frame in frames], dtype=np.int64)
+    if not counts.all():
+        raise ValueError("a frame has no atoms")
     if int(counts.sum()) != len(rows):
         raise ValueError(f"{len(rows)} lines of atoms, expected {counts.sum()}")
     arrays: dict[str, AnyArray] = {}
