@@ -3,6 +3,7 @@
 import importlib.metadata
 import sys
 import textwrap
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -66,9 +67,10 @@ def run(argv: Sequence[str]) -> int:
     except _USAGE_ERROR as error:
         report(_usage(error))
         raise SystemExit(UNUSABLE) from None
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  told in a line, or whole with --debug
         if debug:
-            raise
+            traceback.print_exc()
+            return UNUSABLE
         report("; ".join([_line(error), *getattr(error, "__notes__", ())]))
         return UNUSABLE
     if code == _INTERRUPTED:

@@ -364,6 +364,19 @@ def test_keys_of_different_shapes_for_one_label(read):
     ]
 
 
+def test_labels_that_are_not_found_are_told(write):
+    plan = str(zp.read_into({}, write(water("E_tot_dft=-14.2")), dry_run=True).plan)
+    assert "no energy: no key is named as one; labels={'energy': KEY} names it" in plan
+    assert "no forces" in plan
+
+
+def test_the_mark_of_isolated_atoms_comes_back_as_it_was(read):
+    hydrogen = [("H", 0.0, 0.0, 0.0)]
+    batch, _ = read(frame("energy=-13.6 isolated_atom=F", hydrogen), water("isolated_atom=T"))
+    assert batch["isolated_atom"].tolist() == [[False], [True]]
+    assert "isolated_atom_" not in batch.fields
+
+
 def test_source_fields(write):
     first, second = (
         write(water("energy=-1.0 source=mine"), name="a.xyz"),

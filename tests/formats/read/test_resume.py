@@ -11,7 +11,7 @@ import pytest
 from extxyz_files import water
 
 import zarrpipe as zp
-from zarrpipe.errors import ArgumentError, SourceError
+from zarrpipe.errors import ArgumentError, SourceError, StoreExistsError
 from zarrpipe.formats.read.files.extxyz import ExtXYZ
 from zarrpipe.formats.read.frames import Failure, Part
 from zarrpipe.formats.read.processes import parsing
@@ -116,6 +116,10 @@ def test_an_import_that_raises_says_how_to_go_on(files, tmp_path, small_parts, m
     with pytest.raises(OSError, match="no space left") as error:
         zp.read_into(tmp_path / "store", files)
     assert "resume=True (--resume)" in error.value.__notes__[0]
+    monkeypatch.setattr(zp.ZarrData, "write", write)
+    if stop > 1:
+        with pytest.raises(StoreExistsError, match=r"last import did not end: go on .*--resume"):
+            zp.read_into(tmp_path / "store", files)
     monkeypatch.setattr(zp.ZarrData, "write", write)
     report = zp.read_into(tmp_path / "store", files, resume=True)
     assert report.num_before + report.num_samples == GOOD

@@ -121,6 +121,10 @@ class ImportPlan:
             yield f"  {name:{width}}  from {names[name]}"
         if self.isolated:
             yield f"  {ISOLATED_ATOM:{width}}  marks single atoms"
+        files = any(source.reader.name != "zarr" for source, _ in self.sources)
+        for name in ("energy", "forces") if files else ():
+            if name not in names:
+                yield f"  no {name}: no key is named as one; labels={{{name!r}: KEY}} names it"
         left_out = self.left_out
         if left_out or self.not_recognised:
             yield "left out:"

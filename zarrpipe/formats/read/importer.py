@@ -20,6 +20,7 @@ from zarrpipe.formats.read.import_plan import (
     check_units_beside,
     united_entries,
 )
+from zarrpipe.formats.read.labels import ISOLATED_ATOM
 from zarrpipe.formats.read.processes import ReadParts, Task
 from zarrpipe.formats.read.resume import ImportRecord
 from zarrpipe.sink import ZarrData
@@ -160,6 +161,7 @@ class Importer:
             plan, frames = self._plan, block.frames
             self._note_left_out(part, block)
             single = plan.isolated or bool((block.num_atoms == 1).any())
+            single = single and ISOLATED_ATOM not in self._labels.fields
             batch = batch_of(block, self._labels, plan.units, dtype=self._dtype, isolated=single)
         if self._source_fields:
             batch.add_field("source", [part.path] * len(frames), "system")

@@ -232,4 +232,6 @@ def _own(entry: Entry, kind: Kind, fields: Collection[str]) -> str:
     registered = name in CORE_FIELDS and name not in {*LABELS.values(), *STRUCTURE, *fields}
     if registered and is_accepted(name, entry.level) and _fits(name, kind):
         return name
+    if entry.key == ISOLATED_ATOM and entry.level == SYSTEM and kind.type == "bool":
+        return ISOLATED_ATOM  # of an export, which takes the place of ours
     return own_name(entry.key, entry.level, {*fields, ISOLATED_ATOM})

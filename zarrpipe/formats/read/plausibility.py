@@ -126,10 +126,11 @@ def _of_stresses(batches: Sequence[Batch]) -> str | None:
     rows = _joined(batches, _stress_sizes)  # [K, 2]: largest entry, and what it may be
     if len(rows) and np.median(rows[:, 0] / rows[:, 1]) > 1:
         typical = float(np.median(rows[:, 0]))
-        unit = next(name for name, least in _STRESS_UNITS.items() if typical > least)
+        likely = [name for name, least in _STRESS_UNITS.items() if typical > least]
+        options = " or ".join(f"units={{'stress': {name!r}}}" for name in likely)
         return (
             f"stresses of typically {typical:.3g} eV/Angstrom^3 ({typical * 160.2:.0f} GPa) look "
-            f"like {unit}: give units={{'stress': {unit!r}}} (--units stress={unit})"
+            f"like {' or '.join(likely)}: give {options} (--units stress={likely[0]}, ...)"
         )
     return next(_against_virials(_joined(batches, _virial_stresses)), None)
 

@@ -14,7 +14,13 @@ import torch
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.validate import check_count
 from zarrpipe.dataset.zarr_dataset import ZarrDataset
-from zarrpipe.errors import ArgumentError, LabelError, SourceError, StoreNotFoundError
+from zarrpipe.errors import (
+    ArgumentError,
+    LabelError,
+    SourceError,
+    StoreExistsError,
+    StoreNotFoundError,
+)
 from zarrpipe.formats.read.conversion import SourceUnits, StressSign, batch_of
 from zarrpipe.formats.read.import_plan import (
     ImportPlan,
@@ -25,14 +31,15 @@ from zarrpipe.formats.read.import_plan import (
     united_entries,
 )
 from zarrpipe.formats.read.importer import Importer, progress_bar
-from zarrpipe.formats.read.labels import LabelOptions, LabelPlan, plan_labels
+from zarrpipe.formats.read.labels import ISOLATED_ATOM, LabelOptions, LabelPlan, plan_labels
 from zarrpipe.formats.read.plausibility import doubts
 from zarrpipe.formats.read.processes import Task, parsing
 from zarrpipe.formats.read.resume import ImportRecord
 from zarrpipe.formats.read.sources import STDIN, Source, SourceLike, find_sources
 from zarrpipe.sink import ZarrData
-from zarrpipe.store.backend.location import StoreLike
+from zarrpipe.store.backend.location import Root, StoreLike
 from zarrpipe.store.format.config import ZarrWriteConfig
+from zarrpipe.store.format.metadata import Attributes
 
 _LOOKED_AT = 16
 """Parts whose labels are looked at before anything is written."""
@@ -193,6 +200,8 @@ def read_into(
         importer = Importer(plan, report, dtype, source_fields=source_fields, strict=strict)
         config = _with_units(ZarrWriteConfig.of(config), plan)
         room = max(1_000_000, plan.num_frames) if capacity is None else capacity
+        if not resume and if_exists == "error":
+            _check_not_unfinished(store)
         with ZarrData(store, room, config, if_exists="append" if resume else if_exists) as sink:
             record = None
             if resume:
@@ -235,6 +244,7 @@ def _planned(
 ) -> ImportPlan:
     """Plan of an import; raises LabelError where labels are not plausible, unless `force`."""
     single = any(scan.num_single_atoms for _, scan in scanned)
+    single = single and ISOLATED_ATOM not in labels.fields
     known = SourceUnits.of(units, stress_sign)
     plan = ImportPlan(scanned, labels, known, isolated=single, not_recognised=tuple(unknown))
     wrong = known.own.keys() - labels.fields.keys()
@@ -280,6 +290,18 @@ def _processes(asked: int | None, found: Sequence[Source]) -> int:
     nbytes = sum(source.nbytes for source in found if source.reader.in_processes)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return 1 if nbytes < _PROCESSES_FROM else min(cores or 1, _MOST_PROCESSES)
+
+
+def _check_not_unfinished(store: StoreLike) -> None:
+    """Refuse a store whose last import did not end, with the way to go on."""
+    group = Root.of(store).open_group()
+    imports = () if group is None else Attributes.read(group).imports
+    count = len(ZarrDataset(store)) if imports else 0
+    if count and not imports[-1].get("complete", True):
+        raise StoreExistsError(
+            f"{store} has {count:,} samples, and its last import did not end: go on with it by "
+            "resume=True (--resume), or remove them by if_exists='replace' (--if-exists replace)"
+        )
 
 
 def _stored_dtype(store: StoreLike) -> torch.dtype:

@@ -47,9 +47,10 @@ class ImportRecord:
         content, last = _content(plan, options), imports[-1]
         for name, ours in content.items():
             if last.get(name) != ours:
+                before, now = _differing(last.get(name), ours)
                 raise ArgumentError(
-                    f"the last import of this store had {name} {last.get(name)!r}, and this one "
-                    f"has {ours!r}: resume needs the same, since frames are counted; import what "
+                    f"the last import of this store had {name} {before!r}, and this one "
+                    f"has {now!r}: resume needs the same, since frames are counted; import what "
                     "is new with if_exists='append'"
                 )
         if "first" not in last:
@@ -92,6 +93,15 @@ class ImportRecord:
                 return place, stored
             stored -= samples
         return len(parts), stored
+
+
+def _differing(before: Any, now: Any) -> tuple[Any, Any]:
+    """What differs of two mappings; other values as they are."""
+    if not isinstance(before, dict) or not isinstance(now, dict):
+        return before, now
+    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    first, second = ({name: one[name] for name in names if name in one} for one in (before, now))
+    return first, second
 
 
 def _content(plan: ImportPlan, options: Mapping[str, Any]) -> dict[str, Any]:

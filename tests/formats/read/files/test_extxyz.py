@@ -100,6 +100,26 @@ def test_most_frames_are_parsed_without_ase(read, monkeypatch):
     assert len(calls) == 1  # the trial of the one pattern
 
 
+def test_frames_of_different_columns_are_parsed_together(read, monkeypatch):
+    texts = [
+        water(f"energy=-{i}.5", forces=(None, "forces", "momenta")[i % 3], shift=i)
+        for i in range(9)
+    ]
+    expected = block_of(enumerate(map(ase_frame, texts)))
+    _, (block,) = read(*texts)
+    assert _are_equal(block, expected)
+    monkeypatch.setattr("zarrpipe.formats.read.files.extxyz_frames.block_of", None)
+    parser = FrameParser()
+    frames = [
+        extxyz.Text(i, 3, t.splitlines()[1].encode(), t.encode()) for i, t in enumerate(texts)
+    ]
+    parser._samples = {pattern_of(one.comment): {"Properties": "", "energy": 0.5} for one in frames}
+    for one in frames:
+        sample = parser._samples[pattern_of(one.comment)]
+        sample["Properties"] = one.comment.decode().split()[0].removeprefix("Properties=")
+    assert _are_equal(parser.block(frames), expected)
+
+
 def test_a_pattern_has_no_numbers():
     assert pattern_of(b"e=-1.25e-3 n=17 s=mp-12") == pattern_of(b"e=7.5 n=4 s=mp-3")
     assert pattern_of(b"e=1.0") != pattern_of(b"e=1")

@@ -129,8 +129,6 @@ def _tried(frame: Text) -> dict[str, Any] | None:
 def _fast(frames: Sequence[Text], samples: Sequence[dict[str, Any]]) -> FrameBlock:
     """Block of frames, each with the items of the sample of its pattern."""
     infos = [_items(frame, sample) for frame, sample in zip(frames, samples, strict=True)]
-    if len({info["Properties"] for info in infos}) > 1:
-        raise ValueError("the frames have different columns")
     return _block(frames, infos)
 
 
@@ -168,34 +166,56 @@ def _value(text: bytes, sample: Any) -> Any:
 
 
 def _block(frames: Sequence[Text], infos: Sequence[dict[str, Any]]) -> FrameBlock:
-    """Block of frames with the same columns."""
+    """Block of frames, whose atoms may have different columns."""
     from ase.data import atomic_numbers  # noqa: PLC0415  ASE is optional
 
-    arrays, counts = _arrays(frames, infos[0]["Properties"])
-    symbols = arrays.pop("symbols")
+    counts = np.array([frame.num_atoms for frame in frames], dtype=np.int64)
+    if not counts.all():
+        raise ValueError("a frame has no atoms")
+    atoms = _atom_columns(frames, [info["Properties"] for info in infos], counts)
+    symbols, positions = (atoms.pop(name).values for name in ("symbols", "positions"))
     table = {symbol: atomic_numbers[symbol.capitalize()] for symbol in np.unique(symbols)}
     cells = [info.get("Lattice") for info in infos]
     pbc = [info.get("pbc", cell is not None) for info, cell in zip(infos, cells, strict=True)]
-    cell = np.array([np.zeros((3, 3)) if one is None else one.T for one in cells], dtype=float)
     columns = _columns(infos)
-    for key, values in arrays.items():
-        if key != "positions":
-            place = "results" if key in _results() else "arrays"
-            present = np.ones(len(frames), dtype=bool)
-            columns[Entry(ATOM, key, place)] = Column(_widened(values), present)
+    for key, found in atoms.items():
+        columns[Entry(ATOM, key, "results" if key in _results() else "arrays")] = found
     return FrameBlock(
         frames=np.array([frame.number for frame in frames], dtype=np.int64),
         num_atoms=counts,
         atomic_numbers=np.array([table[symbol] for symbol in symbols.tolist()], dtype=np.int64),
-        positions=arrays["positions"],
-        cell=cell,
+        positions=positions,
+        cell=np.array([np.zeros((3, 3)) if one is None else one.T for one in cells], dtype=float),
         pbc=np.array([np.broadcast_to(one, 3) for one in pbc], dtype=bool),
         columns=columns,
     )
 
 
-def _arrays(frames: Sequence[Text], properties: str) -> tuple[dict[str, AnyArray], Int64Array]:
-    """Columns of the atoms of all frames by ASE's names, and the number of atoms of each frame."""
+def _atom_columns(
+    frames: Sequence[Text], properties: Sequence[str], counts: Int64Array
+) -> dict[str, Column]:
+    """Columns of the atoms of all frames, by ASE's names."""
+    groups: dict[str, list[int]] = {}
+    for place, text in enumerate(properties):
+        groups.setdefault(text, []).append(place)
+    starts, found = np.concatenate(([0], np.cumsum(counts))), dict[str, Column]()
+    for text, members in groups.items():
+        rows = np.concatenate([np.arange(starts[one], starts[one + 1]) for one in members])
+        for name, values in _arrays([frames[one] for one in members], text).items():
+            if name not in found:
+                fill = np.nan if values.dtype.kind == "f" else np.zeros((), values.dtype)
+                whole = np.full((int(starts[-1]), *values.shape[1:]), fill, dtype=values.dtype)
+                found[name] = Column(whole, np.zeros(len(frames), dtype=bool))
+            ours = found[name]
+            if ours.values.dtype != values.dtype or ours.values.shape[1:] != values.shape[1:]:
+                raise ValueError(f"the frames have different kinds of {name}")
+            ours.values[rows] = values
+            ours.present[members] = True
+    return found
+
+
+def _arrays(frames: Sequence[Text], properties: str) -> dict[str, AnyArray]:
+    """Arrays of the atoms of frames with the same columns, by ASE's names."""
     from ase.io.extxyz import parse_properties  # noqa: PLC0415  ASE is optional
 
     found, names, _, _ = parse_properties(properties)
@@ -206,14 +226,11 @@ def _arrays(frames: Sequence[Text], properties: str) -> tuple[dict[str, AnyArray
         for name, kind in zip(names, kinds, strict=True)
         for place in range(found[name][1])
     ]
-    rows = np.loadtxt(
-        io.BytesIO(b"".join(frame.rows for frame in frames)), dtype=dtype, comments=None, ndmin=1
-    )
-    counts = np.array([frame.num_atoms for frame in frames], dtype=np.int64)
-    if not counts.all():
-        raise ValueError("a frame has no atoms")
-    if int(counts.sum()) != len(rows):
-        raise ValueError(f"{len(rows)} lines of atoms, expected {counts.sum()}")
+    text = io.BytesIO(b"".join(frame.rows for frame in frames))
+    rows = np.loadtxt(text, dtype=dtype, comments=None, ndmin=1)
+    expected = sum(frame.num_atoms for frame in frames)
+    if expected != len(rows):
+        raise ValueError(f"{len(rows)} lines of atoms, expected {expected}")
     arrays: dict[str, AnyArray] = {}
     for name in names:
         ase_name, width = found[name]
@@ -221,9 +238,9 @@ def _arrays(frames: Sequence[Text], properties: str) -> tuple[dict[str, AnyArray
         if parts[0].dtype.kind == "U" and (
             ase_name != "symbols" or np.strings.str_len(parts[0]).max() >= _TEXT_LETTERS
         ):
-            raise ValueError(properties)
+            raise ValueError(f"the columns {properties} have strings for each atom")
         arrays[ase_name] = parts[0].copy() if width == 1 else np.stack(parts, axis=1)
-    return arrays, counts
+    return arrays
 
 
 def _columns(infos: Sequence[dict[str, Any]]) -> dict[Entry, Column]:
@@ -257,10 +274,6 @@ def _results() -> frozenset[str]:
     from ase.calculators.calculator import all_properties  # noqa: PLC0415  ASE is optional
 
     return frozenset(all_properties)
-
-
-def _widened(values: AnyArray) -> AnyArray:
-    return values.astype(np.int64) if values.dtype.kind == "i" else values
 
 
 def _are_equal(ours: FrameBlock, theirs: FrameBlock) -> bool:
