@@ -45,10 +45,10 @@ bench: .venv/.ready ## zarrpipe beside other engines, in about 15 minutes; docs/
 reliability: .venv/.ready ## a night of it: kills, faults, full disks, damaged stores, readers beside writers
 	$(BIN)/python -m reliability all --out runs/reliability/reliability.jsonl
 
-test: .venv/.ready ## every promise of docs/promises.md, in about 8 minutes
+test: .venv/.ready ## every promise of docs/promises.md, in about 10 minutes
 	$(PYTEST) -m "not slow"
 
-check: .venv/.ready ## format, lint, types, and all tests with branch coverage, in about 12 minutes
+check: .venv/.ready ## format, lint, types, and all tests with branch coverage, in about 15 minutes
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
