@@ -503,7 +503,9 @@ def test_entries_that_no_frame_had_that_was_looked_at(write, monkeypatch):
     monkeypatch.setattr("zarrpipe.formats.read.files.extxyz._PART_FRAMES", 1)
     monkeypatch.setattr("zarrpipe.formats.read.read_into._LOOKED_AT", 1)
     store = {}
-    zp.read_into(store, write(water("a=1"), water("energy=-1.0 b=2.5"), water("a=2 c=word")))
+    frames = water("a=1"), water("energy=-1.0 b=2.5"), water("a=2 c=word")
+    report = zp.read_into(store, write(*frames))
+    assert "keys of some frames only were looked at" in str(report.plan)
     batch = zp.ZarrDataset(store).read(slice(None))
     assert batch["a"].tolist() == [[1], [0], [2]]
     assert batch.present("b").tolist() == [False, True, False]

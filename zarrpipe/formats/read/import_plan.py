@@ -125,6 +125,8 @@ class ImportPlan:
         for name in ("energy", "forces") if files else ():
             if name not in names:
                 yield f"  no {name}: no key is named as one; labels={{{name!r}: KEY}} names it"
+        if not all(scan.exhaustive for _, scan in self.sources):
+            yield "  keys of some frames only were looked at; what others add is told at the end"
         left_out = self.left_out
         if left_out or self.not_recognised:
             yield "left out:"

@@ -10,7 +10,7 @@ from zarrpipe.errors import ArgumentError, ZarrPipeError
 from zarrpipe.formats.read.files.ase_frames import frame_of
 from zarrpipe.formats.read.files.assembly import (
     Frame,
-    Seen,
+    ScanFindings,
     block_from,
     parts_of,
     read_each,
@@ -64,7 +64,7 @@ class AseFiles:
             _check_format(self.format)
         if _is_trajectory(path):
             return scan_or_failure(path, _scan_trajectory)
-        seen = Seen()
+        seen = ScanFindings()
         failures = []
         try:
             for frame in self._frames(path):

@@ -144,7 +144,7 @@ def row_kind(entry: Entry, value: Any) -> Kind:
     return kind if entry.level == SYSTEM else Kind(kind.type, kind.shape[1:])
 
 
-class Seen:
+class ScanFindings:
     """What a scan has seen of a source, frame by frame."""
 
     def __init__(self) -> None:
@@ -217,7 +217,7 @@ def scan_of(parts: Iterable[Part], frames: Iterable[Frame]) -> Scan:
 
     A frame that cannot be read is told when its part is read.
     """
-    seen = Seen()
+    seen = ScanFindings()
     for frame in frames:
         seen.add(frame)
     return seen.scan(parts)
