@@ -10,7 +10,7 @@ import zarrpipe
 
 ROOT = Path(zarrpipe.__file__).parent
 ROOMS = (
-    {"compat", "errors", "libraries"},
+    {"compat", "errors", "libraries", "progress"},
     {"data"},
     {"adapters"},
     {"transforms"},

@@ -12,6 +12,8 @@ from zarrpipe.cli.options import (
     Fields,
     Fractions,
     Json,
+    Sort,
+    Split,
     Store,
     Where,
     fractions_of,
@@ -45,26 +47,10 @@ def export(
     ] = None,
     where: Where = None,
     fields: Fields = None,
-    split: Annotated[
-        str | None,
-        typer.Option(
-            "--split",
-            metavar="SPLIT",
-            help="Only a split: train, val or test of --fractions and --by, or an index file.",
-            show_default=False,
-        ),
-    ] = None,
+    split: Split = None,
     fractions: Fractions = FRACTIONS,
     by: By = "id",
-    sort: Annotated[
-        str | None,
-        typer.Option(
-            "--sort",
-            metavar="COLUMN",
-            help="The largest first, of a column or of what follows from columns, as max_force.",
-            show_default=False,
-        ),
-    ] = None,
+    sort: Sort = None,
     limit: Annotated[
         int | None, typer.Option("--limit", metavar="N", help="Most samples to write.")
     ] = None,

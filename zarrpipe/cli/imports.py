@@ -124,7 +124,7 @@ def import_(
             dry_run=dry_run,
             processes=processes,
             progress=sys.stderr.isatty() and not as_json,
-            tell=_told(as_json=as_json),
+            on_plan=_printer(as_json=as_json),
         )
     except KeyboardInterrupt:
         report("interrupted: --resume goes on where this import stopped")
@@ -134,7 +134,7 @@ def import_(
     return FOUND if found.failures else GOOD
 
 
-def _told(*, as_json: bool) -> Callable[[Any], None] | None:
+def _printer(*, as_json: bool) -> Callable[[Any], None] | None:
     """Function that prints the plan; JSON has it in the report."""
     return None if as_json else lambda plan: show({}, plan, as_json=False)
 

@@ -11,6 +11,8 @@ from zarrpipe.cli.options import (
     Fields,
     Fractions,
     Json,
+    Sort,
+    Split,
     Store,
     Stores,
     Where,
@@ -47,15 +49,7 @@ def stats(
     stores: Stores,
     *,
     where: Where = None,
-    split: Annotated[
-        str | None,
-        typer.Option(
-            "--split",
-            metavar="SPLIT",
-            help="Only a split: train, val or test of --fractions and --by, or an index file.",
-            show_default=False,
-        ),
-    ] = None,
+    split: Split = None,
     fractions: Fractions = FRACTIONS,
     by: By = "id",
     as_json: Json = False,
@@ -87,15 +81,7 @@ def show(
     stores: Stores,
     *,
     where: Where = None,
-    sort: Annotated[
-        str | None,
-        typer.Option(
-            "--sort",
-            metavar="COLUMN",
-            help="The largest first, of a column or of what follows from columns, as max_force.",
-            show_default=False,
-        ),
-    ] = None,
+    sort: Sort = None,
     tail: Annotated[
         bool, typer.Option("--tail", help="The last samples; with --sort the smallest first.")
     ] = False,

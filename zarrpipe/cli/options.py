@@ -36,6 +36,24 @@ Fields = Annotated[
         show_default=False,
     ),
 ]
+Split = Annotated[
+    str | None,
+    typer.Option(
+        "--split",
+        metavar="SPLIT",
+        help="Only a split: train, val or test of --fractions and --by, or an index file.",
+        show_default=False,
+    ),
+]
+Sort = Annotated[
+    str | None,
+    typer.Option(
+        "--sort",
+        metavar="COLUMN",
+        help="The largest first, of a column or of what follows from columns, as max_force.",
+        show_default=False,
+    ),
+]
 Fractions = Annotated[
     str,
     typer.Option(

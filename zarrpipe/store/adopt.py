@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from zarrpipe.errors import StoreFormatError, StoreNotFoundError, StoreReadOnlyError
+from zarrpipe.progress import progress_bar
 from zarrpipe.store.backend.location import Root, StoreLike
 from zarrpipe.store.backend.swap import (
     discard,
@@ -20,7 +21,6 @@ from zarrpipe.store.format.layout import store_specs
 from zarrpipe.store.format.metadata import Attributes
 from zarrpipe.store.read.snapshot import Snapshot
 from zarrpipe.store.rewrite.delete_defragment import scratch_of
-from zarrpipe.store.rewrite.merge import progress_bar
 from zarrpipe.store.rewrite.merge_plan import MergePlan
 from zarrpipe.store.rewrite.merge_source import MergeSource
 from zarrpipe.store.rewrite.write_store import field_bytes, write_store

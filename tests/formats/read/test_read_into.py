@@ -462,13 +462,13 @@ def test_stores_as_sources(write, tmp_path):
 
 def test_a_dry_run_writes_nothing_and_the_plan_is_told_first(write):
     path, store, told = write(water("energy=-1.0 nested=[[1,2],[3]]", forces="forces")), {}, []
-    report = zp.read_into(store, path, dry_run=True, tell=lambda plan: told.append(str(plan)))
+    report = zp.read_into(store, path, dry_run=True, on_plan=lambda plan: told.append(str(plan)))
     assert store == {}
     assert report.num_samples == 0
     assert "energy  from results['energy'], eV" in told[0]
     assert "forces  from results['forces'], eV/Angstrom" in told[0]
     seen = []
-    zp.read_into(store, path, tell=lambda _: seen.append(dict(store)))
+    zp.read_into(store, path, on_plan=lambda _: seen.append(dict(store)))
     assert seen == [{}]
 
 
@@ -499,9 +499,9 @@ def test_strings_that_are_too_many_are_left_out_and_counted(write, monkeypatch):
 
 def test_entries_that_no_frame_had_that_was_looked_at(write, monkeypatch):
     """Where a scan looks at some frames only, as it does with files of very many patterns."""
-    monkeypatch.setattr("zarrpipe.formats.read.files.extxyz._MOST_PATTERNS", 1)
+    monkeypatch.setattr("zarrpipe.formats.read.files.extxyz.MOST_PATTERNS", 1)
     monkeypatch.setattr("zarrpipe.formats.read.files.extxyz._PART_FRAMES", 1)
-    monkeypatch.setattr("zarrpipe.formats.read.read_into._LOOKED_AT", 1)
+    monkeypatch.setattr("zarrpipe.formats.read.planning._MOST_SAMPLED", 1)
     store = {}
     frames = water("a=1"), water("energy=-1.0 b=2.5"), water("a=2 c=word")
     report = zp.read_into(store, write(*frames))

@@ -194,6 +194,19 @@ def test_samples_that_moved_are_noticed_at_the_boundary_of_a_part(
         zp.read_into(store, files, resume=True)
 
 
+def test_samples_that_were_deleted_before_an_import_are_noticed(files, tmp_path, monkeypatch):
+    store = tmp_path / "store"
+    zp.read_into(store, files[1])
+    monkeypatch.setattr(zp.ZarrData, "write", failing_after(0))
+    with pytest.raises(OSError, match="stop"):
+        zp.read_into(store, files[0], if_exists="append")
+    monkeypatch.undo()
+    with zp.AtomicDataZarrWriter(store) as writer:
+        writer.delete([0])
+    with pytest.raises(ArgumentError, match="samples before this import are fewer"):
+        zp.read_into(store, files[0], resume=True)
+
+
 def test_failures_before_a_kill_are_reported_after_it(files, tmp_path, small_parts, monkeypatch):
     store = tmp_path / "store"
     whole = zp.read_into({}, files).failures

@@ -73,11 +73,13 @@ class SourceUnits:
         """
         if stress_sign not in _SIGNS:
             raise ArgumentError(f"stress_sign={stress_sign!r}, expected one of {', '.join(_SIGNS)}")
-        texts = {name: spelled(text) for name, text in given.items()}
+        texts = {name: normalized_unit(text) for name, text in given.items()}
         own = {name for name in texts if name not in CORE_FIELDS and name not in _BASES}
         bases = {name: text for name, text in texts.items() if name in _BASES}
         fields = {name: text for name, text in texts.items() if name not in {*own, *_BASES}}
-        fields |= {name: spelled(text) for name, text in stated.items() if name in CORE_FIELDS}
+        fields |= {
+            name: normalized_unit(text) for name, text in stated.items() if name in CORE_FIELDS
+        }
         to_source = ConvertUnits(**bases, fields=fields).factors  # type: ignore[arg-type]
         factors = {name: 1 / factor for name, factor in to_source.items() if factor != 1}
         if stress_sign == "pressure":
@@ -102,7 +104,7 @@ class SourceUnits:
         return "".join(words)
 
 
-def spelled(unit: str) -> str:
+def normalized_unit(unit: str) -> str:
     """Unit with the usual short names written out."""
     return "".join(
         _ALIASES.get(word, word) for word in re.split(r"([^\wÅ])", unit.strip().replace("**", "^"))

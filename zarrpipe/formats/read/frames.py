@@ -164,10 +164,12 @@ def kind_of(value: Any) -> Kind | None:
     return None if name is None else Kind(name, array.shape)
 
 
-def joined_kind(kinds: Iterable[Kind]) -> Kind | str:
-    """Kind that takes values of all these kinds, or the reason why there is none."""
+def joined_kind(kinds: Iterable[Kind], level: str = SYSTEM) -> Kind | str:
+    """Kind that takes values of all these kinds at a level, or the reason why there is none."""
     found = set(kinds)
     types, shapes = {kind.type for kind in found}, {kind.shape for kind in found}
+    if "str" in types and level != SYSTEM:
+        return f"has a string for each {level}, and fields of strings have one a system"
     if "str" in types:
         plain = shapes == {()}
         return Kind("str") if plain else "has strings in rows of several, expected one a structure"

@@ -10,7 +10,7 @@ from zarrpipe.adapters.dialects import LABELS, unit_of
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.fields import CORE_FIELDS
 from zarrpipe.errors import ArgumentError, LabelError
-from zarrpipe.formats.read.conversion import SourceUnits, spelled
+from zarrpipe.formats.read.conversion import SourceUnits, normalized_unit
 from zarrpipe.formats.read.frames import (
     POSITIONS,
     Entry,
@@ -18,7 +18,6 @@ from zarrpipe.formats.read.frames import (
     FrameBlock,
     Kind,
     Part,
-    Reader,
     Scan,
 )
 from zarrpipe.formats.read.labels import ISOLATED_ATOM, LabelPlan
@@ -83,9 +82,11 @@ class ImportPlan:
         found = {entry: why for _, scan in self.sources for entry, why in scan.left_out.items()}
         return {**found, **self.labels.left_out}
 
-    def tasks(self) -> list[tuple[Reader, Part]]:
-        """All parts of all sources, in order."""
-        return [(source.reader, part) for source, scan in self.sources for part in scan.parts]
+    def parts(self) -> list[tuple[int, Part]]:
+        """All parts in order, each with the place of its source."""
+        return [
+            (place, part) for place, (_, scan) in enumerate(self.sources) for part in scan.parts
+        ]
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain types."""
@@ -309,7 +310,11 @@ def _unless_ours(name: str, text: str) -> str:
     if text in ("", "none") or name not in CORE_FIELDS:
         return "" if text == "none" else text
     try:
-        return "" if parse(spelled(text)) == parse(CORE_FIELDS[name].unit) else spelled(text)
+        return (
+            ""
+            if parse(normalized_unit(text)) == parse(CORE_FIELDS[name].unit)
+            else normalized_unit(text)
+        )
     except ArgumentError as error:
         raise LabelError(
             f"the files state a unit of {name}, and {error}: give units={{{name!r}: ...}} "

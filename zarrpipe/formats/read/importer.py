@@ -1,7 +1,6 @@
 """Parts of files converted and written, each recorded so that a kill loses nothing."""
 
-import importlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from zarrpipe.formats.read.import_plan import (
 from zarrpipe.formats.read.labels import ISOLATED_ATOM
 from zarrpipe.formats.read.processes import ReadParts, Task
 from zarrpipe.formats.read.resume import ImportRecord
+from zarrpipe.progress import progress_bar
 from zarrpipe.sink import ZarrData
 
 _MOVED = (
@@ -58,13 +58,12 @@ class Importer:
         progress: bool,
     ) -> None:
         """Read, convert and write all parts that are not stored."""
-        parts = [
-            (place, part)
-            for place, (_, scan) in enumerate(self._plan.sources)
-            for part in scan.parts
-        ]
-        tasks, record, new = self._plan.tasks(), *self._begun(sink, record, options)
+        parts = self._plan.parts()
+        tasks = [(self._plan.sources[place].source.reader, part) for place, part in parts]
+        record, new = self._begun(sink, record, options)
         self._report.num_before = len(sink) - record.first
+        if self._report.num_before < 0:
+            raise ArgumentError(f"the samples before this import are fewer than with {_MOVED}")
         self._report.failures += [*record.failed.values()]
         begin, stored = record.next_part(parts, self._report.num_before)
         if self._report.num_before:
@@ -73,16 +72,16 @@ class Importer:
             return
         if new:
             sink._record_import(record.to_dict(), new=True)
-        counts = {"total": self._plan.num_frames, "initial": self._report.num_before}
-        with progress_bar(None, "import", unit=" frames", shown=progress, **counts) as bar:
+        total, before = self._plan.num_frames, self._report.num_before
+        with progress_bar(progress, "import", total, unit=" frames", initial=before) as done:
             blocks = read_parts(tasks[begin:])
             for (place, _), (part, block) in zip(parts[begin:], blocks, strict=True):
                 if not isinstance(block, Batch) and block.failures:
-                    self._note(sink, record, place, block.failures)
+                    self._record_failures(sink, record, place, block.failures)
                 if len(block):
                     self._write(sink, part, block, stored)
                 stored = 0
-                bar.update(part.num_frames)
+                done(part.num_frames)
         record.complete = True
         sink._record_import(record.to_dict(), new=False)
 
@@ -120,7 +119,7 @@ class Importer:
         if not np.array_equal(batch_ids(batch), theirs):
             raise ArgumentError(f"the last samples of the store are not {_MOVED}")
 
-    def _note(
+    def _record_failures(
         self, sink: ZarrData, record: ImportRecord, place: int, failures: tuple[Failure, ...]
     ) -> None:
         """Record frames that could not be read, before those after them are written."""
@@ -156,7 +155,7 @@ class Importer:
             batch, frames = block, np.arange(part.first, part.first + part.num_frames)
         else:
             if not self._labels.entries.issuperset(block.columns):
-                self._take_in(block)
+                self._extend_labels(block)
             check_units_beside(block, self._plan)
             plan, frames = self._plan, block.frames
             self._note_left_out(part, block)
@@ -174,7 +173,7 @@ class Importer:
             frames = f"frames {block.frames[0]} to {block.frames[-1]} of {part.path}"
             self._report.left_out.setdefault(entry, f"{block.left_out[entry]} ({frames})")
 
-    def _take_in(self, block: FrameBlock) -> None:
+    def _extend_labels(self, block: FrameBlock) -> None:
         """Plan entries that no frame had that was looked at before."""
         names = {"f": "float", "i": "int", "b": "bool", "O": "str"}
         for entry, column in block.columns.items():
@@ -204,11 +203,3 @@ def _not_finite(batch: Batch, name: str) -> int:
     counts = torch.zeros(batch.num_graphs, dtype=torch.int64)
     counts.index_add_(0, batch.batch_idx, wrong.long())
     return int(((counts > 0) & batch.present(name)).sum())
-
-
-def progress_bar(
-    items: Iterable[Any] | None, title: str, *, unit: str, shown: bool, **options: Any
-) -> Any:
-    """Bar of tqdm over some items, with the rate and the time that is left."""
-    tqdm = importlib.import_module("tqdm").tqdm
-    return tqdm(items, title, unit=unit, disable=not shown, smoothing=0.1, **options)

@@ -1,4 +1,4 @@
-"""Which key of a source becomes which field, decided and told before anything is written."""
+"""Which key of a source becomes which field, decided before anything is written."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -72,7 +72,7 @@ def plan_labels(
 
     Raises LabelError if two keys may be the same label, or a key that is asked for is not there.
     """
-    kinds = {entry: joined_kind(seen) for entry, seen in found.items()}
+    kinds = {entry: joined_kind(seen, entry.level) for entry, seen in found.items()}
     unknown = {*ignore} - {entry.key for entry in kinds}
     if unknown:
         raise LabelError(
@@ -88,12 +88,14 @@ def plan_labels(
     for entry, kind in kinds.items():
         if entry in taken:
             continue
-        reason = _reason(entry, kind, ignore)
         name = label_of(entry.level, entry.key)
-        if name is not None and name not in labels and entry.key not in ignore:
+        if entry.key in ignore:
+            left_out[entry] = "is ignored, as was asked for"
+            continue
+        if name is not None and name not in labels:
             _check_fits(name, entry, kind)
-        if isinstance(kind, str) or reason is not None:
-            left_out[entry] = str(reason)
+        if isinstance(kind, str):
+            left_out[entry] = kind
         elif name is None or not _fits(name, kind):
             own[entry] = kind
         elif name in labels:
@@ -132,17 +134,6 @@ def _check_fits(name: str, entry: Entry, kind: Kind | str) -> None:
         f"labels={{{name!r}: None}} (--label {name}=none), or keep it under a name of your own by "
         f"labels={{{name!r}: None, 'NAME': {entry.key!r}}}"
     )
-
-
-def _reason(entry: Entry, kind: Kind | str, ignore: Collection[str]) -> str | None:
-    """Why no field can have an entry; None if one can."""
-    if entry.key in ignore:
-        return "is ignored, as was asked for"
-    if isinstance(kind, str):
-        return kind
-    if kind.type == "str" and entry.level != SYSTEM:
-        return "has a string for each atom, and fields of strings have one a system"
-    return None
 
 
 def _asked(

@@ -11,38 +11,34 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from zarrpipe.data.batch import Batch
 from zarrpipe.data.validate import check_count
 from zarrpipe.dataset.zarr_dataset import ZarrDataset
 from zarrpipe.errors import (
     ArgumentError,
-    LabelError,
     SourceError,
     StoreExistsError,
     StoreNotFoundError,
 )
-from zarrpipe.formats.read.conversion import SourceUnits, StressSign, batch_of
+from zarrpipe.formats.read.conversion import StressSign
 from zarrpipe.formats.read.import_plan import (
     ImportPlan,
     ImportReport,
     ScannedSource,
     check_levels_used,
-    stated_units,
     united_entries,
 )
-from zarrpipe.formats.read.importer import Importer, progress_bar
-from zarrpipe.formats.read.labels import ISOLATED_ATOM, LabelOptions, LabelPlan, plan_labels
-from zarrpipe.formats.read.plausibility import doubts
-from zarrpipe.formats.read.processes import Task, parsing
+from zarrpipe.formats.read.importer import Importer
+from zarrpipe.formats.read.labels import LabelOptions, plan_labels
+from zarrpipe.formats.read.planning import plan_import
+from zarrpipe.formats.read.processes import parsing
 from zarrpipe.formats.read.resume import ImportRecord
 from zarrpipe.formats.read.sources import STDIN, Source, SourceLike, find_sources
+from zarrpipe.progress import progress_bar
 from zarrpipe.sink import ZarrData
 from zarrpipe.store.backend.location import Root, StoreLike
 from zarrpipe.store.format.config import ZarrWriteConfig
 from zarrpipe.store.format.metadata import Attributes
 
-_LOOKED_AT = 16
-"""Parts whose labels are looked at before anything is written."""
 _PROCESSES_FROM = 1 << 26
 """Bytes of sources from which processes are worth their start."""
 _MOST_PROCESSES = 8
@@ -69,7 +65,7 @@ def read_into(
     config: ZarrWriteConfig | Mapping[str, Any] | None = None,
     processes: int | None = None,
     progress: bool = False,
-    tell: Callable[[ImportPlan], object] | None = None,
+    on_plan: Callable[[ImportPlan], object] | None = None,
 ) -> ImportReport:
     r"""Read files of other programs into a store.
 
@@ -125,7 +121,7 @@ def read_into(
         Processes that parse; by default one for each processor if there is enough to do.
     progress : bool
         Whether to show a progress bar.
-    tell : callable, optional
+    on_plan : callable, optional
         Called with the `ImportPlan` before anything is written.
 
     Returns
@@ -162,50 +158,28 @@ def read_into(
         asked = {"labels": labels, "units": units, "ignore": ignore, "dtype": dtype}
         _check_stores(found, {**asked, "stress_sign": stress_sign != "tension"})
         read_parts = stack.enter_context(parsing(_processes(processes, found)))
-        scanned = tuple(
-            ScannedSource(source, source.reader.scan(source.path))
-            for source in progress_bar(found, "looking through", unit=" sources", shown=progress)
-        )
-        goes_on = resume or if_exists == "append"
-        dtype = dtype or (_stored_dtype(store) if goes_on else torch.float64)
+        scanned = _scanned(found, progress=progress)
         scans = [scan for _, scan in scanned]
         check_levels_used(levels or {}, scans)
-        found_labels = plan_labels(
-            united_entries(scans),
-            labels or {},
-            ignore,
-            reserved=("source", "source_index") if source_fields else (),
-        )
-        plan = _planned(
-            scanned,
-            unknown,
-            found_labels,
-            units or {},
-            stress_sign,
-            dtype=dtype,
-            force=force,
-        )
-        if plan.failures and (strict or not plan.num_frames):
-            count = f"and none of {len(plan.failures):,} frames that were looked at can be read"
-            more = "strict" if strict else count
-            raise SourceError(f"{plan.failures[0]} ({more})")
-        if not plan.num_frames:
-            raise SourceError(f"there is no frame in {', '.join(one.path for one in found)}")
-        if tell is not None:
-            tell(plan)
+        reserved = ("source", "source_index") if source_fields else ()
+        label_plan = plan_labels(united_entries(scans), labels or {}, ignore, reserved)
+        plan = plan_import(scanned, unknown, label_plan, units or {}, stress_sign, force=force)
+        _check_readable(plan, strict=strict)
+        if on_plan is not None:
+            on_plan(plan)
         report = ImportReport(plan, failures=list(plan.failures))
         if dry_run:
             return report
+        if not resume and if_exists == "error":
+            _check_not_unfinished(store)
+        goes_on = resume or if_exists == "append"
+        dtype = dtype or (_stored_dtype(store) if goes_on else torch.float64)
         options = {"source_fields": source_fields, "dtype": str(dtype).removeprefix("torch.")}
         importer = Importer(plan, report, dtype, source_fields=source_fields, strict=strict)
         config = _with_units(ZarrWriteConfig.of(config), plan)
         room = max(1_000_000, plan.num_frames) if capacity is None else capacity
-        if not resume and if_exists == "error":
-            _check_not_unfinished(store)
         with ZarrData(store, room, config, if_exists="append" if resume else if_exists) as sink:
-            record = None
-            if resume:
-                record = ImportRecord.resume(sink._imports(), plan, options)
+            record = ImportRecord.resume(sink._imports(), plan, options) if resume else None
             if capacity is None:
                 sink.resize(len(sink) + plan.num_frames)
             try:
@@ -221,6 +195,26 @@ def read_into(
         return report
 
 
+def _scanned(found: Sequence[Source], *, progress: bool) -> tuple[ScannedSource, ...]:
+    """Sources with what a look through each found."""
+    scanned: list[ScannedSource] = []
+    with progress_bar(progress, "looking through", len(found), unit=" sources") as done:
+        for source in found:
+            scanned.append(ScannedSource(source, source.reader.scan(source.path)))
+            done(1)
+    return tuple(scanned)
+
+
+def _check_readable(plan: ImportPlan, *, strict: bool) -> None:
+    """Refuse sources without a frame that can be read, and with `strict` any that cannot."""
+    if plan.failures and (strict or not plan.num_frames):
+        count = f"and none of {len(plan.failures):,} frames that were looked at can be read"
+        raise SourceError(f"{plan.failures[0]} ({'strict' if strict else count})")
+    if not plan.num_frames:
+        paths = ", ".join(source.path for source, _ in plan.sources)
+        raise SourceError(f"there is no frame in {paths}")
+
+
 def _check_stores(found: Sequence[Source], asked: Mapping[str, object]) -> None:
     """Refuse options that change labels for stores, which are taken as they are."""
     stores = [source.path for source in found if source.reader.name == "zarr"]
@@ -230,57 +224,6 @@ def _check_stores(found: Sequence[Source], asked: Mapping[str, object]) -> None:
             f"{', '.join(given)} cannot be given for stores, whose samples are taken as they are "
             f"({', '.join(stores)}): import them apart, or use zarrpipe.merge"
         )
-
-
-def _planned(
-    scanned: tuple[ScannedSource, ...],
-    unknown: Sequence[str],
-    labels: LabelPlan,
-    units: Mapping[str, str],
-    stress_sign: StressSign,
-    *,
-    dtype: torch.dtype,
-    force: bool,
-) -> ImportPlan:
-    """Plan of an import; raises LabelError where labels are not plausible, unless `force`."""
-    single = any(scan.num_single_atoms for _, scan in scanned)
-    single = single and ISOLATED_ATOM not in labels.fields
-    known = SourceUnits.of(units, stress_sign)
-    plan = ImportPlan(scanned, labels, known, isolated=single, not_recognised=tuple(unknown))
-    wrong = known.own.keys() - labels.fields.keys()
-    if wrong:
-        raise ArgumentError(
-            f"units has {sorted(wrong)}, expected energy, length, mass, charge or a field of the "
-            f"import: {', '.join(labels.fields)}"
-        )
-    blocks = [reader.read(part) for reader, part in _looked_at(scanned)]
-    failures = [one for block in blocks if not isinstance(block, Batch) for one in block.failures]
-    if failures and not any(map(len, blocks)):
-        count = f"none of {len(failures):,} frames that were looked at can be read"
-        raise SourceError(f"{failures[0]} (and {count})")
-    stated = stated_units(blocks, labels, units, [scan for _, scan in scanned])
-    if stated:
-        plan = replace(plan, units=SourceUnits.of(units, stress_sign, stated))
-    plan = replace(plan, stated=stated, units_given=frozenset(units))
-    frames = [block for block in blocks if not isinstance(block, Batch) and len(block)]
-    batches = [
-        batch_of(block, labels, plan.units, dtype=torch.float64, isolated=False) for block in frames
-    ]
-    found = tuple(doubts(batches).values())
-    if found and not force:
-        raise LabelError(f"{'; '.join(found)}; or import them as they are by force=True (--force)")
-    return replace(plan, doubts=found)
-
-
-def _looked_at(scanned: tuple[ScannedSource, ...]) -> list[Task]:
-    """First and last parts of the sources, of some where there are many."""
-    ends = [
-        (source.reader, part)
-        for source, scan in scanned
-        for part in dict.fromkeys((*scan.parts[:1], *scan.parts[-1:]))
-    ]
-    step = max(1, len(ends) // _LOOKED_AT)
-    return [*ends[::step][:_LOOKED_AT], *ends[-1:]] if step > 1 else ends
 
 
 def _processes(asked: int | None, found: Sequence[Source]) -> int:

@@ -17,7 +17,7 @@ from zarrpipe.data.schema import Field, Schema
 from zarrpipe.data.validate import check_count
 from zarrpipe.dataset.zarr_dataset import ZarrDataset
 from zarrpipe.errors import StoreEmptyError
-from zarrpipe.libraries import require
+from zarrpipe.progress import progress_bar
 from zarrpipe.store.query.columns import check_fields, field_names
 from zarrpipe.training.splits.of_dataset import rows_of_split
 
@@ -106,17 +106,10 @@ class Samples:
 
     def batches(self) -> Iterator[Batch]:
         """Batches of about 32 MB, in order and in memory."""
-        bar = None
-        if self._progress:
-            bar = require("tqdm", "io").tqdm(total=len(self), unit="sample", unit_scale=True)
-        try:
+        with progress_bar(self._progress, "export", len(self), unit=" samples") as done:
             for batch in stream_batches(self._dataset):
                 yield batch.without(*self._unwanted).cpu()
-                if bar is not None:
-                    bar.update(batch.num_graphs)
-        finally:
-            if bar is not None:
-                bar.close()
+                done(batch.num_graphs)
 
     def missing(self, name: str) -> int:
         """Number of samples that lack a field."""

@@ -9,6 +9,7 @@ import zarr
 
 from zarrpipe.data.levels import Level
 from zarrpipe.errors import StoreFormatError, StoreNotFoundError, StoreReadOnlyError
+from zarrpipe.progress import progress_bar
 from zarrpipe.store.backend.location import Root, StoreLike
 from zarrpipe.store.backend.lock import WriterLock, holder_of
 from zarrpipe.store.check.check_samples import SampleFindings
@@ -42,7 +43,6 @@ from zarrpipe.store.check.stray_files import (
 from zarrpipe.store.format.layout import ATOMS_PTR
 from zarrpipe.store.format.metadata import Attributes
 from zarrpipe.store.format.validate import translate_zarr_errors
-from zarrpipe.store.rewrite.merge import progress_bar
 
 FILL = "fill these chunks and delete the samples with rows in them"
 _ATTEMPTS, _REPAIRS = 3, 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from zarrpipe.data.validate import check_flag
 from zarrpipe.errors import ArgumentError
+from zarrpipe.progress import progress_bar
 from zarrpipe.store.backend.location import Root, StoreLike
 from zarrpipe.store.rewrite.delete_defragment import (
     StoredConfig,
@@ -11,7 +12,6 @@ from zarrpipe.store.rewrite.delete_defragment import (
     check_rewritable,
     scratch_of,
 )
-from zarrpipe.store.rewrite.merge import progress_bar
 from zarrpipe.store.rewrite.merge_plan import MergePlan
 from zarrpipe.store.rewrite.merge_source import MergeSource
 from zarrpipe.store.rewrite.target import check_vacant, tidied, write_plan

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from zarrpipe.data.levels import Level
 from zarrpipe.data.schema import Field
 from zarrpipe.data.validate import check_count
 from zarrpipe.errors import FieldError, SchemaError, StoreNotFoundError
+from zarrpipe.progress import progress_bar
 from zarrpipe.store.backend.location import Root, StoreLike
 from zarrpipe.store.format.config import ZarrWriteConfig
 from zarrpipe.store.query.columns import check_fields, field_names
@@ -23,7 +23,6 @@ from zarrpipe.store.rewrite.write_store import field_bytes
 from zarrpipe.store.write.store_writer import StoreWriter
 
 Config = ZarrWriteConfig | Mapping[str, Any] | None
-_PATIENCE = 2.0  # seconds without a progress bar
 
 
 def merge(
@@ -218,29 +217,3 @@ def _check_levels(fields: Sequence[Field]) -> None:
 def _check_seed(shuffle: int | None) -> None:
     if shuffle is not None:
         check_count("shuffle", shuffle, unit="a seed", error=FieldError)
-
-
-@contextmanager
-def progress_bar(shown: bool | None, title: str, total: int) -> Iterator[Callable[[int], object]]:
-    """Yield a function that advances a progress bar by a number of bytes, out of `total`.
-
-    With None, the bar appears after two seconds if there is a terminal and tqdm. With True,
-    ModuleNotFoundError is raised without tqdm.
-    """
-    if shown is False:
-        yield int
-        return
-    try:
-        from tqdm import tqdm  # noqa: PLC0415  optional
-    except ImportError as error:
-        if shown:
-            raise ModuleNotFoundError(
-                "progress=True needs tqdm: install it with pip install tqdm, or leave progress out"
-            ) from error
-        yield int
-        return
-    delay, disable = (0.0, False) if shown else (_PATIENCE, None)
-    with tqdm(
-        total=total, desc=title, unit="B", unit_scale=True, delay=delay, disable=disable
-    ) as bar:
-        yield bar.update

@@ -77,7 +77,7 @@ def write_splits(
         ids = np.setdiff1d(own, taken, assume_unique=True)
         seen += len(own) - len(ids)
         taken = np.union1d(taken, ids)
-        samples = sum(int(np.isin(of_split, ids).sum()) for of_split in every.values())
+        samples = sum(int(np.isin(of_split, ids, kind="sort").sum()) for of_split in every.values())
         written[name] = WrittenSplit(files[name], samples, write_ids(files[name], ids))
     return written, seen
 
@@ -110,7 +110,7 @@ def rows_of_split(
             f"split is {split!r}, expected one of {', '.join(SPLITS)}, or an index file (.npy)"
         )
     ids = read_ids(split, "split")
-    rows = np.flatnonzero(np.isin(dataset.ids, ids))
+    rows = np.flatnonzero(np.isin(dataset.ids, ids, kind="sort"))
     if len(ids) and not len(rows):
         raise ArgumentError(
             f"none of the {len(ids)} ids of {split} is in the stores: give the index file that was "

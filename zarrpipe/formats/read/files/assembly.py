@@ -130,10 +130,7 @@ def _kind_of_all(entry: Entry, given: list[Any]) -> Kind | str:
     kinds = {row_kind(entry, value) for value in given if value is not None}
     if NOT_A_VALUE in kinds:
         return "is neither numbers nor a string"
-    kind = joined_kind(kinds)
-    if isinstance(kind, Kind) and kind.type == "str" and entry.level != SYSTEM:
-        return f"has a string for each {entry.level}, and fields of strings have one a system"
-    return kind
+    return joined_kind(kinds, entry.level)
 
 
 def row_kind(entry: Entry, value: Any) -> Kind:

@@ -9,6 +9,7 @@ from typing import IO, TYPE_CHECKING, NamedTuple
 from zarrpipe.formats.read.files.ase_frames import block_of, entries_of
 from zarrpipe.formats.read.files.assembly import row_kind
 from zarrpipe.formats.read.files.extxyz_frames import (
+    MOST_PATTERNS,
     PARSE_ERRORS,
     FrameParser,
     Text,
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 _PART_BYTES = 1 << 20
 _PART_FRAMES = 500
-_MOST_PATTERNS = 5000
 
 
 class _Frame(NamedTuple):
@@ -72,7 +72,7 @@ class ExtXYZ:
                 last = frame.stop
                 singles += frame.num_atoms == 1
                 pattern = hash(pattern_of(frame.comment))
-                if pattern not in patterns and tries < _MOST_PATTERNS:
+                if pattern not in patterns and tries < MOST_PATTERNS:
                     tries += 1
                     if _add_kinds(kinds, again, frame):
                         patterns.add(pattern)
@@ -85,7 +85,7 @@ class ExtXYZ:
             tuple(parts),
             {entry: frozenset(found) for entry, found in kinds.items()},
             tuple(failures),
-            exhaustive=tries < _MOST_PATTERNS,
+            exhaustive=tries < MOST_PATTERNS,
             num_single_atoms=singles,
         )
 

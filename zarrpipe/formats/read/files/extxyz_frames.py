@@ -37,7 +37,8 @@ _ITEM = re.compile(rb'([A-Za-z_][\w-]*)=("[^"\\{}\[\]]*"|[^\s"\\{}\[\],=]+)\s*')
 _SIX = re.compile(r"""\b(stress|virial)\s*=\s*["']\s*((?:[^\s"']+\s+){5}[^\s"']+)\s*["']""")
 _DIGIT = re.compile(rb"\d")
 _TEXT_LETTERS = 16
-_MOST_PATTERNS = 5000
+MOST_PATTERNS = 5000
+"""Patterns of comments that are remembered of a file."""
 
 PARSE_ERRORS = (ValueError, LookupError, TypeError, OSError, ArithmeticError, AssertionError)
 """What ASE raises for a frame that it cannot read."""
@@ -110,12 +111,12 @@ class FrameParser:
     def _sample(self, frame: Text) -> dict[str, Any] | None:
         """Items of the first comment of a frame's pattern; None where ASE has to parse."""
         pattern = pattern_of(frame.comment)
-        if pattern not in self._samples and len(self._samples) < _MOST_PATTERNS:
-            self._samples[pattern] = _tried(frame)
+        if pattern not in self._samples and len(self._samples) < MOST_PATTERNS:
+            self._samples[pattern] = _verified_sample(frame)
         return self._samples.get(pattern)
 
 
-def _tried(frame: Text) -> dict[str, Any] | None:
+def _verified_sample(frame: Text) -> dict[str, Any] | None:
     """Items of a comment as ASE reads them, if the block that is made here is that of ASE."""
     try:
         items = _parsed_comment(frame.comment.decode().strip())
