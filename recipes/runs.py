@@ -1,10 +1,10 @@
 """The directory of a training run: its name, its files, and how a run goes on in it.
 
-    runs/ethanol-schnet/
-        config.yaml        every setting of the run
-        metrics.csv        what was logged, by step
-        tensorboard/       the same, for ``tensorboard --logdir runs``
-        checkpoints/       best.ckpt and last.ckpt
+runs/ethanol-schnet/
+    config.yaml        every setting of the run
+    metrics.csv        what was logged, by step
+    tensorboard/       the same, for ``tensorboard --logdir runs``
+    checkpoints/       best.ckpt and last.ckpt
 """
 
 import csv
@@ -24,7 +24,12 @@ from lightning.pytorch.utilities import rank_zero_only
 from zarrpipe.errors import ArgumentError
 
 ROOT = Path("runs")
-CONFIG, METRICS, CHECKPOINTS, TENSORBOARD = "config.yaml", "metrics.csv", "checkpoints", "tensorboard"
+CONFIG, METRICS, CHECKPOINTS, TENSORBOARD = (
+    "config.yaml",
+    "metrics.csv",
+    "checkpoints",
+    "tensorboard",
+)
 
 
 @dataclass(frozen=True)

@@ -19,12 +19,13 @@ deviation of a committee by ``--committee runs/b runs/c``.
 """
 
 import json
-import os
 import sys
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import plots
 import runs
 import torch
 from commands import add_options, expanded
@@ -107,24 +108,32 @@ class TrainCLI(LightningCLI):
                 kwargs["logger"] = [*runs.loggers(self.directory), *own]
         return super().instantiate_trainer(**kwargs)
 
-    def after_test(self) -> None:
-        """Keep the errors of a test."""
-        self._keep_errors("test")
+    def test(self, model: ForceField, datamodule: zp.ZarrDataModule, **given: Any) -> None:
+        """Print the errors of the test samples and keep them in the run's directory."""
+        self.trainer.test(model, datamodule=datamodule, **{**given, "verbose": False})
+        self._keep_errors("test", len(datamodule.test_dataset))
 
-    def after_validate(self) -> None:
-        """Keep the errors of a validation."""
-        self._keep_errors("validate")
+    def validate(self, model: ForceField, datamodule: zp.ZarrDataModule, **given: Any) -> None:
+        """Print the errors of the validation samples and keep them in the run's directory."""
+        self.trainer.validate(model, datamodule=datamodule, **{**given, "verbose": False})
+        self._keep_errors("val", len(datamodule.val_dataset))
 
-    def _keep_errors(self, command: str) -> None:
-        """Write the errors by label into the run's directory."""
-        if self.directory is None or not self.trainer.is_global_zero:
+    def _keep_errors(self, part: str, count: int) -> None:
+        """Print a table of errors, and write them into the run's directory."""
+        if not self.trainer.is_global_zero:
             return
-        store = self.options.store
+        errors = {key: float(value) for key, value in self.trainer.callback_metrics.items()}
+        print(f"{count} samples of {self.options.data.store}, {self.options.ckpt_path}")
+        print(error_table(errors, part))
+        if self.directory is None:
+            return
+        store, command = self.options.store, self.subcommand
         name = command if store is None else f"{command}-{runs.stem(store)}"
         found = {
             "store": str(self.options.data.store),
             "checkpoint": str(self.options.ckpt_path),
-            **{key: float(value) for key, value in self.trainer.callback_metrics.items()},
+            "samples": count,
+            **errors,
         }
         path = self.directory / f"{name}.json"
         path.write_text(json.dumps(found, indent=2) + "\n")
@@ -160,6 +169,42 @@ class TrainCLI(LightningCLI):
         return self.directory / f"predictions-{runs.stem(self.options.data.store)}.zarr"
 
 
+class PlotCLI(TrainCLI):
+    """Draws figures of a run where `test` would print errors."""
+
+    def test(self, model: ForceField, datamodule: zp.ZarrDataModule, **given: Any) -> None:
+        """Draw learning curves, and predictions against the labels of the test samples."""
+        run, store = runs.find(self.directory or Path()), self.options.store
+        curves = run.directory / "learning_curves.png"
+        plots.learning_curves(run.metrics, curves)
+        datamodule.setup("test")
+        validation = not len(datamodule.test_dataset)
+        loader = datamodule.val_dataloader() if validation else datamodule.test_dataloader()
+        device = self.trainer.strategy.root_device
+        found = plots.compare(
+            (batch.to(device) for batch in loader), load(self.options.ckpt_path, device)
+        )
+        part = "all" if store else "validation" if validation else "test"
+        title = f"{part} samples of {self.options.data.store}"
+        name = "parity" if store is None else f"parity-{runs.stem(store)}"
+        plots.parity(found, run.directory / f"{name}.png", title)
+        print(f"wrote {curves} and {run.directory / name}.png")
+
+    def after_test(self) -> None:
+        """Keep no errors, as none were logged."""
+
+
+def error_table(errors: Mapping[str, float], part: str) -> str:
+    """Errors by label as lines of text."""
+    lines = [f"{'':8}{'MAE':>10}{'RMSE':>10}{'largest':>10}"]
+    for name, label in plots.LABELS.items():
+        keys = [f"{part}/{name}_{kind}_{label.metric}" for kind in ("mae", "rmse", "max")]
+        if keys[0] in errors:
+            values = "".join(f"{errors[key]:10.4g}" for key in keys)
+            lines.append(f"{name:8}{values}  {label.error_unit}")
+    return "\n".join(lines)
+
+
 def _split_for(data: Any) -> list[float]:
     """Split that suits the number of samples of a data module's arguments."""
     dataset = zp.ZarrDataset(data.store, where=data.where)
@@ -179,6 +224,8 @@ def main(args: list[str] | None = None) -> LightningCLI:
         "LightningCLI's args parameter",
         "You're using the WeightAveraging callback with a model that overrides",  # not sharded
         "When using the `ThroughputMonitor`, you need to define a `flops_per_batch`",
+        "Be aware that when using `ckpt_path`, callbacks used",  # an evaluation needs none
+        "The TorchScript type system doesn't support",  # e3nn, while MACE is built
         "Checkpoint directory .* exists and is not empty",  # of a run that goes on
     ):
         warnings.filterwarnings("ignore", harmless)
