@@ -2,7 +2,8 @@
 
 import argparse
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
 import runs
 from lightning.pytorch.cli import LightningArgumentParser
@@ -10,6 +11,18 @@ from lightning.pytorch.cli import LightningArgumentParser
 from zarrpipe.errors import ArgumentError
 
 EVALUATE = ("validate", "test", "predict")
+
+PLOT_HELP = """usage: train.py plot --run RUN [--store STORE]
+
+Draw learning_curves.png of a run and parity.png, its predictions against the labels of the test
+samples (of the validation samples, where there are no others), in the run's directory.
+
+  --run RUN      directory of the run that trained
+  --store STORE  compare with all samples of this store, in parity-<store>.png
+"""
+
+_PLACES = ("best", "last", "hpc", "registry")
+"""Checkpoints that Lightning finds by itself."""
 
 _ALONE = {
     "trainer.callbacks": "null",
@@ -34,6 +47,19 @@ _WHOLE = {
 _SPLITS = {"validate": "[0,1,0]", "test": "[0,0,1]", "predict": "[0,0,1]"}
 
 
+class OneLineParser(LightningArgumentParser):
+    """Lightning's parser, whose errors are one line in place of all that it knows."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """End with code 2."""
+        if not self.exit_on_error:
+            super().error(message, ex)
+        parser = getattr(ex, "subcommand_parser", None) or self
+        command = parser.prog.replace(" [options]", "").replace("[-c CONFIG] ", "")
+        text = " ".join(message.split()).rstrip(".")
+        self.exit(2, f"train.py: {text}; {command} --help says more\n")
+
+
 def add_options(command: str, parser: LightningArgumentParser) -> None:
     """Add the options of a command."""
 
@@ -49,24 +75,29 @@ def add_options(command: str, parser: LightningArgumentParser) -> None:
     option("store", "store to use, all of it, in place of what the run used")
     if command == "predict":
         option("to", "store to write; by default predictions-<store>.zarr in the run's directory")
-        option("committee", "runs that predict together", list[str] | None, nargs="+")
+        option("committee", "runs that predict together", str, nargs="+")
 
 
-def expanded(argv: Sequence[str]) -> list[str]:
+def expanded(argv: Sequence[str], called: str | None = None) -> list[str]:
     """Arguments with ``--run``, ``--store`` and ``--committee`` as Lightning knows them.
 
-    What is given beside them comes later, so that it counts.
+    What is given beside them comes later, so that it counts. `called` is the command's own name.
     """
     command, rest = argv[0] if argv else "", list(argv[1:])
     if command not in ("fit", *EVALUATE) or {"-h", "--help"} & {*rest}:
         return list(argv)
     given = _short_forms(rest)
+    if given.ckpt_path not in (None, *_PLACES) and not Path(given.ckpt_path).is_file():
+        raise ArgumentError(
+            f"there is no checkpoint {given.ckpt_path}: expected a file such as "
+            "runs/ethanol-schnet/checkpoints/last.ckpt"
+        )
     named = given.run or (given.committee or [None])[0]
     run = runs.of_checkpoint(given.ckpt_path) if named is None else runs.find(named)
     if run is None and command != "fit" and given.ckpt_path is None:
         raise ArgumentError(
-            f"{command} needs something that was trained: expected --run with the directory of a "
-            "run, or --ckpt_path with a checkpoint and --config with its config"
+            f"{called or command} needs something that was trained: expected --run with the "
+            "directory of a run, or --ckpt_path with a checkpoint and --config with its config"
         )
     end = _end_of_configs(rest)
     configs, options = rest[:end], {}

@@ -95,6 +95,7 @@ def _errors(axis: Any, curves: Mapping[str, Any], name: str) -> None:
         for kind, line in (("mae", "-"), ("rmse", ":")):
             points = curves.get(_column(part, name, kind))
             if points is not None:
+                points = _whole_epochs(*points) if part == "train" else points
                 title = {"train": "training", "val": "validation"}[part]
                 axis.plot(
                     *points,
@@ -107,6 +108,13 @@ def _errors(axis: Any, curves: Mapping[str, Any], name: str) -> None:
     label = LABELS[name]
     axis.set(ylabel=f"error of {label.title} ({label.error_unit})")
     axis.legend(frameon=False, fontsize=8)
+
+
+def _whole_epochs(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Points without those of epochs that were cut short, whose few batches say little."""
+    gaps = np.diff(steps, prepend=-1)
+    whole = gaps > 0.5 * np.median(gaps)
+    return steps[whole], values[whole]
 
 
 def _curve(axis: Any, points: tuple[np.ndarray, np.ndarray], colour: str, name: str) -> None:
@@ -200,5 +208,7 @@ def _parity(axis: Any, label: Label, true: np.ndarray, predicted: np.ndarray) ->
         axis.plot(true, predicted, ".", ms=3, alpha=0.6, color=COLOURS["val"], label=text)
     axis.plot(limits, limits, color="black", lw=0.6, zorder=0)
     axis.set(xlim=limits, ylim=limits, aspect="equal")
+    for one in (axis.xaxis, axis.yaxis):
+        one.set_major_locator(ticker.MaxNLocator(5))
     axis.set(xlabel=f"{label.title} ({label.unit})", ylabel=f"predicted ({label.unit})")
     axis.legend(frameon=False, fontsize=9, handlelength=0.8)

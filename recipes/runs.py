@@ -9,6 +9,7 @@ runs/ethanol-schnet/
 
 import csv
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,15 +96,38 @@ def stem(store: Any) -> str:
     return Path(name).stem or "store"
 
 
-def claim(out: str | Path | None, store: Any, potential: str) -> Path:
-    """Make the directory of a new run, by default named after store and potential.
+@dataclass(frozen=True)
+class Claim:
+    """A directory that was taken for a new run, and the directories that were made for it."""
+
+    directory: Path
+    made: tuple[Path, ...] = ()
+
+    def release(self) -> None:
+        """Remove what a run has left that did not come to log or save anything."""
+        directory = self.directory
+        if not _first_process() or (directory / METRICS).exists():
+            return
+        if (directory / CHECKPOINTS).is_dir() and any((directory / CHECKPOINTS).iterdir()):
+            return
+        (directory / CONFIG).unlink(missing_ok=True)
+        shutil.rmtree(directory / TENSORBOARD, ignore_errors=True)
+        for one in (directory / CHECKPOINTS, *self.made):
+            if one.is_dir() and not any(one.iterdir()):
+                one.rmdir()
+
+
+def claim(out: str | Path | None, store: Any, potential: str) -> Claim:
+    """Take the directory of a new run, by default named after store and potential.
 
     Only the first rank does; the others take its name when training begins.
     """
     name = f"{stem(store)}-{potential.rpartition('.')[2].lower()}"
     wanted = ROOT / name if out is None else Path(out)
+    if not _first_process():
+        return Claim(wanted)
     number = 1
-    while _first_process() and not _claimed(wanted):
+    while (claimed := _claimed(wanted)) is None:
         if out is not None:
             raise ArgumentError(
                 f"{wanted} holds a run or a file already: give another --out, or go on with that "
@@ -111,29 +135,22 @@ def claim(out: str | Path | None, store: Any, potential: str) -> Path:
             )
         number += 1
         wanted = ROOT / f"{name}-{number}"
-    return wanted
+    return claimed
 
 
-def _claimed(directory: Path) -> bool:
-    """Make a directory that has no files of a run, and claim it by its first file."""
+def _claimed(directory: Path) -> Claim | None:
+    """Claim a directory by its first file, or None where a run or a file is."""
     if directory.exists() and not directory.is_dir():
-        return False
+        return None
     if any((directory / name).exists() for name in (CONFIG, METRICS, CHECKPOINTS, TENSORBOARD)):
-        return False
+        return None
+    made = tuple(one for one in (directory, *directory.parents) if not one.exists())
     directory.mkdir(parents=True, exist_ok=True)
     try:
         (directory / CONFIG).open("x").close()
     except FileExistsError:  # another start was quicker
-        return False
-    return True
-
-
-def release(directory: Path) -> None:
-    """Remove the directory of a run that did not begin."""
-    if _first_process() and not _begun(directory) and (directory / CONFIG).is_file():
-        (directory / CONFIG).unlink()
-        if not any(directory.iterdir()):
-            directory.rmdir()
+        return None
+    return Claim(directory, made)
 
 
 def _begun(directory: Path) -> bool:

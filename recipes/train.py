@@ -28,15 +28,15 @@ from typing import Any
 import plots
 import runs
 import torch
-from commands import add_options, expanded
+from commands import PLOT_HELP, OneLineParser, add_options, expanded
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import zarrpipe as zp
 from zarrpipe.errors import ArgumentError, ZarrPipeError
-from zarrpipe.ml import ForceField, load
-from zarrpipe.ml.predictions import CommitteePredictor, PredictionWriter
+from zarrpipe.ml import CommitteePredictor, ForceField, PredictionWriter, load
 
 SMALL_SPLITS = ((400, (0.8, 0.2, 0.0)), (1000, (0.8, 0.1, 0.1)))
 """Shares of training, validation and test for fewer samples than so many."""
@@ -50,14 +50,22 @@ class TrainCLI(LightningCLI):
     directory: Path | None = None
     """Directory of the run that is trained or used."""
 
+    _claim: runs.Claim | None = None
+
     def __init__(self, args: list[str]) -> None:
-        super().__init__(
-            ForceField,
-            zp.ZarrDataModule,
-            runs.RunFiles,
-            seed_everything_default=0,
-            args=args,
-        )
+        try:
+            super().__init__(
+                ForceField,
+                zp.ZarrDataModule,
+                runs.RunFiles,
+                seed_everything_default=0,
+                parser_class=OneLineParser,
+                args=args,
+            )
+        except BaseException:
+            if self._claim is not None:
+                self._claim.release()
+            raise
 
     def setup_parser(self, *args: Any) -> None:
         """Add the options of each command."""
@@ -92,7 +100,8 @@ class TrainCLI(LightningCLI):
             self.directory = run.directory
         elif not self.options.trainer.fast_dev_run:
             data, model = self.options.data, self.options.model
-            self.directory = runs.claim(out, data.store, model.potential)
+            self._claim = runs.claim(out, data.store, model.potential)
+            self.directory = self._claim.directory
         if self.directory is not None:
             self.options.out = str(self.directory)
             rank_zero_info(f"run directory: {self.directory}")
@@ -110,11 +119,13 @@ class TrainCLI(LightningCLI):
 
     def test(self, model: ForceField, datamodule: zp.ZarrDataModule, **given: Any) -> None:
         """Print the errors of the test samples and keep them in the run's directory."""
+        _check_samples(datamodule, "test", "another --store, or validate")
         self.trainer.test(model, datamodule=datamodule, **{**given, "verbose": False})
         self._keep_errors("test", len(datamodule.test_dataset))
 
     def validate(self, model: ForceField, datamodule: zp.ZarrDataModule, **given: Any) -> None:
         """Print the errors of the validation samples and keep them in the run's directory."""
+        _check_samples(datamodule, "val", "another --store")
         self.trainer.validate(model, datamodule=datamodule, **{**given, "verbose": False})
         self._keep_errors("val", len(datamodule.val_dataset))
 
@@ -194,6 +205,16 @@ class PlotCLI(TrainCLI):
         """Keep no errors, as none were logged."""
 
 
+def _check_samples(datamodule: zp.ZarrDataModule, part: str, expected: str) -> None:
+    """Refuse a part without samples, which Lightning would skip."""
+    datamodule.setup("test")
+    if not len(getattr(datamodule, f"{part}_dataset")):
+        raise ArgumentError(
+            f"none of {len(datamodule.dataset)} samples of {datamodule} is in the {part} split: "
+            f"expected {expected}"
+        )
+
+
 def error_table(errors: Mapping[str, float], part: str) -> str:
     """Errors by label as lines of text."""
     lines = [f"{'':8}{'MAE':>10}{'RMSE':>10}{'largest':>10}"]
@@ -231,7 +252,9 @@ def main(args: list[str] | None = None) -> LightningCLI:
         warnings.filterwarnings("ignore", harmless)
     argv = sys.argv[1:] if args is None else args
     if argv[:1] == ["plot"]:
-        return PlotCLI(expanded(["test", *argv[1:]]))
+        if {"-h", "--help"} & {*argv}:
+            sys.exit(PLOT_HELP)
+        return PlotCLI(expanded(["test", *argv[1:]], "plot"))
     return TrainCLI(expanded(argv))
 
 
@@ -239,8 +262,8 @@ def script() -> None:
     """Run the command line; what is wrong is one line on standard error."""
     try:
         main()
-    except ZarrPipeError as error:
-        text = " ".join(str(error).split())
+    except (ZarrPipeError, MisconfigurationException) as error:
+        text = " ".join("; ".join([str(error), *getattr(error, "__notes__", ())]).split())
         sys.exit(f"train.py: {text}")
 
 

@@ -86,8 +86,7 @@ class PredictionWriter(pl.Callback):  # type: ignore[misc]  # lightning is not f
         pl_module: pl.LightningModule,
         outputs: Any,
         batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        *_: int,
     ) -> None:
         """Write one batch."""
         assert self._sink is not None  # Lightning has called on_predict_start
