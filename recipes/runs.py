@@ -202,13 +202,16 @@ class RunFiles(SaveConfigCallback):
 
     def __init__(self, parser: Any, config: Any, **options: Any) -> None:
         config = config.clone()
-        config.ckpt_path = None  # it says where one start began, and no run begins with itself
+        config.run = config.ckpt_path = None  # a run does not begin with itself
         super().__init__(parser, config, overwrite=True, **options)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write the config of a fit."""
-        if stage == "fit":
-            super().setup(trainer, pl_module, stage)
+        """Write nothing yet, as a model may still refuse the data."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the config, with what the potential took from the data."""
+        self.config.model.options = pl_module.hparams["options"]
+        super().setup(trainer, pl_module, "fit")
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]

@@ -90,7 +90,7 @@ class TrainCLI(LightningCLI):
         if self.options.threads is not None:
             torch.set_num_threads(self.options.threads)
         if self.options.data.split is None:
-            self.options.data.split = _split_for(self.options.data)
+            self.options.data.split = _chosen_split(self.options.data)
         run = runs.of_checkpoint(self.options.ckpt_path)
         if self.subcommand != "fit":
             self.directory = None if run is None else run.directory
@@ -226,16 +226,20 @@ def error_table(errors: Mapping[str, float], part: str) -> str:
     return "\n".join(lines)
 
 
-def _split_for(data: Any) -> list[float]:
-    """Split that suits the number of samples of a data module's arguments."""
-    dataset = zp.ZarrDataset(data.store, where=data.where)
-    count = len(dataset)
-    split = next((few for most, few in SMALL_SPLITS if count < most), SPLIT)
+def split_of(count: int) -> list[float]:
+    """Split that suits a number of samples."""
+    return list(next((few for most, few in SMALL_SPLITS if count < most), SPLIT))
+
+
+def _chosen_split(data: Any) -> list[float]:
+    """Split for a data module's arguments, which is said."""
+    count = len(zp.ZarrDataset(data.store, where=data.where))
+    split = split_of(count)
     rank_zero_info(
-        f"{count} samples are split {split[0]:g} / {split[1]:g} / {split[2]:g} into training, "
+        f"{count} samples are split {' / '.join(f'{one:g}' for one in split)} into training, "
         "validation and test; data.split says otherwise"
     )
-    return list(split)
+    return split
 
 
 def main(args: list[str] | None = None) -> LightningCLI:

@@ -1,7 +1,6 @@
 """Directories of runs: names, claims, what a run that did not begin leaves, and metrics.csv."""
 
 import csv
-import os
 from pathlib import Path
 
 import pytest
@@ -24,7 +23,7 @@ def begin(directory):
 
 
 def names(directory):
-    return sorted(os.listdir(directory)) if directory.exists() else None
+    return sorted(path.name for path in directory.iterdir()) if directory.exists() else None
 
 
 def test_each_start_has_a_directory_of_its_own():
