@@ -95,7 +95,8 @@ class PredictionWriter(pl.Callback):  # type: ignore[misc]  # lightning is not f
                 f"a batch of the predict loader is a {type(batch).__name__}, expected a "
                 "zarrpipe.Batch: predict with a ZarrDataModule without convert"
             )
-        self._sink.write(with_predictions(batch, outputs))
+        made = _made_by_transforms(batch, trainer)
+        self._sink.write(with_predictions(batch.without(*made), outputs))
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Give the store its name."""
@@ -137,6 +138,12 @@ class CommitteePredictor(pl.LightningModule):  # type: ignore[misc]  # lightning
     def predict_step(self, batch: Batch, batch_idx: int) -> tuple[Prediction, Prediction]:
         """Mean and standard deviation, of the stress where the batch has cells."""
         return self.committee.predict(batch, stress="cell" in batch)
+
+
+def _made_by_transforms(batch: Batch, trainer: pl.Trainer) -> list[str]:
+    """Fields that the stores of the trainer's data module lack, as neighbour lists."""
+    dataset = getattr(trainer.datamodule, "dataset", None)
+    return [] if dataset is None else [name for name in batch.fields if name not in dataset.schema]
 
 
 def with_predictions(batch: Batch, outputs: Any) -> Batch:
