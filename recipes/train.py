@@ -38,6 +38,8 @@ import zarrpipe as zp
 from zarrpipe.errors import ArgumentError, ZarrPipeError
 from zarrpipe.ml import CommitteePredictor, ForceField, PredictionWriter, load
 
+DESCRIPTION = "Train force fields from stores and use them; 'plot --run RUN' draws a run's figures."
+
 SMALL_SPLITS = ((400, (0.8, 0.2, 0.0)), (1000, (0.8, 0.1, 0.1)))
 """Shares of training, validation and test for fewer samples than so many."""
 
@@ -59,6 +61,7 @@ class TrainCLI(LightningCLI):
                 zp.ZarrDataModule,
                 runs.RunFiles,
                 seed_everything_default=0,
+                parser_kwargs={"description": DESCRIPTION},
                 parser_class=OneLineParser,
                 args=args,
             )
@@ -201,9 +204,6 @@ class PlotCLI(TrainCLI):
         plots.parity(found, run.directory / f"{name}.png", title)
         print(f"wrote {curves} and {run.directory / name}.png")
 
-    def after_test(self) -> None:
-        """Keep no errors, as none were logged."""
-
 
 def _check_samples(datamodule: zp.ZarrDataModule, part: str, expected: str) -> None:
     """Refuse a part without samples, which Lightning would skip."""
@@ -257,7 +257,8 @@ def main(args: list[str] | None = None) -> LightningCLI:
     argv = sys.argv[1:] if args is None else args
     if argv[:1] == ["plot"]:
         if {"-h", "--help"} & {*argv}:
-            sys.exit(PLOT_HELP)
+            print(PLOT_HELP)
+            sys.exit()
         return PlotCLI(expanded(["test", *argv[1:]], "plot"))
     return TrainCLI(expanded(argv))
 
