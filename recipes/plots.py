@@ -195,8 +195,8 @@ def _parity(axis: Any, label: Label, true: np.ndarray, predicted: np.ndarray) ->
     edge = 0.04 * (high - low) or 0.1
     limits = (low - edge, high + edge)
     text = (
-        f"MAE {np.abs(error).mean():.3g} {label.error_unit}\n"
-        f"RMSE {np.sqrt(np.square(error).mean()):.3g} {label.error_unit}\n{len(true):,} values"
+        f"MAE {np.abs(error).mean():.4g} {label.error_unit}\n"
+        f"RMSE {np.sqrt(np.square(error).mean()):.4g} {label.error_unit}\n{len(true):,} values"
     )
     if len(true) >= SHADED:
         bins = np.linspace(*limits, BINS)

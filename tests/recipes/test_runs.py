@@ -139,6 +139,6 @@ def test_metrics_of_a_run_that_goes_on_are_kept_but_for_steps_that_come_again(tm
 
 
 def test_metrics_are_on_the_disk_as_soon_as_they_are_logged(tmp_path):
-    logger = runs.MetricsLogger(tmp_path, name="", version="", flush_logs_every_n_steps=1)
+    logger, _ = runs.loggers(tmp_path)
     logger.log_metrics({"loss": 3.0}, 12)
     assert rows(tmp_path / "metrics.csv") == [{"loss": "3.0", "step": "12"}]

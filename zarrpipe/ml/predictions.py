@@ -171,7 +171,7 @@ def with_predictions(batch: Batch, outputs: Any) -> Batch:
     if spread is not None:
         fields["energy_std"] = (spread.energy, Level.SYSTEM)
         fields["forces_std"] = (spread.forces.norm(dim=-1), Level.ATOM)
-    filled = batch.to("cpu").without()  # the loop's own batch stays as it is
+    filled = batch.to("cpu")  # another object, so that the loop's own stays as it is
     for name, (values, level) in fields.items():
         filled.add_field(name, values.cpu(), level)
     return filled if outputs.stress is None else _with_stress(filled, outputs.stress.cpu())
