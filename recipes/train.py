@@ -120,6 +120,23 @@ class TrainCLI(LightningCLI):
                 kwargs["logger"] = [*runs.loggers(self.directory), *own]
         return super().instantiate_trainer(**kwargs)
 
+    def before_fit(self) -> None:
+        """Refuse callbacks that wait for the errors of a label that no sample has."""
+        schema = zp.ZarrDataset(self.options.data.store).schema
+        for callback in self.trainer.callbacks:
+            monitor = getattr(callback, "monitor", None) or ""
+            label = monitor.rpartition("/")[2].partition("_")[0]
+            if (
+                label in plots.LABELS
+                and label not in schema
+                and not (label == "stress" and "virial" in schema)
+            ):
+                raise ArgumentError(
+                    f"{type(callback).__name__} monitors {monitor}, and no sample of "
+                    f"{self.options.data.store} has {label}: name the error of another label in "
+                    "the config, such as val/energy_mae_meV_atom"
+                )
+
     def test(self, model: ForceField, datamodule: zp.ZarrDataModule, **given: Any) -> None:
         """Print the errors of the test samples and keep them in the run's directory."""
         _check_samples(datamodule, "test", "another --store, or validate")

@@ -77,6 +77,7 @@ MAY = {
     ("training.monitor", "lightning"),
     ("training.data_module", "lightning"),
     ("ml.force_field", "lightning"),
+    ("ml.predictions", "lightning"),
     ("ml.metrics", "torchmetrics"),
     ("ml.torch_sim", "torch_sim"),
     ("nodes", "torchdata"),

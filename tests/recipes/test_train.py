@@ -244,6 +244,15 @@ def test_only_samples_that_meet_where_decide_the_split(store, monkeypatch, tmp_p
     assert not (tmp_path / "none").exists()
 
 
+def test_a_label_that_no_sample_has_cannot_choose_a_checkpoint(store, tmp_path):
+    unlabelled = tmp_path / "energies.zarr"
+    with zp.ZarrData(unlabelled) as sink:
+        sink.write(read_all(store).without("forces"))
+    with pytest.raises(ValueError, match=r"EarlyStopping.*val/forces_mae.*no sample.*forces"):
+        recipe.main(arguments(unlabelled, tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
 WRONG = {
     "no store": (["--data.store=nowhere.zarr"], "no Zarr store at .*nowhere.zarr"),
     "no config": (["--config=nowhere.yaml"], "File does not exist: .*nowhere.yaml"),
