@@ -8,11 +8,12 @@ NEWEST_PYTHON ?= $(firstword $(shell python3.12 -c 'import sys; print(sys.execut
 	$(wildcard $(HOME)/.pyenv/versions/3.12.*/bin/python3.12) python3.12)
 OLDEST_TESTS := $(addprefix tests/,test_compat.py adapters data sink transforms store/cache store/read dataset/test_far.py training/splits/test_overlap.py) \
 	$(patsubst %,tests/training/test_%.py,augmented_runs data_module ddp lightning_resume loader monitor ranks resume settings)
+TRAINERS := $(patsubst trainers/%.txt,%,$(wildcard trainers/*.txt))
 EXTRAS := dev,recipes,mace,bench
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo results bench reliability test check oldest newest format clean
+.PHONY: help demo results bench reliability test check oldest newest trainers format clean
 
 help:
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 13
@@ -30,6 +31,11 @@ help:
 
 .venv-newest/.ready: pyproject.toml
 	$(NEWEST_PYTHON) -m venv .venv-newest
+	touch $@
+
+.venv-%/.ready: trainers/%.txt pyproject.toml
+	$(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/python -m pip install --quiet --requirement trainers/$*.txt
 	touch $@
 
 demo: .venv/.ready ## the closed loop: simulate, select, label, train, repeat; both arms
@@ -62,9 +68,13 @@ newest: .venv-newest/.ready ## all tests with python3.12 and the newest release 
 	$(NEWEST)/python -m pip list
 	OMP_NUM_THREADS=1 $(NEWEST)/python -m pytest --numprocesses 2 --dist worksteal
 
+trainers: $(TRAINERS:%=.venv-%/.ready) ## training from a store by NequIP, MatGL, ..., each in an environment of its own
+	for name in $(TRAINERS); do OMP_NUM_THREADS=1 .venv-$$name/bin/python -m pytest \
+	  tests/trainers/test_$$(echo $$name | tr - _).py || exit 1; done
+
 format: .venv/.ready ## bring the code into shape
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 clean: ## remove what the targets made
-	rm -rf .venv .venv-oldest .venv-newest .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage* build *.egg-info runs
+	rm -rf .venv .venv-* .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage* build *.egg-info runs

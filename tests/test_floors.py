@@ -33,6 +33,8 @@ ROOMS = (
     {"training.sampler"},
     {"nodes"},
     {"training"},
+    {"ml"},
+    {"mace", "nequip", "matgl", "schnetpack", "torchmd_net", "fairchem"},
     {"formats"},
     {"testing", "__init__"},
     {"cli"},

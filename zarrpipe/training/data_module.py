@@ -20,7 +20,14 @@ from zarrpipe.store.query.conditions import Condition
 from zarrpipe.training.lightning_resume import ResumeFix, check_finders, check_reloading
 from zarrpipe.training.loader import GraphLoader
 from zarrpipe.training.ranks import all_ranks, check_alike
-from zarrpipe.training.settings import Fixed, Setting, Settings, check_device, checked_device
+from zarrpipe.training.settings import (
+    Fixed,
+    Setting,
+    Settings,
+    check_device,
+    checked_converter,
+    checked_device,
+)
 from zarrpipe.training.split_loaders import Loaders
 from zarrpipe.training.splits.assignment import SPLITS, SplitRule
 from zarrpipe.training.splits.datasets import WITHOUT_RESUME, SplitDatasets, Stored
@@ -82,6 +89,10 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
         The same for training batches alone, before `transform`: augmentation. What random ones
         draw follows from `seed`, the epoch and the id of a structure. Random ones in `transform`
         draw the same in each validation.
+    convert : callable, optional
+        Makes what a training loop is given from each `Batch`, in this process and where the batch
+        is on the device of training, in every split: the batch of another library, for example. In
+        a configuration file as `transform`.
     seed : int
         Of the order of training samples. The split does not depend on it. A resumed run goes on
         with the seed of its checkpoint, and warns if that is another.
@@ -109,7 +120,7 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
     seed, shuffle, train_transform = Setting(), Setting(), Setting()
     num_workers, prefetch = Setting(), Setting()
     split, split_by, where = Fixed(), Fixed(), Fixed()
-    fields, transform, device = Fixed(), Fixed(), Fixed()
+    fields, transform, convert, device = Fixed(), Fixed(), Fixed(), Fixed()
     store, val_store, test_store = Fixed(), Fixed(), Fixed()
     resident, cache_dir, cache_bytes = Fixed(), Fixed(), Fixed()
 
@@ -131,6 +142,7 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
         fields: Sequence[str] | None = None,
         transform: Callable[..., Any] | Sequence[Callable[..., Any]] | None = None,
         train_transform: Callable[..., Any] | Sequence[Callable[..., Any]] | None = None,
+        convert: Callable[..., Any] | None = None,
         seed: int = 0,
         shuffle: str | None = None,
         num_workers: int = 0,
@@ -158,7 +170,7 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
         CacheConfig.of(cache_dir, cache_bytes)
         self.split, self.split_by, self.fields = split, split_by, fields
         self.where = None if where is None else Condition.of(where).text
-        self.transform = as_transform(transform)
+        self.transform, self.convert = as_transform(transform), checked_converter(convert)
         self.device = None if device is None else checked_device(device)
         self.store, self.val_store, self.test_store = store, val_store, test_store
         self.resident, self.cache_dir, self.cache_bytes = resident, cache_dir, cache_bytes
@@ -169,7 +181,8 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
         )
         self._statistics = SplitStatistics()
         self._resume_fix = ResumeFix()
-        self._loaders = Loaders(settings)  # assignments are checked from here on
+        made = None if convert is None else self._converted
+        self._loaders = Loaders(settings, made)  # assignments are checked from here on
 
     def __str__(self) -> str:
         """The stores; Lightning's own text would read a batch of each loader."""
@@ -321,10 +334,12 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
         return self._loader("all")
 
     def transfer_batch_to_device(
-        self, batch: Batch, device: torch.device, dataloader_idx: int
-    ) -> Batch:
+        self, batch: Any, device: torch.device, dataloader_idx: int
+    ) -> Any:
         """Batch on the device: itself if it is there, otherwise a copy."""
         where = self.device or device
+        if not isinstance(batch, Batch):
+            return super().transfer_batch_to_device(batch, where, dataloader_idx)
         return (
             batch if batch.device == where else batch.to(where, non_blocking=where.type == "cuda")
         )
@@ -378,6 +393,12 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
             cache_bytes=self.cache_bytes,
             resident=(self.device or "cpu") if self.resident else None,
         )
+
+    def _converted(self, batch: Batch) -> Any:
+        """What `convert` makes of a batch, on the device of training."""
+        assert self.convert is not None  # otherwise no loader calls this
+        device = torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
+        return self.convert(self.transfer_batch_to_device(batch, device, 0))
 
     def _loader(self, name: str) -> GraphLoader:
         return self._loaders.of(name, *self._splits.of(name), self.trainer)

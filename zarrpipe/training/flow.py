@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from typing import Self
 
 from zarrpipe.data.batch import Batch
 
@@ -34,6 +35,12 @@ class Flow:
         """Add the counts of another one."""
         for name, value in vars(other).items():
             setattr(self, name, getattr(self, name) + value)
+
+    def since(self, before: Flow) -> Self:
+        """What came since an earlier copy."""
+        return type(self)(
+            *(now - then for now, then in zip(astuple(self), astuple(before), strict=True))
+        )
 
     @property
     def wait(self) -> float:

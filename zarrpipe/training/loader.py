@@ -17,6 +17,7 @@ from zarrpipe.data.validate import check_count
 from zarrpipe.dataset.zarr_dataset import ZarrDataset
 from zarrpipe.errors import ArgumentError
 from zarrpipe.nodes import LookAhead, Reader, SamplerNode, WorkerReader
+from zarrpipe.training.flow import Flow
 from zarrpipe.training.sampler import GraphBatchSampler
 from zarrpipe.training.workers.pool import Workers
 from zarrpipe.transforms.compose import Transform
@@ -48,6 +49,9 @@ class GraphLoader(Loader):  # type: ignore[misc]  # torchdata is not followed
         Called with each batch before the dataset's own. What random transforms draw for a sample
         follows from the sampler's seed and epoch and from the id of its structure alone; it is the
         same in every epoch where samples are not shuffled.
+    convert : callable, optional
+        Called in this process with each batch; what it returns is handed out in its place, such as
+        the batch of another library. `sampler.set_epoch` and the state work as without it.
 
     Raises
     ------
@@ -67,6 +71,7 @@ class GraphLoader(Loader):  # type: ignore[misc]  # torchdata is not followed
         num_workers: int = 0,
         prefetch: int = 0,
         transform: Transform | None = None,
+        convert: Callable[[Batch], Any] | None = None,
     ) -> None:
         super().__init__(root=None)
         self._num_workers = num_workers = check_count("num_workers", num_workers, 0)
@@ -80,17 +85,26 @@ class GraphLoader(Loader):  # type: ignore[misc]  # torchdata is not followed
             dataset.preceded_by(transform)  # which refuses what it cannot precede
         # Not named `dataset`: Lightning would rebuild whatever has that attribute to overfit.
         self._dataset, self._transform, self.sampler = dataset, transform, sampler
+        self._convert = convert
         self._workers = Workers(num_workers) if num_workers else None
-        self.waited = 0.0
-        """Seconds that iterations have waited for batches, over all epochs."""
+        self.flow = Flow()
+        """Batches that were handed out, over all epochs, and the seconds that were waited for them;
+        `seconds` stays 0, and the batches are counted only where `counting` is set."""
+        self.counting = False
+        """Whether batches are counted, for which the tensors of all their fields are made."""
         self.unfinished: Callable[[], int] = int
         """Returns the number of handed-out batches that a state does not count."""
+
+    @property
+    def waited(self) -> float:
+        """Seconds that iterations have waited for batches, over all epochs."""
+        return self.flow.waited
 
     def __len__(self) -> int:
         """Number of batches of this rank in the epoch, those before a resume included."""
         return len(self.sampler)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Any]:
         # A generator: Lightning calls iter() before it has said which epoch comes.
         nodes = self.root = self._nodes()
         clock = time.perf_counter
@@ -99,12 +113,16 @@ class GraphLoader(Loader):  # type: ignore[misc]  # torchdata is not followed
             nodes.reset()
             while True:
                 batch = nodes.next()  # not next(nodes), which looks whether they were reset
-                self.waited += clock() - begun
+                if self.counting:
+                    self.flow.add(batch)
+                if self._convert is not None:
+                    batch = self._convert(batch)
+                self.flow.waited += clock() - begun
                 self.sampler.advance()
                 yield batch
                 begun = clock()
         except StopIteration:
-            self.waited += clock() - begun
+            self.flow.waited += clock() - begun
         finally:
             if self.root is nodes:
                 self.root = None  # torchdata's threads end with the last reference to their node

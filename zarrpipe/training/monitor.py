@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from zarrpipe.data.batch import Batch
 from zarrpipe.errors import ArgumentError, ArgumentTypeError
 from zarrpipe.training.flow import Flow
 from zarrpipe.training.loader import GraphLoader
@@ -45,8 +45,8 @@ class DataMonitor(Callback):  # type: ignore[misc]  # lightning is not followed
         if every_n_steps is not None and every_n_steps < 1:
             raise ArgumentError(f"every_n_steps is {every_n_steps}, expected at least 1")
         self.every_n_steps = every_n_steps
-        self.total, self._recent = Flow(), Flow()
-        self._since = self._waited = 0.0
+        self.total, self._recent, self._taken = Flow(), Flow(), Flow()
+        self._since = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to measure."""
@@ -60,14 +60,13 @@ class DataMonitor(Callback):  # type: ignore[misc]  # lightning is not followed
         _log_metrics(trainer, {"num_samples": samples})
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, *_: Any
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any
     ) -> None:
         """Count a batch, and log every `every_n_steps`."""
-        now, waited = time.perf_counter(), self._loader(trainer).waited
-        self._recent.add(batch)
+        now, flow = time.perf_counter(), self._loader(trainer).flow
+        self._recent.merge(flow.since(self._taken))
         self._recent.seconds += now - self._since
-        self._recent.waited += waited - self._waited
-        self._since, self._waited = now, waited
+        self._since, self._taken = now, replace(flow)
         due = self._recent.batches >= (self.every_n_steps or trainer.log_every_n_steps or 1)
         if due or trainer.is_last_batch:
             wait = self._recent.wait
@@ -84,8 +83,10 @@ class DataMonitor(Callback):  # type: ignore[misc]  # lightning is not followed
         self._since = time.perf_counter()
 
     def _begin(self, trainer: Trainer) -> None:
-        self._recent = Flow()
-        self._since, self._waited = time.perf_counter(), self._loader(trainer).waited
+        loader = self._loader(trainer)
+        loader.counting = True
+        self._recent, self._taken = Flow(), replace(loader.flow)
+        self._since = time.perf_counter()
 
     def _log(self, trainer: Trainer) -> None:
         sampler, recent = self._loader(trainer).sampler, self._recent

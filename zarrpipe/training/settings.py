@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 
+from zarrpipe.data.batch import Batch
 from zarrpipe.data.levels import Level
 from zarrpipe.data.validate import check_count, check_flag
 from zarrpipe.dataset.zarr_dataset import ZarrDataset
-from zarrpipe.errors import ArgumentError
+from zarrpipe.errors import ArgumentError, ArgumentTypeError
 from zarrpipe.training.epoch.batch_plan import IndexArray
 from zarrpipe.training.epoch.mixing import Weights
 from zarrpipe.training.loader import GraphLoader
@@ -82,7 +83,12 @@ class Settings:
         )
 
     def loader(
-        self, dataset: ZarrDataset, sampler: GraphBatchSampler, *, training: bool = False
+        self,
+        dataset: ZarrDataset,
+        sampler: GraphBatchSampler,
+        *,
+        training: bool = False,
+        convert: Callable[[Batch], Any] | None = None,
     ) -> GraphLoader:
         """Loader of the batches of a sampler."""
         return GraphLoader(
@@ -91,6 +97,7 @@ class Settings:
             num_workers=self.num_workers,
             prefetch=self.prefetch,
             transform=self.train_transform if training else None,  # type: ignore[arg-type]
+            convert=convert,
         )
 
     def check(self, dataset: ZarrDataset) -> None:
@@ -165,6 +172,15 @@ def checked_device(name: str | torch.device) -> torch.device:
         raise ArgumentError(
             f"device is {name!r}, expected what torch.device takes, such as 'cpu' or 'cuda:1'"
         ) from error
+
+
+def checked_converter(convert: Any) -> Callable[[Batch], Any] | None:
+    """`convert` of a data module; refuses what cannot be called."""
+    if convert is None or callable(convert):
+        return convert  # type: ignore[no-any-return]
+    raise ArgumentTypeError(
+        f"convert is {convert!r}, expected a function of a Batch, or an object with __call__"
+    )
 
 
 def check_device(device: torch.device | None) -> None:

@@ -1,11 +1,12 @@
 """The loaders of a data module: which one an epoch gets, and where it continues."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from lightning.pytorch import Trainer
 
+from zarrpipe.data.batch import Batch
 from zarrpipe.dataset.zarr_dataset import ZarrDataset
 from zarrpipe.training.epoch.batch_plan import IndexArray
 from zarrpipe.training.lightning_resume import check_seed, shareable, unfinished
@@ -20,8 +21,8 @@ class Loaders:
     loader.
     """
 
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
+    def __init__(self, settings: Settings, convert: Callable[[Batch], Any] | None = None) -> None:
+        self.settings, self._convert = settings, convert
         self.resume_from: Mapping[str, Any] | None = None
         """State at which the next training loader continues."""
         self._kept: dict[str, tuple[Settings, GraphLoader]] = {}
@@ -72,7 +73,7 @@ class Loaders:
                 in_blocks = bool(state.get("group", 0))
         shuffle = training and (trainer is None or not trainer.overfit_batches)
         sampler = settings.sampler(dataset, shuffle=shuffle, index=rows, in_blocks=in_blocks)
-        loader = settings.loader(dataset, sampler, training=training)
+        loader = settings.loader(dataset, sampler, training=training, convert=self._convert)
         last = self.get(name)
         if last is not None:
             last.close()
