@@ -171,13 +171,19 @@ class MACEDataModule(ZarrDataModule):
 
         Raises
         ------
-        StoreEmptyError
-            If there is no sample to train on.
+        ValueError
+            If there is no validation sample, by which MACE's loop chooses the model that it keeps.
 
         Examples
         --------
         ``mace.tools.train(model=model, **data.loop_arguments(), start_epoch=0, ...)``
         """
+        if not len(self.val_dataset):
+            raise ArgumentError(
+                f"{self} has no validation sample, and MACE's loop keeps the model with the least "
+                "validation loss: give validation a share with split=(0.9, 0.1, 0.0), or a "
+                "val_store"
+            )
         train = EpochLoader(self)
         valid = {self.heads[-1]: self.val_dataloader()}
         return {"train_loader": train, "train_sampler": train, "valid_loaders": valid}

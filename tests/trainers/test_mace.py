@@ -1,5 +1,6 @@
 """MACE on a store: its batches by value, its own loop, its model files."""
 
+import json
 import warnings
 
 import numpy as np
@@ -8,19 +9,28 @@ import torch
 
 import zarrpipe as zp
 from zarrpipe.adapters import from_ase, from_mace, to_mace
-from zarrpipe.errors import FieldError
+from zarrpipe.errors import ArgumentError, FieldError
+from zarrpipe.mace import EpochLoader, MACEDataModule
 from zarrpipe.transforms import NeighborList
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # mace-torch and e3nn, when they are imported
     pytest.importorskip("mace.data")
     pytest.importorskip("mace.tools")
+    pytest.importorskip("mace.modules")
 
+import mace.tools
 from ase import Atoms
 from ase.build import bulk, fcc111, molecule
+from lightning.pytorch import LightningModule, Trainer
 from mace import data as mace_data
-from mace.tools import AtomicNumberTable
+from mace import modules
+from mace.modules.models import o3
+from mace.tools import AtomicNumberTable, CheckpointHandler, MetricsLogger
 from mace.tools.torch_geometric import DataLoader
+
+from benchmarks.trainers.mace import pair
+from benchmarks.trainers.structures import crystals
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*torch.jit.script.* is deprecated:DeprecationWarning"),
@@ -180,3 +190,242 @@ def test_what_cannot_be_converted_is_said(batch):
     wrong = batch.without("polarizability").add_field("polarizability", torch.zeros(5, 6), "system")
     with pytest.raises(FieldError, match=r"'polarizability' has shape \(5, 6\).*\(5, 3, 3\)"):
         to_mace(wrong, TABLE, R_MAX)
+
+
+@pytest.fixture
+def float64():
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)
+
+
+@pytest.fixture(scope="module")
+def metals():
+    """Labelled crystals of copper, silver and gold."""
+    return crystals(48, seed=1)
+
+
+@pytest.fixture
+def store(metals):
+    place = {}
+    with zp.ZarrData(place) as sink:
+        sink.write(metals)
+    return place
+
+
+def module(store, **settings):
+    """Data module whose samples are all trained on."""
+    data = MACEDataModule(store, 4.0, **({"split": (1.0, 0.0, 0.0), "batch_size": 8} | settings))
+    data.setup("fit")
+    return data
+
+
+def network(data, **options):
+    """The smallest MACE."""
+    torch.manual_seed(1)
+    blocks = modules.interaction_classes
+    return modules.ScaleShiftMACE(
+        **data.model_arguments(),
+        num_bessel=4,
+        num_polynomial_cutoff=5,
+        max_ell=1,
+        interaction_cls=blocks["RealAgnosticResidualInteractionBlock"],
+        interaction_cls_first=blocks["RealAgnosticInteractionBlock"],
+        num_interactions=2,
+        hidden_irreps=o3.Irreps("4x0e"),
+        MLP_irreps=o3.Irreps("4x0e"),
+        correlation=1,
+        gate=torch.nn.functional.silu,
+        radial_MLP=[8],
+        **options,
+    )
+
+
+def train(data, model, path, *, epochs, start=0, loss=None, **settings):
+    """MACE's own loop, as mace_run_train calls it; gives the records of its log."""
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    logger = MetricsLogger(directory=str(path), tag="run")
+    mace.tools.train(
+        model=model,
+        loss_fn=loss or modules.WeightedEnergyForcesStressLoss(1.0, 10.0, 1.0),
+        **data.loop_arguments(),
+        optimizer=optimizer,
+        lr_scheduler=torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer),
+        checkpoint_handler=CheckpointHandler(directory=str(path), tag="run"),
+        logger=logger,
+        start_epoch=start,
+        max_num_epochs=epochs,
+        patience=100,
+        eval_interval=1,
+        output_args={"forces": True, "virials": False, "stress": True},
+        device=torch.device("cpu"),
+        log_errors="PerAtomRMSE",
+        **settings,
+    )
+    return [json.loads(line) for line in (path / "run.txt").read_text().splitlines()]
+
+
+@pytest.mark.usefixtures("float64")
+def test_the_loop_of_mace_trains_on_a_store(store, tmp_path):
+    data = module(store, split=(0.75, 0.25, 0.0), seed=2)
+    records = train(data, network(data), tmp_path, epochs=6)
+    losses = [record["loss"] for record in records if record["mode"] == "eval"]
+    assert len(losses) == 7
+    assert losses[-1] < 0.85 * losses[0]
+    steps = [record for record in records if record["mode"] == "opt"]
+    assert len(steps) == 6 * len(data.train_dataloader())
+    loop = data.loop_arguments()
+    assert loop["train_sampler"] is loop["train_loader"]
+    assert loop["train_loader"].waited > 0
+    assert [*loop["valid_loaders"]] == ["Default"]
+
+
+def test_the_loop_of_mace_needs_validation_samples(store):
+    with pytest.raises(ArgumentError, match=r"no validation sample.*split.*val_store"):
+        module(store).loop_arguments()
+
+
+@pytest.mark.usefixtures("float64")
+def test_epochs_of_the_loop_have_all_samples_in_orders_that_follow_from_seed_and_number(store):
+    def energies(loader):
+        return [energy for batch in loader for energy in batch.energy.tolist()]
+
+    loader = EpochLoader(module(store, seed=2))
+    assert len(loader) == 6
+    first, second = energies(loader), energies(loader)
+    assert sorted(first) == sorted(second)
+    assert first != second
+    again = EpochLoader(module(store, seed=2))
+    again.set_epoch(1)
+    assert energies(again) == second
+
+
+def test_the_next_epoch_of_the_loop_has_what_was_written_meanwhile(store, metals):
+    loader = EpochLoader(module(store, elements=["Cu", "Ag", "Au"]))
+    sizes = []
+    for _ in range(2):
+        sizes.append(sum(batch.num_graphs for batch in loader))
+        with zp.ZarrData(store) as sink:
+            sink.write(crystals(5, seed=9))
+    assert sizes == [48, 53]
+
+
+@pytest.mark.usefixtures("float64")
+def test_arguments_of_a_model_are_what_mace_computes_from_batches(store):
+    data = module(store)
+    found = data.model_arguments(neighbor_samples=1000)
+    assert found["atomic_numbers"] == [29, 47, 79] == list(data.z_table)
+    assert found["num_elements"] == 3
+    assert found["atomic_inter_shift"] == 0
+    loader = EpochLoader(data)
+    neighbors, mean, rms = modules.compute_statistics(loader, found["atomic_energies"][None])
+    assert found["avg_num_neighbors"] == pytest.approx(neighbors)
+    assert found["atomic_inter_scale"] == pytest.approx(rms.item())
+    assert data.statistics.energy_per_atom_mean == pytest.approx(mean.item())
+    configs = [
+        mace_data.Configuration(
+            atoms.numbers, atoms.positions, {"energy": atoms.get_potential_energy()}, {}
+        )
+        for atoms in crystals(48, seed=1)
+    ]
+    own = mace_data.compute_average_E0s(configs, AtomicNumberTable([29, 47, 79]))
+    assert found["atomic_energies"].tolist() == pytest.approx([own[z] for z in (29, 47, 79)])
+
+
+def test_energies_and_elements_may_be_given(store):
+    data = module(
+        store,
+        elements=[47, "Cu", "Au", 1],
+        atomic_energies={"Cu": -1.0, 47: -2.0, 79: -3.0, "H": -13.6},
+    )
+    assert data.z_table == (1, 29, 47, 79)
+    assert data.model_arguments()["atomic_energies"].tolist() == [-13.6, -1.0, -2.0, -3.0]
+    (batch, *_) = data.train_dataloader()
+    assert batch.node_attrs.shape[1] == 4
+    with pytest.raises(ArgumentError, match="atomic_energies has no energy of Au"):
+        module(store, atomic_energies={"Cu": -1.0, "Ag": -2.0}).model_arguments()
+    with pytest.raises(ArgumentError, match="'copper' is no symbol"):
+        module(store, elements=["copper"])
+    with pytest.raises(ArgumentError, match=r"heads is .*together: call this for a data module of"):
+        module(store, heads=["pbe", "r2scan"]).model_arguments()
+
+
+@pytest.mark.slow
+def test_the_same_order_of_batches_gives_the_losses_of_mace_s_own_loader(tmp_path):
+    before = torch.get_default_dtype()
+    try:
+        found = pair(tmp_path, 50)
+    finally:
+        torch.set_default_dtype(before)
+    assert len(found.ours.losses) == 50
+    assert found.ours.losses[-1] < 0.2 * found.ours.losses[0]
+    assert found.difference < 1e-10
+
+
+class Lit(LightningModule):
+    """Trains a MACE on the batches of a data module."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.losses = model, []
+        self.loss = modules.WeightedEnergyForcesLoss(1.0, 10.0)
+
+    def training_step(self, batch, _):
+        loss = self.loss(pred=self.model(batch.to_dict(), training=True), ref=batch)
+        self.losses.append(loss.item())
+        return loss
+
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters(), lr=0.01)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+@pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader`")
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_lightning_trains_on_the_same_batches(store, tmp_path, workers):
+    place = tmp_path / "metals.zarr"
+    zp.copy(store, place)
+    split = {"seed": 2, "split": (0.75, 0.25, 0.0)}
+    data = module(place, num_workers=workers, **split)
+    lit, monitor = Lit(network(data)), zp.DataMonitor(every_n_steps=2)
+    own = network(data)
+    trainer = Trainer(
+        max_epochs=1,
+        callbacks=[monitor],
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+    )
+    trainer.fit(lit, data)
+    assert monitor.total.samples == len(data.train_dataset)
+    records = train(
+        module(place, **split),
+        own,
+        tmp_path,
+        epochs=1,
+        loss=modules.WeightedEnergyForcesLoss(1.0, 10.0),
+        max_grad_norm=None,
+    )
+    steps = [record["loss"] for record in records if record["mode"] == "opt"]
+    assert lit.losses == pytest.approx(steps, rel=1e-9)
+
+
+@pytest.mark.filterwarnings("ignore")  # jsonargparse's own deprecations, which LightningCLI uses
+def test_a_configuration_file_has_the_settings_of_the_data_module(store, tmp_path):
+    jsonargparse = pytest.importorskip("jsonargparse")
+    zp.copy(store, tmp_path / "metals.zarr")
+    settings = {"r_max": 4.0, "elements": ["Cu", 47, "Au"], "batch_size": 16}
+    settings |= {"store": str(tmp_path / "metals.zarr"), "where": "has(energy)"}
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(MACEDataModule, "data")
+    data = parser.instantiate_classes(parser.parse_object({"data": settings})).data
+    assert data.z_table == (29, 47, 79)
+    data.setup("fit")
+    assert next(iter(data.train_dataloader())).num_graphs == 16
+    with pytest.raises(jsonargparse.ArgumentError, match="batch_sise"):
+        parser.parse_object({"data": settings | {"batch_sise": 3}})
