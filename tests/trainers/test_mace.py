@@ -1,7 +1,9 @@
 """MACE on a store: its batches by value, its own loop, its model files."""
 
 import json
+import re
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,6 +27,7 @@ from ase.build import bulk, fcc111, molecule
 from lightning.pytorch import LightningModule, Trainer
 from mace import data as mace_data
 from mace import modules
+from mace.calculators import MACECalculator
 from mace.modules.models import o3
 from mace.tools import AtomicNumberTable, CheckpointHandler, MetricsLogger
 from mace.tools.torch_geometric import DataLoader
@@ -32,8 +35,10 @@ from mace.tools.torch_geometric import DataLoader
 from benchmarks.trainers.mace import pair
 from benchmarks.trainers.structures import crystals
 
+PAGE = Path(__file__).parents[2] / "docs" / "trainers" / "mace.md"
+
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*torch.jit.script.* is deprecated:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*torch.jit.* is deprecated:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:The TorchScript type system doesn't support:UserWarning"),
 ]
 
@@ -242,6 +247,23 @@ def network(data, **options):
     )
 
 
+def predicted(model, atoms):
+    """Energy, forces and stress by a MACE on our batch of one structure."""
+    elements, r_max = model.atomic_numbers.tolist(), model.r_max.item()
+    batch = to_mace(NeighborList(r_max)(from_ase(atoms)), elements, r_max)
+    return model(batch.to_dict(), compute_stress=True)
+
+
+def check_calculator(path, atoms, expected):
+    """MACE's own calculator of a model file, by value."""
+    atoms = atoms.copy()
+    atoms.calc = MACECalculator(str(path), default_dtype="float64")
+    assert atoms.get_potential_energy() == pytest.approx(expected["energy"].item(), rel=1e-9)
+    forces, stress = expected["forces"].detach().numpy(), expected["stress"][0].detach().numpy()
+    np.testing.assert_allclose(atoms.get_forces(), forces, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(atoms.get_stress(voigt=False), stress, rtol=1e-6, atol=1e-9)
+
+
 def train(data, model, path, *, epochs, start=0, loss=None, **settings):
     """MACE's own loop, as mace_run_train calls it; gives the records of its log."""
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
@@ -349,6 +371,21 @@ def test_energies_and_elements_may_be_given(store):
         module(store, elements=["copper"])
     with pytest.raises(ArgumentError, match=r"heads is .*together: call this for a data module of"):
         module(store, heads=["pbe", "r2scan"]).model_arguments()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("float64")
+def test_the_code_of_the_page_runs(tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.DOTALL | re.MULTILINE)
+    found = {}
+    with caplog.at_level("INFO"):
+        exec(compile(code, PAGE.name, "exec"), found)
+    errors = [float(one) for one in re.findall(r"RMSE_F= *([\d.]+) meV", caplog.text)]
+    assert len(errors) == 6
+    assert errors[-1] < 0.5 * errors[0]
+    atoms, expected = found["atoms"], predicted(found["model"], found["atoms"])
+    check_calculator("copper.model", atoms, expected)
 
 
 @pytest.mark.slow
