@@ -23,6 +23,7 @@ from mace.tools import scripts_utils
 from mace.tools.model_script_utils import configure_model
 from torch_ema import ExponentialMovingAverage
 
+from zarrpipe.errors import NonFiniteLossError
 from zarrpipe.mace import MACEDataModule
 
 LABELS = ("energy", "forces", "stress", "virials")
@@ -162,7 +163,7 @@ class Finite(torch.nn.Module):
         if not bool(loss.isfinite()):
             wrong = [name for name in LABELS if not bool(ref[name].isfinite().all())]
             where = f"labels {wrong} are not finite" if wrong else "the model has diverged"
-            raise FloatingPointError(
+            raise NonFiniteLossError(
                 f"the loss is {float(loss)}: {where}; the batch has systems of "
                 f"{ref.ptr.diff().tolist()} atoms with energies {ref.energy.tolist()}. Check the "
                 "store with 'zarrpipe check', or take a smaller --lr"

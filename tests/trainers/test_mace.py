@@ -1,7 +1,11 @@
 """MACE on a store: its batches by value, its own loop, its model files."""
 
+import importlib.util
 import json
+import os
 import re
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -11,8 +15,9 @@ import torch
 
 import zarrpipe as zp
 from zarrpipe.adapters import from_ase, from_mace, to_mace
-from zarrpipe.errors import ArgumentError, FieldError
-from zarrpipe.mace import EpochLoader, MACEDataModule
+from zarrpipe.errors import ArgumentError, FieldError, NonFiniteLossError
+from zarrpipe.mace import EpochLoader, MACEDataModule, mace_model
+from zarrpipe.ml import ForceField
 from zarrpipe.transforms import NeighborList
 
 with warnings.catch_warnings():
@@ -35,7 +40,9 @@ from mace.tools.torch_geometric import DataLoader
 from benchmarks.trainers.mace import pair
 from benchmarks.trainers.structures import crystals
 
-PAGE = Path(__file__).parents[2] / "docs" / "trainers" / "mace.md"
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "trainers" / "mace.md"
+RECIPE = ROOT / "recipes" / "mace_own_loop.py"
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*torch.jit.* is deprecated:DeprecationWarning"),
@@ -257,11 +264,21 @@ def predicted(model, atoms):
 def check_calculator(path, atoms, expected):
     """MACE's own calculator of a model file, by value."""
     atoms = atoms.copy()
-    atoms.calc = MACECalculator(str(path), default_dtype="float64")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the variable that MACE sets, and conftest unsets
+        os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = "1"
+        atoms.calc = MACECalculator(str(path), default_dtype="float64")
     assert atoms.get_potential_energy() == pytest.approx(expected["energy"].item(), rel=1e-9)
     forces, stress = expected["forces"].detach().numpy(), expected["stress"][0].detach().numpy()
     np.testing.assert_allclose(atoms.get_forces(), forces, rtol=1e-6, atol=1e-9)
     np.testing.assert_allclose(atoms.get_stress(voigt=False), stress, rtol=1e-6, atol=1e-9)
+
+
+def load_recipe():
+    spec = importlib.util.spec_from_file_location("mace_own_loop", RECIPE)
+    recipe = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(recipe)
+    return recipe
 
 
 def train(data, model, path, *, epochs, start=0, loss=None, **settings):
@@ -371,6 +388,87 @@ def test_energies_and_elements_may_be_given(store):
         module(store, elements=["copper"])
     with pytest.raises(ArgumentError, match=r"heads is .*together: call this for a data module of"):
         module(store, heads=["pbe", "r2scan"]).model_arguments()
+
+
+@pytest.fixture
+def trained(store, tmp_path):
+    """A MACE after some steps of zarrpipe's own training, in float64."""
+    field = ForceField("mace", {"channels": 4, "cutoff": 4.0}, seed=1)
+    trainer = Trainer(max_steps=3, accelerator="cpu", barebones=True)
+    trainer.fit(field, zp.ZarrDataModule(store, batch_size=8, split=(0.75, 0.25, 0.0)))
+    return field.double()
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+def test_a_model_trained_here_is_one_of_mace_and_fine_tuned_from_there(
+    trained, store, metals, tmp_path
+):
+    model, path = mace_model(trained), tmp_path / "ours.model"
+    torch.save(model, path)
+    assert model.scale_shift.scale.item() == pytest.approx(trained.scale.item()) != 1.0
+    for atoms in metals[:3]:
+        energy, forces, stress = trained.predict(from_ase(atoms), stress=True)
+        check_calculator(path, atoms, {"energy": energy, "forces": forces, "stress": stress})
+
+    place = tmp_path / "metals.zarr"
+    zp.copy(store, place)
+    recipe = load_recipe()
+    given = ["--name=x", "--train_file", str(place), "--loss=stress", "--valid_fraction=0.25"]
+    args, _ = mace.tools.check_args(mace.tools.build_default_arg_parser().parse_args(given))
+    args.r_max = model.r_max.item()
+    tuned, output = recipe.build(args, recipe.dataset(args), model)
+    assert output["stress"]
+    for atoms in metals[:3]:
+        expected, found = predicted(model, atoms), predicted(tuned, atoms)
+        for name in ("interaction_energy", "forces", "stress"):
+            torch.testing.assert_close(found[name], expected[name], rtol=1e-6, atol=1e-9)
+
+
+def test_only_a_trained_mace_becomes_a_model_of_mace():
+    with pytest.raises(ArgumentError, match="is SchNetPotential, expected a MACEPotential"):
+        mace_model(ForceField("schnet", {"cutoff": 4.0}))
+    with pytest.raises(ArgumentError, match="is NoneType, expected a MACEPotential: train with"):
+        mace_model(ForceField("mace"))
+    options = {"cutoff": 4.0, "elements": ["Cu"], "mean_neighbors": 8.0}
+    with pytest.raises(ArgumentError, match="was not trained: fit it"):
+        mace_model(ForceField("mace", options))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("float64")
+def test_the_recipe_trains_and_goes_on_from_its_model(store, metals, tmp_path):
+    zp.copy(store, tmp_path / "metals.zarr")
+    options = ["--train_file", "metals.zarr", "--loss=stress", "--r_max=4.0", "--max_ell=1"]
+    options += ["--num_channels=4", "--max_L=0", "--correlation=1", "--valid_fraction=0.25"]
+    options += ["--batch_size=8", "--max_num_epochs=3", "--ema", "--num_workers=0"]
+
+    def run(*more):
+        command = [sys.executable, "-W", "ignore", str(RECIPE), *options, *more]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        losses = [float(one) for one in re.findall(r"Default, loss=([\d.]+)", done.stdout)]
+        assert len(losses) == 4
+        return losses
+
+    first = run("--name=first")
+    second = run("--name=second", "--foundation_model=first.model", "--lr=0.001")
+    assert min(first[1:]) < 0.9 * first[0]
+    assert second[0] == pytest.approx(min(first), rel=0.1)
+    foundation = torch.load(tmp_path / "second.model", weights_only=False)
+    check_calculator(tmp_path / "second.model", metals[0], predicted(foundation, metals[0]))
+
+
+def test_the_recipe_stops_where_the_loss_is_not_finite(store):
+    loss = load_recipe().Finite(modules.WeightedEnergyForcesLoss(1.0, 10.0))
+    batch = next(iter(module(store).train_dataloader()))
+    right = {"energy": batch.energy, "forces": batch.forces}
+    assert loss(pred=right, ref=batch).item() == 0
+    with pytest.raises(NonFiniteLossError, match="the loss is nan: the model has diverged"):
+        loss(pred=right | {"forces": batch.forces * torch.nan}, ref=batch)
+    batch.energy[0] = torch.inf
+    with pytest.raises(NonFiniteLossError, match=r"labels \['energy'\] are not finite"):
+        loss(pred=right, ref=batch)
 
 
 @pytest.mark.slow
