@@ -94,9 +94,9 @@ class MACEDataModule(ZarrDataModule):
         self.config_type_weights = dict(config_type_weights or {})
         self.embedded_fields = tuple(embedded_fields)
         self._z_table = None if elements is None else tuple(as_numbers(elements))
-        self._energies: dict[int, float] | None = None
+        self.atomic_energies: dict[int, float] | None = None
         if atomic_energies is not None:
-            self._energies = {as_numbers([one])[0]: e for one, e in atomic_energies.items()}
+            self.atomic_energies = {as_numbers([one])[0]: e for one, e in atomic_energies.items()}
             self._check_energies(self._z_table or ())
         super().__init__(
             store, transform=[*before, search], convert=self._converted_to_mace, **settings
@@ -125,9 +125,9 @@ class MACEDataModule(ZarrDataModule):
 
     def _check_energies(self, elements: Iterable[int]) -> None:
         """Refuse given atomic energies that do not have all elements."""
-        if self._energies is None:
+        if self.atomic_energies is None:
             return
-        missing = [number for number in elements if number not in self._energies]
+        missing = [number for number in elements if number not in self.atomic_energies]
         if missing:
             raise ArgumentError(
                 f"atomic_energies has no energy of {as_symbols(missing)}: add it, or leave "
@@ -159,7 +159,9 @@ class MACEDataModule(ZarrDataModule):
                 "this for a data module of each head, with where=\"head == '...'\", and join them"
             )
         facts, elements = self.statistics, self.z_table
-        energies = facts.reference_energies if self._energies is None else self._energies
+        energies = (
+            facts.reference_energies if self.atomic_energies is None else self.atomic_energies
+        )
         scale = facts.forces_rms
         return {
             "r_max": self.r_max,

@@ -459,6 +459,24 @@ def test_the_recipe_trains_and_goes_on_from_its_model(store, metals, tmp_path):
     check_calculator(tmp_path / "second.model", metals[0], predicted(foundation, metals[0]))
 
 
+def test_the_recipe_takes_reference_energies_of_isolated_atoms_and_does_not_train_on_them(
+    store, tmp_path
+):
+    recipe = load_recipe()
+    with zp.ZarrData(tmp_path / "metals.zarr") as sink:
+        sink.write(zp.ZarrDataset(store).read(range(48)))
+        for number, energy in ((29, -1.0), (47, -2.0), (79, -3.0)):
+            atom = Atoms(numbers=[number], info={"config_type": "IsolatedAtom", "e": energy})
+            sink.write(from_ase(atom, info={"config_type": "config_type", "e": "energy"}))
+    given = ["--name=x", "--train_file", str(tmp_path / "metals.zarr"), "--valid_fraction=0.25"]
+    args, _ = mace.tools.check_args(mace.tools.build_default_arg_parser().parse_args(given))
+    data = recipe.dataset(args)
+    assert data.atomic_energies == {29: -1.0, 47: -2.0, 79: -3.0}
+    assert len(data.train_dataset) + len(data.val_dataset) == 48
+    args.E0s = "{29: 0.5, 47: 0.25, 79: 0.0}"
+    assert recipe.given_energies(args) == {29: 0.5, 47: 0.25, 79: 0.0}
+
+
 def test_the_recipe_stops_where_the_loss_is_not_finite(store):
     loss = load_recipe().Finite(modules.WeightedEnergyForcesLoss(1.0, 10.0))
     batch = next(iter(module(store).train_dataloader()))
