@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import warnings
@@ -372,6 +373,15 @@ def test_arguments_of_a_model_are_what_mace_computes_from_batches(store):
     assert found["atomic_energies"].tolist() == pytest.approx([own[z] for z in (29, 47, 79)])
 
 
+def test_elements_of_validation_that_training_lacks_are_said_before_a_fit(store):
+    others = {}
+    with zp.ZarrData(others) as sink:
+        sink.write([bulk("Al", cubic=True).repeat((n, 1, 1)) for n in range(1, 11)])
+    with pytest.raises(ArgumentError, match=r"10 of 10 .*have Al, which no training sample has"):
+        module(store, val_store=others)
+    assert module(store, val_store=others, elements=["Al", "Cu", "Ag", "Au"]).z_table[0] == 13
+
+
 def test_energies_and_elements_may_be_given(store):
     data = module(
         store,
@@ -487,6 +497,68 @@ def test_the_recipe_stops_where_the_loss_is_not_finite(store):
     batch.energy[0] = torch.inf
     with pytest.raises(NonFiniteLossError, match=r"labels \['energy'\] are not finite"):
         loss(pred=right, ref=batch)
+
+
+RANK = """
+import json, sys, torch, zarrpipe.mace
+from mace import modules, tools
+from e3nn import o3
+torch.set_default_dtype(torch.float64)
+torch.set_num_threads(1)
+torch.distributed.init_process_group("gloo")
+data = zarrpipe.mace.MACEDataModule("metals.zarr", 4.0, batch_size=8, split=(0.7, 0.3, 0.0))
+data.setup("fit")
+torch.manual_seed(0)
+kinds = modules.interaction_classes
+model = modules.ScaleShiftMACE(
+    **data.model_arguments(), num_bessel=4, num_polynomial_cutoff=5, max_ell=1, num_interactions=2,
+    interaction_cls=kinds["RealAgnosticResidualInteractionBlock"], correlation=1,
+    interaction_cls_first=kinds["RealAgnosticInteractionBlock"], gate=torch.nn.functional.silu,
+    hidden_irreps=o3.Irreps("4x0e"), MLP_irreps=o3.Irreps("4x0e"), radial_MLP=[8],
+)
+seen = []
+class Loss(modules.WeightedEnergyForcesLoss):
+    def forward(self, pred, ref, ddp=None):
+        if next(model.parameters()).requires_grad:  # not while it validates
+            seen.extend(ref.energy.tolist())
+        return super().forward(pred=pred, ref=ref, ddp=ddp)
+optimizer, rank = torch.optim.Adam(model.parameters(), lr=0.01), torch.distributed.get_rank()
+tools.train(
+    model=model, loss_fn=Loss(1.0, 10.0), **data.loop_arguments(), optimizer=optimizer,
+    lr_scheduler=torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer), patience=9, eval_interval=1,
+    checkpoint_handler=tools.CheckpointHandler(directory="run", tag="r"), start_epoch=0,
+    logger=tools.MetricsLogger(directory="run", tag="r"), max_num_epochs=1, log_errors="TotalMAE",
+    output_args={"forces": True, "virials": False, "stress": False}, device=torch.device("cpu"),
+    distributed=True, distributed_model=torch.nn.parallel.DistributedDataParallel(model), rank=rank,
+)
+energies = data.train_dataset.read(range(len(data.train_dataset))).energy.flatten().tolist()
+total = [float(p.detach().sum()) for p in model.parameters()]
+json.dump([seen, energies, total], open(f"rank{rank}.json", "w"))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_share_each_epoch_of_mace_s_loop(store, tmp_path):
+    zp.copy(store, tmp_path / "metals.zarr")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", RANK],
+            cwd=tmp_path,
+            env={**os.environ, **place, "RANK": str(rank), "PYTHONPATH": str(ROOT)},
+        )
+        for rank in (0, 1)
+    ]
+    assert [rank.wait(timeout=300) for rank in ranks] == [0, 0]
+    (seen, energies, weights), (others, _, same) = (
+        json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1)
+    )
+    assert len(seen) == pytest.approx(len(others), abs=1)
+    assert sorted(seen + others) == sorted(energies)
+    assert weights == same
 
 
 @pytest.mark.slow
