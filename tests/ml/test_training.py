@@ -12,9 +12,10 @@ from ase.calculators.singlepoint import SinglePointCalculator
 
 import zarrpipe as zp
 from zarrpipe.errors import NonFiniteLossError
-from zarrpipe.ml import ForceField
-from zarrpipe.ml.from_data import default_cutoff
+from zarrpipe.ml import ForceField, force_field
+from zarrpipe.ml.from_data import default_cutoff, finds_edges
 from zarrpipe.training.statistics import mean_neighbors
+from zarrpipe.transforms import Compose, NeighborList
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
@@ -251,3 +252,29 @@ def test_a_store_without_labels_is_refused_before_training():
     data = zp.ZarrDataModule(place, split=(1.0, 0.0, 0.0))
     with pytest.raises(ValueError, match=r"no sample of .* has energy, forces, stress or virial"):
         fit(ForceField("schnet", SMALL), data, 1, limit_val_batches=0)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_neighbour_lists_of_the_data_module_give_the_same_training(monkeypatch, workers):
+    store, weights = stored(alloys(12)), []
+    for transform in (None, NeighborList(4.0)):
+        data = zp.ZarrDataModule(
+            store,
+            batch_size=4,
+            split=(1.0, 0.0, 0.0),
+            transform=transform,
+            num_workers=workers if transform else 0,
+        )
+        field = ForceField("schnet", {**SMALL, "cutoff": 4.0})
+        if transform is not None:
+            monkeypatch.setattr(force_field, "find_edges", None)  # nothing searches any more
+        fit(field, data, 4, limit_val_batches=0)
+        weights.append(torch.cat([parameter.flatten() for parameter in field.parameters()]))
+    torch.testing.assert_close(weights[0], weights[1])
+
+
+def test_neighbour_lists_of_another_cutoff_are_not_used():
+    assert finds_edges(NeighborList(4.0), 4.0)
+    assert finds_edges(Compose([NeighborList(3.0), NeighborList(4.0)]), 4.0)
+    assert not finds_edges(Compose([NeighborList(4.0), NeighborList(3.0)]), 4.0)
+    assert not finds_edges(None, 4.0)

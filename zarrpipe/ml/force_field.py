@@ -14,6 +14,7 @@ from zarrpipe.ml.from_data import (
     check_validation,
     checked_statistics,
     complete_options,
+    finds_edges,
     missing_options,
 )
 from zarrpipe.ml.labels import LABELS, Loss, Prediction, errors_of, has_stress
@@ -21,6 +22,7 @@ from zarrpipe.ml.metrics import LabelErrors
 from zarrpipe.ml.non_finite import reason
 from zarrpipe.ml.potentials import Edges, Potential, as_symbols, find_edges, potential_class
 from zarrpipe.store.query.elements import SYMBOLS, atomic_number
+from zarrpipe.training.data_module import ZarrDataModule
 from zarrpipe.training.loader import GraphLoader
 
 _WARM_UP, _LAST = 0.05, 0.01
@@ -40,6 +42,9 @@ class ForceField(pl.LightningModule):  # type: ignore[misc]  # lightning is not 
     others. A virial is a stress times minus the volume, and counts as a stress. The learning rate
     rises over the first 5 % of the steps and falls to 1 % of its peak along a cosine; without a
     limit of steps or epochs it is constant.
+
+    Neighbour lists are found where the potential is, unless the data module's `transform` has
+    ``NeighborList(cutoff)`` with the cutoff of the potential: workers find them then.
 
     Logged, for train, val and test: mean absolute, root mean square and largest error of each label
     that the store has, as ``val/forces_mae_meV_A``, ``val/energy_rmse_meV_atom``,
@@ -88,7 +93,7 @@ class ForceField(pl.LightningModule):  # type: ignore[misc]  # lightning is not 
         *,
         lr: float = 1e-2,
         weight_decay: float = 1e-5,
-        energy_weight: float = 0.2,
+        energy_weight: float = 1.0,
         forces_weight: float = 1.0,
         stress_weight: float = 10.0,
         loss: str = "mae",
@@ -113,6 +118,7 @@ class ForceField(pl.LightningModule):  # type: ignore[misc]  # lightning is not 
         )
         self.set_reference({atomic_number(symbol): e for symbol, e in (reference or {}).items()})
         self.potential: Potential | None = None
+        self._edges_come = False
         kind = potential_class(potential)
         if not missing_options(kind, options or {}):
             self._build(options or {})
@@ -143,8 +149,14 @@ class ForceField(pl.LightningModule):  # type: ignore[misc]  # lightning is not 
     def configure_model(self) -> None:
         """Take what is missing from the training data, once; Lightning calls it before a fit."""
         data = self._datamodule()
-        if data is None or self.trainer.state.fn != "fit":
+        if data is None:
             return
+        if self.trainer.state.fn == "fit":
+            self._prepare(data)
+        self._edges_come = self.potential is not None and finds_edges(data.transform, self.cutoff)
+
+    def _prepare(self, data: ZarrDataModule) -> None:
+        """Take what is missing from the training data, and check them."""
         if not any(label in data.dataset.schema for label in (*LABELS, "virial")):
             raise ArgumentError(
                 f"no sample of {data} has energy, forces, stress or virial to train on: label "
@@ -250,7 +262,7 @@ class ForceField(pl.LightningModule):  # type: ignore[misc]  # lightning is not 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one batch."""
         wanted = self.loss.weights["stress"] > 0 and has_stress(batch)
-        found = self.predict(batch, stress=wanted, differentiable=True)
+        found = self.predict(batch, stress=wanted, edges=self._edges_of(batch), differentiable=True)
         errors = errors_of(found, batch)
         loss = self.loss(errors)
         if not bool(loss.isfinite()):
@@ -289,7 +301,14 @@ class ForceField(pl.LightningModule):  # type: ignore[misc]  # lightning is not 
         return self.forward(batch)
 
     def _evaluate(self, part: str, batch: Batch) -> None:
-        self._count(part, errors_of(self.predict(batch, stress=has_stress(batch)), batch))
+        found = self.predict(batch, stress=has_stress(batch), edges=self._edges_of(batch))
+        self._count(part, errors_of(found, batch))
+
+    def _edges_of(self, batch: Batch) -> Edges | None:
+        """Neighbour list that the data module's transform has found."""
+        if not self._edges_come:
+            return None
+        return Edges(batch.neighbor_list.T, batch.neighbor_list_shifts)
 
     def _count(self, part: str, errors: Mapping[str, Tensor]) -> None:
         for label in LABELS:  # without rows too, so that a label that is nowhere is NaN

@@ -13,6 +13,8 @@ from zarrpipe.ml.non_finite import not_finite
 from zarrpipe.ml.potentials import Potential, as_symbols
 from zarrpipe.training.data_module import ZarrDataModule
 from zarrpipe.training.statistics import Statistics, mean_neighbors
+from zarrpipe.transforms.compose import Compose
+from zarrpipe.transforms.neighbors import NeighborList
 
 CUTOFFS = (5.0, 4.5, 4.0, 3.5, 3.0)
 """Angstrom; the first that leaves an atom few neighbours is the default."""
@@ -48,6 +50,13 @@ def complete_options(
             )
         found["mean_neighbors"] = round(number, 3)
     return found
+
+
+def finds_edges(transform: object, cutoff: float) -> bool:
+    """Whether the last neighbour list that a transform makes has this cutoff."""
+    several = transform.transforms if isinstance(transform, Compose) else [transform]
+    lists = [one for one in several if isinstance(one, NeighborList)]
+    return bool(lists) and lists[-1].cutoff == cutoff
 
 
 def default_cutoff(train: ZarrDataset) -> float:
