@@ -97,7 +97,7 @@ def isolated_energies(store: str) -> dict[int, float]:
     """Energies of the samples that are isolated atoms, by their ``config_type`` as in MACE."""
     if "config_type" not in zp.ZarrDataset(store).schema:
         return {}
-    atoms = zp.ZarrDataset(store, where=ISOLATED)
+    atoms = zp.ZarrDataset(store, where=f"{ISOLATED} and has(energy)")
     if not len(atoms):
         return {}
     batch = atoms.read(range(len(atoms)))
