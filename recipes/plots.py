@@ -22,6 +22,9 @@ SHADED = 5000
 
 BINS = 160
 
+MARKED = 30
+"""Points up to which each of a curve has a marker."""
+
 
 @dataclass(frozen=True)
 class Label:
@@ -55,7 +58,7 @@ def learning_curves(metrics: Path, path: Path) -> None:
     rows = -(-count // columns)
     figure, axes = panels(rows, columns, (3.6 * columns, 3.1 * rows))
     free = list(np.ravel(axes))
-    _curve(free[0], curves["train/loss"], COLOURS["train"], "each step")
+    _curve(free[0], curves["train/loss"], COLOURS["train"], "batches")
     free[0].set(ylabel="loss")
     for axis, name in zip(free[1:], labels, strict=False):
         _errors(axis, curves, name)
@@ -91,20 +94,14 @@ def _column(part: str, label: str, kind: str) -> str:
 
 def _errors(axis: Any, curves: Mapping[str, Any], name: str) -> None:
     """Draw the errors of a label."""
-    for part, style in (("train", {"marker": "."}), ("val", {"marker": "o"})):
+    for part, title in (("train", "training"), ("val", "validation")):
         for kind, line in (("mae", "-"), ("rmse", ":")):
             points = curves.get(_column(part, name, kind))
             if points is not None:
                 points = _whole_epochs(*points) if part == "train" else points
-                title = {"train": "training", "val": "validation"}[part]
-                axis.plot(
-                    *points,
-                    line,
-                    ms=3,
-                    color=COLOURS[part],
-                    label=f"{title} {kind.upper()}",
-                    **style,
-                )
+                marker = "o" if len(points[0]) <= MARKED else None
+                text = f"{title} {kind.upper()}"
+                axis.plot(*points, line, marker=marker, ms=3, color=COLOURS[part], label=text)
     label = LABELS[name]
     axis.set(ylabel=f"error of {label.title} ({label.error_unit})")
     axis.legend(frameon=False, fontsize=8)
@@ -132,7 +129,7 @@ def _curve(axis: Any, points: tuple[np.ndarray, np.ndarray], colour: str, name: 
 def _few_ticks(axis: Any) -> None:
     """Readable numbers on a logarithmic axis of less or more than a decade."""
     low, high = axis.get_ylim()
-    if high / low < 30:
+    if high / low < 1000:
         axis.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
         axis.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
         axis.yaxis.set_minor_formatter(ticker.NullFormatter())
