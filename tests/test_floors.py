@@ -66,6 +66,7 @@ OPTIONAL = {
     "torch_geometric",
     "torch_sim",
     "torchdata",
+    "torchmdnet",
     "tqdm",
     "typer",
     "vesin",

@@ -21,6 +21,7 @@ from zarrpipe.adapters.pyg import from_pyg, to_pyg
 from zarrpipe.adapters.pymatgen import from_pymatgen, to_pymatgen
 from zarrpipe.adapters.registry import as_batch, register
 from zarrpipe.adapters.torch_sim import from_torch_sim, to_torch_sim
+from zarrpipe.adapters.torchmd_net import to_torchmd_net
 
 __all__ = [
     "as_batch",
@@ -39,4 +40,5 @@ __all__ = [
     "to_pyg",
     "to_pymatgen",
     "to_torch_sim",
+    "to_torchmd_net",
 ]
