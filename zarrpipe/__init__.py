@@ -86,6 +86,7 @@ _MODULES = (
     "adapters",
     "ase",
     "errors",
+    "mace",
     "nodes",
     "testing",
     "torch_sim",
