@@ -137,7 +137,7 @@ def _moments(dataset: ZarrDataset, table: torch.Tensor | None) -> _Moments:
         batch = dataset.gather(chosen, ["energy", "atomic_numbers"])
         energy = batch.energy.double()
         if table is not None:
-            energy = energy.index_add(0, batch.batch_idx, -table[batch.atomic_numbers.long()])
+            energy = energy.index_add(0, batch.batch_idx, -table[batch.atomic_numbers])
         left.append(energy[batch.present("energy")])
     energies = torch.cat(left)
     return _Moments(energies.mean(), energies.std())

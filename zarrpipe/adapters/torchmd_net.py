@@ -66,7 +66,7 @@ def to_torchmd_net(batch: Batch, *, cutoff: float | None = None) -> "PygBatch":
         energies, forces = model(data.z, data.pos, batch=data.batch)
     """
     library = require("torch_geometric.data", "pyg")
-    values: dict[str, Any] = {"pos": batch.positions, "z": batch.atomic_numbers.long()}
+    values: dict[str, Any] = {"pos": batch.positions, "z": batch.atomic_numbers}
     for name, attribute in _LABELS.items():
         value = _label(batch, name)
         if value is not None:
