@@ -94,6 +94,15 @@ def test_boxes_charges_and_own_fields_by_value():
     assert "velocities" not in ours
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_it_stays_on_the_device(tmp_path):
+    batch = zp.ZarrDataset(written(tmp_path / "store", molecules(5))).read(range(5))
+    there = to_torchmd_net(batch.to("cuda"), cutoff=CUTOFF)
+    assert {there[key].device.type for key in there.keys()} == {"cuda"}  # noqa: SIM118  of PyG
+    check(there.cpu(), to_torchmd_net(batch))
+
+
 def test_back_again(tmp_path):
     batch = zp.ZarrDataset(written(tmp_path / "store", molecules(5))).read(range(5))
     back = from_pyg(to_torchmd_net(batch))
