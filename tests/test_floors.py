@@ -48,6 +48,7 @@ OPTIONAL = {
     "ase_db_backends",
     "atompack",
     "dpdata",
+    "fairchem",
     "fsspec",
     "h5py",
     "hypothesis",

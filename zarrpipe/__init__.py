@@ -86,6 +86,7 @@ _MODULES = (
     "adapters",
     "ase",
     "errors",
+    "fairchem",
     "mace",
     "nodes",
     "testing",

@@ -10,6 +10,7 @@ tensors stay on their device and keep their dtype, and gradients are not carried
 """
 
 from zarrpipe.adapters.ase import from_ase, to_ase
+from zarrpipe.adapters.fairchem import to_fairchem
 from zarrpipe.adapters.mace import from_mace
 from zarrpipe.adapters.mace_batch import to_mace
 from zarrpipe.adapters.nvalchemi import from_nvalchemi, to_nvalchemi
@@ -37,6 +38,7 @@ __all__ = [
     "nvalchemi_sink",
     "register",
     "to_ase",
+    "to_fairchem",
     "to_mace",
     "to_nvalchemi",
     "to_pyg",
