@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -17,11 +17,13 @@ from zarrpipe.errors import ArgumentError
 from zarrpipe.libraries import require
 from zarrpipe.store.backend.location import StoreLike
 from zarrpipe.training import data_module
+from zarrpipe.training.loader import GraphLoader
+from zarrpipe.training.splits.assignment import SPLITS
 
 if TYPE_CHECKING:
     from fairchem.core.datasets.atomic_data import AtomicData
 
-__all__ = ["StoreDataset", "ZarrDataModule", "to_fairchem"]
+__all__ = ["RunnerLoader", "StoreDataset", "ZarrDataModule", "dataloader", "to_fairchem"]
 
 _ARGUMENTS = frozenset({"task_name", "molecule_cell_size", "target_dtype"})
 _IMPLIED = frozenset({"r_energy", "r_forces", "r_stress", "r_data_keys"})
@@ -119,7 +121,8 @@ class ZarrDataModule(data_module.ZarrDataModule):
     """Batches of fairchem's ``AtomicData`` out of stores, for a training loop.
 
     They are those of `to_fairchem` with ``flat_stress``, made on the device of training without a
-    loop over systems. Growth, resume, budgets of atoms and workers are those of `zarrpipe.ZarrDataModule`.
+    loop over systems. Growth, resume, budgets of atoms and workers are those of
+    `zarrpipe.ZarrDataModule`.
 
     Parameters
     ----------
@@ -158,3 +161,96 @@ class ZarrDataModule(data_module.ZarrDataModule):
             dtype=dtype,
         )
         super().__init__(store, convert=convert, **settings)
+
+
+class RunnerLoader:
+    """Batches for fairchem's ``TrainEvalRunner``, whose unit says at which epoch and step it is.
+
+    The samples are those that were there when it was made, as the runner's learning rate counts
+    their batches.
+
+    Parameters
+    ----------
+    loader : GraphLoader
+        Loader of a data module, whose ranks share each epoch.
+    dataset_names : sequence of str
+        Names that its unit reports metrics for, which are ``dataset_name`` of batches.
+    """
+
+    def __init__(self, loader: GraphLoader, dataset_names: Sequence[str]) -> None:
+        self._loader, self.dataset_names = loader, tuple(dataset_names)
+
+    @property
+    def dataset(self) -> Self:
+        """What fairchem asks for `dataset_names`."""
+        return self
+
+    @property
+    def batch_sampler(self) -> Self:
+        """What fairchem asks for `set_epoch_and_start_iteration`."""
+        return self
+
+    @property
+    def waited(self) -> float:
+        """Seconds that were spent in getting batches so far."""
+        return self._loader.waited
+
+    def set_epoch_and_start_iteration(self, epoch: int, start_iteration: int) -> None:
+        """Go to a step of an epoch, where the next iteration begins."""
+        sampler = self._loader.sampler
+        sampler.set_epoch(epoch)
+        if start_iteration:
+            sampler.start()
+            for _ in range(start_iteration):
+                sampler.advance()
+            sampler.load_state_dict(sampler.state_dict())
+
+    def __iter__(self) -> Iterator[AtomicData]:
+        return iter(self._loader)
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+
+def dataloader(
+    store: StoreLike | Sequence[StoreLike], part: str = "train", **settings: Any
+) -> RunnerLoader:
+    """Loader for ``train_dataloader`` and ``eval_dataloader`` of fairchem's configuration.
+
+    Parameters
+    ----------
+    store : StoreLike or sequence of StoreLike
+        As for `zarrpipe.ZarrDataModule`.
+    part : str
+        ``"train"``, ``"val"`` or ``"test"``: which split, by the ``split`` among the settings.
+    **settings
+        The other arguments of `ZarrDataModule`.
+
+    Raises
+    ------
+    ArgumentError
+        If there is no such part, or fairchem runs graph-parallel, where ranks share a batch.
+
+    Examples
+    --------
+    In a training configuration::
+
+        train_dataloader:
+          _target_: zarrpipe.fairchem.dataloader
+          store: labelled.zarr
+          max_atoms: 512
+          dataset: omat
+          dataset_name: omat.train
+          key_mapping: {energy: omat_energy, forces: omat_forces, stress: omat_stress}
+    """
+    if part not in SPLITS:
+        raise ArgumentError(f"part is {part!r}, expected one of {', '.join(SPLITS)}")
+    if require("fairchem.core.common.gp_utils", "ase").initialized():
+        raise ArgumentError(
+            "fairchem runs graph-parallel, where several ranks share a batch, and these loaders "
+            "give each rank its own: use zarrpipe.fairchem.StoreDataset with fairchem's sampler"
+        )
+    data = ZarrDataModule(store, **settings)
+    data.setup("fit")
+    names = [name] if (name := settings.get("dataset_name")) else []
+    return RunnerLoader(getattr(data, f"{part}_dataloader")(), names)

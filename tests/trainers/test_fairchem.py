@@ -1,6 +1,12 @@
 """fairchem on a store: its batches and its data set by value, its loss, its sampler."""
 
+import os
+import re
+import subprocess
+import sys
 import warnings
+from itertools import chain
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,6 +31,7 @@ with warnings.catch_warnings():
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms
+from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from benchmarks.trainers.structures import crystals, molecules
@@ -34,6 +41,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning:fairchem.*"),
     pytest.mark.filterwarnings("ignore::UserWarning:fairchem.*"),
 ]
+ROOT = Path(__file__).parents[2]
 KEYS = {"r_data_keys": ["charge", "spin"]}
 
 
@@ -231,6 +239,76 @@ def test_batches_of_the_data_module(stored):
     for chosen, batch in zip(order, batches, strict=True):
         some = from_ase([structures[place] for place in chosen], dtype=torch.float64)
         check(batch, to_fairchem(some, flat_stress=True, **names))
+
+
+def test_a_runner_goes_to_an_epoch_and_a_step(stored):
+    store, _ = stored
+    loader = zp.fairchem.dataloader(store, batch_size=5, split=(1.0, 0.0, 0.0), seed=3)
+    assert len(loader) == 5
+    epochs = []
+    for number in range(2):
+        loader.batch_sampler.set_epoch_and_start_iteration(number, 0)
+        epochs.append([batch.energy.tolist() for batch in loader])
+    assert sorted(chain(*epochs[0])) == sorted(chain(*epochs[1]))
+    assert epochs[0] != epochs[1]
+    for step in (0, 2, 4):
+        loader.batch_sampler.set_epoch_and_start_iteration(1, step)
+        assert [batch.energy.tolist() for batch in loader] == epochs[1][step:]
+    named = zp.fairchem.dataloader(store, "val", split=(0.5, 0.5, 0.0), dataset_name="omat.val")
+    assert list(named.dataset.dataset_names) == ["omat.val"]
+    assert 0 < sum(batch.num_graphs for batch in named) < 24
+    assert named.waited > 0
+
+
+def test_a_loader_that_would_be_wrong_is_refused(stored, monkeypatch):
+    with pytest.raises(ArgumentError, match="part is 'valid', expected one of train, val, test"):
+        zp.fairchem.dataloader(stored[0], "valid")
+    monkeypatch.setattr("fairchem.core.common.gp_utils.initialized", lambda: True)
+    with pytest.raises(ArgumentError, match="graph-parallel"):
+        zp.fairchem.dataloader(stored[0])
+
+
+@pytest.mark.slow
+def test_its_command_trains_by_the_example_configuration(tmp_path):
+    with zp.ZarrData(tmp_path / "labelled.zarr") as sink:
+        sink.write(crystals(60))
+    command = [sys.executable, "-W", "ignore", "-c", "from fairchem.core._cli import main; main()"]
+    ran = subprocess.run(
+        [*command, "-c", str(ROOT / "configs" / "fairchem.yaml")],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "WANDB_MODE": "disabled"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    said = ran.stdout + ran.stderr
+    assert ran.returncode == 0, said[-3000:]
+    losses = [float(found) for found in re.findall(r"'train/loss': ([\d.e+-]+)", said)]
+    validation = [float(found) for found in re.findall(r"val/loss: ([\d.e+-]+)", said)]
+    assert len(losses) >= 3
+    assert len(validation) == 2
+    assert np.isfinite(losses + validation).all()
+    assert "omat.val,omat_stress,mae" in said
+
+
+@pytest.mark.filterwarnings("ignore:none of 24 samples is in the validation split")
+def test_code_of_the_page_runs(stored, monkeypatch):
+    page = (ROOT / "docs" / "trainers" / "fairchem.md").read_text()
+    python, (loader, joined) = (
+        re.findall(rf"^```{language}\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+        for language in ("python", "yaml")
+    )
+    store, structures = stored
+    monkeypatch.chdir(store.parent)
+    for block in python:
+        exec(compile(block, "fairchem.md", "exec"), {"__name__": "fairchem_page"})
+    (settings,) = OmegaConf.create(loader).values()
+    batches = list(instantiate(settings))
+    assert max(int(batch.natoms.sum()) for batch in batches) <= 512
+    assert set(training.NAMES.values()) <= set(batches[0].keys())
+    ratios = {"sampling": {"type": "explicit", "ratios": {"omat.train": 1.0}}}
+    data = create_concat_dataset(OmegaConf.create(joined), ratios)
+    assert len(data) == sum(len(atoms) > 4 for atoms in structures)
 
 
 @pytest.mark.slow
