@@ -16,7 +16,10 @@ OUTCOMES = ("passed", "failed", "skipped")
 
 
 def rows(settings: Settings, device: torch.device) -> Iterator[Row]:
-    """Numbers of tests that passed, failed and were skipped; raises unless all passed."""
+    """Numbers of tests by outcome; raises if one failed or none passed.
+
+    Where the device is there, those are skipped whose library is missing.
+    """
     report = settings.work / "marked.xml"
     report.unlink(missing_ok=True)
     options = ["-m", "gpu", "--quiet", "-p", "no:cacheprovider", f"--junit-xml={report}"]
@@ -24,8 +27,8 @@ def rows(settings: Settings, device: torch.device) -> Iterator[Row]:
     numbers = counted(report)
     for outcome in OUTCOMES:
         yield Row.single("gpu", "tests marked gpu", outcome, numbers[outcome], "tests")
-    if not numbers["passed"] or numbers["failed"] or numbers["skipped"]:
-        raise SystemExit(f"of the tests marked gpu not all passed: {numbers}")
+    if numbers["failed"] or not numbers["passed"]:
+        raise SystemExit(f"tests marked gpu failed, or none passed: {numbers}")
 
 
 def files() -> list[Path]:
