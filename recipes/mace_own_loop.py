@@ -23,8 +23,11 @@ from mace.tools import scripts_utils
 from mace.tools.model_script_utils import configure_model
 from torch_ema import ExponentialMovingAverage
 
+import zarrpipe as zp
+from zarrpipe.errors import NonFiniteLossError
 from zarrpipe.mace import MACEDataModule
 
+ISOLATED = "config_type == 'IsolatedAtom'"
 LABELS = ("energy", "forces", "stress", "virials")
 
 
@@ -59,14 +62,16 @@ def run(args: Namespace) -> Path:
 
 
 def dataset(args: Namespace) -> MACEDataModule:
-    """Batches of the stores."""
+    """Batches of the stores; isolated atoms are not among them, but give reference energies."""
+    isolated = isolated_energies(args.train_file)
     data = MACEDataModule(
         args.train_file,
         args.r_max,
-        atomic_energies=given_energies(args),
+        atomic_energies=isolated or given_energies(args),
         batch_size=args.batch_size,
         split=(1 - args.valid_fraction, args.valid_fraction, 0.0),
         val_store=args.valid_file,
+        where=f"not has(config_type) or not ({ISOLATED})" if isolated else None,
         num_workers=args.num_workers,
         config_type_weights=scripts_utils.get_config_type_weights(args.config_type_weights),
         device=args.device,
@@ -75,6 +80,17 @@ def dataset(args: Namespace) -> MACEDataModule:
     data.setup("fit")
     logging.info(f"Training on {len(data.train_dataset)} structures, {data}")
     return data
+
+
+def isolated_energies(store: str) -> dict[int, float]:
+    """Energies of the samples that are isolated atoms, by their ``config_type`` as in MACE."""
+    if "config_type" not in zp.ZarrDataset(store).schema:
+        return {}
+    atoms = zp.ZarrDataset(store, where=ISOLATED)
+    if not len(atoms):
+        return {}
+    batch = atoms.read(range(len(atoms)))
+    return dict(zip(batch.atomic_numbers.tolist(), batch.energy.flatten().tolist(), strict=True))
 
 
 def given_energies(args: Namespace) -> dict[int, float] | None:
@@ -91,8 +107,10 @@ def build(
     start = data.model_arguments()
     logging.info(f"From the statistics of the training samples: {start}")
     args.avg_num_neighbors = start["avg_num_neighbors"]
-    if args.E0s is None:  # MACE computes what belongs to energies that are given
+    if data.atomic_energies is None:
         args.mean, args.std = data.statistics.energy_per_atom_mean, start["atomic_inter_scale"]
+    elif args.model == "MACE":  # has no shift; for the others MACE computes it from the batches
+        args.mean, args.std = 0.0, start["atomic_inter_scale"]
     args.compute_energy, args.compute_dipole, args.compute_polarizability = True, False, False
     return configure_model(
         args,
@@ -162,7 +180,7 @@ class Finite(torch.nn.Module):
         if not bool(loss.isfinite()):
             wrong = [name for name in LABELS if not bool(ref[name].isfinite().all())]
             where = f"labels {wrong} are not finite" if wrong else "the model has diverged"
-            raise FloatingPointError(
+            raise NonFiniteLossError(
                 f"the loss is {float(loss)}: {where}; the batch has systems of "
                 f"{ref.ptr.diff().tolist()} atoms with energies {ref.energy.tolist()}. Check the "
                 "store with 'zarrpipe check', or take a smaller --lr"

@@ -88,6 +88,7 @@ _MODULES = (
     "errors",
     "fairchem",
     "mace",
+    "ml",
     "nodes",
     "testing",
     "torch_sim",

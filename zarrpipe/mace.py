@@ -1,24 +1,30 @@
-"""MACE on a store: batches for Lightning and for its own loop, and what its models start from."""
+"""MACE on a store: its batches for Lightning and its own loop, and what a model starts from."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from zarrpipe.adapters.mace_batch import to_mace
 from zarrpipe.data.batch import Batch
 from zarrpipe.errors import ArgumentError
+from zarrpipe.ml.from_data import check_validation
+from zarrpipe.ml.potentials import MACEPotential, as_numbers, as_symbols
 from zarrpipe.store.backend.location import StoreLike
-from zarrpipe.store.query.elements import SYMBOLS, atomic_number
 from zarrpipe.training.data_module import ZarrDataModule
 from zarrpipe.training.loader import GraphLoader
-from zarrpipe.training.statistics import mean_neighbors, measure
+from zarrpipe.training.statistics import mean_neighbors
 from zarrpipe.transforms.neighbors import NeighborList
 
 if TYPE_CHECKING:
+    from mace.modules import ScaleShiftMACE
     from mace.tools.torch_geometric.batch import Batch as MaceBatch
 
-__all__ = ["EpochLoader", "MACEDataModule"]
+    from zarrpipe.ml.force_field import ForceField
+
+__all__ = ["EpochLoader", "MACEDataModule", "mace_model"]
 
 
 class MACEDataModule(ZarrDataModule):
@@ -36,8 +42,8 @@ class MACEDataModule(ZarrDataModule):
         Cutoff of the model in Angstrom.
     elements : sequence of int or str, optional
         Elements that the model knows, by atomic number or symbol; by default those of the training
-        and validation samples that are there when they are first needed, and the same from then
-        on. Give them where a store grows or a model exists already.
+        samples when they are first needed, and the same from then on. Give them where a store
+        grows or a model exists already.
     atomic_energies : mapping of int or str to float, optional
         Energy of an isolated atom of each element in eV; by default the least-squares fit to the
         training energies (MACE's "average").
@@ -87,39 +93,44 @@ class MACEDataModule(ZarrDataModule):
         self.r_max, self.heads = search.cutoff, tuple(heads)
         self.config_type_weights = dict(config_type_weights or {})
         self.embedded_fields = tuple(embedded_fields)
-        self._z_table = None if elements is None else _numbers(elements)
-        self._energies = None
+        self._z_table = None if elements is None else tuple(as_numbers(elements))
+        self.atomic_energies: dict[int, float] | None = None
         if atomic_energies is not None:
-            self._energies = {_number(one): float(e) for one, e in atomic_energies.items()}
+            self.atomic_energies = {as_numbers([one])[0]: e for one, e in atomic_energies.items()}
             self._check_energies(self._z_table or ())
         super().__init__(
             store, transform=[*before, search], convert=self._converted_to_mace, **settings
         )
 
-    @property
-    def z_table(self) -> tuple[int, ...]:
-        """Atomic numbers of the model, ascending, as `to_mace` and MACE's models take them.
+    def setup(self, stage: str) -> None:
+        """As `ZarrDataModule.setup`; before a fit, validation is looked at too.
 
         Raises
         ------
-        FieldError
-            If `atomic_energies` lacks an element of the samples.
+        ValueError
+            If validation has elements that are not in `z_table`, or `atomic_energies` lacks one.
         """
+        super().setup(stage)
+        if stage == "fit" and (self.trainer is None or self.trainer.enable_validation):
+            check_validation(self.val_dataset, self.z_table)
+
+    @property
+    def z_table(self) -> tuple[int, ...]:
+        """Atomic numbers of the model, ascending, as `to_mace` and MACE's models take them."""
         if self._z_table is None:
-            counted = [self.statistics, measure(self.val_dataset).statistics()]
-            found = tuple(sorted({z for facts in counted for z in facts.element_counts}))
+            found = tuple(sorted(self.statistics.element_counts))
             self._check_energies(found)
             self._z_table = found
         return self._z_table
 
     def _check_energies(self, elements: Iterable[int]) -> None:
         """Refuse given atomic energies that do not have all elements."""
-        if self._energies is None:
+        if self.atomic_energies is None:
             return
-        missing = [SYMBOLS[z] for z in elements if z not in self._energies]
+        missing = [number for number in elements if number not in self.atomic_energies]
         if missing:
             raise ArgumentError(
-                f"atomic_energies has no energy of {', '.join(missing)}: add it, or leave "
+                f"atomic_energies has no energy of {as_symbols(missing)}: add it, or leave "
                 "atomic_energies out for a fit to the training energies"
             )
 
@@ -148,7 +159,9 @@ class MACEDataModule(ZarrDataModule):
                 "this for a data module of each head, with where=\"head == '...'\", and join them"
             )
         facts, elements = self.statistics, self.z_table
-        energies = facts.reference_energies if self._energies is None else self._energies
+        energies = (
+            facts.reference_energies if self.atomic_energies is None else self.atomic_energies
+        )
         scale = facts.forces_rms
         return {
             "r_max": self.r_max,
@@ -171,13 +184,19 @@ class MACEDataModule(ZarrDataModule):
 
         Raises
         ------
-        StoreEmptyError
-            If there is no sample to train on.
+        ValueError
+            If there is no validation sample, by which MACE's loop chooses the model that it keeps.
 
         Examples
         --------
         ``mace.tools.train(model=model, **data.loop_arguments(), start_epoch=0, ...)``
         """
+        if not len(self.val_dataset):
+            raise ArgumentError(
+                f"{self} has no validation sample, and MACE's loop keeps the model with the least "
+                "validation loss: give validation a share with split=(0.9, 0.1, 0.0), or a "
+                "val_store"
+            )
         train = EpochLoader(self)
         valid = {self.heads[-1]: self.val_dataloader()}
         return {"train_loader": train, "train_sampler": train, "valid_loaders": valid}
@@ -229,18 +248,42 @@ class EpochLoader:
         return len(self.loader)
 
 
-def _numbers(elements: Sequence[int | str]) -> tuple[int, ...]:
-    """Atomic numbers, ascending."""
-    numbers = tuple(sorted({_number(one) for one in elements}))
-    if not numbers:
-        raise ArgumentError("elements is empty: name at least one, or leave it out")
-    return numbers
+def mace_model(field: "ForceField") -> "ScaleShiftMACE":
+    """MACE's own model of a force field that was trained here with ``potential="mace"``.
 
+    It gives the same energies, forces and stress. ``torch.save(model, "my.model")`` makes a file
+    for ``MACECalculator``, ``mace_run_train --foundation_model`` and all else of MACE.
 
-def _number(element: int | str) -> int:
-    """Atomic number of an atomic number or a symbol."""
-    if isinstance(element, str):
-        return atomic_number(element)
-    if not 0 < element < len(SYMBOLS):
-        raise ArgumentError(f"{element!r} is no atomic number, expected 1 to {len(SYMBOLS) - 1}")
-    return int(element)
+    Parameters
+    ----------
+    field : zarrpipe.ml.ForceField
+        Trained, or loaded from a checkpoint.
+
+    Returns
+    -------
+    mace.modules.ScaleShiftMACE
+        A copy in float64, on the CPU, with the reference energies and the scale. An element that
+        no training sample had has the reference energy 0.
+
+    Raises
+    ------
+    ValueError
+        If the potential is another one, or was not trained.
+
+    Examples
+    --------
+    ``model = mace_model(ForceField.load_from_checkpoint("runs/mace/last.ckpt"))``
+    """
+    if not isinstance(field.potential, MACEPotential):
+        raise ArgumentError(
+            f"the potential of this force field is {type(field.potential).__name__}, expected a "
+            'MACEPotential: train with potential="mace", or load a checkpoint of such a training'
+        )
+    if bool(field.scale.isnan()):
+        raise ArgumentError("the force field was not trained: fit it, or load a checkpoint")
+    model: ScaleShiftMACE = deepcopy(field.potential.network).cpu().double()
+    with torch.no_grad():
+        model.scale_shift.scale.mul_(field.scale.cpu())
+        reference = field.reference.cpu()[model.atomic_numbers].nan_to_num(0.0)
+        model.atomic_energies_fn.atomic_energies.copy_(reference)
+    return model

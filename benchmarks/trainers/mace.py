@@ -22,7 +22,7 @@ from mace.tools.train import take_step
 import zarrpipe as zp
 from benchmarks.trainers.run import Pair, take_turns
 from benchmarks.trainers.structures import crystals
-from zarrpipe.mace import MACEDataModule
+from zarrpipe.mace import EpochLoader, MACEDataModule
 
 STRUCTURES, BATCH, R_MAX, SEED = 200, 8, 5.0, 3
 KEYS = mace_data.KeySpecification(
@@ -41,7 +41,7 @@ def pair(work: Path, steps: int) -> Pair:
         work / "crystals.zarr", R_MAX, batch_size=BATCH, seed=SEED, split=(1.0, 0.0, 0.0)
     )
     data.setup("fit")
-    ours = data.loop_arguments()["train_loader"]
+    ours = EpochLoader(data)
     order = zp.GraphBatchSampler(data.train_dataset, BATCH, seed=SEED)
     theirs = DataLoader(OwnData(structures, data.z_table), batch_sampler=order)
     start = data.model_arguments()
@@ -81,7 +81,7 @@ def trained(start: dict[str, Any]) -> Callable[[Any], float]:
         max_grad_norm=10.0,
         device=torch.device("cpu"),
     )
-    return lambda batch: float(step(batch=batch)[0])
+    return lambda batch: step(batch=batch)[0].item()
 
 
 def network(start: dict[str, Any]) -> torch.nn.Module:
