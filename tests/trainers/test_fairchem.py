@@ -93,19 +93,20 @@ def test_slabs_tags_constraints_charges_and_open_cells_by_value(tmp_path):
     slab.info.update(charge=-1, spin=2)
     chain = Atoms("H2", [[0, 0, 0.1], [0, 0, 9.0]], cell=[[0, 0, 0], [0, 3, 0], [1, 0, 5]])
     wire = Atoms("C", [[0.1, -3, 2]], cell=[[0, 0, 0], [1, 2, 3], [0, 0, 0]])
+    wire.info["charge"] = 1
     structures = [slab, chain, wire]
     data = own(tmp_path, structures, a2g_args=KEYS)
     theirs = data_list_collater([data[place] for place in range(3)], otf_graph=True)
     batch = from_ase(structures, dtype=torch.float64)
     batch.add_field("tags", np.array([0, 2, 1, 0, 0, 0]), "atom")
     batch.add_field("fixed", np.array([1, 0, 1, 0, 0, 0]), "atom")
-    batch.add_field("charge", torch.tensor([[-1.0], [0.0], [0.0]], dtype=torch.float64))
+    batch.add_field("charge", torch.tensor([[-1.0], [0.0], [0.9]], dtype=torch.float64))
     batch.add_field("spin", torch.tensor([[2.0], [0.0], [0.0]], dtype=torch.float64))
     ours = to_fairchem(batch)
     check(ours, theirs)
     assert ours.tags.tolist() == [0, 2, 1, 1, 1, 1]
     assert ours.fixed.tolist() == [1, 0, 1, 0, 0, 0]
-    assert ours.charge.tolist() == [-1, 0, 0]
+    assert ours.charge.tolist() == [-1, 0, 1]
 
 
 def test_molecules_in_vacuum_by_value(tmp_path):
@@ -119,6 +120,10 @@ def test_molecules_in_vacuum_by_value(tmp_path):
     first = to_fairchem(batch[[0]], molecule_cell_size=20.0)
     torch.testing.assert_close(both.cell[0], first.cell[0])
     torch.testing.assert_close(both.cell[1], mixed.cell[1].float())
+    structures[0].cell = [30, 30, 30]  # not periodic all the same
+    walled = to_fairchem(from_ase(structures[0]), molecule_cell_size=20.0)
+    assert walled.cell[0].diagonal().tolist() == [30, 30, 30]
+    assert not walled.pbc.any()
 
 
 @pytest.mark.gpu
@@ -239,6 +244,9 @@ def test_batches_of_the_data_module(stored):
     for chosen, batch in zip(order, batches, strict=True):
         some = from_ase([structures[place] for place in chosen], dtype=torch.float64)
         check(batch, to_fairchem(some, flat_stress=True, **names))
+        for place, one in enumerate(batch.batch_to_atomicdata_list()):
+            assert torch.equal(one.omat_forces, batch.omat_forces[batch.batch == place])
+            assert torch.equal(one.omat_energy, batch.omat_energy[[place]])
 
 
 def test_a_runner_goes_to_an_epoch_and_a_step(stored):
