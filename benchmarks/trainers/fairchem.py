@@ -23,7 +23,7 @@ import zarrpipe as zp
 from benchmarks.trainers.run import Pair, take_turns
 from benchmarks.trainers.structures import crystals
 
-BATCH, SEED = 4, 3
+BATCH, SEED = 8, 3
 NAMES = {"energy": "omat_energy", "forces": "omat_forces", "stress": "omat_stress"}
 CONFIG = {
     "transforms": {"common_transform": {"dataset_name": "omat"}, "stress_reshape_transform": {}},
