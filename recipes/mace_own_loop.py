@@ -21,6 +21,7 @@ import torch
 from mace import tools
 from mace.tools import scripts_utils
 from mace.tools.model_script_utils import configure_model
+from mace.tools.tables_utils import create_error_table
 from torch_ema import ExponentialMovingAverage
 
 import zarrpipe as zp
@@ -28,12 +29,21 @@ from zarrpipe.errors import NonFiniteLossError
 from zarrpipe.mace import MACEDataModule
 
 ISOLATED = "config_type == 'IsolatedAtom'"
+NOT_READ = ("heads", "pt_train_file", "lora", "lbfgs", "enable_cueq", "enable_oeq", "distributed")
+NOT_READ += ("wandb", "statistics_file", "test_dir", "pseudolabel_replay")
 LABELS = ("energy", "forces", "stress", "virials")
 
 
 def main(arguments: Sequence[str] | None = None) -> Path:
     """Run the command line, or the arguments that are given; returns the path of the model."""
-    return run(tools.build_default_arg_parser().parse_args(arguments))
+    parser = tools.build_default_arg_parser()
+    args = parser.parse_args(arguments)
+    if args.train_file is None:
+        parser.error("--train_file is needed: the store to train on")
+    for name in NOT_READ:
+        if getattr(args, name) != parser.get_default(name):
+            parser.error(f"--{name} is an option of mace_run_train that this recipe does not have")
+    return run(args)
 
 
 def run(args: Namespace) -> Path:
@@ -71,6 +81,7 @@ def dataset(args: Namespace) -> MACEDataModule:
         batch_size=args.batch_size,
         split=(1 - args.valid_fraction, args.valid_fraction, 0.0),
         val_store=args.valid_file,
+        test_store=args.test_file,
         where=f"not has(config_type) or not ({ISOLATED})" if isolated else None,
         num_workers=args.num_workers,
         config_type_weights=scripts_utils.get_config_type_weights(args.config_type_weights),
@@ -86,7 +97,7 @@ def isolated_energies(store: str) -> dict[int, float]:
     """Energies of the samples that are isolated atoms, by their ``config_type`` as in MACE."""
     if "config_type" not in zp.ZarrDataset(store).schema:
         return {}
-    atoms = zp.ZarrDataset(store, where=ISOLATED)
+    atoms = zp.ZarrDataset(store, where=f"{ISOLATED} and has(energy)")
     if not len(atoms):
         return {}
     batch = atoms.read(range(len(atoms)))
@@ -164,6 +175,20 @@ def fit(
     )
     checkpoints.load_latest(state, swa=swa is not None, device=args.device)
     logging.info(f"Waited {loop['train_loader'].waited:.1f} s for batches")
+    table = create_error_table(
+        table_type=args.error_table,
+        all_data_loaders={
+            "train": loop["train_loader"],
+            "valid": loop["valid_loaders"]["Default"],
+            **({} if args.test_file is None else {"test": data.test_dataloader()}),
+        },
+        model=model,
+        loss_fn=loss,
+        output_args=output,
+        log_wandb=False,
+        device=torch.device(args.device),
+    )
+    logging.info(f"Errors of the model of the best epoch:\n{table}")
     data.teardown("fit")
 
 

@@ -1,6 +1,6 @@
 """MACE on a store: its batches for Lightning and its own loop, and what a model starts from."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from zarrpipe.ml.from_data import check_validation
 from zarrpipe.ml.potentials import MACEPotential, as_numbers, as_symbols
 from zarrpipe.store.backend.location import StoreLike
 from zarrpipe.training.data_module import ZarrDataModule
-from zarrpipe.training.loader import GraphLoader
+from zarrpipe.training.epoch_loader import EpochLoader
 from zarrpipe.training.statistics import mean_neighbors
 from zarrpipe.transforms.neighbors import NeighborList
 
@@ -137,7 +137,7 @@ class MACEDataModule(ZarrDataModule):
     def model_arguments(self, *, neighbor_samples: int = 1024) -> dict[str, Any]:
         """Arguments of MACE's models that follow from the training samples.
 
-        That are ``r_max``, ``atomic_numbers``, ``num_elements``, ``atomic_energies`` [elements]
+        These are ``r_max``, ``atomic_numbers``, ``num_elements``, ``atomic_energies`` [elements]
         (0 for an element without a training energy), ``avg_num_neighbors`` (the mean of all atoms
         of at most `neighbor_samples` structures; MACE's own leaves out atoms without any
         neighbour), ``atomic_inter_scale`` (root mean square of the forces; 1 without any) and
@@ -210,42 +210,6 @@ class MACEDataModule(ZarrDataModule):
             config_type_weights=self.config_type_weights,
             fields=self.embedded_fields,
         )
-
-
-class EpochLoader:
-    """Training batches for a loop that keeps one loader: each pass over it is the next epoch.
-
-    An epoch has what is committed when it begins, so a store that a simulation writes into may
-    grow while MACE's loop runs.
-
-    Parameters
-    ----------
-    data : ZarrDataModule
-        Set up for "fit".
-    """
-
-    def __init__(self, data: ZarrDataModule) -> None:
-        self._data = data
-
-    @property
-    def loader(self) -> GraphLoader:
-        """Loader of the epoch that is under way or comes next."""
-        return self._data.train_dataloader()
-
-    @property
-    def waited(self) -> float:
-        """Seconds that were spent in getting batches so far."""
-        return self.loader.waited
-
-    def set_epoch(self, epoch: int) -> None:
-        """Let the next pass be this epoch, whose order of samples follows from its number."""
-        self.loader.sampler.set_epoch(epoch)
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self.loader)
-
-    def __len__(self) -> int:
-        return len(self.loader)
 
 
 def mace_model(field: "ForceField") -> "ScaleShiftMACE":

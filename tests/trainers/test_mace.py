@@ -451,7 +451,9 @@ def test_the_recipe_trains_and_goes_on_from_its_model(store, metals, tmp_path):
     zp.copy(store, tmp_path / "metals.zarr")
     options = ["--train_file", "metals.zarr", "--loss=stress", "--r_max=4.0", "--max_ell=1"]
     options += ["--num_channels=4", "--max_L=0", "--correlation=1", "--valid_fraction=0.25"]
-    options += ["--batch_size=8", "--max_num_epochs=3", "--ema", "--num_workers=0"]
+    options += ["--batch_size=8", "--max_num_epochs=3", "--ema", "--test_file=test.zarr"]
+    with zp.ZarrData(tmp_path / "test.zarr") as sink:
+        sink.write(crystals(10, seed=5))
 
     def run(*more):
         command = [sys.executable, "-W", "ignore", str(RECIPE), *options, *more]
@@ -459,6 +461,9 @@ def test_the_recipe_trains_and_goes_on_from_its_model(store, metals, tmp_path):
         assert done.returncode == 0, done.stderr
         losses = [float(one) for one in re.findall(r"Default, loss=([\d.]+)", done.stdout)]
         assert len(losses) == 4
+        table = re.findall(r"\| *(train|valid|test) *\| *([\d.]+)", done.stdout)
+        assert [name for name, _ in table] == ["train", "valid", "test"]
+        assert all(float(error) > 0 for _, error in table)
         return losses
 
     first = run("--name=first")
@@ -485,6 +490,17 @@ def test_the_recipe_takes_reference_energies_of_isolated_atoms_and_does_not_trai
     assert len(data.train_dataset) + len(data.val_dataset) == 48
     args.E0s = "{29: 0.5, 47: 0.25, 79: 0.0}"
     assert recipe.given_energies(args) == {29: 0.5, 47: 0.25, 79: 0.0}
+
+
+def test_the_recipe_refuses_options_that_it_does_not_have(capsys):
+    recipe = load_recipe()
+    for given, said in (
+        (["--name=x"], "--train_file is needed"),
+        (["--name=x", "--train_file=y", "--lora=True"], "--lora is an option of mace_run_train"),
+    ):
+        with pytest.raises(SystemExit):
+            recipe.main(given)
+        assert said in capsys.readouterr().err
 
 
 def test_the_recipe_stops_where_the_loss_is_not_finite(store):
