@@ -13,7 +13,7 @@ EXTRAS := dev,recipes,mace,bench
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo results bench reliability test check oldest newest trainers format clean
+.PHONY: help demo results bench gpu reliability test check oldest newest trainers format clean
 
 help:
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 13
@@ -47,6 +47,11 @@ results: .venv/.ready ## the README's table: three seeds of the demo and their s
 bench: .venv/.ready ## zarrpipe beside other engines, in about 15 minutes; docs/benchmarks.md says what is measured
 	$(BIN)/python -m benchmarks --out runs/bench/bench.jsonl
 	$(BIN)/python -m benchmarks.report runs/bench/bench.jsonl
+
+gpu: ## on a CUDA device, in at most 8 minutes: tests, transfers and gathers beside a plain copy, the wait of a small MACE
+	@if $(PYTHON) -c 'import torch; raise SystemExit(not torch.cuda.is_available())' 2>/dev/null; then python="$(PYTHON)"; \
+	else $(MAKE) .venv/.ready && python=$(BIN)/python; fi && \
+	OMP_NUM_THREADS=1 "$$python" -m benchmarks.gpu --out runs/gpu/gpu.jsonl
 
 reliability: .venv/.ready ## a night of it: kills, faults, full disks, damaged stores, readers beside writers
 	$(BIN)/python -m reliability all --out runs/reliability/reliability.jsonl

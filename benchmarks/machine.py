@@ -19,6 +19,7 @@ PACKAGES = (
     "torch",
     "numba",
     "lightning",
+    "mace-torch",
     "atompack-db",
     "h5py",
     "lmdb",

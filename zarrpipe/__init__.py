@@ -91,11 +91,13 @@ _MODULES = (
     "adapters",
     "ase",
     "errors",
+    "fairchem",
     "mace",
     "ml",
     "nodes",
     "testing",
     "torch_sim",
+    "torchmd_net",
     "transforms",
 )
 

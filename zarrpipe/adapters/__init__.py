@@ -10,6 +10,7 @@ tensors stay on their device and keep their dtype, and gradients are not carried
 """
 
 from zarrpipe.adapters.ase import from_ase, to_ase
+from zarrpipe.adapters.fairchem import to_fairchem
 from zarrpipe.adapters.mace import from_mace
 from zarrpipe.adapters.mace_batch import to_mace
 from zarrpipe.adapters.nvalchemi import from_nvalchemi, to_nvalchemi
@@ -22,6 +23,7 @@ from zarrpipe.adapters.pyg import from_pyg, to_pyg
 from zarrpipe.adapters.pymatgen import from_pymatgen, to_pymatgen
 from zarrpipe.adapters.registry import as_batch, register
 from zarrpipe.adapters.torch_sim import from_torch_sim, to_torch_sim
+from zarrpipe.adapters.torchmd_net import to_torchmd_net
 
 __all__ = [
     "as_batch",
@@ -36,9 +38,11 @@ __all__ = [
     "nvalchemi_sink",
     "register",
     "to_ase",
+    "to_fairchem",
     "to_mace",
     "to_nvalchemi",
     "to_pyg",
     "to_pymatgen",
     "to_torch_sim",
+    "to_torchmd_net",
 ]
