@@ -324,7 +324,10 @@ class ForceField(pl.LightningModule):  # type: ignore[misc]  # lightning is not 
             errors = self._errors(part, label)
             known = bool(errors.count > 0) if data is None else _has(data.dataset.schema, label)
             if known:
-                self.log_dict(errors.named(part, label), prog_bar=part == "val")
+                named = errors.named(part, label)
+                mean = {name: value for name, value in named.items() if "_mae_" in name}
+                self.log_dict(mean, prog_bar=part == "val")
+                self.log_dict({name: named[name] for name in named.keys() - mean.keys()})
             errors.reset()
 
     def configure_optimizers(self) -> Any:

@@ -137,6 +137,7 @@ class MACEPotential(Potential):
         numbers = as_numbers(elements)
         shape = (channels, max_l, correlation)
         self.network = _scale_shift_mace(numbers, cutoff, mean_neighbors, shape)
+        _undo_dilution(self.network, len(numbers))
 
     def forward(self, batch: Batch, positions: Tensor, edges: Edges) -> Tensor:
         """Energy of interaction, [B, 1] in eV."""
@@ -199,6 +200,20 @@ def _scale_shift_mace(
         atomic_inter_scale=1.0,
         atomic_inter_shift=0.0,
     )
+
+
+def _undo_dilution(network: Any, elements: int) -> None:
+    """Start as large as with one element.
+
+    e3nn divides what it makes of an input by the root of its width, as if all entries were of
+    size 1. Of a one-hot vector one is: with 85 elements a small MACE would predict zero at first,
+    and for thousands of steps.
+    """
+    factor = elements**0.5
+    with torch.no_grad():
+        network.node_embedding.linear.weight.mul_(factor)
+        for block in network.interactions:
+            block.skip_tp.weight.mul_(factor)
 
 
 def as_numbers(elements: Sequence[int | str]) -> list[int]:
