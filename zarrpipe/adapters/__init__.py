@@ -11,6 +11,7 @@ tensors stay on their device and keep their dtype, and gradients are not carried
 
 from zarrpipe.adapters.ase import from_ase, to_ase
 from zarrpipe.adapters.mace import from_mace
+from zarrpipe.adapters.nequip import from_nequip, to_nequip
 from zarrpipe.adapters.nvalchemi import from_nvalchemi, to_nvalchemi
 from zarrpipe.adapters.nvalchemi_interfaces import (
     nvalchemi_dataset,
@@ -26,6 +27,7 @@ __all__ = [
     "as_batch",
     "from_ase",
     "from_mace",
+    "from_nequip",
     "from_nvalchemi",
     "from_pyg",
     "from_pymatgen",
@@ -35,6 +37,7 @@ __all__ = [
     "nvalchemi_sink",
     "register",
     "to_ase",
+    "to_nequip",
     "to_nvalchemi",
     "to_pyg",
     "to_pymatgen",
