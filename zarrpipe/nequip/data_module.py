@@ -12,6 +12,7 @@ from lightning.pytorch import LightningDataModule
 from nequip.data import DataStatisticsManager
 from nequip.data.datamodule import NequIPDataModule
 from nequip.data.transforms import ChemicalSpeciesToAtomTypeMapper
+from nequip.utils import RankedLogger
 
 from zarrpipe.adapters.nequip import to_nequip
 from zarrpipe.data.batch import Batch
@@ -29,6 +30,7 @@ from zarrpipe.training.loader import GraphLoader
 from zarrpipe.training.sampler import GraphBatchSampler
 from zarrpipe.transforms.neighbors import NeighborList
 
+_logger = RankedLogger(__name__, rank_zero_only=True)
 _NEIGHBOR_SAMPLES = 1024
 _COUNTED_TOGETHER = 32
 _SUMMED = frozenset({"energy", "total_energy", "forces"})
@@ -168,6 +170,7 @@ class ZarrDataModule(_ZarrDataModule, _WithoutDatasets):
                 energies = reference_energies(facts, one)
                 if energies is not None:
                     found["reference_energies"] = energies
+        _logger.info(f"Statistics that the stores keep: {found}")
         return found
 
 
