@@ -11,7 +11,7 @@ import lightning.pytorch as pl
 import torch
 from figures import panels, plain_ticks
 
-ERROR = "val/force_mae_meV_A"
+ERROR = "val/forces_mae_meV_A"
 
 
 class Growth(pl.Callback):

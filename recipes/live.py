@@ -128,11 +128,11 @@ def train(
     """Train on what the store has until an epoch has all of it."""
     import lightning.pytorch as pl
     import torch
-    from force_field import ForceField
     from growth import Growth
     from lightning.pytorch.loggers import CSVLogger
 
     import zarrpipe as zp
+    from zarrpipe.ml import ForceField
 
     torch.set_num_threads(1)
     wait_for(store, min(START, samples), sampler)

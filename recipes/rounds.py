@@ -14,16 +14,19 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from force_field import MEV, ForceField
 from records import Row, read_rows, write_rows
 from settings import TEST_TEMPERATURES, Settings
 from stores import batch_of_frames, read_all
 from torch import Tensor
-from walkers import Band, Committee, Exploration, Walkers, deviation, explore
+from walkers import Band, Exploration, Walkers, explore
 from xtb import Frames, label, trajectory
 
 import zarrpipe as zp
+from zarrpipe.ml import ForceField, TorchSimModel, load
+from zarrpipe.ml.committee import force_deviation
 
+MEV = 1000.0
+MEV = 1000.0
 START_TEMPERATURES = (500.0, 650.0, 800.0)
 MAX_STRETCHES = 5
 
@@ -178,7 +181,7 @@ class Arm:
             )
         return walk
 
-    def trust_band(self, committee: Committee, known: zp.Batch) -> Band:
+    def trust_band(self, committee: TorchSimModel, known: zp.Batch) -> Band:
         """Trust levels of a round.
 
         The lower level is a high quantile of the committee's deviation on the frames that it was
@@ -186,7 +189,8 @@ class Arm:
         """
         if self.name == "random":
             return Band(-1.0, self.settings.trust)
-        on_known = deviation(committee.predict(known)[1], known)
+        forces = committee.committee.predict_members(known).forces
+        on_known = force_deviation(forces, known)
         low = float(on_known.quantile(self.settings.known_quantile))
         return Band(min(low, self.settings.trust / 2), self.settings.trust)
 
@@ -244,10 +248,10 @@ class Arm:
         """Where a member is after a round."""
         return self.directory / "checkpoints" / f"round-{number}-member-{member}.ckpt"
 
-    def committee(self, number: int) -> Committee:
+    def committee(self, number: int) -> TorchSimModel:
         """The committee after a round."""
         paths = [self.checkpoint(number, member) for member in range(self.settings.members)]
-        return Committee([ForceField.load_from_checkpoint(path) for path in paths])
+        return TorchSimModel(load(paths))
 
     def evaluate(self, number: int, sampled: Sampled, training: float) -> Row:
         """Compare the committee's mean forces with the test sets, and keep them for the plot."""
@@ -256,7 +260,7 @@ class Arm:
         forces: dict[str, np.ndarray] = {}
         for kelvin in TEST_TEMPERATURES:
             test = read_all(self.settings.test_store(kelvin))
-            predicted = committee.predict(test)[1].mean(0)
+            predicted = committee.committee.predict(test)[0].forces
             error = (predicted - test.forces).abs()
             errors[f"mae_{kelvin}"] = float(error.mean()) * MEV
             errors[f"largest_{kelvin}"] = float(error.max())

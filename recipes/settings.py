@@ -49,7 +49,7 @@ class Settings:
     test_dir
         Where they are kept; by default ``<out>/test``.
     potential
-        Name of the potential, see `potentials.POTENTIALS`.
+        Name of the potential, see `zarrpipe.ml.POTENTIALS`.
     options
         Its arguments.
     """

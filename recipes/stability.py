@@ -22,7 +22,9 @@ from xtb import ethanol, start_worker
 # ruff: noqa: PLC0415  worker processes import this module: it imports torch where it is used
 
 if TYPE_CHECKING:
-    from walkers import Committee, Walkers
+    from walkers import Walkers
+
+    from zarrpipe.ml import TorchSimModel
 
 BROKEN, FORMED = 1.5, 1.25
 LOOK_EVERY = 10
@@ -80,9 +82,10 @@ def count_intact(
 ) -> int:
     """Run an arm's trajectories as one batch and count the intact ones."""
     import torch
-    from force_field import ForceField
     from stores import read_all
-    from walkers import Committee, Walkers
+    from walkers import Walkers
+
+    from zarrpipe.ml import TorchSimModel, load
 
     torch.set_num_threads(1)
     last = max(
@@ -90,7 +93,7 @@ def count_intact(
         for path in (settings.out / arm / "checkpoints").glob("round-*-member-0.ckpt")
     )
     paths = sorted((settings.out / arm / "checkpoints").glob(f"round-{last}-member-*.ckpt"))
-    committee = Committee([ForceField.load_from_checkpoint(path) for path in paths])
+    committee = TorchSimModel(load(paths))
     numbers = torch.tensor(ethanol().numbers)
     pool = read_all(next(settings.test_store(500).parent.glob("500K-*.zarr"))).positions
     walkers = Walkers.start(
@@ -99,7 +102,9 @@ def count_intact(
     return int(stay_intact(committee, walkers, round(picoseconds * 1000), seed).sum())
 
 
-def stay_intact(committee: "Committee", walkers: "Walkers", steps: int, seed: int) -> np.ndarray:
+def stay_intact(
+    committee: "TorchSimModel", walkers: "Walkers", steps: int, seed: int
+) -> np.ndarray:
     """Which walkers are intact after so many steps of 1 fs, [W] bool."""
     import torch
     from walkers import dynamics, restart

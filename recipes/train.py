@@ -11,17 +11,17 @@ take a checkpoint:
     python recipes/train.py predict --config configs/schnet.yaml --ckpt_path runs/schnet/last.ckpt
 
 ``predict`` leaves ``predictions.pt`` in the trainer's ``default_root_dir``: a list with a mapping
-for each batch, of energies, forces and pointers.
+for each batch, of energies, forces and stress.
 """
 
 import warnings
 from pathlib import Path
 
 import torch
-from force_field import ForceField
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 import zarrpipe as zp
+from zarrpipe.ml import ForceField
 
 
 class TrainCLI(LightningCLI):
@@ -43,7 +43,8 @@ class TrainCLI(LightningCLI):
         """Save the predictions."""
         path = Path(self.trainer.default_root_dir) / "predictions.pt"
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(self.trainer.predict_loop.predictions, path)
+        found = [one._asdict() for one in self.trainer.predict_loop.predictions]
+        torch.save(found, path)
         print(f"wrote {path}")
 
 

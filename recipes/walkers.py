@@ -1,11 +1,10 @@
 """Molecular dynamics on a committee's mean forces, batched by torch-sim.
 
-The committee is a torch-sim model. It keeps, for each system of its last call, by how much its
-members deviate: the largest norm, over the atoms, of the standard deviation of their forces.
+The committee is a `zarrpipe.ml.TorchSimModel`, which keeps by how much its members deviate.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
@@ -14,58 +13,11 @@ import torch
 import torch_sim as ts
 from ase import units
 from ase.data import atomic_masses
-from force_field import ForceField
-from potentials import neighbours
 from torch import Tensor
 from torch_sim.integrators.md import MDState
-from torch_sim.models.interface import ModelInterface
 
 import zarrpipe as zp
-
-
-class Committee(ModelInterface):
-    """Mean forces of several force fields, and their deviation.
-
-    Parameters
-    ----------
-    members
-        Force fields of one cutoff.
-
-    Attributes
-    ----------
-    deviation : Tensor [B]
-        In eV/Angstrom, of the systems of the last call; 0 for a committee of one.
-    """
-
-    deviation: Tensor
-
-    def __init__(self, members: Sequence[ForceField]) -> None:
-        super().__init__()
-        self.members = torch.nn.ModuleList(member.eval() for member in members)
-        self.cutoff = max(member.potential.cutoff for member in members)
-        self._device, self._dtype = torch.device("cpu"), torch.float32
-        self._compute_forces, self._compute_stress = True, False
-
-    def forward(self, state: ts.SimState) -> dict[str, Tensor]:
-        """Mean energy [B] in eV and forces [V, 3] in eV/Angstrom."""
-        batch = batch_of_state(state)
-        energy, forces = self.predict(batch)
-        self.deviation = deviation(forces, batch)
-        return {"energy": energy.mean(0).squeeze(-1).to(self.dtype), "forces": forces.mean(0)}
-
-    def predict(self, batch: zp.Batch) -> tuple[Tensor, Tensor]:
-        """Energies [M, B, 1] and forces [M, V, 3] of each member."""
-        edges = neighbours(batch, self.cutoff)
-        found = [member.energy_and_forces(batch, edges) for member in self.members]
-        return torch.stack([energy for energy, _ in found]), torch.stack([f for _, f in found])
-
-
-def deviation(forces: Tensor, batch: zp.Batch) -> Tensor:
-    """Largest norm over a system's atoms of the standard deviation of forces [M, V, 3]; [B]."""
-    spread = (forces - forces.mean(0)).square().mean(0).sum(-1).sqrt()
-    return spread.new_zeros(batch.num_graphs).scatter_reduce(
-        0, batch.batch_idx, spread, "amax", include_self=False
-    )
+from zarrpipe.ml import TorchSimModel
 
 
 def batch_of_state(state: ts.SimState) -> zp.Batch:
@@ -124,7 +76,7 @@ class Walkers:
         age = torch.zeros(count, dtype=torch.int64)
         return cls(numbers, pool[chosen].float(), (momenta * scale).float(), temperatures, age)
 
-    def state(self, committee: Committee) -> MDState:
+    def state(self, committee: TorchSimModel) -> MDState:
         """The walkers as a torch-sim state, with the committee's forces."""
         count, atoms = self.positions.shape[:2]
         numbers = self.numbers.repeat(count)
@@ -192,7 +144,7 @@ class Exploration:
 
 
 def explore(
-    committee: Committee,
+    committee: TorchSimModel,
     walkers: Walkers,
     sink: zp.ZarrData,
     band: Band,
@@ -233,7 +185,7 @@ def explore(
     return Exploration(walkers.moved(state, age), visited, selected, restarts)
 
 
-def restart(committee: Committee, now: Walkers, fresh: Walkers, lost: Tensor) -> MDState:
+def restart(committee: TorchSimModel, now: Walkers, fresh: Walkers, lost: Tensor) -> MDState:
     """State in which the `lost` [W] of the walkers are replaced by fresh ones."""
     return replace(
         now,
@@ -244,7 +196,7 @@ def restart(committee: Committee, now: Walkers, fresh: Walkers, lost: Tensor) ->
 
 @contextlib.contextmanager
 def dynamics(
-    committee: Committee, temperatures: Tensor, seed: int, timestep: float
+    committee: TorchSimModel, temperatures: Tensor, seed: int, timestep: float
 ) -> Iterator[Callable[[MDState], MDState]]:
     """torch-sim's Langevin step (BAOAB, friction 0.02 / fs) at a temperature for each system.
 

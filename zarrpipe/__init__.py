@@ -82,7 +82,7 @@ _HOMES = {
 }
 """Module of each public name, imported when the name is first asked for."""
 
-_MODULES = ("adapters", "ase", "errors", "nodes", "testing", "torch_sim", "transforms")
+_MODULES = ("adapters", "ase", "errors", "ml", "nodes", "testing", "torch_sim", "transforms")
 
 
 def __getattr__(name: str) -> Any:

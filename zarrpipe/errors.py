@@ -85,6 +85,10 @@ class SourceError(ZarrPipeError, ValueError):
     """A file of an import, or a frame in it, cannot be read."""
 
 
+class NonFiniteLossError(ZarrPipeError, FloatingPointError):
+    """A training step gave NaN or an infinite loss."""
+
+
 class StoreFullError(ZarrPipeError, RuntimeError):
     """A write would take a sink past its capacity; nothing was written."""
 

@@ -12,17 +12,18 @@ import numpy as np
 import pytest
 import torch
 from closed_loop import read_settings
-from force_field import ForceField
 from records import Row, read_rows, write_rows
 from rounds import open_arm
 from seeds import markdown, summary
 from settings import Settings
 from stability import intact
 from stores import batch_of_frames, read_all, write_once
-from walkers import Band, Committee, Walkers, deviation, explore
+from walkers import Band, Walkers, explore
 from xtb import Frames, ethanol, label, start_worker, trajectory
 
 import zarrpipe as zp
+from zarrpipe.ml import Committee, ForceField, Prediction, TorchSimModel
+from zarrpipe.ml.committee import force_deviation
 
 LOOP = Path(__file__).parents[2] / "recipes" / "closed_loop.py"
 TINY = {
@@ -185,13 +186,12 @@ class Springs(torch.nn.Module):
 
     def __init__(self, centre):
         super().__init__()
-        self.centre, self.potential = centre, torch.nn.Module()
-        self.potential.cutoff = 3.0
+        self.centre, self.cutoff = centre, 3.0
 
-    def energy_and_forces(self, batch, edges=None):
+    def predict(self, batch, **_):
         forces = -batch.positions + torch.tensor([self.centre, 0.0, 0.0])
         energy = 0.5 * forces.square().sum(-1).new_zeros(batch.num_graphs, 1)
-        return energy, forces
+        return Prediction(energy, forces)
 
 
 def test_deviation_is_the_largest_norm_of_the_standard_deviation():
@@ -201,7 +201,7 @@ def test_deviation_is_the_largest_norm_of_the_standard_deviation():
     )
     forces = torch.zeros(2, 3, 3)
     forces[0, 1] = torch.tensor([2.0, 0.0, 4.0])
-    torch.testing.assert_close(deviation(forces, batch), torch.tensor([5.0**0.5, 0.0]))
+    torch.testing.assert_close(force_deviation(forces, batch), torch.tensor([5.0**0.5, 0.0]))
 
 
 def test_band_excludes_both_levels_and_what_is_no_number():
@@ -213,7 +213,7 @@ def test_a_walker_that_leaves_the_trusted_region_restarts_from_the_pool(tmp_path
     numbers = torch.tensor([6, 1])
     pool = torch.tensor([[[0.0, 0.0, 0.0], [1.1, 0.0, 0.0]]])
     walkers = Walkers.start(numbers, pool, torch.full((3,), 300.0), seed=0)
-    committee = Committee([Springs(0.0), Springs(1.0)])  # deviation 0.5 everywhere
+    committee = TorchSimModel(Committee([Springs(0.0), Springs(1.0)]))  # deviation 0.5 everywhere
     with zp.ZarrData(tmp_path / "sink") as sink:
         walk = explore(
             committee, walkers, sink, Band(0.1, 0.4), pool, snapshots=2, stride=2, seed=1
@@ -233,7 +233,8 @@ def test_exploration_is_a_function_of_its_seed(tmp_path):
     numbers = torch.tensor(ethanol().numbers)
     pool = torch.tensor(ethanol().positions).float()[None]
     walkers = Walkers.start(numbers, pool, torch.linspace(500, 800, 3), seed=0)
-    committee = Committee([ForceField(seed=0), ForceField(seed=1)])
+    members = [ForceField(options={"cutoff": 5.0}, seed=seed) for seed in (0, 1)]
+    committee = TorchSimModel(Committee(members))
     torch.manual_seed(5)
     found = []
     for number, seed in enumerate((1, 1, 2)):

@@ -11,6 +11,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
     pytest.mark.filterwarnings("ignore:The number of training batches"),
     pytest.mark.filterwarnings("ignore:.*Checkpoint directory"),
+    pytest.mark.filterwarnings("ignore:validation has . sample"),
 ]
 
 

@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*LeafSpec.*"),
+    pytest.mark.filterwarnings("ignore:validation has . sample"),
     pytest.mark.filterwarnings("ignore:LightningCLI's args parameter is intended:UserWarning"),
     pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning"),
 ]

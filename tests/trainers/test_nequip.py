@@ -341,6 +341,8 @@ def test_statistics_that_stores_keep(crystals, monkeypatch):
 def test_statistics_of_labels_that_are_changed_are_counted(crystals):
     module = module_of(crystals[0], transform=ConvertUnits(energy="kcal/mol"))
     assert set(module.get_statistics()) == {"num_neighbors_mean"}
+    mapped = module_of(crystals[0], key_mapping={"pbe_energy": "total_energy"})
+    assert set(mapped.get_statistics()) == {"num_neighbors_mean"}
     manager = data.CommonDataStatisticsManager(type_names=METALS)
     found = module_of(
         crystals[0], transform=ConvertUnits(energy="kcal/mol"), stats_manager=manager
@@ -513,7 +515,7 @@ def test_the_configuration_of_the_page(crystals):
     page = (ROOT / "docs" / "trainers" / "nequip.md").read_text()
     (block,) = re.findall(r"^```yaml\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
     config = omegaconf.OmegaConf.create(block.replace("crystals.zarr", str(crystals[0])))
-    config |= {"seed": 5, "cutoff_radius": CUTOFF, "model_type_names": METALS}
+    config.update({"seed": 5, "cutoff_radius": CUTOFF, "model_type_names": METALS})
     given = omegaconf.OmegaConf.to_container(config.data, resolve=True)
     module = hydra.instantiate(given, _recursive_=False)  # as nequip-train does it
     module.setup("fit")

@@ -205,6 +205,19 @@ class GraphBatchSampler:
         """The batches of all ranks from the position on."""
         return self._now.plan(self._position, self.world_size)
 
+    def last_batch(self) -> Int64Array:
+        """Indices [K] int64 of this rank's samples in the last step that was taken; empty before.
+
+        They are places in the sampler's data.
+        """
+        state = self.state_dict(unfinished=1)
+        plan = self._now.plan(state["position"], self.world_size)
+        return (
+            next(plan.batches(self.rank), np.zeros(0, np.int64))
+            if self._taken
+            else np.zeros(0, np.int64)
+        )
+
     def start(self, *, repeat: bool = True) -> Plan:
         """Begin to iterate, and give the plan of what comes.
 

@@ -1,0 +1,88 @@
+"""Several force fields as one: mean predictions and by how much the members deviate."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from zarrpipe.data.batch import Batch
+from zarrpipe.errors import ArgumentError
+from zarrpipe.ml.force_field import ForceField
+from zarrpipe.ml.labels import Prediction
+from zarrpipe.ml.potentials import find_edges
+
+
+class Committee(nn.Module):
+    """Force fields that predict together; a committee of one has no deviation.
+
+    Parameters
+    ----------
+    members : sequence of ForceField
+        Those of one cutoff share a neighbour list.
+    """
+
+    def __init__(self, members: Sequence[ForceField]) -> None:
+        super().__init__()
+        if not members:
+            raise ArgumentError("members is empty, expected one force field or more")
+        self.members = nn.ModuleList(member.eval() for member in members)
+
+    def predict_members(self, batch: Batch, *, stress: bool = False) -> Prediction:
+        """Predictions of each member: energy [M, B, 1], forces [M, V, 3], stress [M, B, 3, 3]."""
+        members = [cast(ForceField, member) for member in self.members]
+        edges = {cutoff: find_edges(batch, cutoff) for cutoff in {one.cutoff for one in members}}
+        found = [one.predict(batch, stress=stress, edges=edges[one.cutoff]) for one in members]
+        return Prediction(
+            torch.stack([one.energy for one in found]),
+            torch.stack([one.forces for one in found]),
+            torch.stack([cast(Tensor, one.stress) for one in found]) if stress else None,
+        )
+
+    def predict(self, batch: Batch, *, stress: bool = False) -> tuple[Prediction, Prediction]:
+        """Mean of the members, and their standard deviation (0 for a committee of one)."""
+        energy, forces, stresses = self.predict_members(batch, stress=stress)
+        mean = None if stresses is None else stresses.mean(0)
+        spread = None if stresses is None else stresses.std(0, correction=0)
+        return (
+            Prediction(energy.mean(0), forces.mean(0), mean),
+            Prediction(energy.std(0, correction=0), forces.std(0, correction=0), spread),
+        )
+
+
+def force_deviation(forces: Tensor, batch: Batch) -> Tensor:
+    """Largest deviation of a committee's forces [M, V, 3] on an atom of each system.
+
+    The deviation on an atom is the norm of the standard deviation of its force.
+
+    Returns
+    -------
+    Tensor [B]
+        eV/Angstrom.
+    """
+    spread = (forces - forces.mean(0)).square().mean(0).sum(-1).sqrt()
+    return spread.new_zeros(batch.num_graphs).scatter_reduce(
+        0, batch.batch_idx, spread, "amax", include_self=False
+    )
+
+
+def load(paths: str | Path | Sequence[str | Path], device: str | torch.device = "cpu") -> Committee:
+    """Committee of the force fields in one checkpoint or several.
+
+    Parameters
+    ----------
+    paths : path or sequence of path
+        Checkpoints that were saved by a Lightning trainer.
+    device : str or torch.device
+        Where they compute.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    """
+    several = [paths] if isinstance(paths, str | Path) else list(paths)
+    return Committee(
+        [ForceField.load_from_checkpoint(path, map_location=device) for path in several]
+    )

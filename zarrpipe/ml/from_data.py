@@ -1,0 +1,129 @@
+"""What a force field takes from the data that it is trained on, and what it asks of them."""
+
+import inspect
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from zarrpipe.dataset.zarr_dataset import ZarrDataset
+from zarrpipe.errors import ArgumentError, FieldError
+from zarrpipe.ml.non_finite import not_finite
+from zarrpipe.ml.potentials import Potential, as_symbols
+from zarrpipe.training.data_module import ZarrDataModule
+from zarrpipe.training.statistics import Statistics, mean_neighbors
+from zarrpipe.transforms.compose import Compose
+from zarrpipe.transforms.neighbors import NeighborList
+
+CUTOFFS = (5.0, 4.5, 4.0, 3.5, 3.0)
+"""Angstrom; the first that leaves an atom few neighbours is the default."""
+
+_MOST_NEIGHBORS = 60.0
+_FEW = 10
+_BLOCK = 4096
+FROM_DATA = ("elements", "cutoff", "mean_neighbors")
+"""Arguments of a potential that are taken from the training data unless they are given."""
+
+
+def missing_options(kind: type[Potential], options: Mapping[str, Any]) -> list[str]:
+    """Arguments of a potential that are still to be taken from data."""
+    known = inspect.signature(kind).parameters
+    return [name for name in FROM_DATA if name in known and options.get(name) is None]
+
+
+def complete_options(
+    kind: type[Potential], options: Mapping[str, Any], train: ZarrDataset, facts: Statistics
+) -> dict[str, Any]:
+    """Options of a potential with those that were not given taken from training samples."""
+    found, missing = dict(options), missing_options(kind, options)
+    if "elements" in missing:
+        found["elements"] = sorted(facts.element_counts)
+    if "cutoff" in missing:
+        found["cutoff"] = default_cutoff(train)
+    if "mean_neighbors" in missing:
+        number = mean_neighbors(train, found["cutoff"])
+        if not number > 0:
+            raise ArgumentError(
+                f"no atom of the training samples has a neighbour within {found['cutoff']} "
+                "Angstrom: give the potential a longer cutoff, or samples of several atoms"
+            )
+        found["mean_neighbors"] = round(number, 3)
+    return found
+
+
+def finds_edges(transform: object, cutoff: float) -> bool:
+    """Whether the last neighbour list that a transform makes has this cutoff."""
+    several = transform.transforms if isinstance(transform, Compose) else [transform]
+    lists = [one for one in several if isinstance(one, NeighborList)]
+    return bool(lists) and lists[-1].cutoff == cutoff
+
+
+def default_cutoff(train: ZarrDataset) -> float:
+    """The longest of `CUTOFFS` within which an atom has sixty neighbours at most on average."""
+    for cutoff in CUTOFFS:
+        if not mean_neighbors(train, cutoff, samples=256) > _MOST_NEIGHBORS:
+            return cutoff
+    return CUTOFFS[-1]
+
+
+def checked_statistics(data: ZarrDataModule) -> Statistics:
+    """Statistics of the training samples; names the samples whose labels are not finite."""
+    try:
+        return data.statistics
+    except FieldError as error:
+        bad = _samples_not_finite(data.dataset)
+        if bad:
+            shown = ", ".join(map(str, bad[:_FEW])) + (", ..." if len(bad) > _FEW else "")
+            error.add_note(f"samples of the dataset with such labels: {shown} ({len(bad)} in all)")
+        raise
+
+
+def _samples_not_finite(dataset: ZarrDataset) -> list[int]:
+    """Places of the samples with an energy or forces that are NaN or infinite, ascending."""
+    labels = [name for name in ("energy", "forces") if name in dataset.schema]
+    bad: list[int] = []
+    for start in range(0, len(dataset), _BLOCK):
+        batch = dataset.gather(np.arange(start, min(start + _BLOCK, len(dataset))), labels)
+        for label in labels:
+            found = not_finite(batch, batch[label], batch.levels[label]) & batch.has(label)
+            bad += (start + np.flatnonzero(found.numpy())).tolist()
+    return sorted({*bad})
+
+
+def check_validation(validation: ZarrDataset, known: Sequence[int]) -> None:
+    """Refuse elements that no training sample has, and warn of very few validation samples."""
+    count = len(validation)
+    if 0 < count < _FEW:
+        warnings.warn(
+            f"validation has {count} sample{'s' if count > 1 else ''}, so that its errors, and "
+            "which checkpoint is the best, depend on the choice: expected ten or more, by a larger "
+            "share in data.split or by a data.val_store",
+            stacklevel=2,
+        )
+    unknown, samples = _samples_with_others(validation, np.array(known))
+    if len(unknown):
+        condition = " or ".join(
+            f"has_element('{name}')" for name in as_symbols(unknown).split(", ")
+        )
+        raise ArgumentError(
+            f"{samples} of {count} validation samples have {as_symbols(unknown)}, which no "
+            "training sample has, so that a potential knows nothing of them: leave them out with "
+            f'data.where="not ({condition})", or train on more samples that have them'
+        )
+
+
+def _samples_with_others(
+    dataset: ZarrDataset, known: "np.ndarray[Any, np.dtype[np.int64]]"
+) -> tuple[list[int], int]:
+    """Elements that are not among the known ones, ascending, and how many samples have one."""
+    unknown: set[int] = set()
+    samples = 0
+    for start in range(0, len(dataset), _BLOCK):
+        rows = np.arange(start, min(start + _BLOCK, len(dataset)))
+        batch = dataset.gather(rows, ["atomic_numbers"])
+        numbers = batch["atomic_numbers"].numpy()
+        other = ~np.isin(numbers, known)
+        unknown.update(numbers[other].tolist())
+        samples += len(np.unique(batch.batch_idx.numpy()[other]))
+    return sorted(unknown), samples
