@@ -222,7 +222,11 @@ class Arm:
         settings = self.settings
         if number == 0:
             field = ForceField(
-                settings.potential, settings.options, seed=settings.seed_of("member", member)
+                settings.potential,
+                settings.options,
+                energy_weight=0.18,  # an energy counts as much as a fifth of a force
+                scale=1.0,
+                seed=settings.seed_of("member", member),
             )
         else:
             field = ForceField.load_from_checkpoint(self.checkpoint(number - 1, member))

@@ -93,7 +93,7 @@ class ForceField(pl.LightningModule):  # type: ignore[misc]  # lightning is not 
         *,
         lr: float = 1e-2,
         weight_decay: float = 1e-5,
-        energy_weight: float = 0.2,
+        energy_weight: float = 1.0,
         forces_weight: float = 1.0,
         stress_weight: float = 10.0,
         loss: str = "mae",
