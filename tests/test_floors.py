@@ -84,6 +84,7 @@ MAY = {
     ("nequip.data_module", "hydra"),
     ("nequip.data_module", "lightning"),
     ("nequip.data_module", "nequip"),
+    ("nequip.statistics", "lightning"),
     ("nequip.statistics", "nequip"),
     ("nequip.transforms", "nequip"),
     ("nodes", "torchdata"),

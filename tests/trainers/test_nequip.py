@@ -353,7 +353,7 @@ def test_statistics_of_labels_that_are_changed_are_counted(crystals):
 
 
 def test_statistics_leave_out_what_samples_lack(tmp_path):
-    made = structures.crystals(8)
+    made = structures.crystals(24)
     del made[0].calc.results["forces"], made[1].calc.results["energy"]
     store, _ = stored(made, tmp_path)
     manager = data.CommonDataStatisticsManager(type_names=METALS)
@@ -365,6 +365,16 @@ def test_statistics_leave_out_what_samples_lack(tmp_path):
     numbers = np.concatenate([atoms.numbers for atoms in made[1:]])
     copper = np.sqrt(np.mean(forces[numbers == 29] ** 2))
     assert found["per_type_forces_rms"]["Cu"] == pytest.approx(copper)
+
+
+def test_statistics_of_types_that_no_sample_has(crystals):
+    types = [*METALS, "H"]
+    manager = data.CommonDataStatisticsManager(type_names=types)
+    module = module_of(crystals[0], transforms=of_nequip(types), stats_manager=manager)
+    with pytest.warns(UserWarning, match="'per_type_.*' is NaN for H, as no sample") as said:
+        found = module.get_statistics()
+    assert len(said) == 2
+    assert np.isnan(found["per_type_forces_rms"]["H"])
 
 
 SMALL = {

@@ -22,6 +22,7 @@ from zarrpipe.nequip.statistics import (
     mean_neighbors,
     reference_energies,
     stored_statistics,
+    warn_of_nan,
 )
 from zarrpipe.nequip.transforms import KEEP_LABELS, NequIPTransforms
 from zarrpipe.store.backend.location import StoreLike
@@ -134,6 +135,11 @@ class ZarrDataModule(_ZarrDataModule, _WithoutDatasets):
             "train", "val", "test", or "predict" for all samples.
         dataset_idx
             0, as there is one dataset of each.
+
+        Warns
+        -----
+        UserWarning
+            If a statistic is NaN, as no sample has its label or an element.
         """
         name = "all" if dataset == "predict" else dataset
         found: dict[str, Any] = self._stored_statistics() if name == "train" else {}
@@ -141,7 +147,10 @@ class ZarrDataModule(_ZarrDataModule, _WithoutDatasets):
             return found | mean_neighbors(self._batches(name, _NEIGHBOR_SAMPLES))
         named, rest = counted(self._stats_manager, found)
         found |= named
-        return found if rest is None else found | rest.get_statistics(self._batches(name))
+        if rest is not None:
+            found |= rest.get_statistics(self._batches(name))
+        warn_of_nan(found, name)
+        return found
 
     def _batches(self, name: str, most: int | None = None) -> Iterator[dict[str, torch.Tensor]]:
         """NequIP's batches of all samples of a split, or of at most so many drawn ones."""

@@ -1,10 +1,12 @@
 """Statistics for NequIP's configuration files, from the sums that stores keep."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from nequip.data import (
     BaseModifier,
     DataStatisticsManager,
@@ -103,3 +105,16 @@ def mean_neighbors(batches: Iterable[Any]) -> dict[str, Any]:
     metric = {"field": NumNeighbors(), "metric": Mean(), "name": "num_neighbors_mean"}
     found: dict[str, Any] = DataStatisticsManager([metric]).get_statistics(batches)
     return found
+
+
+def warn_of_nan(found: Mapping[str, Any], split: str) -> None:
+    """Let rank 0 warn of statistics that are NaN, which a model that uses them would be too."""
+    for name, value in found.items():
+        by_type = value.items() if isinstance(value, dict) else [("", value)]
+        bad = [kind for kind, number in by_type if math.isnan(number)]
+        if bad and not isinstance(value, torch.Tensor):  # which repeats one of a type
+            of_types = f" for {', '.join(bad)}" if isinstance(value, dict) else ""
+            rank_zero_warn(
+                f"the statistic {name!r} is NaN{of_types}, as no sample of {split} has what it is "
+                "of, and so is a model that uses it: leave these types out, or give numbers"
+            )
