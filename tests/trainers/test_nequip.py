@@ -294,6 +294,16 @@ def test_what_models_cannot_do_without(crystals):
             next(iter(module.train_dataloader()))
 
 
+def test_the_batch_size_that_nequips_commands_set(crystals):
+    torchs = {"_target_": "torch.utils.data.DataLoader", "batch_size": 1}
+    module = module_of(crystals[0], train_dataloader=torchs)
+    module.setup("fit")
+    assert next(iter(module.train_dataloader()))["num_atoms"].shape == (1,)
+    for other in ({"num_workers": 5}, {"_target_": "my.Loader"}):
+        with pytest.raises(ArgumentError, match="expected batch_size alone"):
+            module_of(crystals[0], train_dataloader=other)
+
+
 def check_statistics(found, manager, file, own):
     """Whether all that NequIP counts in its own datasets was found."""
     every = datasets.ASEDataset(file, own)
@@ -432,8 +442,8 @@ SMALLER = {
 def nequip_train(place, store, *overrides, name="nequip"):
     """Run `nequip-train` with one of the example configurations, made small."""
     model = "allegro" if name == "allegro" else "training_module.model"
-    command = [
-        *(sys.executable, "-m", "nequip.scripts.train", "-cp", str(ROOT / "configs"), "-cn", name),
+    return python(
+        *("-m", "nequip.scripts.train", "-cp", str(ROOT / "configs"), "-cn", name),
         *(f"data.store={store}", "elements=[Cu,Ag,Au]", f"cutoff_radius={CUTOFF}"),
         *(
             "data.batch_size=4",
@@ -443,11 +453,19 @@ def nequip_train(place, store, *overrides, name="nequip"):
         ),
         *(f"{model}.{size}" for size in SMALLER[name]),
         *overrides,
-    ]
+        cwd=place.parent,
+    )
+
+
+def python(*arguments, cwd):
     paths = os.pathsep.join([str(ROOT), str(Path(__file__).parent)])
-    environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        command, cwd=place.parent, env=environment, capture_output=True, text=True, check=False
+        [sys.executable, *arguments],
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 
@@ -475,7 +493,11 @@ def test_nequip_train_on_a_store(crystals, tmp_path, name):
     for key in ("val0_epoch/stress_mae", "test0_epoch/stress_mae", "test0_epoch/forces_mae"):
         assert np.isfinite(found[key]).all(), key
     assert found["data/num_samples"][0] == len(module_of(crystals[0], split=SPLIT).train_dataset)
-    assert (tmp_path / "run" / "best.ckpt").exists()
+    packaged = tmp_path / "model.nequip.zip"
+    best = str(tmp_path / "run" / "best.ckpt")
+    run = python("-m", "nequip.scripts.package", "build", best, str(packaged), cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    assert packaged.exists()
 
 
 @pytest.mark.slow

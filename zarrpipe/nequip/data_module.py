@@ -32,6 +32,7 @@ from zarrpipe.training.sampler import GraphBatchSampler
 from zarrpipe.transforms.neighbors import NeighborList
 
 _logger = RankedLogger(__name__, rank_zero_only=True)
+_TORCHS = "torch.utils.data.DataLoader"
 _NEIGHBOR_SAMPLES = 1024
 _COUNTED_TOGETHER = 32
 _SUMMED = frozenset({"energy", "total_energy", "forces"})
@@ -65,6 +66,9 @@ class ZarrDataModule(_ZarrDataModule, _WithoutDatasets):
         Statistics beside those that `get_statistics` knows.
     transform, train_transform : callable or sequence of callable, optional
         Functions of a `Batch`; see `zarrpipe.ZarrDataModule`.
+    train_dataloader : mapping, optional
+        Its ``batch_size`` takes the place of `batch_size`: NequIP's commands that package and
+        compile a trained model ask for one system in this way.
     **settings
         The other arguments of `zarrpipe.ZarrDataModule`, but for ``convert``.
 
@@ -102,8 +106,10 @@ class ZarrDataModule(_ZarrDataModule, _WithoutDatasets):
         stats_manager: Any = None,
         transform: Any = None,
         train_transform: Any = None,
+        train_dataloader: Mapping[str, Any] | None = None,
         **settings: Any,
     ) -> None:
+        settings |= _batch_size(train_dataloader or {})
         first = _listed(transform)
         last = NequIPTransforms([_built(one) for one in transforms], key_mapping)
         super().__init__(
@@ -181,6 +187,17 @@ class ZarrDataModule(_ZarrDataModule, _WithoutDatasets):
                     found["reference_energies"] = energies
         _logger.info(f"Statistics that the stores keep: {found}")
         return found
+
+
+def _batch_size(loader: Mapping[str, Any]) -> dict[str, int]:
+    """Setting of a ``train_dataloader``; refuses what zarrpipe's loader has other settings for."""
+    others = set(loader) - {"_target_", "batch_size"}
+    if others or loader.get("_target_", _TORCHS) != _TORCHS:
+        raise ArgumentError(
+            f"train_dataloader is {dict(loader)}, expected batch_size alone: batches come from "
+            "zarrpipe's loader, whose batch_size, num_workers, seed and shuffle stand beside store"
+        )
+    return {"batch_size": loader["batch_size"]} if "batch_size" in loader else {}
 
 
 def _listed(given: Any) -> list[Any]:
