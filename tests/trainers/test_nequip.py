@@ -516,6 +516,7 @@ def test_a_run_that_was_killed_goes_on_at_its_batch(crystals, tmp_path):
             "run=[train]",
             "trainer.max_epochs=3",
             "data.num_workers=1",
+            "data.batch_size=2",
             f"trainer.callbacks=[{last},{record.replace('None', 'null')}]",
             *more,
         )
@@ -525,14 +526,15 @@ def test_a_run_that_was_killed_goes_on_at_its_batch(crystals, tmp_path):
 
     whole = train("whole")
     assert whole.returncode == 0, whole.stderr
-    killed = train("killed", kill=8)
+    killed = train("killed", kill=9)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert lines("killed")[-1][0] == 8
+    assert lines("killed")[-1][0] == 9
     resumed = train("resumed", f"+ckpt_path={tmp_path / 'killed' / 'last.ckpt'}")
     assert resumed.returncode == 0, resumed.stderr
     expected, after = lines("whole"), lines("resumed")
-    assert 0 < after[0][0] <= 8
-    assert after == expected[after[0][0] - 1 :]
+    (before, epoch, _), first = expected[7], after[0]
+    assert (before, first[0], first[1]) == (8, 9, epoch)  # a checkpoint of the middle of an epoch
+    assert after == expected[8:]
     weights = [
         torch.load(tmp_path / name / "last.ckpt", weights_only=False)["state_dict"]
         for name in ("whole", "resumed")
