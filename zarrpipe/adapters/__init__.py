@@ -13,6 +13,7 @@ from zarrpipe.adapters.ase import from_ase, to_ase
 from zarrpipe.adapters.fairchem import to_fairchem
 from zarrpipe.adapters.mace import from_mace
 from zarrpipe.adapters.mace_batch import to_mace
+from zarrpipe.adapters.nequip import from_nequip, to_nequip
 from zarrpipe.adapters.nvalchemi import from_nvalchemi, to_nvalchemi
 from zarrpipe.adapters.nvalchemi_interfaces import (
     nvalchemi_dataset,
@@ -29,6 +30,7 @@ __all__ = [
     "as_batch",
     "from_ase",
     "from_mace",
+    "from_nequip",
     "from_nvalchemi",
     "from_pyg",
     "from_pymatgen",
@@ -40,6 +42,7 @@ __all__ = [
     "to_ase",
     "to_fairchem",
     "to_mace",
+    "to_nequip",
     "to_nvalchemi",
     "to_pyg",
     "to_pymatgen",

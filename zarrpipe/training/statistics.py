@@ -110,6 +110,11 @@ class SplitStatistics:
     def __init__(self) -> None:
         self._sums, self._counted = StatisticsSums(), 0
 
+    @property
+    def sums(self) -> LabelSums:
+        """Sums of the samples that were counted."""
+        return self._sums.sums
+
     def of(
         self, dataset: ZarrDataset, rows: npt.NDArray[np.integer], share: float | None
     ) -> Statistics:
