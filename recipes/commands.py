@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-import runs
 from lightning.pytorch.cli import LightningArgumentParser
 
+import runs
 from zarrpipe.errors import ArgumentError
 
 EVALUATE = ("validate", "test", "predict")

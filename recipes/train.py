@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any
 
 import plots
-import runs
 import torch
 from commands import PLOT_HELP, OneLineParser, add_options, expanded
 from lightning.pytorch import LightningModule, Trainer
@@ -34,6 +33,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+import runs
 import zarrpipe as zp
 from zarrpipe.errors import ArgumentError, ZarrPipeError
 from zarrpipe.ml import CommitteePredictor, ForceField, PredictionWriter, load

@@ -4,9 +4,9 @@ import csv
 from pathlib import Path
 
 import pytest
-import runs
 from lightning.pytorch.utilities import rank_zero_only
 
+import runs
 from zarrpipe.errors import ArgumentError
 
 
