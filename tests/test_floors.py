@@ -53,6 +53,7 @@ OPTIONAL = {
     "hypothesis",
     "lightning",
     "mace",
+    "matgl",
     "matplotlib",
     "mlcroissant",
     "numba",

@@ -82,7 +82,17 @@ _HOMES = {
 }
 """Module of each public name, imported when the name is first asked for."""
 
-_MODULES = ("adapters", "ase", "errors", "ml", "nodes", "testing", "torch_sim", "transforms")
+_MODULES = (
+    "adapters",
+    "ase",
+    "errors",
+    "matgl",
+    "ml",
+    "nodes",
+    "testing",
+    "torch_sim",
+    "transforms",
+)
 
 
 def __getattr__(name: str) -> Any:

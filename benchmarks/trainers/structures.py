@@ -27,7 +27,7 @@ def crystals(count: int, seed: int = 0) -> list[Atoms]:
 def molecules(count: int, seed: int = 0) -> list[Atoms]:
     """Rattled molecules of H, C, N and O, with energy and forces."""
     rng = np.random.default_rng(seed)
-    names = ("CH3CH2OH", "H2O", "CH4", "C6H6", "CH3NH2", "HCOOH")
+    names = ("CH3CH2OH", "H2O", "CH4", "C6H6", "H3CNH2", "HCOOH")
     found = []
     for _ in range(count):
         atoms = molecule(names[rng.integers(len(names))])
