@@ -62,8 +62,10 @@ OPTIONAL = {
     "pymatgen",
     "pyarrow",
     "pytest",
+    "pytorch_lightning",
     "rich",
     "s3fs",
+    "schnetpack",
     "torch_geometric",
     "torch_sim",
     "torchdata",
@@ -84,6 +86,7 @@ MAY = {
     ("training.loader", "torchdata"),
     ("store.read.kernels", "numba"),
     ("formats.dpdata_plugin", "dpdata"),
+    ("schnetpack", "pytorch_lightning"),
 }
 MODULES = sorted(
     path

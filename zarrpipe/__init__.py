@@ -89,6 +89,7 @@ _MODULES = (
     "matgl",
     "ml",
     "nodes",
+    "schnetpack",
     "testing",
     "torch_sim",
     "transforms",

@@ -21,6 +21,7 @@ from zarrpipe.adapters.nvalchemi_interfaces import (
 from zarrpipe.adapters.pyg import from_pyg, to_pyg
 from zarrpipe.adapters.pymatgen import from_pymatgen, to_pymatgen
 from zarrpipe.adapters.registry import as_batch, register
+from zarrpipe.adapters.schnetpack import to_schnetpack
 from zarrpipe.adapters.torch_sim import from_torch_sim, to_torch_sim
 
 __all__ = [
@@ -40,5 +41,6 @@ __all__ = [
     "to_nvalchemi",
     "to_pyg",
     "to_pymatgen",
+    "to_schnetpack",
     "to_torch_sim",
 ]
