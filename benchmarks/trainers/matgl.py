@@ -85,6 +85,6 @@ def trained(data: ZarrDataModule) -> Callable[[Any], float]:
         losses, _ = module.step(batch)
         losses["Total_Loss"].backward()
         optimizer.step()
-        return float(losses["Total_Loss"])
+        return float(losses["Total_Loss"].detach())
 
     return step

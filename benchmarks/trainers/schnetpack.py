@@ -113,6 +113,6 @@ def trained() -> Callable[[Any], float]:
         loss = task.loss_fn(task.predict_without_postprocessing(batch), targets)
         loss.backward()
         optimizer.step()
-        return float(loss)
+        return float(loss.detach())
 
     return step
