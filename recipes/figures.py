@@ -79,7 +79,7 @@ def panels(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any
     figure = Figure(size, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns)
-    for axis in np.atleast_1d(axes):
+    for axis in np.ravel(axes):
         axis.spines[["top", "right"]].set_visible(False)
     return figure, axes
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from zarrpipe.store.rewrite.copy import copy
     from zarrpipe.store.rewrite.merge import compact, merge
     from zarrpipe.training.data_module import ZarrDataModule
+    from zarrpipe.training.flow import batch_size_fn, length_fn
     from zarrpipe.training.monitor import DataMonitor
     from zarrpipe.training.sampler import GraphBatchSampler
     from zarrpipe.training.splits.index_files import write_split
@@ -42,11 +43,13 @@ __all__ = [
     "ZarrDataset",
     "ZarrWriteConfig",
     "adopt",
+    "batch_size_fn",
     "check",
     "collate",
     "compact",
     "copy",
     "info",
+    "length_fn",
     "merge",
     "read_into",
     "write_card",
@@ -69,11 +72,13 @@ _HOMES = {
     "ZarrDataset": "dataset.zarr_dataset",
     "ZarrWriteConfig": "store.format.config",
     "adopt": "store.adopt",
+    "batch_size_fn": "training.flow",
     "check": "store.check.run",
     "collate": "data.batch",
     "compact": "store.rewrite.merge",
     "copy": "store.rewrite.copy",
     "info": "dataset.info",
+    "length_fn": "training.flow",
     "merge": "store.rewrite.merge",
     "read_into": "formats.read.read_into",
     "write_card": "formats.write.card",
@@ -86,6 +91,7 @@ _MODULES = (
     "adapters",
     "ase",
     "errors",
+    "mace",
     "matgl",
     "ml",
     "nodes",

@@ -43,7 +43,7 @@ def test_from_a_file_to_a_trained_model(tmp_path, monkeypatch, capsys):
     assert zarrpipe(second[1:]) == 0
     assert "20 (0 deleted)" in capsys.readouterr().out
     options = [str(ROOT / word) if word.startswith("configs/") else word for word in third[2:]]
-    quick = {"max_steps": 2, "check_val_every_n_epoch": 1, "callbacks": "null", "logger": False}
+    quick = {"max_steps": 2, "val_check_interval": 2, "callbacks": "null", "logger": False}
     quick |= {"enable_progress_bar": False, "enable_checkpointing": False}
     cli = train([*options, *(f"--trainer.{name}={value}" for name, value in quick.items())])
     assert cli.trainer.global_step == 2

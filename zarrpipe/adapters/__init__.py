@@ -11,6 +11,7 @@ tensors stay on their device and keep their dtype, and gradients are not carried
 
 from zarrpipe.adapters.ase import from_ase, to_ase
 from zarrpipe.adapters.mace import from_mace
+from zarrpipe.adapters.mace_batch import to_mace
 from zarrpipe.adapters.matgl import to_matgl
 from zarrpipe.adapters.nvalchemi import from_nvalchemi, to_nvalchemi
 from zarrpipe.adapters.nvalchemi_interfaces import (
@@ -37,6 +38,7 @@ __all__ = [
     "nvalchemi_sink",
     "register",
     "to_ase",
+    "to_mace",
     "to_matgl",
     "to_nvalchemi",
     "to_pyg",

@@ -18,17 +18,20 @@ if TYPE_CHECKING:
     from zarrpipe.ml.force_field import ForceField
     from zarrpipe.ml.labels import Prediction
     from zarrpipe.ml.potentials import POTENTIALS, Edges, MACEPotential, Potential, SchNetPotential
+    from zarrpipe.ml.predictions import CommitteePredictor, PredictionWriter
     from zarrpipe.ml.torch_sim import TorchSimModel
 
 __all__ = [
     "POTENTIALS",
     "Committee",
+    "CommitteePredictor",
     "Edges",
     "ForceField",
     "ForceFieldCalculator",
     "MACEPotential",
     "Potential",
     "Prediction",
+    "PredictionWriter",
     "SchNetPotential",
     "TorchSimModel",
     "load",
@@ -37,12 +40,14 @@ __all__ = [
 _HOMES = {
     "POTENTIALS": "potentials",
     "Committee": "committee",
+    "CommitteePredictor": "predictions",
     "Edges": "potentials",
     "ForceField": "force_field",
     "ForceFieldCalculator": "calculator",
     "MACEPotential": "potentials",
     "Potential": "potentials",
     "Prediction": "labels",
+    "PredictionWriter": "predictions",
     "SchNetPotential": "potentials",
     "TorchSimModel": "torch_sim",
     "load": "committee",

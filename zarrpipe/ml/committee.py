@@ -32,7 +32,9 @@ class Committee(nn.Module):
     def predict_members(self, batch: Batch, *, stress: bool = False) -> Prediction:
         """Predictions of each member: energy [M, B, 1], forces [M, V, 3], stress [M, B, 3, 3]."""
         members = [cast(ForceField, member) for member in self.members]
-        edges = {cutoff: find_edges(batch, cutoff) for cutoff in {one.cutoff for one in members}}
+        cutoffs = {one.cutoff for one in members}
+        with torch.inference_mode(False):  # edges that were made in it have no derivatives
+            edges = {cutoff: find_edges(batch, cutoff) for cutoff in cutoffs}
         found = [one.predict(batch, stress=stress, edges=edges[one.cutoff]) for one in members]
         return Prediction(
             torch.stack([one.energy for one in found]),

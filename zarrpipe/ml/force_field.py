@@ -228,7 +228,7 @@ class ForceField(pl.LightningModule):  # type: ignore[misc]  # lightning is not 
             strain = None
             moved, shifts = positions, edges.shifts.to(dtype)
             if "cell" in batch:
-                cell = batch.cell.detach().to(dtype)
+                cell = batch.cell.detach().to(dtype).nan_to_num(0.0)  # NaN where a system has none
                 if stress:
                     strain = torch.zeros_like(cell).requires_grad_()
                     both = 0.5 * (strain + strain.mT)  # a rotation is no strain

@@ -27,8 +27,14 @@ FROM_DATA = ("elements", "cutoff", "mean_neighbors")
 
 
 def missing_options(kind: type[Potential], options: Mapping[str, Any]) -> list[str]:
-    """Arguments of a potential that are still to be taken from data."""
+    """Arguments of a potential that are still to be taken from data; refuses unknown ones."""
     known = inspect.signature(kind).parameters
+    unknown = [name for name in options if name not in known]
+    if unknown and not any(one.kind is one.VAR_KEYWORD for one in known.values()):
+        raise ArgumentError(
+            f"options has {', '.join(unknown)}, which {kind.__name__} does not take: expected some "
+            f"of {', '.join(known)}"
+        )
     return [name for name in FROM_DATA if name in known and options.get(name) is None]
 
 

@@ -8,6 +8,38 @@ from typing import Self
 from zarrpipe.data.batch import Batch
 
 
+def batch_size_fn(batch: Batch) -> int:
+    """Number of systems of a batch, for Lightning's ThroughputMonitor.
+
+    Parameters
+    ----------
+    batch : Batch
+        What a training loop was given.
+
+    Examples
+    --------
+    >>> from lightning.pytorch.callbacks import ThroughputMonitor
+    >>> import zarrpipe as zp
+    >>> monitor = ThroughputMonitor(zp.batch_size_fn, zp.length_fn)  # items are atoms
+    >>> water = zp.AtomicData([[0.0] * 3, [0.0, 0.8, 0.6], [0.0, -0.8, 0.6]], [8, 1, 1])
+    >>> batch = zp.Batch.from_data_list([water, water])
+    >>> zp.batch_size_fn(batch), zp.length_fn(batch)
+    (2, 6)
+    """
+    return batch.num_graphs
+
+
+def length_fn(batch: Batch) -> int:
+    """Number of atoms of a batch, for Lightning's ThroughputMonitor; see `batch_size_fn`.
+
+    Parameters
+    ----------
+    batch : Batch
+        What a training loop was given.
+    """
+    return batch.num_nodes
+
+
 @dataclass
 class Flow:
     """Counts of the batches of a training loop, and the time they took in seconds.
