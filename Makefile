@@ -33,6 +33,8 @@ help:
 	$(NEWEST_PYTHON) -m venv .venv-newest
 	touch $@
 
+.venv-schnetpack/.ready: PYTHON := $(NEWEST_PYTHON)# SchNetPack 2.2 needs Python 3.12
+
 .venv-%/.ready: trainers/%.txt pyproject.toml
 	$(PYTHON) -m venv .venv-$*
 	.venv-$*/bin/python -m pip install --quiet --requirement trainers/$*.txt

@@ -55,6 +55,7 @@ OPTIONAL = {
     "hypothesis",
     "lightning",
     "mace",
+    "matgl",
     "matplotlib",
     "mlcroissant",
     "nequip",
@@ -64,8 +65,10 @@ OPTIONAL = {
     "pymatgen",
     "pyarrow",
     "pytest",
+    "pytorch_lightning",
     "rich",
     "s3fs",
+    "schnetpack",
     "torch_geometric",
     "torch_sim",
     "torchdata",
@@ -94,6 +97,7 @@ MAY = {
     ("training.loader", "torchdata"),
     ("store.read.kernels", "numba"),
     ("formats.dpdata_plugin", "dpdata"),
+    ("schnetpack", "pytorch_lightning"),
 }
 MODULES = sorted(
     path

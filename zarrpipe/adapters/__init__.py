@@ -13,6 +13,7 @@ from zarrpipe.adapters.ase import from_ase, to_ase
 from zarrpipe.adapters.fairchem import to_fairchem
 from zarrpipe.adapters.mace import from_mace
 from zarrpipe.adapters.mace_batch import to_mace
+from zarrpipe.adapters.matgl import to_matgl
 from zarrpipe.adapters.nequip import from_nequip, to_nequip
 from zarrpipe.adapters.nvalchemi import from_nvalchemi, to_nvalchemi
 from zarrpipe.adapters.nvalchemi_interfaces import (
@@ -23,6 +24,7 @@ from zarrpipe.adapters.nvalchemi_interfaces import (
 from zarrpipe.adapters.pyg import from_pyg, to_pyg
 from zarrpipe.adapters.pymatgen import from_pymatgen, to_pymatgen
 from zarrpipe.adapters.registry import as_batch, register
+from zarrpipe.adapters.schnetpack import to_schnetpack
 from zarrpipe.adapters.torch_sim import from_torch_sim, to_torch_sim
 from zarrpipe.adapters.torchmd_net import to_torchmd_net
 
@@ -42,10 +44,12 @@ __all__ = [
     "to_ase",
     "to_fairchem",
     "to_mace",
+    "to_matgl",
     "to_nequip",
     "to_nvalchemi",
     "to_pyg",
     "to_pymatgen",
+    "to_schnetpack",
     "to_torch_sim",
     "to_torchmd_net",
 ]

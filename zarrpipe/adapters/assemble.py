@@ -118,6 +118,23 @@ def assemble(
     )
 
 
+def stresses(batch: Batch) -> torch.Tensor:
+    """Stress of each system, [B, 3, 3] float64 in eV/Angstrom^3 and with ASE's sign.
+
+    Where it is not there, ``-virial / volume``; NaN where a system has neither. The batch has one
+    of both.
+    """
+    if "virial" not in batch or "cell" not in batch:
+        given: torch.Tensor = batch.stress.to(torch.float64)
+        return given
+    volume = torch.linalg.det(batch.cell.to(torch.float64)).abs()
+    derived: torch.Tensor = -batch.virial.to(torch.float64) / volume[:, None, None]
+    if "stress" not in batch:
+        return derived
+    has = batch.present("stress")[:, None, None]
+    return torch.where(has, batch.stress.to(torch.float64), derived)
+
+
 def without_presence(batch: Batch) -> Batch:
     """Batch in which every system has every field, with fill values where it lacked one."""
     fields, roles, pointers, _ = batch._parts
