@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import torch
 
-from zarrpipe.adapters.fairchem import to_fairchem
+from zarrpipe.adapters.trainers.fairchem import to_fairchem
 from zarrpipe.data.csr import AnyArray, Int64Array
 from zarrpipe.dataset.zarr_dataset import ZarrDataset
 from zarrpipe.errors import ArgumentError

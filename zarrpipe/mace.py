@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from zarrpipe.adapters.mace_batch import to_mace
+from zarrpipe.adapters.trainers.mace import to_mace
 from zarrpipe.data.batch import Batch
 from zarrpipe.errors import ArgumentError
 from zarrpipe.ml.from_data import check_validation

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from zarrpipe.adapters.matgl import to_matgl
+from zarrpipe.adapters.trainers.matgl import to_matgl
 from zarrpipe.data.batch import Batch
 from zarrpipe.errors import ArgumentError, FieldError
 from zarrpipe.store.backend.location import StoreLike

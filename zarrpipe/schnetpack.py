@@ -12,7 +12,7 @@ from typing import Any
 import pytorch_lightning
 import torch
 
-from zarrpipe.adapters.schnetpack import KEYS, to_schnetpack
+from zarrpipe.adapters.trainers.schnetpack import KEYS, to_schnetpack
 from zarrpipe.data.batch import Batch
 from zarrpipe.errors import ArgumentError, FieldError
 from zarrpipe.store.backend.location import StoreLike

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from zarrpipe.adapters.torchmd_net import to_torchmd_net
+from zarrpipe.adapters.trainers.torchmd_net import to_torchmd_net
 from zarrpipe.dataset.zarr_dataset import ZarrDataset
 from zarrpipe.errors import ArgumentError, FieldError
 from zarrpipe.store.backend.location import StoreLike

@@ -35,8 +35,8 @@ def prediction():
 def test_a_virial_is_minus_volume_times_stress():
     stress, known = stress_of(batch())
     assert known.tolist() == [True, True, False]
-    torch.testing.assert_close(stress[0], torch.eye(3))
-    torch.testing.assert_close(stress[1], 2.0 * torch.eye(3))
+    torch.testing.assert_close(stress[0], torch.eye(3).double())
+    torch.testing.assert_close(stress[1], 2.0 * torch.eye(3).double())
 
 
 def test_a_system_without_volume_has_no_stress():

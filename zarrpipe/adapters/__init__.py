@@ -10,11 +10,7 @@ tensors stay on their device and keep their dtype, and gradients are not carried
 """
 
 from zarrpipe.adapters.ase import from_ase, to_ase
-from zarrpipe.adapters.fairchem import to_fairchem
 from zarrpipe.adapters.mace import from_mace
-from zarrpipe.adapters.mace_batch import to_mace
-from zarrpipe.adapters.matgl import to_matgl
-from zarrpipe.adapters.nequip import from_nequip, to_nequip
 from zarrpipe.adapters.nvalchemi import from_nvalchemi, to_nvalchemi
 from zarrpipe.adapters.nvalchemi_interfaces import (
     nvalchemi_dataset,
@@ -24,9 +20,13 @@ from zarrpipe.adapters.nvalchemi_interfaces import (
 from zarrpipe.adapters.pyg import from_pyg, to_pyg
 from zarrpipe.adapters.pymatgen import from_pymatgen, to_pymatgen
 from zarrpipe.adapters.registry import as_batch, register
-from zarrpipe.adapters.schnetpack import to_schnetpack
 from zarrpipe.adapters.torch_sim import from_torch_sim, to_torch_sim
-from zarrpipe.adapters.torchmd_net import to_torchmd_net
+from zarrpipe.adapters.trainers.fairchem import to_fairchem
+from zarrpipe.adapters.trainers.mace import to_mace
+from zarrpipe.adapters.trainers.matgl import to_matgl
+from zarrpipe.adapters.trainers.nequip import from_nequip, to_nequip
+from zarrpipe.adapters.trainers.schnetpack import to_schnetpack
+from zarrpipe.adapters.trainers.torchmd_net import to_torchmd_net
 
 __all__ = [
     "as_batch",

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from zarrpipe.adapters.assemble import stresses
 from zarrpipe.data.batch import Batch
 from zarrpipe.errors import ArgumentError
 
@@ -39,19 +40,12 @@ def has_stress(batch: Batch) -> bool:
 
 
 def stress_of(batch: Batch) -> tuple[Tensor, Tensor]:
-    """Stress [B, 3, 3] in eV/Angstrom^3 and which systems have one, [B] bool.
+    """Stress [B, 3, 3] float64 in eV/Angstrom^3 and which systems have one, [B] bool.
 
     A system without a stress has the one of its virial, ``-virial / volume``.
     """
-    volume = batch.cell.det().abs()
-    known = batch.has("stress") & (volume > 0)
-    if "virial" not in batch:
-        return batch.stress, known
-    virial = -batch.virial / volume[:, None, None]
-    if "stress" not in batch:
-        return virial, batch.has("virial") & (volume > 0)
-    stress = torch.where(known[:, None, None], batch.stress, virial.to(batch.stress))
-    return stress, known | (batch.has("virial") & (volume > 0))
+    known = (batch.has("stress") | batch.has("virial")) & (batch.cell.det() != 0)
+    return stresses(batch), known
 
 
 def errors_of(prediction: Prediction, batch: Batch) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from nequip.data.datamodule import NequIPDataModule
 from nequip.data.transforms import ChemicalSpeciesToAtomTypeMapper
 from nequip.utils import RankedLogger
 
-from zarrpipe.adapters.nequip import to_nequip
+from zarrpipe.adapters.trainers.nequip import to_nequip
 from zarrpipe.data.batch import Batch
 from zarrpipe.errors import ArgumentError
 from zarrpipe.nequip.statistics import (

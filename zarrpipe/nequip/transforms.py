@@ -16,7 +16,7 @@ from nequip.data.transforms import (
     VirialToStressTransform,
 )
 
-from zarrpipe.adapters.nequip import from_trusted, to_nequip
+from zarrpipe.adapters.trainers.nequip import from_trusted, to_nequip
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.csr import tensor_pointers
 from zarrpipe.errors import ArgumentTypeError
