@@ -1,9 +1,11 @@
 """The short forms of the command line, as what they mean to Lightning."""
 
+import re
+import shlex
 from pathlib import Path
 
 import pytest
-from commands import expanded
+from commands import PLOT_HELP, OneLineParser, add_options, expanded
 
 from zarrpipe.errors import ArgumentError
 
@@ -85,3 +87,21 @@ def test_what_is_not_there_is_named(given, words):
 def test_a_command_has_its_own_name_in_errors():
     with pytest.raises(ArgumentError, match="plot needs"):
         expanded(["test"], "plot")
+
+
+def test_the_page_on_recipes_has_commands_and_options_that_there_are():
+    page = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text()
+    block = re.findall(r"^```\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)[0]
+    lines = [shlex.split(line, comments=True) for line in block.splitlines()]
+    recipe = [words[2:] for words in lines if words[:2] == ["python", "recipes/train.py"]]
+    assert [words[0] for words in recipe] == ["fit", "plot", "test", "predict", "predict", "fit"]
+    for command, *words in recipe:
+        options = {word for word in words if word.startswith("--")}
+        if command == "plot":
+            assert all(option in PLOT_HELP for option in options)
+            continue
+        parser = OneLineParser()
+        add_options(command, parser)
+        known = parser.format_help()
+        lightning = {"--config", "--data.store"}
+        assert [one for one in options - lightning if one not in known] == []
