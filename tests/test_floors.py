@@ -83,6 +83,7 @@ MAY = {
     ("training.split_loaders", "lightning"),
     ("training.monitor", "lightning"),
     ("training.data_module", "lightning"),
+    ("ml.averaging", "lightning"),
     ("ml.force_field", "lightning"),
     ("ml.predictions", "lightning"),
     ("ml.metrics", "torchmetrics"),

@@ -12,7 +12,7 @@ import torch
 
 from zarrpipe.adapters.trainers.fairchem import to_fairchem
 from zarrpipe.data.csr import AnyArray, Int64Array
-from zarrpipe.dataset.zarr_dataset import ZarrDataset
+from zarrpipe.dataset.zarr_dataset import ZarrDataset, check_reads
 from zarrpipe.errors import ArgumentError
 from zarrpipe.libraries import require
 from zarrpipe.store.backend.location import StoreLike
@@ -78,6 +78,7 @@ class StoreDataset(torch.utils.data.Dataset["AtomicData"]):
             )
         self.config = dict(config)
         self._dataset = ZarrDataset(config["src"], config.get("fields"))
+        check_reads(ZarrDataModule, config.get("fields"), self._dataset.schema)
         if config.get("where"):
             self._dataset = self._dataset.index_select(self._dataset.where(config["where"]))
         self._convert = partial(
@@ -139,6 +140,8 @@ class ZarrDataModule(data_module.ZarrDataModule):
     >>> data.max_atoms
     512
     """
+
+    reads = ("cell", "pbc")
 
     def __init__(
         self,

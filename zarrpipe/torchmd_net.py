@@ -75,6 +75,8 @@ class ZarrDataModule(data_module.ZarrDataModule):
     atomic_number = tuple(range(119))
     distance_scale, energy_scale = 1e-10, 1.602176634e-19
 
+    reads = ("cell", "pbc")
+
     def __init__(
         self,
         store: StoreLike | Sequence[StoreLike],

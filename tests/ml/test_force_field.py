@@ -243,5 +243,7 @@ def test_torch_sim_model_gives_what_the_field_predicts():
 
 
 def test_checkpoints_that_are_not_there_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"none\.ckpt"):
+    with pytest.raises(FileNotFoundError, match=r"none\.ckpt is neither a checkpoint nor"):
         load(tmp_path / "none.ckpt")
+    with pytest.raises(FileNotFoundError, match=r"with best\.ckpt or last\.ckpt in its folder"):
+        load(tmp_path)

@@ -1,5 +1,6 @@
 """A fit takes what it needs from the data, and says what is wrong before it trains or at once."""
 
+import copy
 import warnings
 
 import lightning.pytorch as pl
@@ -12,10 +13,11 @@ from ase.calculators.singlepoint import SinglePointCalculator
 
 import zarrpipe as zp
 from zarrpipe.errors import NonFiniteLossError
-from zarrpipe.ml import ForceField, force_field
+from zarrpipe.ml import ForceField, Prediction, WeightEMA, force_field, load
 from zarrpipe.ml.from_data import default_cutoff, finds_edges
+from zarrpipe.ml.non_finite import reason
 from zarrpipe.training.statistics import mean_neighbors
-from zarrpipe.transforms import Compose, NeighborList
+from zarrpipe.transforms import Compose, ConvertUnits, NeighborList
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
@@ -25,6 +27,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD:UserWarning"),
     pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`"),
     pytest.mark.filterwarnings("ignore:validation has . sample"),
+    pytest.mark.filterwarnings("ignore:You defined a `validation_step`"),
+    pytest.mark.filterwarnings("ignore:You're using the WeightAveraging callback"),
 ]
 
 SMALL = {"features": 12, "interactions": 2, "gaussians": 12}
@@ -76,7 +80,7 @@ def test_a_fit_takes_what_is_not_given_from_the_training_data(tmp_path):
     batch = data.dataset.read([0, 1])
     torch.testing.assert_close(again.predict(batch), field.predict(batch))
     other = zp.ZarrDataModule(stored(alloys(30, 1, ("Cu", "Ag", "Au"))), split=(1.0, 0.0, 0.0))
-    with pytest.raises(ValueError, match="elements Ag were not in the training data"):
+    with pytest.raises(ValueError, match=r"no reference energy of Ag, .* but of Cu, Au"):
         fit(again, other, 1, limit_val_batches=0)  # what a checkpoint has is kept
 
 
@@ -250,7 +254,7 @@ def test_a_store_without_labels_is_refused_before_training():
         warnings.simplefilter("ignore")
         sink.write([atoms.copy() for atoms in alloys(20)])
     data = zp.ZarrDataModule(place, split=(1.0, 0.0, 0.0))
-    with pytest.raises(ValueError, match=r"no sample of .* has energy, forces, stress or virial"):
+    with pytest.raises(ValueError, match=r"no training sample of .* has a label that the"):
         fit(ForceField("schnet", SMALL), data, 1, limit_val_batches=0)
 
 
@@ -278,3 +282,146 @@ def test_neighbour_lists_of_another_cutoff_are_not_used():
     assert finds_edges(Compose([NeighborList(3.0), NeighborList(4.0)]), 4.0)
     assert not finds_edges(Compose([NeighborList(4.0), NeighborList(3.0)]), 4.0)
     assert not finds_edges(None, 4.0)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_neighbour_lists_of_the_data_module_serve_validation_and_test(workers):
+    store = stored(alloys(24))
+    found = []
+    for transform in (None, NeighborList(4.0)):
+        data = zp.ZarrDataModule(
+            store, batch_size=4, split=(0.5, 0.0, 0.5), transform=transform, num_workers=workers
+        )
+        field = ForceField("schnet", {**SMALL, "cutoff": 4.0})
+        trainer = fit(field, data, 1, limit_val_batches=0)
+        found += trainer.test(field, datamodule=data, verbose=False)
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
+
+
+def test_neighbour_lists_of_another_cutoff_than_the_checkpoints_are_left(tmp_path):
+    """A checkpoint is loaded after the model was configured, and decides the cutoff."""
+    store = stored(alloys(24))
+    data = zp.ZarrDataModule(store, batch_size=4, split=(0.5, 0.0, 0.5))
+    field = ForceField("schnet", {**SMALL, "cutoff": 4.0})
+    trainer = fit(field, data, 1, limit_val_batches=0)
+    (expected,) = trainer.test(field, datamodule=data, verbose=False)
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    other = ForceField("schnet", {**SMALL, "cutoff": 5.0})
+    lists = zp.ZarrDataModule(
+        store, batch_size=4, split=(0.5, 0.0, 0.5), transform=NeighborList(5.0)
+    )
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
+    (found,) = trainer.test(other, datamodule=lists, ckpt_path=tmp_path / "a.ckpt", verbose=False)
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_batch_with_forces_alone_gives_every_weight_a_gradient():
+    atoms = list(alloys(4))
+    for one in atoms:
+        one.calc.results = {"forces": one.calc.results["forces"]}
+    data = zp.ZarrDataModule(stored(atoms), batch_size=4, split=(1.0, 0.0, 0.0))
+
+    class Gradients(pl.Callback):
+        def on_after_backward(self, trainer, pl_module):
+            assert [name for name, p in pl_module.named_parameters() if p.grad is None] == []
+
+    fit(ForceField("schnet", SMALL), data, 1, limit_val_batches=0, callbacks=[Gradients()])
+
+
+def test_a_copy_of_a_force_field_that_has_predicted():
+    field = ForceField("schnet", {**SMALL, "cutoff": 4.0})
+    batch = zp.ZarrDataset(stored(alloys(2))).read([0, 1])
+    found = field.predict(batch, differentiable=True)
+    torch.testing.assert_close(copy.deepcopy(field).predict(batch).energy, found.energy.detach())
+
+
+def test_numpy_values_are_kept_in_checkpoints_as_pythons(tmp_path):
+    options = {**SMALL, "cutoff": np.float64(4.0)}
+    reference = {"Cu": np.float32(-1.5), "Au": np.float64(-2.5)}
+    field = ForceField("schnet", options, reference=reference)
+    data = zp.ZarrDataModule(stored(alloys(8)), split=(1.0, 0.0, 0.0))
+    trainer = fit(field, data, 1, limit_val_batches=0)
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    (again,) = load(tmp_path / "a.ckpt").members
+    assert (again.cutoff, float(again.reference[29]), float(again.reference[79])) == (4, -1.5, -2.5)
+
+
+REFUSED = [
+    ({}, {"fields": ["energy", "forces"]}, {}, "fields leaves out 'cell'"),
+    ({}, {"fields": ["cell", "pbc"]}, {}, "no training sample of .* has a label that the loss"),
+    ({}, {"where": "not has(energy)"}, {}, "no sample to train on"),
+    (
+        {},
+        {"transform": ConvertUnits(energy="meV")},
+        {},
+        "converts units, and a ForceField",
+    ),
+    (
+        {"reference": {"Cu": 0.0}},
+        {},
+        {},
+        "no reference energy of Au, which .* but of Cu",
+    ),
+    ({}, {}, {"precision": "bf16-true"}, "trainer.precision is 'bf16-true', which rounds"),
+]
+
+
+@pytest.mark.parametrize(("model", "data", "trainer", "said"), REFUSED)
+def test_what_cannot_be_trained_is_refused_before_training(model, data, trainer, said):
+    module = zp.ZarrDataModule(stored(alloys(12)), split=(1.0, 0.0, 0.0), **data)
+    with pytest.raises((ValueError, RuntimeError), match=said):
+        fit(ForceField("schnet", SMALL, **model), module, 1, limit_val_batches=0, **trainer)
+
+
+def test_a_fit_needs_a_data_module_of_zarrpipe():
+    batch = zp.ZarrDataset(stored(alloys(2))).read([0, 1])
+    trainer = pl.Trainer(max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False)
+    with pytest.raises(TypeError, match=r"trained on a ZarrDataModule.*got NoneType"):
+        trainer.fit(ForceField("schnet", {**SMALL, "cutoff": 4.0}), [batch])
+
+
+def test_labels_of_validation_that_are_not_finite_are_found_before_training():
+    val = list(alloys(12, 1))
+    val[5].calc.results["stress"] = np.full(6, np.inf)
+    place = {}
+    with zp.ZarrData(place) as sink, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        sink.write(val)
+    data = zp.ZarrDataModule(stored(alloys(8)), split=(1.0, 0.0, 0.0), val_store=place)
+    with pytest.raises(ValueError, match=r"validation samples have .*: 5 \(1 in all\)"):
+        fit(ForceField("schnet", SMALL), data, 1)
+
+
+def test_a_label_that_does_not_count_is_not_blamed():
+    batch = zp.ZarrDataset(stored(alloys(2))).read([0, 1])
+    batch.stress[1] = torch.nan
+    forces = torch.zeros_like(batch.forces)
+    forces[5] = torch.nan
+    diverged = Prediction(batch.energy, forces, batch.stress.nan_to_num(0.0))
+    said = reason(batch, diverged, ["energy", "forces"], [7, 9], 3)
+    assert "Training has diverged" in said
+    assert "sample 9 of the dataset" in said
+    said = reason(batch, diverged, ["forces", "stress"], [7, 9], 3)
+    assert "the stress of sample 9 of the dataset has NaN" in said
+    finite = Prediction(batch.energy, batch.forces, batch.stress.nan_to_num(0.0))
+    assert "too large to be squared" in reason(batch, finite, ["energy"], [7, 9], 3)
+
+
+def test_the_average_of_weights_forgets_the_first_ones():
+    data = zp.ZarrDataModule(stored(alloys(12)), batch_size=4, split=(1.0, 0.0, 0.0))
+    trace = []
+
+    class Trace(pl.Callback):
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            trace.append(next(pl_module.parameters()).detach().clone())
+
+    average = WeightEMA(0.5)
+    fit(ForceField("schnet", SMALL), data, 6, limit_val_batches=0, callbacks=[Trace(), average])
+    expected = trace[0]
+    for number, weights in enumerate(trace[1:], start=1):
+        keep = min(0.5, (1 + number) / (10 + number))
+        expected = keep * expected + (1 - keep) * weights
+    found = next(average._average_model.module.parameters())
+    torch.testing.assert_close(found, expected)
+    with pytest.raises(ValueError, match=r"decay is 1\.5"):
+        WeightEMA(1.5)

@@ -94,7 +94,15 @@ def test_the_page_on_recipes_has_commands_and_options_that_there_are():
     block = re.findall(r"^```\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)[0]
     lines = [shlex.split(line, comments=True) for line in block.splitlines()]
     recipe = [words[2:] for words in lines if words[:2] == ["python", "recipes/train.py"]]
-    assert [words[0] for words in recipe] == ["fit", "plot", "test", "predict", "predict", "fit"]
+    assert [words[0] for words in recipe] == [
+        "fit",
+        "plot",
+        "test",
+        "validate",
+        "predict",
+        "predict",
+        "fit",
+    ]
     for command, *words in recipe:
         options = {word for word in words if word.startswith("--")}
         if command == "plot":

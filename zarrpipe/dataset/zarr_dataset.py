@@ -103,7 +103,7 @@ class ZarrDataset(SampleTable, Dataset[AtomicData]):
         self._resident = None if resident is None else Resident(device_named(resident))
         self._agreed: Stores | None = None
         check_fields(self._fields or (), self.schema)
-        _check_reads(self._transform, self._fields, self.schema)
+        check_reads(self._transform, self._fields, self.schema)
         self._where = None if where is None else Condition.of(where).text
         if self._where is not None:
             self._chosen = self.where(self._where)
@@ -191,7 +191,7 @@ class ZarrDataset(SampleTable, Dataset[AtomicData]):
 
     def preceded_by(self, transform: Transform | None) -> Self:
         """Dataset of the samples that are known now, with a transform before its own."""
-        _check_reads(transform, self._fields, self.schema)
+        check_reads(transform, self._fields, self.schema)
         other = copy.copy(self)
         other._transform = joined(transform, self._transform)
         return other
@@ -323,10 +323,10 @@ class ZarrDataset(SampleTable, Dataset[AtomicData]):
             self._resident = Resident(resident.device)  # selections keep theirs
 
 
-def _check_reads(
-    transform: Transform | None, fields: Sequence[str] | None, schema: Mapping[str, Field]
+def check_reads(
+    transform: object, fields: Sequence[str] | None, schema: Mapping[str, Field]
 ) -> None:
-    """Refuse to leave out a field that changes what a transform does."""
+    """Refuse to leave out a field that changes what a transform does; it names them in `reads`."""
     for name in fields_read(transform):
         if name in schema and fields is not None and name not in fields:
             raise ArgumentError(

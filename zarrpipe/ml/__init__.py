@@ -13,6 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from zarrpipe.ml.averaging import WeightEMA
     from zarrpipe.ml.calculator import ForceFieldCalculator
     from zarrpipe.ml.committee import Committee, load
     from zarrpipe.ml.force_field import ForceField
@@ -34,6 +35,7 @@ __all__ = [
     "PredictionWriter",
     "SchNetPotential",
     "TorchSimModel",
+    "WeightEMA",
     "load",
 ]
 
@@ -50,6 +52,7 @@ _HOMES = {
     "PredictionWriter": "predictions",
     "SchNetPotential": "potentials",
     "TorchSimModel": "torch_sim",
+    "WeightEMA": "averaging",
     "load": "committee",
 }
 

@@ -36,10 +36,11 @@ class Committee(nn.Module):
         with torch.inference_mode(False):  # edges that were made in it have no derivatives
             edges = {cutoff: find_edges(batch, cutoff) for cutoff in cutoffs}
         found = [one.predict(batch, stress=stress, edges=edges[one.cutoff]) for one in members]
+        stresses = [one.stress for one in found if one.stress is not None]
         return Prediction(
             torch.stack([one.energy for one in found]),
             torch.stack([one.forces for one in found]),
-            torch.stack([cast(Tensor, one.stress) for one in found]) if stress else None,
+            torch.stack(stresses) if stresses else None,
         )
 
     def predict(self, batch: Batch, *, stress: bool = False) -> tuple[Prediction, Prediction]:
@@ -75,16 +76,32 @@ def load(paths: str | Path | Sequence[str | Path], device: str | torch.device = 
     Parameters
     ----------
     paths : path or sequence of path
-        Checkpoints that were saved by a Lightning trainer.
+        Checkpoints that were saved by a Lightning trainer, or directories of runs of the recipe,
+        of which the best checkpoint is taken, or the last where there is no best.
     device : str or torch.device
         Where they compute.
 
     Raises
     ------
     FileNotFoundError
-        If there is no such file.
+        If there is no such file, or a directory has no checkpoint.
     """
     several = [paths] if isinstance(paths, str | Path) else list(paths)
+    several = [_checkpoint(Path(path)) for path in several]
     return Committee(
         [ForceField.load_from_checkpoint(path, map_location=device) for path in several]
+    )
+
+
+def _checkpoint(path: Path) -> Path:
+    """The checkpoint of a path, or of the directory of a run."""
+    if path.is_file():
+        return path
+    inside = [path / "checkpoints" / f"{name}.ckpt" for name in ("best", "last")]
+    for one in inside:
+        if one.is_file():
+            return one
+    raise FileNotFoundError(
+        f"{path} is neither a checkpoint nor the directory of a run with {inside[0].name} or "
+        f"{inside[1].name} in its folder 'checkpoints'"
     )

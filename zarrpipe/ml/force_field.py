@@ -5,14 +5,16 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from zarrpipe.data.batch import Batch
 from zarrpipe.errors import ArgumentError, NonFiniteLossError
 from zarrpipe.ml.from_data import (
+    check_data,
     check_validation,
-    checked_statistics,
     complete_options,
     finds_edges,
     missing_options,
@@ -25,6 +27,8 @@ from zarrpipe.store.query.elements import SYMBOLS, atomic_number
 from zarrpipe.training.data_module import ZarrDataModule
 from zarrpipe.training.loader import GraphLoader
 
+_ROUNDED = ("bf16-true", "16-true", "transformer-engine", "transformer-engine-float16")
+_SHOWN = 8
 _WARM_UP, _LAST = 0.05, 0.01
 """Share of the steps in which the learning rate rises, and its last value relative to its peak."""
 
@@ -103,6 +107,7 @@ class ForceField(pl.LightningModule):  # type: ignore[misc]  # lightning is not 
         seed: int = 0,
     ) -> None:
         super().__init__()
+        options, reference = _plain(options), _plain(reference)  # what weights_only loads
         self.save_hyperparameters()
         self.lr, self.weight_decay, self.seed = lr, weight_decay, seed
         weights = {"energy": energy_weight, "forces": forces_weight, "stress": stress_weight}
@@ -118,7 +123,6 @@ class ForceField(pl.LightningModule):  # type: ignore[misc]  # lightning is not 
         )
         self.set_reference({atomic_number(symbol): e for symbol, e in (reference or {}).items()})
         self.potential: Potential | None = None
-        self._edges_come = False
         kind = potential_class(potential)
         if not missing_options(kind, options or {}):
             self._build(options or {})
@@ -141,39 +145,47 @@ class ForceField(pl.LightningModule):  # type: ignore[misc]  # lightning is not 
 
     def _build(self, options: Mapping[str, Any]) -> None:
         """Make the potential, with weights that follow from the seed."""
-        self.hparams["options"] = dict(options)
+        options = _plain(options)
+        self.hparams["options"] = options
         with torch.random.fork_rng(devices=[]):  # the libraries draw weights from the global state
             torch.manual_seed(self.seed)
             self.potential = potential_class(self.hparams["potential"])(**options)
 
     def configure_model(self) -> None:
         """Take what is missing from the training data, once; Lightning calls it before a fit."""
-        data = self._datamodule()
-        if data is None:
+        if self._trainer is None or self.trainer.state.fn != "fit":
             return
-        if self.trainer.state.fn == "fit":
-            self._prepare(data)
-        self._edges_come = self.potential is not None and finds_edges(data.transform, self.cutoff)
-
-    def _prepare(self, data: ZarrDataModule) -> None:
-        """Take what is missing from the training data, and check them."""
-        if not any(label in data.dataset.schema for label in (*LABELS, "virial")):
+        if self.trainer.precision in _ROUNDED:
             raise ArgumentError(
-                f"no sample of {data} has energy, forces, stress or virial to train on: label "
-                "some first"
+                f"trainer.precision is {self.trainer.precision!r}, which rounds reference energies "
+                "to a hundredth: expected '32-true', '64-true' or a mixed one"
             )
-        facts = checked_statistics(data)
+        data = self._datamodule()
+        facts = check_data(data, self.loss.weights)
         if self.potential is None:
             kind, given = potential_class(self.hparams["potential"]), self.hparams["options"] or {}
             self._build(complete_options(kind, given, data.train_dataset, facts))
         if bool(self.reference.isnan().all()):
             self.set_reference(dict.fromkeys(facts.element_counts, 0.0))
             self.set_reference(facts.reference_energies)
+        known = torch.nonzero(~self.reference.isnan()).flatten().tolist()
+        missing = sorted(facts.element_counts.keys() - set(known))
+        if missing:
+            raise ArgumentError(
+                f"there is no reference energy of {as_symbols(missing)}, which training samples "
+                f"have, but of {as_symbols(known)}: add it to reference, or leave reference out "
+                "for a fit to the training energies; a checkpoint keeps to the elements that it has"
+            )
         if bool(self.scale.isnan()):
             scale = facts.forces_rms if facts.forces_rms > 0 else facts.energy_per_atom_std
             self.scale.fill_(scale if scale > 0 else 1.0)
+        rank_zero_info(
+            f"elements {as_symbols(known)}; cutoff {self.cutoff:g} Angstrom; scale "
+            f"{float(self.scale):.3g} eV; energies of isolated atoms in eV: "
+            + ", ".join(f"{SYMBOLS[z]} {float(self.reference[z]):.6g}" for z in known[:_SHOWN])
+            + (", ..." if len(known) > _SHOWN else "")
+        )
         if self.trainer.enable_validation:
-            known = torch.nonzero(~self.reference.isnan()).flatten().tolist()
             check_validation(data.val_dataset, known)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -189,7 +201,7 @@ class ForceField(pl.LightningModule):  # type: ignore[misc]  # lightning is not 
 
     def forward(self, batch: Batch) -> Prediction:
         """Energies, forces, and stress where systems have a cell."""
-        return self.predict(batch, stress="cell" in batch)
+        return self.predict(batch, stress="cell" in batch, edges=self._edges_of(batch))
 
     def predict(
         self,
@@ -222,6 +234,8 @@ class ForceField(pl.LightningModule):  # type: ignore[misc]  # lightning is not 
                 batch = batch.clone()
             if edges is None:
                 edges = find_edges(batch, self.cutoff)
+            elif edges.pairs.is_inference():
+                edges = Edges(*(one.clone() for one in edges))
             isolated = self._isolated(batch)
             dtype = next(self._built().parameters()).dtype
             positions = batch.positions.detach().to(dtype).requires_grad_()
@@ -267,9 +281,10 @@ class ForceField(pl.LightningModule):  # type: ignore[misc]  # lightning is not 
         loss = self.loss(errors)
         if not bool(loss.isfinite()):
             samples = self._samples_of_last_batch()
-            raise NonFiniteLossError(reason(batch, found, samples, self.global_step))
-        if not loss.requires_grad:  # no sample of the batch has a label that counts
-            loss = found.energy.sum().float() * 0.0
+            labels = [label for label, weight in self.loss.weights.items() if weight > 0]
+            raise NonFiniteLossError(reason(batch, found, labels, samples, self.global_step))
+        # Every weight gets a gradient, whichever labels the batch has: DDP waits for all.
+        loss = loss + 0.0 * found.energy.sum().to(loss)
         if not self.trainer.barebones:
             self.log("train/loss", loss.detach(), batch_size=batch.num_graphs)
             self._count("train", errors)
@@ -306,7 +321,8 @@ class ForceField(pl.LightningModule):  # type: ignore[misc]  # lightning is not 
 
     def _edges_of(self, batch: Batch) -> Edges | None:
         """Neighbour list that the data module's transform has found."""
-        if not self._edges_come:
+        data = self._datamodule()
+        if data is None or not finds_edges(getattr(data, "transform", None), self.cutoff):
             return None
         return Edges(batch.neighbor_list.T, batch.neighbor_list_shifts)
 
@@ -322,7 +338,10 @@ class ForceField(pl.LightningModule):  # type: ignore[misc]  # lightning is not 
         data = self._datamodule()
         for label in LABELS:
             errors = self._errors(part, label)
-            known = bool(errors.count > 0) if data is None else _has(data.dataset.schema, label)
+            if isinstance(data, ZarrDataModule):
+                known = _has(data.dataset.schema, label)
+            else:
+                known = self.trainer.world_size > 1 or bool(errors.count > 0)
             if known:
                 named = errors.named(part, label)
                 mean = {name: value for name, value in named.items() if "_mae_" in name}
@@ -359,6 +378,15 @@ class ForceField(pl.LightningModule):  # type: ignore[misc]  # lightning is not 
 def _times(rows: Tensor, matrices: Tensor) -> Tensor:
     """Product of each row [N, 3] with its matrix [N, 3, 3]."""
     return (rows[:, None, :] @ matrices)[:, 0]
+
+
+def _plain(values: Any) -> Any:
+    """Mappings, lists and NumPy's values as Python's own, all the way down."""
+    if isinstance(values, Mapping):
+        return {key: _plain(value) for key, value in values.items()}
+    if isinstance(values, np.ndarray | np.generic | Tensor):
+        return values.tolist()
+    return [_plain(value) for value in values] if isinstance(values, list | tuple) else values
 
 
 def _has(schema: Any, label: str) -> bool:

@@ -1,20 +1,23 @@
 """What a force field takes from the data that it is trained on, and what it asks of them."""
 
 import inspect
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from zarrpipe.dataset.zarr_dataset import ZarrDataset
-from zarrpipe.errors import ArgumentError, FieldError
+from zarrpipe.dataset.zarr_dataset import ZarrDataset, check_reads
+from zarrpipe.errors import ArgumentError, ArgumentTypeError, FieldError
+from zarrpipe.ml.labels import LABELS
 from zarrpipe.ml.non_finite import not_finite
 from zarrpipe.ml.potentials import Potential, as_symbols
 from zarrpipe.training.data_module import ZarrDataModule
 from zarrpipe.training.statistics import Statistics, mean_neighbors
 from zarrpipe.transforms.compose import Compose
 from zarrpipe.transforms.neighbors import NeighborList
+from zarrpipe.transforms.units import ConvertUnits
 
 CUTOFFS = (5.0, 4.5, 4.0, 3.5, 3.0)
 """Angstrom; the first that leaves an atom few neighbours is the default."""
@@ -59,10 +62,10 @@ def complete_options(
 
 
 def finds_edges(transform: object, cutoff: float) -> bool:
-    """Whether the last neighbour list that a transform makes has this cutoff."""
+    """Whether the last thing that a transform does is to search for neighbours in this cutoff."""
     several = transform.transforms if isinstance(transform, Compose) else [transform]
-    lists = [one for one in several if isinstance(one, NeighborList)]
-    return bool(lists) and lists[-1].cutoff == cutoff
+    last = several[-1]
+    return isinstance(last, NeighborList) and last.cutoff == cutoff
 
 
 def default_cutoff(train: ZarrDataset) -> float:
@@ -73,21 +76,58 @@ def default_cutoff(train: ZarrDataset) -> float:
     return CUTOFFS[-1]
 
 
-def checked_statistics(data: ZarrDataModule) -> Statistics:
+def check_data(data: Any, weights: Mapping[str, float]) -> Statistics:
+    """Statistics of the training samples; refuses data that cannot be trained on.
+
+    `weights` are those of the labels in the loss.
+    """
+    if not isinstance(data, ZarrDataModule):
+        raise ArgumentTypeError(
+            "a ForceField is trained on a ZarrDataModule, of which it takes reference energies and "
+            f"more, and got {type(data).__name__}: give datamodule=zarrpipe.ZarrDataModule(...)"
+        )
+    check_reads(NeighborList, data.fields, data.dataset.schema)
+    several = data.transform.transforms if isinstance(data.transform, Compose) else [data.transform]
+    if any(isinstance(one, ConvertUnits) for one in several):
+        raise ArgumentError(
+            "data.transform converts units, and a ForceField takes energies in eV from the store's "
+            "statistics: leave ConvertUnits out"
+        )
+    facts = _statistics(data)
+    read = set(data.dataset.schema if data.fields is None else data.fields)
+    there = {
+        "energy": "energy" in read and bool(facts.reference_energies),
+        "forces": "forces" in read and not math.isnan(facts.forces_rms),
+        "stress": bool({"stress", "virial"} & read & data.dataset.schema.keys()),
+    }
+    if not any(there[label] and weights[label] > 0 for label in there):
+        lacking = ", ".join(label for label, weight in weights.items() if weight > 0)
+        raise ArgumentError(
+            f"no training sample of {data} has a label that the loss counts ({lacking}): label "
+            "some first, or change fields, where or the weights"
+        )
+    return facts
+
+
+def _statistics(data: ZarrDataModule) -> Statistics:
     """Statistics of the training samples; names the samples whose labels are not finite."""
     try:
         return data.statistics
     except FieldError as error:
         bad = _samples_not_finite(data.dataset)
         if bad:
-            shown = ", ".join(map(str, bad[:_FEW])) + (", ..." if len(bad) > _FEW else "")
-            error.add_note(f"samples of the dataset with such labels: {shown} ({len(bad)} in all)")
+            error.add_note(f"samples of the dataset with such labels: {_listed(bad)}")
         raise
 
 
+def _listed(samples: Sequence[int]) -> str:
+    shown = ", ".join(map(str, samples[:_FEW])) + (", ..." if len(samples) > _FEW else "")
+    return f"{shown} ({len(samples)} in all)"
+
+
 def _samples_not_finite(dataset: ZarrDataset) -> list[int]:
-    """Places of the samples with an energy or forces that are NaN or infinite, ascending."""
-    labels = [name for name in ("energy", "forces") if name in dataset.schema]
+    """Places of the samples with a label that is NaN or infinite, ascending."""
+    labels = [name for name in (*LABELS, "virial") if name in dataset.schema]
     bad: list[int] = []
     for start in range(0, len(dataset), _BLOCK):
         batch = dataset.gather(np.arange(start, min(start + _BLOCK, len(dataset))), labels)
@@ -98,7 +138,10 @@ def _samples_not_finite(dataset: ZarrDataset) -> list[int]:
 
 
 def check_validation(validation: ZarrDataset, known: Sequence[int]) -> None:
-    """Refuse elements that no training sample has, and warn of very few validation samples."""
+    """Refuse elements that are not among the known ones, and labels that are not finite.
+
+    Warns of very few validation samples.
+    """
     count = len(validation)
     if 0 < count < _FEW:
         warnings.warn(
@@ -113,9 +156,16 @@ def check_validation(validation: ZarrDataset, known: Sequence[int]) -> None:
             f"has_element('{name}')" for name in as_symbols(unknown).split(", ")
         )
         raise ArgumentError(
-            f"{samples} of {count} validation samples have {as_symbols(unknown)}, which no "
-            "training sample has, so that a potential knows nothing of them: leave them out with "
-            f'data.where="not ({condition})", or train on more samples that have them'
+            f"{samples} of {count} validation samples have {as_symbols(unknown)}, and the elements "
+            f"of training are {as_symbols(known)}, so that a potential knows nothing of them: "
+            f'leave them out with data.where="not ({condition})", or train on samples with them'
+        )
+    bad = _samples_not_finite(validation)
+    if bad:
+        raise FieldError(
+            "validation samples have energy, forces, stress or virial with NaN or infinite values, "
+            f"which make every error NaN: leave these labels or samples out; places in the "
+            f"validation samples: {_listed(bad)}"
         )
 
 

@@ -10,26 +10,35 @@ from zarrpipe.data.levels import Level
 from zarrpipe.ml.labels import Prediction
 
 _SHOWN = 10
-_LABELS = ("energy", "forces", "stress", "virial")
 
 
-def reason(batch: Batch, prediction: Prediction, samples: Sequence[int], step: int) -> str:
+def reason(
+    batch: Batch, prediction: Prediction, labels: Sequence[str], samples: Sequence[int], step: int
+) -> str:
     """Message that names the samples whose labels or predictions are not finite.
 
-    `samples` are the places of the batch's samples in the dataset; without them systems are named
-    by their place in the batch.
+    `labels` are those that the loss counts, `samples` the places of the batch's samples in the
+    dataset; without them systems are named by their place in the batch.
     """
-    for label in _LABELS:
+    for label in (*labels, *(["virial"] if "stress" in labels else [])):
         if label in batch:
             bad = not_finite(batch, batch[label], batch.levels[label]) & batch.has(label)
             if bool(bad.any()):
                 return (
                     f"the loss of step {step} is not finite, as the {label} of "
                     f"{_named(bad, samples)} has NaN or infinite values: leave these samples out "
-                    "(data.where, ZarrData.delete), or store them without the label"
+                    "(data.where, AtomicDataZarrWriter.delete), or store them without the label"
                 )
     bad = not_finite(batch, prediction.energy, Level.SYSTEM)
     bad |= not_finite(batch, prediction.forces, Level.ATOM)
+    if prediction.stress is not None and "cell" in batch:
+        stress = prediction.stress.where((batch.cell.det() != 0)[:, None, None], 0.0)
+        bad |= not_finite(batch, stress, Level.SYSTEM)
+    if not bool(bad.any()):
+        return (
+            f"the loss of step {step} is not finite although all labels and predictions are: their "
+            "difference is too large to be squared; lower lr, or choose loss='mae'"
+        )
     return (
         f"the loss of step {step} is not finite although all labels are: the potential gives NaN "
         f"or infinite values for {_named(bad, samples)}. Training has diverged: lower lr, or set "

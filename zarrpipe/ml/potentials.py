@@ -55,6 +55,8 @@ class Potential(nn.Module):
 
     def __init__(self, cutoff: float) -> None:
         super().__init__()
+        if not cutoff > 0:
+            raise ArgumentError(f"cutoff is {cutoff}, expected a positive number of Angstrom")
         self.cutoff = cutoff
 
     def forward(self, batch: Batch, positions: Tensor, edges: Edges) -> Tensor:
@@ -101,7 +103,10 @@ class SchNetPotential(Potential):
         receiver, sender = edges.pairs
         vectors = positions[sender] + edges.shifts - positions[receiver]
         self._graph = edges.pairs, vectors.norm(dim=-1)
-        return cast(Tensor, self.network(batch.atomic_numbers, positions, batch.batch_idx))
+        try:
+            return cast(Tensor, self.network(batch.atomic_numbers, positions, batch.batch_idx))
+        finally:
+            self._graph = None  # a module that is copied must not hold a graph of gradients
 
 
 class MACEPotential(Potential):

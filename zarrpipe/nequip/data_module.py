@@ -97,6 +97,8 @@ class ZarrDataModule(_ZarrDataModule, _WithoutDatasets):
               model_type_names: ${model_type_names}
     """
 
+    reads = ("cell", "pbc")
+
     def __init__(
         self,
         store: StoreLike | Sequence[StoreLike],

@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 
 from zarrpipe.data.batch import Batch
-from zarrpipe.dataset.zarr_dataset import ZarrDataset
+from zarrpipe.dataset.zarr_dataset import ZarrDataset, check_reads
 from zarrpipe.errors import StoreFormatError, ZarrPipeError
 from zarrpipe.store.backend.location import StoreLike
 from zarrpipe.store.cache.directory import CacheConfig
@@ -114,6 +114,9 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
     ValueError
         If `split` does not sum to 1, or a number is out of its range.
     """
+
+    reads: tuple[str, ...] = ()
+    """Fields of a store that `fields` must not leave out, as a subclass needs them."""
 
     batch_size, max_atoms, max_edges = Setting(), Setting(), Setting()
     balance, weights, samples_per_epoch = Setting(), Setting(), Setting()
@@ -263,6 +266,7 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
         """Check the stores, splits and trainer of this rank."""
         self._splits.check()
         self._loaders.settings.check(self.dataset)
+        check_reads(self, self.fields, self.dataset.schema)
         if self.trainer is not None:
             check_finders(self.trainer, self.batch_size)
         if stage != "fit":
