@@ -181,7 +181,7 @@ class ForceField(pl.LightningModule):  # type: ignore[misc]  # lightning is not 
             self.scale.fill_(scale if scale > 0 else 1.0)
         rank_zero_info(
             f"elements {as_symbols(known)}; cutoff {self.cutoff:g} Angstrom; scale "
-            f"{float(self.scale):.3g} eV; energies of isolated atoms in eV: "
+            f"{float(self.scale):.3g} eV; reference energies in eV: "
             + ", ".join(f"{SYMBOLS[z]} {float(self.reference[z]):.6g}" for z in known[:_SHOWN])
             + (", ..." if len(known) > _SHOWN else "")
         )
