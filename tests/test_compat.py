@@ -8,7 +8,8 @@ from operator import attrgetter
 from pathlib import Path
 
 import pytest
-from lightning.pytorch import Trainer
+import torch
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BatchSizeFinder
 from zarr.storage import LocalStore, MemoryStore
 
@@ -20,7 +21,16 @@ MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts): ast.parse(path.read_text())
     for path in ROOT.rglob("*.py")
 }
+
+
+def pyg_batch():
+    data = pytest.importorskip("torch_geometric.data")
+    return data.Batch.from_data_list([data.Data(x=torch.zeros(2, 1))])
+
+
 MAKERS = {
+    "lightning.pytorch:LightningModule": LightningModule,
+    "torch_geometric.data:Batch": pyg_batch,
     "lightning.pytorch.callbacks:BatchSizeFinder": BatchSizeFinder,
     "lightning.pytorch.loops.fit_loop:_FitLoop": lambda: (
         Trainer(accelerator="cpu", logger=False, enable_checkpointing=False).fit_loop

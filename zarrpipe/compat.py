@@ -80,6 +80,30 @@ FIT_LOOP_RESUME = tuple(
 
 PRIVATE_NAMES = (
     PrivateName(
+        "lightning.pytorch:LightningModule",
+        "_trainer",
+        "ml.force_field",
+        "whether there is a trainer; `trainer` raises where there is none, as in a loaded module",
+    ),
+    PrivateName(
+        "torch_geometric.data:Batch",
+        "_num_graphs",
+        "adapters.trainers.matgl",
+        "number of graphs of a batch that was not made of a list; TorchMD-Net's is set too",
+    ),
+    PrivateName(
+        "nequip.data",
+        "_LONG_FIELDS",
+        "adapters.trainers.nequip",
+        "which keys NequIP keeps as whole numbers",
+    ),
+    PrivateName(
+        "fairchem.core.datasets.atomic_data",
+        "AtomicData",
+        "adapters.trainers.fairchem",
+        "fairchem has all that is public below fairchem.core",
+    ),
+    PrivateName(
         "zarr.core.sync",
         "sync",
         "compat",

@@ -240,6 +240,7 @@ FIXED = (
     "test_store",
     "fields",
     "transform",
+    "convert",
     "device",
     "resident",
     "cache_dir",
