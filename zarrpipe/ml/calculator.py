@@ -4,8 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from zarrpipe.adapters.ase import from_ase
 from zarrpipe.libraries import require
-from zarrpipe.ml.committee import Committee, load
-from zarrpipe.ml.force_field import ForceField
+from zarrpipe.ml.committee import as_committee
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -38,9 +37,7 @@ class ForceFieldCalculator(_calculators.Calculator):  # type: ignore[misc, name-
 
     def __init__(self, field: Any, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if isinstance(field, ForceField):
-            field = Committee([field])
-        self.committee: Committee = field if isinstance(field, Committee) else load(field)
+        self.committee = as_committee(field)
 
     def calculate(
         self,

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -91,6 +91,13 @@ def load(paths: str | Path | Sequence[str | Path], device: str | torch.device = 
     return Committee(
         [ForceField.load_from_checkpoint(path, map_location=device) for path in several]
     )
+
+
+def as_committee(field: Any) -> Committee:
+    """Committee of a force field, of checkpoints, or the one that is given."""
+    if isinstance(field, ForceField):
+        return Committee([field])
+    return field if isinstance(field, Committee) else load(field)
 
 
 def _checkpoint(path: Path) -> Path:

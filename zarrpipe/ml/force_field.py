@@ -145,8 +145,7 @@ class ForceField(pl.LightningModule):  # type: ignore[misc]  # lightning is not 
 
     def _build(self, options: Mapping[str, Any]) -> None:
         """Make the potential, with weights that follow from the seed."""
-        options = _plain(options)
-        self.hparams["options"] = options
+        self.hparams["options"] = dict(options)
         with torch.random.fork_rng(devices=[]):  # the libraries draw weights from the global state
             torch.manual_seed(self.seed)
             self.potential = potential_class(self.hparams["potential"])(**options)
@@ -278,13 +277,12 @@ class ForceField(pl.LightningModule):  # type: ignore[misc]  # lightning is not 
         wanted = self.loss.weights["stress"] > 0 and has_stress(batch)
         found = self.predict(batch, stress=wanted, edges=self._edges_of(batch), differentiable=True)
         errors = errors_of(found, batch)
-        loss = self.loss(errors)
+        # Every weight gets a gradient, whichever labels the batch has: DDP waits for all.
+        loss = 0.0 * found.energy.sum().float() + self.loss(errors)
         if not bool(loss.isfinite()):
             samples = self._samples_of_last_batch()
             labels = [label for label, weight in self.loss.weights.items() if weight > 0]
             raise NonFiniteLossError(reason(batch, found, labels, samples, self.global_step))
-        # Every weight gets a gradient, whichever labels the batch has: DDP waits for all.
-        loss = loss + 0.0 * found.energy.sum().to(loss)
         if not self.trainer.barebones:
             self.log("train/loss", loss.detach(), batch_size=batch.num_graphs)
             self._count("train", errors)

@@ -13,6 +13,7 @@ from zarrpipe.errors import ArgumentError, ArgumentTypeError, FieldError
 from zarrpipe.ml.labels import LABELS
 from zarrpipe.ml.non_finite import not_finite
 from zarrpipe.ml.potentials import Potential, as_symbols
+from zarrpipe.store.query.elements import SYMBOLS
 from zarrpipe.training.data_module import ZarrDataModule
 from zarrpipe.training.statistics import Statistics, mean_neighbors
 from zarrpipe.transforms.compose import Compose
@@ -63,9 +64,13 @@ def complete_options(
 
 def finds_edges(transform: object, cutoff: float) -> bool:
     """Whether the last thing that a transform does is to search for neighbours in this cutoff."""
-    several = transform.transforms if isinstance(transform, Compose) else [transform]
-    last = several[-1]
+    last = _steps(transform)[-1]
     return isinstance(last, NeighborList) and last.cutoff == cutoff
+
+
+def _steps(transform: object) -> Sequence[object]:
+    """The transforms that a transform is made of."""
+    return transform.transforms if isinstance(transform, Compose) else [transform]
 
 
 def default_cutoff(train: ZarrDataset) -> float:
@@ -87,8 +92,7 @@ def check_data(data: Any, weights: Mapping[str, float]) -> Statistics:
             f"more, and got {type(data).__name__}: give datamodule=zarrpipe.ZarrDataModule(...)"
         )
     check_reads(NeighborList, data.fields, data.dataset.schema)
-    several = data.transform.transforms if isinstance(data.transform, Compose) else [data.transform]
-    if any(isinstance(one, ConvertUnits) for one in several):
+    if any(isinstance(one, ConvertUnits) for one in _steps(data.transform)):
         raise ArgumentError(
             "data.transform converts units, and a ForceField takes energies in eV from the store's "
             "statistics: leave ConvertUnits out"
@@ -152,9 +156,7 @@ def check_validation(validation: ZarrDataset, known: Sequence[int]) -> None:
         )
     unknown, samples = _samples_with_others(validation, np.array(known))
     if len(unknown):
-        condition = " or ".join(
-            f"has_element('{name}')" for name in as_symbols(unknown).split(", ")
-        )
+        condition = " or ".join(f"has_element('{SYMBOLS[number]}')" for number in unknown)
         raise ArgumentError(
             f"{samples} of {count} validation samples have {as_symbols(unknown)}, and the elements "
             f"of training are {as_symbols(known)}, so that a potential knows nothing of them: "

@@ -8,8 +8,7 @@ from torch_sim import SimState
 from torch_sim.models.interface import ModelInterface
 
 from zarrpipe.adapters.torch_sim import from_torch_sim
-from zarrpipe.ml.committee import Committee, force_deviation, load
-from zarrpipe.ml.force_field import ForceField
+from zarrpipe.ml.committee import as_committee, force_deviation
 
 
 class TorchSimModel(ModelInterface):  # type: ignore[misc]  # torch-sim is not followed
@@ -33,9 +32,7 @@ class TorchSimModel(ModelInterface):  # type: ignore[misc]  # torch-sim is not f
 
     def __init__(self, field: Any, *, compute_stress: bool = False) -> None:
         super().__init__()
-        if isinstance(field, ForceField):
-            field = Committee([field])
-        self.committee: Committee = field if isinstance(field, Committee) else load(field)
+        self.committee = as_committee(field)
         like = next(self.committee.parameters(), torch.zeros(()))
         self._device, self._dtype = like.device, like.dtype
         self._compute_forces, self._compute_stress = True, compute_stress

@@ -214,7 +214,7 @@ def _in_vacuum(
 
 
 def _complete(cell: torch.Tensor) -> torch.Tensor:
-    """Cells [B, 3, 3] with vectors in the place of those that are zero, as ASE chooses them."""
+    """Cells [B, 3, 3] whose zero vectors are replaced as ASE does."""
     missing = (cell == 0).all(-1).sum(-1)
     eye = torch.eye(3, dtype=cell.dtype, device=cell.device)
     cell = torch.where((missing == 3)[:, None, None], eye, cell)

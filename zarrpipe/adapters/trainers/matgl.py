@@ -108,7 +108,7 @@ def _graph(
     """Graph of all systems, whose coordinates are relative to lattices [B, 3, 3]."""
     if "neighbor_list" not in batch:
         raise FieldError(
-            "the batch has no 'neighbor_list', of which MatGL's graphs are made: call "
+            "the batch has no 'neighbor_list', and MatGL's graphs need edges: call "
             "zarrpipe.transforms.NeighborList(cutoff) before, with the cutoff of the model"
         )
     edges, system = batch.neighbor_list, batch.batch_idx
