@@ -16,6 +16,7 @@ from zarrpipe.store.backend.location import StoreLike
 from zarrpipe.training.data_module import ZarrDataModule
 from zarrpipe.training.epoch_loader import EpochLoader
 from zarrpipe.training.statistics import mean_neighbors
+from zarrpipe.transforms.compose import as_transform, joined
 from zarrpipe.transforms.neighbors import NeighborList
 
 if TYPE_CHECKING:
@@ -88,8 +89,6 @@ class MACEDataModule(ZarrDataModule):
         **settings: Any,
     ) -> None:
         search = NeighborList(r_max)
-        given = () if transform is None else transform
-        before = given if isinstance(given, list | tuple) else [given]
         self.r_max, self.heads = search.cutoff, tuple(heads)
         self.config_type_weights = dict(config_type_weights or {})
         self.embedded_fields = tuple(embedded_fields)
@@ -99,7 +98,10 @@ class MACEDataModule(ZarrDataModule):
             self.atomic_energies = {as_numbers([one])[0]: e for one, e in atomic_energies.items()}
             self._check_energies(self._z_table or ())
         super().__init__(
-            store, transform=[*before, search], convert=self._converted_to_mace, **settings
+            store,
+            transform=joined(as_transform(transform), search),
+            convert=self._converted_to_mace,
+            **settings,
         )
 
     def setup(self, stage: str) -> None:

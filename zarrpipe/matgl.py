@@ -19,6 +19,7 @@ from zarrpipe.store.backend.location import StoreLike
 from zarrpipe.store.query.elements import SYMBOLS, atomic_number
 from zarrpipe.training.data_module import ZarrDataModule as _ZarrDataModule
 from zarrpipe.training.statistics import measure
+from zarrpipe.transforms.compose import as_transform, joined
 from zarrpipe.transforms.neighbors import NeighborList
 
 __all__ = ["ZarrDataModule"]
@@ -83,14 +84,15 @@ class ZarrDataModule(_ZarrDataModule):
         **settings: Any,
     ) -> None:
         search = NeighborList(cutoff)
-        given = [] if transform is None else transform
-        before = given if isinstance(given, list | tuple) else [given]
         self.cutoff, self.state_attr = search.cutoff, state_attr
         self._element_types = None if element_types is None else tuple(element_types)
         for symbol in self._element_types or ():
             atomic_number(symbol)
         super().__init__(
-            store, transform=[*before, search], convert=self._converted_to_matgl, **settings
+            store,
+            transform=joined(as_transform(transform), search),
+            convert=self._converted_to_matgl,
+            **settings,
         )
 
     @property

@@ -18,6 +18,7 @@ from zarrpipe.errors import ArgumentError, FieldError
 from zarrpipe.store.backend.location import StoreLike
 from zarrpipe.training.data_module import ZarrDataModule as _ZarrDataModule
 from zarrpipe.training.monitor import DataMonitor as _DataMonitor
+from zarrpipe.transforms.compose import as_transform, joined
 from zarrpipe.transforms.neighbors import NeighborList
 
 __all__ = ["DataMonitor", "OnlyLabelled", "ZarrDataModule"]
@@ -88,13 +89,14 @@ class ZarrDataModule(_ZarrDataModule, pytorch_lightning.LightningDataModule):  #
             raise ArgumentError(f"dtype is {dtype!r}, expected 'float32' or 'float64'")
         self.dtype: torch.dtype = kind
         search = NeighborList(cutoff)
-        given = [] if transform is None else transform
-        before = given if isinstance(given, list | tuple) else [given]
         self.cutoff = search.cutoff
         self.remove_mean, self.remove_atomrefs = remove_mean, remove_atomrefs
         self._offsets: torch.Tensor | None = None
         super().__init__(
-            store, transform=[*before, search], convert=self._converted_to_schnetpack, **settings
+            store,
+            transform=joined(as_transform(transform), search),
+            convert=self._converted_to_schnetpack,
+            **settings,
         )
 
     def get_atomrefs(self, property: str, is_extensive: bool) -> dict[str, torch.Tensor]:  # noqa: A002
