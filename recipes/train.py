@@ -37,6 +37,7 @@ import runs
 import zarrpipe as zp
 from zarrpipe.errors import ArgumentError, ZarrPipeError
 from zarrpipe.ml import CommitteePredictor, ForceField, PredictionWriter, load
+from zarrpipe.ml.labels import gives
 
 DESCRIPTION = "Train force fields from stores and use them; 'plot --run RUN' draws a run's figures."
 
@@ -126,11 +127,7 @@ class TrainCLI(LightningCLI):
         for callback in self.trainer.callbacks:
             monitor = getattr(callback, "monitor", None) or ""
             label = monitor.rpartition("/")[2].partition("_")[0]
-            if (
-                label in plots.LABELS
-                and label not in schema
-                and not (label == "stress" and "virial" in schema)
-            ):
+            if label in plots.LABELS and not gives(schema, label):
                 raise ArgumentError(
                     f"{type(callback).__name__} monitors {monitor}, and no sample of "
                     f"{self.options.data.store} has {label}: name the error of another label in "

@@ -19,7 +19,7 @@ from zarrpipe.ml.from_data import (
     finds_edges,
     missing_options,
 )
-from zarrpipe.ml.labels import LABELS, Loss, Prediction, errors_of, has_stress
+from zarrpipe.ml.labels import LABELS, Loss, Prediction, errors_of, gives, has_stress
 from zarrpipe.ml.metrics import LabelErrors
 from zarrpipe.ml.non_finite import reason
 from zarrpipe.ml.potentials import Edges, Potential, as_symbols, find_edges, potential_class
@@ -337,7 +337,7 @@ class ForceField(pl.LightningModule):  # type: ignore[misc]  # lightning is not 
         for label in LABELS:
             errors = self._errors(part, label)
             if isinstance(data, ZarrDataModule):
-                known = _has(data.dataset.schema, label)
+                known = gives(data.dataset.schema, label)
             else:
                 known = self.trainer.world_size > 1 or bool(errors.count > 0)
             if known:
@@ -385,11 +385,6 @@ def _plain(values: Any) -> Any:
     if isinstance(values, np.ndarray | np.generic | Tensor):
         return values.tolist()
     return [_plain(value) for value in values] if isinstance(values, list | tuple) else values
-
-
-def _has(schema: Any, label: str) -> bool:
-    """Whether samples have a label; a virial is a stress."""
-    return label in schema or (label == "stress" and "virial" in schema)
 
 
 def _cosine(progress: float) -> float:

@@ -10,7 +10,7 @@ import numpy as np
 
 from zarrpipe.dataset.zarr_dataset import ZarrDataset, check_reads
 from zarrpipe.errors import ArgumentError, ArgumentTypeError, FieldError
-from zarrpipe.ml.labels import LABELS
+from zarrpipe.ml.labels import LABELS, gives
 from zarrpipe.ml.non_finite import not_finite
 from zarrpipe.ml.potentials import Potential, as_symbols
 from zarrpipe.store.query.elements import SYMBOLS
@@ -102,7 +102,7 @@ def check_data(data: Any, weights: Mapping[str, float]) -> Statistics:
     there = {
         "energy": "energy" in read and bool(facts.reference_energies),
         "forces": "forces" in read and not math.isnan(facts.forces_rms),
-        "stress": bool({"stress", "virial"} & read & data.dataset.schema.keys()),
+        "stress": gives(read & data.dataset.schema.keys(), "stress"),
     }
     if not any(there[label] and weights[label] > 0 for label in there):
         lacking = ", ".join(label for label, weight in weights.items() if weight > 0)

@@ -1,7 +1,8 @@
 """The labels of a batch, and a loss and errors over those that are there."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -11,7 +12,13 @@ from zarrpipe.adapters.assemble import stresses
 from zarrpipe.data.batch import Batch
 from zarrpipe.errors import ArgumentError
 
-LABELS = ("energy", "forces", "stress")
+SOURCES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {"energy": ("energy",), "forces": ("forces",), "stress": ("stress", "virial")}
+)
+"""Fields that give each label."""
+
+LABELS = tuple(SOURCES)
+
 KINDS = ("mae", "mse", "huber")
 
 
@@ -34,9 +41,14 @@ class Prediction(NamedTuple):
     stress: Tensor | None = None
 
 
+def gives(fields: Collection[str], label: str) -> bool:
+    """Whether one of the fields gives a label."""
+    return any(name in fields for name in SOURCES[label])
+
+
 def has_stress(batch: Batch) -> bool:
     """Whether some system of a batch has a stress, or a virial and a cell."""
-    return "cell" in batch and ("stress" in batch or "virial" in batch)
+    return "cell" in batch and gives(batch.fields, "stress")
 
 
 def stress_of(batch: Batch) -> tuple[Tensor, Tensor]:
