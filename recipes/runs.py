@@ -198,7 +198,7 @@ class _MetricsWriter(ExperimentWriter):
 
 
 class RunFiles(SaveConfigCallback):
-    """Writes ``config.yaml`` when a fit begins, and forgets metrics that are logged once more."""
+    """Writes ``config.yaml`` when training begins, and forgets metrics that are logged again."""
 
     def __init__(self, parser: Any, config: Any, **options: Any) -> None:
         config = config.clone()
@@ -208,7 +208,7 @@ class RunFiles(SaveConfigCallback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write nothing yet, as a model may still refuse the data."""
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the config, with what the potential took from the data."""
         self.config.model.options = pl_module.hparams["options"]
         super().setup(trainer, pl_module, "fit")

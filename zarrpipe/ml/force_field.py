@@ -151,7 +151,7 @@ class ForceField(pl.LightningModule):  # type: ignore[misc]  # lightning is not 
             self.potential = potential_class(self.hparams["potential"])(**options)
 
     def configure_model(self) -> None:
-        """Take what is missing from the training data, once; Lightning calls it before a fit."""
+        """Take what is missing from the training data; an average of weights calls it too."""
         if self._trainer is None or self.trainer.state.fn != "fit":
             return
         if self.trainer.precision in _ROUNDED:
@@ -167,17 +167,21 @@ class ForceField(pl.LightningModule):  # type: ignore[misc]  # lightning is not 
         if bool(self.reference.isnan().all()):
             self.set_reference(dict.fromkeys(facts.element_counts, 0.0))
             self.set_reference(facts.reference_energies)
+        if bool(self.scale.isnan()):
+            scale = facts.forces_rms if facts.forces_rms > 0 else facts.energy_per_atom_std
+            self.scale.fill_(scale if scale > 0 else 1.0)
+
+    def on_fit_start(self) -> None:
+        """Say what the force field knows, and refuse data with other elements."""
+        data = self.trainer.datamodule
         known = torch.nonzero(~self.reference.isnan()).flatten().tolist()
-        missing = sorted(facts.element_counts.keys() - set(known))
+        missing = sorted(data.statistics.element_counts.keys() - set(known))
         if missing:
             raise ArgumentError(
                 f"there is no reference energy of {as_symbols(missing)}, which training samples "
                 f"have, but of {as_symbols(known)}: add it to reference, or leave reference out "
                 "for a fit to the training energies; a checkpoint keeps to the elements that it has"
             )
-        if bool(self.scale.isnan()):
-            scale = facts.forces_rms if facts.forces_rms > 0 else facts.energy_per_atom_std
-            self.scale.fill_(scale if scale > 0 else 1.0)
         rank_zero_info(
             f"elements {as_symbols(known)}; cutoff {self.cutoff:g} Angstrom; scale "
             f"{float(self.scale):.3g} eV; reference energies in eV: "
