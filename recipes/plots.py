@@ -14,7 +14,7 @@ from matplotlib.colors import LogNorm
 import zarrpipe as zp
 from zarrpipe.errors import ArgumentError
 from zarrpipe.ml import Committee
-from zarrpipe.ml.labels import stress_of
+from zarrpipe.ml.labels import pairs_of
 
 COLOURS = {"train": "#7a8a99", "val": "#1f6fb4", "rate": "#d9772b"}
 SHADED = 5000
@@ -156,17 +156,9 @@ def compare(batches: Iterable[zp.Batch], committee: Committee) -> dict[str, Pair
     """Labels that are there and their predictions: per atom, or by component."""
     found: dict[str, Pairs] = {}
     for batch in batches:
-        (energy, forces, stress), _ = committee.predict(batch, stress="cell" in batch)
-        if "energy" in batch:
-            mask, atoms = batch.present("energy"), batch.num_nodes_per_graph[:, None]
-            pairs = found.setdefault("energy", Pairs())
-            pairs.add((batch.energy / atoms)[mask], (energy / atoms)[mask])
-        if "forces" in batch:
-            mask = batch.present("forces")[batch.batch_idx]
-            found.setdefault("forces", Pairs()).add(batch.forces[mask], forces[mask])
-        if stress is not None and ("stress" in batch or "virial" in batch):
-            label, mask = stress_of(batch)
-            found.setdefault("stress", Pairs()).add(label[mask], stress[mask])
+        mean, _ = committee.predict(batch, stress="cell" in batch)
+        for name, (predicted, label) in pairs_of(mean, batch).items():
+            found.setdefault(name, Pairs()).add(label, predicted)
     return {name: pairs for name, pairs in found.items() if sum(map(len, pairs.labels))}
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from zarrpipe.adapters.assemble import stresses
 from zarrpipe.data.batch import Batch
+from zarrpipe.data.levels import Level
 from zarrpipe.errors import ArgumentError
 
 SOURCES: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -60,30 +61,37 @@ def stress_of(batch: Batch) -> tuple[Tensor, Tensor]:
     return stresses(batch), known
 
 
-def errors_of(prediction: Prediction, batch: Batch) -> dict[str, Tensor]:
-    """Prediction less label, a row for each label that is there.
+def pairs_of(prediction: Prediction, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
+    """Predictions and labels, a row for each label that is there.
 
     ``energy`` [n, 1] in eV per atom, ``forces`` [m, 3] in eV/Angstrom, ``stress`` [k, 3, 3] in
-    eV/Angstrom^3. A field that the batch lacks is left out.
+    eV/Angstrom^3. A label that the batch lacks is left out.
     """
-    errors = {}
+    pairs = {}
     if "energy" in batch:
-        atoms = batch.num_nodes_per_graph[:, None]
-        error = (prediction.energy - batch.energy) / atoms
-        errors["energy"] = _labelled(error, batch.has("energy"))
+        atoms, rows = batch.num_nodes_per_graph[:, None], _rows(batch, "energy")
+        pairs["energy"] = (prediction.energy / atoms)[rows], (batch.energy / atoms)[rows]
     if "forces" in batch:
-        atom = batch.has("forces")
-        mask = atom if bool(atom.all()) else atom[batch.batch_idx]
-        errors["forces"] = _labelled(prediction.forces - batch.forces.to(prediction.forces), mask)
+        rows = _rows(batch, "forces")
+        pairs["forces"] = prediction.forces[rows], batch.forces.to(prediction.forces)[rows]
     if prediction.stress is not None and has_stress(batch):
         stress, known = stress_of(batch)
-        errors["stress"] = _labelled(prediction.stress - stress.to(prediction.stress), known)
-    return errors
+        pairs["stress"] = prediction.stress[known], stress.to(prediction.stress)[known]
+    return pairs
 
 
-def _labelled(error: Tensor, mask: Tensor) -> Tensor:
-    """The rows of `mask`; NaN of the others would stay NaN times zero."""
-    return error if bool(mask.all()) else error[mask]
+def errors_of(prediction: Prediction, batch: Batch) -> dict[str, Tensor]:
+    """Prediction less label, with the rows of `pairs_of`."""
+    pairs = pairs_of(prediction, batch)
+    return {label: predicted - true for label, (predicted, true) in pairs.items()}
+
+
+def _rows(batch: Batch, label: str) -> Tensor | slice:
+    """Rows of a label that are there; NaN of the others would stay NaN times zero."""
+    if label not in batch.partly_present:
+        return slice(None)
+    present = batch.present(label)
+    return present[batch.batch_idx] if batch.levels[label] is Level.ATOM else present
 
 
 @dataclass(frozen=True)
