@@ -7,6 +7,7 @@ import secrets
 import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -211,3 +212,21 @@ def training() -> Iterator[Callable[..., Trained]]:
 
         yield run
         server.stdin.close()
+
+
+@pytest.fixture
+def one_thread():
+    """Networks this small are several times slower with more."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def mace():
+    """mace-torch, imported, or a skipped test."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pytest.importorskip("mace", reason="the extra 'mace' is not installed")
+        importlib.import_module("mace.modules")

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
 from zarrpipe.adapters.trainers.torchmd_net import to_torchmd_net
@@ -14,10 +13,9 @@ from zarrpipe.dataset.zarr_dataset import ZarrDataset
 from zarrpipe.errors import ArgumentError, FieldError
 from zarrpipe.store.backend.location import StoreLike
 from zarrpipe.training import data_module
+from zarrpipe.training.statistics import sample_blocks
 
 __all__ = ["ZarrDataModule", "to_torchmd_net"]
-
-_BLOCK = 8192
 
 
 class ZarrDataModule(data_module.ZarrDataModule):
@@ -134,8 +132,7 @@ def _moments(dataset: ZarrDataset, table: torch.Tensor | None) -> _Moments:
     if "energy" not in dataset.schema:
         raise FieldError("standardize=True needs energies, and no store has them: leave it out")
     left = []
-    for start in range(0, len(dataset), _BLOCK):
-        chosen = np.arange(start, min(start + _BLOCK, len(dataset)))
+    for chosen in sample_blocks(dataset.num_atoms):
         batch = dataset.gather(chosen, ["energy", "atomic_numbers"])
         energy = batch.energy.double()
         if table is not None:

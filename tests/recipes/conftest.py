@@ -1,12 +1,10 @@
 """The recipes are scripts that import each other: their folder goes on the path, as they run."""
 
-import importlib
 import sys
 import warnings
 from pathlib import Path
 
 import pytest
-import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "recipes"))
 
@@ -17,18 +15,5 @@ for library in ("ase", "jsonargparse", "tblite", "torch_geometric", "torch_sim",
 
 
 @pytest.fixture(autouse=True)
-def _one_thread():
-    """Networks this small are several times slower with more."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture
-def mace():
-    """mace-torch, imported, or a skipped test."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        pytest.importorskip("mace", reason="the extra 'mace' is not installed")
-        importlib.import_module("mace.modules")
+def _quick(one_thread):
+    """Every test of this folder trains something small."""

@@ -15,7 +15,7 @@ from zarrpipe.ml.non_finite import not_finite
 from zarrpipe.ml.potentials import Potential, as_symbols
 from zarrpipe.store.query.elements import SYMBOLS
 from zarrpipe.training.data_module import ZarrDataModule
-from zarrpipe.training.statistics import Statistics, mean_neighbors
+from zarrpipe.training.statistics import Statistics, mean_neighbors, sample_blocks
 from zarrpipe.transforms.compose import Compose
 from zarrpipe.transforms.neighbors import NeighborList
 from zarrpipe.transforms.units import ConvertUnits
@@ -25,7 +25,6 @@ CUTOFFS = (5.0, 4.5, 4.0, 3.5, 3.0)
 
 _MOST_NEIGHBORS = 60.0
 _FEW = 10
-_BLOCK = 4096
 FROM_DATA = ("elements", "cutoff", "mean_neighbors")
 """Arguments of a potential that are taken from the training data unless they are given."""
 
@@ -133,11 +132,11 @@ def _samples_not_finite(dataset: ZarrDataset) -> list[int]:
     """Places of the samples with a label that is NaN or infinite, ascending."""
     labels = [name for name in (*LABELS, "virial") if name in dataset.schema]
     bad: list[int] = []
-    for start in range(0, len(dataset), _BLOCK):
-        batch = dataset.gather(np.arange(start, min(start + _BLOCK, len(dataset))), labels)
+    for rows in sample_blocks(dataset.num_atoms):
+        batch = dataset.gather(rows, labels)
         for label in labels:
             found = not_finite(batch, batch[label], batch.levels[label]) & batch.has(label)
-            bad += (start + np.flatnonzero(found.numpy())).tolist()
+            bad += rows[found.numpy()].tolist()
     return sorted({*bad})
 
 
@@ -177,8 +176,7 @@ def _samples_with_others(
     """Elements that are not among the known ones, ascending, and how many samples have one."""
     unknown: set[int] = set()
     samples = 0
-    for start in range(0, len(dataset), _BLOCK):
-        rows = np.arange(start, min(start + _BLOCK, len(dataset)))
+    for rows in sample_blocks(dataset.num_atoms):
         batch = dataset.gather(rows, ["atomic_numbers"])
         numbers = batch["atomic_numbers"].numpy()
         other = ~np.isin(numbers, known)

@@ -217,7 +217,7 @@ def count(dataset: ZarrDataset) -> StatisticsSums:
     """Sums over all samples of a dataset, which are read block by block."""
     fields = [name for name in SUMMED_LABELS if name in dataset.schema]
     sums, edges = StatisticsSums(), dataset.num_edges
-    for block in _blocks(dataset.num_atoms):
+    for block in sample_blocks(dataset.num_atoms):
         sums._add(dataset.gather(block, fields), edges[block])
     return sums
 
@@ -273,7 +273,7 @@ def mean_neighbors(
     return edges / atoms if atoms else float("nan")
 
 
-def _blocks(num_atoms: Int64Array) -> Iterator[Int64Array]:
+def sample_blocks(num_atoms: Int64Array) -> Iterator[Int64Array]:
     """Ranges of samples within limits of samples and atoms; a larger sample has its own range."""
     ptr, start = pointers(num_atoms), 0
     while start < len(num_atoms):
