@@ -12,6 +12,7 @@ from torch import Tensor
 
 from zarrpipe.data.batch import Batch
 from zarrpipe.errors import ArgumentError, NonFiniteLossError
+from zarrpipe.ml.derivatives import interaction
 from zarrpipe.ml.from_data import (
     check_data,
     check_validation,
@@ -240,29 +241,11 @@ class ForceField(pl.LightningModule):  # type: ignore[misc]  # lightning is not 
             elif edges.pairs.is_inference():
                 edges = Edges(*(one.clone() for one in edges))
             isolated = self._isolated(batch)
-            dtype = next(self._built().parameters()).dtype
-            positions = batch.positions.detach().to(dtype).requires_grad_()
-            strain = None
-            moved, shifts = positions, edges.shifts.to(dtype)
-            if "cell" in batch:
-                cell = batch.cell.detach().to(dtype).nan_to_num(0.0)  # NaN where a system has none
-                if stress:
-                    strain = torch.zeros_like(cell).requires_grad_()
-                    both = 0.5 * (strain + strain.mT)  # a rotation is no strain
-                    moved = positions + _times(positions, both[batch.batch_idx])
-                    cell = cell + cell @ both
-                shifts = _times(shifts, cell[batch.batch_idx[edges.pairs[0]]])
-            interaction = self._built()(batch, moved, Edges(edges.pairs, shifts))
-            energy = self.scale.nan_to_num(1.0).to(interaction) * interaction
-            wanted = [positions] if strain is None else [positions, strain]
-            slopes = torch.autograd.grad(energy.sum(), wanted, create_graph=differentiable)
-        if not differentiable:
-            energy = energy.detach()
-        found = None
-        if strain is not None:
-            volume = batch.cell.detach().det().abs().to(dtype)[:, None, None]
-            found = torch.where(volume > 0, slopes[1] / volume, torch.nan)
-        return Prediction(energy.double() + isolated, -slopes[0], found)
+            scale = self.scale.nan_to_num(1.0)
+            found = interaction(
+                self._built(), batch, edges, scale, stress=stress, differentiable=differentiable
+            )
+        return found._replace(energy=found.energy.double() + isolated)
 
     def _isolated(self, batch: Batch) -> Tensor:
         """Sum of the reference energies of each system, [B, 1]; 0 before any is known."""
@@ -375,11 +358,6 @@ class ForceField(pl.LightningModule):  # type: ignore[misc]  # lightning is not 
         """Places of the samples of the last training batch in the data module's dataset."""
         loader = self.trainer.train_dataloader
         return loader.sampler.last_batch().tolist() if isinstance(loader, GraphLoader) else []
-
-
-def _times(rows: Tensor, matrices: Tensor) -> Tensor:
-    """Product of each row [N, 3] with its matrix [N, 3, 3]."""
-    return (rows[:, None, :] @ matrices)[:, 0]
 
 
 def _plain(values: Any) -> Any:
