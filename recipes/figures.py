@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib import ticker
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
 from records import Row
 from settings import TEST_TEMPERATURES
 

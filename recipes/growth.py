@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+
 from figures import panels, plain_ticks
 
 ERROR = "val/forces_mae_meV_A"

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from xtb import Frames, gather, start_worker, walk
 
 # ruff: noqa: PLC0415  the sampler imports this module: it imports torch where it is used
@@ -94,9 +95,8 @@ def main(
 def sample(store: Path, samples: int, seed: int, stride: int, log: Path) -> None:
     """Append labelled frames until the store has so many samples; note when it had how many."""
     start_worker()
-    from stores import batch_of_frames
-
     import zarrpipe as zp
+    from stores import batch_of_frames
 
     with zp.ZarrData(store, capacity=max(samples, 1)) as sink:
         frames = rounds(seed + len(sink), stride)  # a store that is continued gets other frames
@@ -128,10 +128,10 @@ def train(
     """Train on what the store has until an epoch has all of it."""
     import lightning.pytorch as pl
     import torch
-    from growth import Growth
     from lightning.pytorch.loggers import CSVLogger
 
     import zarrpipe as zp
+    from growth import Growth
     from zarrpipe.ml import ForceField
 
     torch.set_num_threads(1)

@@ -11,6 +11,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
+
 from xtb import start_worker, trajectory
 
 # ruff: noqa: PLC0415  worker processes import this module: it imports torch where it is used
@@ -46,9 +47,8 @@ def main(
 
 
 def _write(path: Path, found: list) -> None:
-    from stores import batch_of_frames
-
     import zarrpipe as zp
+    from stores import batch_of_frames
 
     path.parent.mkdir(parents=True, exist_ok=True)
     with zp.ZarrData(path) as sink:

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from figures import panels
 from matplotlib import ticker
 from matplotlib.colors import LogNorm
 
 import zarrpipe as zp
+from figures import panels
 from zarrpipe.errors import ArgumentError
 from zarrpipe.ml import Committee
 from zarrpipe.ml.labels import pairs_of

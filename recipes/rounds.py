@@ -14,14 +14,14 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 import torch
+from torch import Tensor
+
+import zarrpipe as zp
 from records import Row, read_rows, write_rows
 from settings import TEST_TEMPERATURES, Settings
 from stores import batch_of_frames, read_all
-from torch import Tensor
 from walkers import Band, Exploration, Walkers, explore
 from xtb import Frames, label, trajectory
-
-import zarrpipe as zp
 from zarrpipe.ml import ForceField, TorchSimModel, load
 from zarrpipe.ml.committee import force_deviation
 

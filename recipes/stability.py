@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from ase.data import covalent_radii
+
 from settings import Settings
 from xtb import ethanol, start_worker
 
@@ -23,7 +24,6 @@ from xtb import ethanol, start_worker
 
 if TYPE_CHECKING:
     from walkers import Walkers
-
     from zarrpipe.ml import TorchSimModel
 
 BROKEN, FORMED = 1.5, 1.25
@@ -82,9 +82,9 @@ def count_intact(
 ) -> int:
     """Run an arm's trajectories as one batch and count the intact ones."""
     import torch
+
     from stores import read_all
     from walkers import Walkers
-
     from zarrpipe.ml import TorchSimModel, load
 
     torch.set_num_threads(1)
@@ -107,6 +107,7 @@ def stay_intact(
 ) -> np.ndarray:
     """Which walkers are intact after so many steps of 1 fs, [W] bool."""
     import torch
+
     from walkers import dynamics, restart
 
     whole = np.ones(len(walkers.temperatures), dtype=bool)

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from xtb import Frames
 
 import zarrpipe as zp
+from xtb import Frames
 
 
 def batch_of_frames(frames: Frames) -> zp.Batch:

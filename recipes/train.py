@@ -25,16 +25,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import plots
 import torch
-from commands import PLOT_HELP, OneLineParser, add_options, expanded
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+import plots
 import runs
 import zarrpipe as zp
+from commands import PLOT_HELP, OneLineParser, add_options, expanded
 from zarrpipe.errors import ArgumentError, ZarrPipeError
 from zarrpipe.ml import CommitteePredictor, ForceField, PredictionWriter, load
 from zarrpipe.ml.labels import gives

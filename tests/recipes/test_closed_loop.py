@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
+import zarrpipe as zp
 from closed_loop import read_settings
 from records import Row, read_rows, write_rows
 from rounds import open_arm
@@ -20,8 +22,6 @@ from stability import intact
 from stores import batch_of_frames, read_all, write_once
 from walkers import Band, Walkers, explore
 from xtb import Frames, ethanol, label, start_worker, trajectory
-
-import zarrpipe as zp
 from zarrpipe.ml import Committee, ForceField, Prediction, TorchSimModel
 from zarrpipe.ml.committee import force_deviation
 

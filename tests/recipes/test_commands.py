@@ -5,8 +5,8 @@ import shlex
 from pathlib import Path
 
 import pytest
-from commands import PLOT_HELP, OneLineParser, add_options, expanded
 
+from commands import PLOT_HELP, OneLineParser, add_options, expanded
 from zarrpipe.errors import ArgumentError
 
 

@@ -1,8 +1,8 @@
 import json
 
-import live
 import pytest
 
+import live
 import zarrpipe as zp
 
 pytestmark = [

@@ -1,10 +1,10 @@
 """What the figures of a run show; how they look was seen by eye."""
 
 import numpy as np
-import plots
 import pytest
 import torch
 
+import plots
 import zarrpipe as zp
 from zarrpipe.errors import ArgumentError
 from zarrpipe.ml import Committee, ForceField

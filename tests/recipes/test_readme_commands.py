@@ -5,11 +5,11 @@ import shlex
 from pathlib import Path
 
 import pytest
+
+import zarrpipe as zp
 from stores import write_once
 from train import main as train
 from xtb import trajectory
-
-import zarrpipe as zp
 from zarrpipe.cli import main as zarrpipe
 
 ROOT = Path(__file__).parents[2]

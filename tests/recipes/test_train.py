@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import train as recipe
 import yaml
+
+import train as recipe
+import zarrpipe as zp
 from stores import batch_of_frames, read_all, write_once
 from xtb import Frames, ethanol, trajectory
-
-import zarrpipe as zp
 from zarrpipe.ml import ForceField, WeightEMA
 
 ROOT = Path(__file__).parents[2]
