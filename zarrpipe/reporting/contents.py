@@ -1,0 +1,138 @@
+"""What a report says, as data: `measure` finds it, `figures` and `page` show it, JSON holds it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from zarrpipe.data.batch import Batch
+from zarrpipe.data.tables import Table
+
+FloatArray = npt.NDArray[np.float64]
+_NONE: Mapping[str, Any] = MappingProxyType({})
+
+
+class Kind(StrEnum):
+    """How a figure is drawn."""
+
+    HISTOGRAM = "histogram"  # of each series: edges [K + 1] in x, counts [K] in y
+    BARS = "bars"  # of each series: labels [K] and heights [K] in y
+    LINES = "lines"
+    POINTS = "points"
+    ELEMENTS = "elements"  # periodic table: of each series symbols in labels, values in y
+
+
+class Severity(StrEnum):
+    """How much a finding matters to who trains on the store."""
+
+    ERROR = "error"
+    WARNING = "warning"
+    NOTE = "note"
+
+
+@dataclass(frozen=True)
+class Series:
+    """Values of one kind in a figure; points may name their samples [K] of the store."""
+
+    name: str
+    y: FloatArray
+    x: FloatArray = field(default_factory=lambda: np.empty(0))
+    labels: tuple[str, ...] = ()
+    samples: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A plot, by its numbers; `name` is that of its PNG."""
+
+    name: str
+    title: str
+    kind: Kind
+    series: tuple[Series, ...]
+    x_label: str = ""
+    y_label: str = ""
+    log_x: bool = False
+    log_y: bool = False
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A fault, or what looks like one: what it is, which samples show it, the way out."""
+
+    severity: Severity
+    title: str
+    text: str
+    way_out: str = ""
+    samples: tuple[int, ...] = ()
+    count: int = 0
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the report under a heading."""
+
+    name: str
+    title: str
+    text: str = ""
+    tables: tuple[Table, ...] = ()
+    figures: tuple[Figure, ...] = ()
+
+
+@dataclass(frozen=True)
+class Structures:
+    """Structures to turn in the browser, the worst first, with their numbers.
+
+    Parameters
+    ----------
+    batch : Batch
+        The structures [B], with forces where they have them.
+    samples : ndarray of int64
+        Their places [B] in the store, or in the stores one after the other.
+    properties : mapping of str to ndarray
+        Numbers [B] or strings [B] of each structure by name, such as ``max_force``, and
+        ``map_1``, ``map_2``: its place in the structure-property map.
+    units : mapping of str to str
+        Unit of each property that has one.
+    orders : mapping of str to ndarray
+        By the name of an order, such as "largest force": which of the structures, the worst first.
+    """
+
+    batch: Batch
+    samples: npt.NDArray[np.int64]
+    properties: Mapping[str, Sequence[Any]]
+    units: Mapping[str, str] = _NONE
+    orders: Mapping[str, npt.NDArray[np.int64]] = _NONE
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `zarrpipe.report` found in a store, or in two.
+
+    Parameters
+    ----------
+    stores : tuple of str
+        Places of the stores.
+    facts : mapping
+        Numbers of the first screen by name, as samples, atoms, elements.
+    findings : tuple of Finding
+        The worst first.
+    sections : tuple of Section
+        All else, in the order of the page.
+    structures : Structures or None
+        Chosen ones; None if the store is empty.
+    looked_at, samples : int
+        Samples that were read, of those that there are.
+    """
+
+    stores: tuple[str, ...]
+    facts: Mapping[str, Any]
+    findings: tuple[Finding, ...]
+    sections: tuple[Section, ...]
+    structures: Structures | None
+    looked_at: int
+    samples: int
