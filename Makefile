@@ -9,7 +9,7 @@ NEWEST_PYTHON ?= $(firstword $(shell python3.12 -c 'import sys; print(sys.execut
 OLDEST_TESTS := $(addprefix tests/,test_compat.py adapters data sink transforms store/cache store/read dataset/test_far.py training/splits/test_overlap.py) \
 	$(patsubst %,tests/training/test_%.py,augmented_runs data_module ddp lightning_resume loader monitor ranks resume settings)
 TRAINERS := $(patsubst trainers/%.txt,%,$(wildcard trainers/*.txt))
-EXTRAS := dev,recipes,mace,bench
+EXTRAS := dev,docs,recipes,mace,bench
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
