@@ -9,7 +9,7 @@ NEWEST_PYTHON ?= $(firstword $(shell python3.12 -c 'import sys; print(sys.execut
 OLDEST_TESTS := $(addprefix tests/,test_compat.py adapters data sink transforms store/cache store/read dataset/test_far.py training/splits/test_overlap.py) \
 	$(patsubst %,tests/training/test_%.py,augmented_runs data_module ddp lightning_resume loader monitor ranks resume settings)
 TRAINERS := $(patsubst trainers/%.txt,%,$(wildcard trainers/*.txt))
-EXTRAS := dev,docs,recipes,mace,bench
+EXTRAS := dev,docs,mace,bench
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -26,7 +26,7 @@ help:
 
 .venv-oldest/.ready: pyproject.toml constraints-oldest.txt
 	$(PYTHON) -m venv .venv-oldest
-	$(OLDEST)/python -m pip install --quiet --constraint constraints-oldest.txt --editable '.[recipes,mace,cloud]' hypothesis pytest pytest-xdist
+	$(OLDEST)/python -m pip install --quiet --constraint constraints-oldest.txt --editable '.[train,torch-sim,mace,s3]' hypothesis pytest pytest-xdist
 	touch $@
 
 .venv-newest/.ready: pyproject.toml
@@ -71,7 +71,7 @@ oldest: .venv-oldest/.ready ## what depends on other libraries, with the oldest 
 	OMP_NUM_THREADS=1 $(OLDEST)/python -m pytest --numprocesses 2 $(OLDEST_TESTS)
 
 newest: .venv-newest/.ready ## all tests with python3.12 and the newest release of everything
-	$(NEWEST)/python -m pip install --quiet --upgrade --upgrade-strategy eager --editable '.[$(EXTRAS),cloud]'
+	$(NEWEST)/python -m pip install --quiet --upgrade --upgrade-strategy eager --editable '.[$(EXTRAS),s3]'
 	$(NEWEST)/python -m pip list
 	OMP_NUM_THREADS=1 $(NEWEST)/python -m pytest --numprocesses 2 --dist worksteal
 
