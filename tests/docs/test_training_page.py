@@ -1,4 +1,4 @@
-"""The code and the configuration of docs/guides/training.md run."""
+"""The configuration file of docs/guides/training.md is one of Lightning's command line."""
 
 import re
 from pathlib import Path
@@ -13,23 +13,14 @@ import zarrpipe as zp
 PAGE = Path(__file__).parents[2] / "docs" / "guides" / "training.md"
 
 
-def blocks(language):
-    found = re.findall(rf"^```{language}\n(.*?)^```$", PAGE.read_text(), re.DOTALL | re.MULTILINE)
-    assert found
-    return found
-
-
 @pytest.mark.filterwarnings("ignore:The number of training batches")
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")
 @pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader`")
 @pytest.mark.filterwarnings("ignore:LightningCLI's args parameter is intended:UserWarning")
 @pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning")
-def test_code_of_the_page_runs_in_order(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    namespace: dict[str, object] = {"__name__": "training"}
-    for place, block in enumerate(blocks("python")):
-        exec(compile(block, f"{PAGE.name} block {place}", "exec"), namespace)
-    (config,) = blocks("yaml")
+def test_the_configuration_makes_a_data_module(run_page):
+    run_page("docs/guides/training.md")
+    (config,) = re.findall(r"^```yaml\n(.*?)^```$", PAGE.read_text(), re.DOTALL | re.MULTILINE)
     settings = yaml.safe_load(config)
     settings["trainer"] = {"accelerator": "cpu", "logger": False}
     cli = LightningCLI(
