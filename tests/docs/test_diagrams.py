@@ -19,6 +19,12 @@ def make(monkeypatch):
     return importlib.import_module("make")
 
 
+@pytest.fixture
+def order(make):
+    """Order of the picture of an epoch."""
+    return [int(number) for number in importlib.import_module("training_pictures").ORDER]
+
+
 def test_each_committed_picture_is_what_the_script_draws(make):
     committed = {path.stem: path.read_text(encoding="utf-8") for path in FOLDER.glob("*.svg")}
     assert committed == {name: draw().svg() for name, draw in make.PICTURES.items()}
@@ -44,8 +50,7 @@ def test_each_picture_is_on_a_page():
     assert shown == {path.stem for path in FOLDER.glob("*.svg")}
 
 
-def test_the_order_of_the_picture_is_that_of_the_sampler(make):
-    order = [int(number) for number in make.ORDER]
+def test_the_order_of_the_picture_is_that_of_the_sampler(order):
     alone = GraphBatchSampler(range(10), 2, rank=0, world_size=1)
     assert [index for batch in alone for index in batch.tolist()] == order
     first, second = (
