@@ -1,12 +1,14 @@
 """The reader of docs/reference/format.md, and its tables, against the package."""
 
 import ast
+import hashlib
 import json
 import math
 import re
 import struct
 import tarfile
 import threading
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -247,6 +249,24 @@ def test_a_store_that_grows_while_it_is_read(tmp_path):
     assert len(list(read(path))) == 300
 
 
+def test_strings_and_fields_that_are_added_while_it_looks(tmp_path, monkeypatch):
+    path, slicing = tmp_path / "store", zarr.Array.__getitem__
+    with zp.ZarrData(path) as sink:
+        sink.write(systems(0, 2))
+
+        def extended_first(array, selection):
+            if array.path == "meta/atoms_ptr":
+                monkeypatch.undo()
+                sink.write(systems(2, 8))
+            return slicing(array, selection)
+
+        monkeypatch.setattr(zarr.Array, "__getitem__", extended_first)
+        found = list(read(path))
+        assert [sample["serial"].item() for sample in found] == [*range(10)]
+        assert found[9]["config_type"] == ["kind 3"]
+        assert_same(path, 10)
+
+
 def test_a_store_that_is_emptied_while_it_is_read_is_refused(tmp_path, monkeypatch):
     path = tmp_path / "store"
     with zp.ZarrData(path) as sink:
@@ -429,6 +449,28 @@ def test_the_keys_of_the_attributes_are_those_of_the_page(tmp_path):
     mark = json.loads((path / "core/positions/zarr.json").read_text())["attributes"]
     assert {*mark} == {"zarrpipe"}
     assert {*mark["zarrpipe"]} == {"format", "dense", "rows"}
+
+
+def test_the_sums_begin_as_the_page_says(tmp_path):
+    path = tmp_path / "store"
+    with zp.ZarrData(path) as sink:
+        sink.write(systems(0, 30))
+    with zp.AtomicDataZarrWriter(path) as writer:
+        writer.delete([3, 4])
+    group = zarr.open_group(path, mode="r", use_consolidated=False)
+    sums, own = group["meta/sums"], group.attrs["zarrpipe"]
+    assert sums.chunks == sums.shape
+    numbers = sums[:]
+    assert numbers[0] == 1398099283
+    assert numbers[1] in {1, 2}
+    without = numbers.copy()
+    without[3] = 0
+    assert numbers[3] == zlib.crc32(without.astype("<f8").tobytes())
+    digest = hashlib.blake2b(own["generation"].encode(), digest_size=16).digest()
+    assert numbers[4:8].tolist() == np.frombuffer(digest, "<u4").tolist()
+    ends = [int(group[f"meta/{name}_ptr"][30]) for name in ("atoms", "edges")]
+    assert numbers[8:12].tolist() == [30, *ends, own["deleted"]]
+    assert own["deleted"] == 2
 
 
 def test_a_newer_format_is_refused_and_keys_are_kept_as_the_page_says(tmp_path):
