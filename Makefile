@@ -94,7 +94,7 @@ trainers: $(TRAINERS:%=.venv-%/.ready) ## training from a store by NequIP, MatGL
 
 dist: .venv-dist/.ready ## wheel and source distribution in dist, checked, and so are citation and conda recipe
 	rm -rf dist
-	.venv-dist/bin/python -m build --outdir dist
+	.venv-dist/bin/python -m build --quiet --outdir dist
 	.venv-dist/bin/twine check --strict dist/*
 	.venv-dist/bin/cffconvert --validate
 	.venv-dist/bin/python -c 'from rattler_build import *; Stage0Recipe.from_file("conda/recipe.yaml").render(VariantConfig())'
