@@ -11,9 +11,10 @@ OLDEST_TESTS := $(addprefix tests/,test_compat.py adapters data sink transforms 
 TRAINERS := $(patsubst trainers/%.txt,%,$(wildcard trainers/*.txt))
 EXTRAS := dev,docs,mace,bench
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+SPHINX := OMP_NUM_THREADS=1 $(BIN)/python -m sphinx --fail-on-warning --keep-going --nitpicky
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo results bench gpu reliability test check oldest newest trainers dist wheel format clean
+.PHONY: help demo results bench gpu reliability test docs links check oldest newest trainers dist wheel format clean
 
 help:
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 13
@@ -51,7 +52,7 @@ demo: .venv/.ready ## the closed loop: simulate, select, label, train, repeat; b
 results: .venv/.ready ## the README's table: three seeds of the demo and their stability
 	$(BIN)/python recipes/seeds.py --out runs/seeds
 
-bench: .venv/.ready ## zarrpipe beside other engines, in about 15 minutes; docs/benchmarks.md says what is measured
+bench: .venv/.ready ## zarrpipe beside other engines, in about 15 minutes; docs/understanding/benchmarks.md says what is measured
 	$(BIN)/python -m benchmarks --out runs/bench/bench.jsonl
 	$(BIN)/python -m benchmarks.report runs/bench/bench.jsonl
 
@@ -66,10 +67,17 @@ reliability: .venv/.ready ## a night of it: kills, faults, full disks, damaged s
 test: .venv/.ready ## every promise of docs/promises.md, in about 10 minutes
 	$(PYTEST) -m "not slow"
 
-check: .venv/.ready ## format, lint, types, and all tests with branch coverage, in about 15 minutes
+docs: .venv/.ready ## the site, in build/docs; a warning, such as a link that leads nowhere, is an error
+	$(SPHINX) --builder html docs build/docs
+
+links: .venv/.ready ## links of the site to other sites; needs the internet
+	$(SPHINX) --builder linkcheck docs build/links
+
+check: .venv/.ready ## format, lint, types, the site, and all tests with branch coverage, in about 15 minutes
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(MAKE) docs
 	$(PYTEST) --cov --cov-report term --cov-fail-under 90
 
 oldest: .venv-oldest/.ready ## what depends on other libraries, with the oldest releases that pyproject.toml allows
