@@ -1,0 +1,29 @@
+"""Costly look-ups, made so rarely that they take little of the time."""
+
+import time
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+Found = TypeVar("Found")
+
+_SHARE = 0.002
+
+
+class Sparing(Generic[Found]):
+    """Repeats a call when it would take at most a small share of the time since the last one.
+
+    `every` is the shortest time between two calls, in seconds.
+    """
+
+    def __init__(self, call: Callable[[], Found], every: float = 0.0) -> None:
+        self._call, self._every = call, every
+        self._due = float("-inf")
+        self._found: Found | None = None
+
+    def get(self, now: float) -> Found | None:
+        """What the call gives, or gave; None before the first one."""
+        if now >= self._due:
+            began = time.perf_counter()
+            self._found = self._call()
+            self._due = now + max(self._every, (time.perf_counter() - began) / _SHARE)
+        return self._found

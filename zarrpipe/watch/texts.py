@@ -1,0 +1,151 @@
+"""Words for facts, which the terminal shows."""
+
+import math
+from pathlib import Path
+
+from zarrpipe.watch.facts import Facts, Metric, RunFacts, State, StoreFacts
+
+_BLOCKS = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
+_NAMES = {"mae": "MAE", "rmse": "RMSE"}
+
+
+def line(facts: Facts, clock: str) -> str:
+    """All facts in one line, for a pipe."""
+    stores = (
+        f"{short(one.store)}: {one.problem}"
+        if one.problem
+        else f"{short(one.store)}: {one.samples:,} samples, {rate(one.samples_per_s)} samples/s"
+        for one in facts.stores
+    )
+    runs = (f"{short(run.run)}: {', '.join(_run_parts(run))}" for run in facts.runs)
+    return printable("; ".join([clock, *stores, *runs, *facts.notes]))
+
+
+def printable(text: str) -> str:
+    """Text without signs that a terminal would obey, as a file name may have."""
+    return "".join(sign if sign.isprintable() else "?" for sign in text)
+
+
+def _run_parts(run: RunFacts) -> list[str]:
+    parts = [str(run.state)]
+    parts += [
+        f"{name} {value:,}"
+        for name, value in (("epoch", run.epoch), ("round", run.round), ("step", run.step))
+        if value is not None
+    ]
+    parts += [] if run.num_samples is None else [f"N {run.num_samples:,}"]
+    parts += [] if run.wait is None else [f"wait {percent(run.wait)}"]
+    parts += [f"{metric_name(one)} {figure(one.last)} {one.unit}".strip() for one in run.errors]
+    return parts
+
+
+def short(place: str) -> str:
+    """A path as seen from the working directory, where that is shorter."""
+    if "://" in place:
+        return place
+    try:
+        return str(Path(place).absolute().relative_to(Path.cwd()))
+    except ValueError:
+        return place
+
+
+def metric_name(metric: Metric) -> str:
+    """Name of an error for people.
+
+    >>> metric_name(Metric("val/forces_mae_meV_A", "meV/\u00c5", 1.0, 1.0, ()))
+    'forces MAE'
+    """
+    words = metric.name.rpartition("/")[2]
+    for end in ("_meV_atom", "_meV_A3", "_meV_A"):
+        words = words.removesuffix(end)
+    return " ".join(_NAMES.get(word, word) for word in words.split("_"))
+
+
+def trend(metric: Metric) -> str:
+    """The last values as blocks, on a logarithmic scale if all are positive.
+
+    >>> curve = tuple((step, value) for step, value in enumerate([8.0, 4.0, 2.0, 1.0]))
+    >>> trend(Metric("val/forces_mae", "", 1.0, 1.0, curve))
+    '\u2588\u2586\u2583\u2581'
+    """
+    values = metric.recent
+    if min(values, default=0.0) > 0:
+        values = tuple(map(math.log, values))
+    low, high = min(values, default=0.0), max(values, default=0.0)
+    if high == low:
+        return _BLOCKS[0] * len(values)
+    top = len(_BLOCKS) - 1
+    return "".join(_BLOCKS[round((value - low) / (high - low) * top)] for value in values)
+
+
+def rate(value: float | None) -> str:
+    """Samples a second; "-" where it is not known."""
+    return "-" if value is None else f"{value:,.1f}"
+
+
+def percent(value: float | None) -> str:
+    """A share; "-" where it is not known."""
+    return "-" if value is None else f"{value:.1%}"
+
+
+def figure(value: float | None) -> str:
+    """Number with four figures; "-" where it is not known."""
+    return "-" if value is None else f"{value:.4g}"
+
+
+def count(value: int | None) -> str:
+    """Whole number; "-" where it is not known."""
+    return "-" if value is None else f"{value:,}"
+
+
+def bytes_text(value: int | None) -> str:
+    """Bytes with a unit.
+
+    >>> bytes_text(2_500_000), bytes_text(None)
+    ('2.5 MB', '-')
+    """
+    if value is None:
+        return "-"
+    size, units = float(value), iter(("B", "kB", "MB", "GB", "TB"))
+    unit = next(units)
+    while size >= 1000 and unit != "TB":
+        size, unit = size / 1000, next(units)
+    return f"{size:.3g} {unit}"
+
+
+def ago(then: float | None, now: float) -> str:
+    """Time that has passed.
+
+    >>> ago(0.0, 5.2), ago(0.0, 150.0), ago(0.0, 7300.0), ago(None, 1.0)
+    ('5 s ago', '2 min 30 s ago', '2 h 1 min ago', '-')
+    """
+    if then is None:
+        return "-"
+    passed = max(0, int(now - then))
+    if passed < 60:
+        return f"{passed} s ago"
+    if passed < 3600:
+        return f"{passed // 60} min {passed % 60} s ago"
+    if passed < 86400:
+        return f"{passed // 3600} h {passed % 3600 // 60} min ago"
+    return f"{passed // 86400} d {passed % 86400 // 3600} h ago"
+
+
+def writer_text(store: StoreFacts) -> str:
+    """Who writes a store."""
+    writer = store.writer
+    if writer is None:
+        return "nobody"
+    return f"{writer.pid} on {writer.host}" if writer.alive else f"{writer.pid} was killed"
+
+
+def round_text(store: StoreFacts) -> str:
+    """The last round of a store, and its samples."""
+    if store.last_round is None:
+        return "-"
+    return f"{store.last_round} ({count(store.last_round_samples)})"
+
+
+def state_text(run: RunFacts) -> str:
+    """Whether a run goes on."""
+    return "silent: ended early, or stalled" if run.state is State.SILENT else str(run.state)
