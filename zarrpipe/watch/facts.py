@@ -1,12 +1,23 @@
 """What is known of growing stores and training runs at one moment, as data."""
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from types import MappingProxyType
 from typing import Any
 
 Points = tuple[tuple[float, float], ...]
+
+UNITS = MappingProxyType(
+    {
+        "_meV_atom": "meV/atom",
+        "_meV_A3": "meV/\u00c5\u00b3",
+        "_meV_A": "meV/\u00c5",
+    }
+)
+"""Units by the ends of the names of columns."""
+
+_NAMES = {"mae": "MAE", "rmse": "RMSE"}
 
 
 @dataclass(frozen=True)
@@ -101,6 +112,19 @@ class Metric:
     curve: Points
 
     @property
+    def label(self) -> str:
+        """Name for people.
+
+        >>> Metric("val/forces_mae_meV_A", "meV/Angstrom", 1.0, 1.0, ()).label
+        'forces MAE'
+        """
+        words = self.name.rpartition("/")[2]
+        for end in UNITS:
+            words = words.removesuffix(end)
+        part = f"{self.name.partition('/')[0]} " if words == "loss" else ""
+        return part + " ".join(_NAMES.get(word, word) for word in words.split("_"))
+
+    @property
     def recent(self) -> tuple[float, ...]:
         """The last values of the curve."""
         return tuple(value for _, value in self.curve[-8:])
@@ -171,20 +195,21 @@ class Facts:
     def to_dict(self, *, curves: bool = False) -> dict[str, Any]:
         """Convert to plain types, for JSON; without `curves`, the last values of each metric."""
         facts = dataclasses.asdict(self)
-        if not curves:
-            for store in facts["stores"]:
-                del store["growth"]
-            for run, one in zip(facts["runs"], self.runs, strict=True):
-                for facts_of_metric, metric in _metrics(run, one):
-                    del facts_of_metric["curve"]
-                    facts_of_metric["recent"] = list(metric.recent)
+        for run, one in zip(facts["runs"], self.runs, strict=True):
+            run["loss"] = None if one.loss is None else _plain(one.loss, curves=curves)
+            run["errors"] = [_plain(metric, curves=curves) for metric in one.errors]
+        for store in facts["stores"] if not curves else ():
+            del store["growth"]
         return facts
 
 
-def _metrics(run: Mapping[str, Any], facts: RunFacts) -> list[tuple[dict[str, Any], Metric]]:
-    """Metrics of a run as plain types, each with what it was made of."""
-    pairs = [*zip(run["errors"], facts.errors, strict=True)]
-    return pairs if facts.loss is None else [(run["loss"], facts.loss), *pairs]
+def _plain(metric: Metric, *, curves: bool) -> dict[str, Any]:
+    """Metric as plain types."""
+    facts = {"label": metric.label, **dataclasses.asdict(metric)}
+    if not curves:
+        del facts["curve"]
+        facts["recent"] = list(metric.recent)
+    return facts
 
 
 def thinned(points: list[tuple[float, float]], most: int = 400) -> None:

@@ -8,17 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from zarrpipe.watch.csv_tail import CsvTail
-from zarrpipe.watch.facts import Metric, RunFacts, State, thinned
+from zarrpipe.watch.facts import UNITS, Metric, RunFacts, State, thinned
 from zarrpipe.watch.run_config import RunConfig, read_config
 
 PATIENCE = 120.0
 """Seconds without a line after which a run is silent; longer where its lines come more rarely."""
 
-_UNITS = {
-    "_meV_atom": "meV/atom",
-    "_meV_A3": "meV/\u00c5\u00b3",
-    "_meV_A": "meV/\u00c5",
-}
 _LABELS = ("force", "energy", "stress", "virial")
 
 
@@ -36,7 +31,7 @@ class _Column:
         thinned(self.curve)
 
     def metric(self, name: str) -> Metric:
-        unit = next((text for end, text in _UNITS.items() if name.endswith(end)), "")
+        unit = next((text for end, text in UNITS.items() if name.endswith(end)), "")
         return Metric(name, unit, self.last, self.best, tuple(self.curve))
 
 

@@ -70,7 +70,7 @@ def _store_cells(store: StoreFacts, now: float) -> tuple[str, ...]:
 def _runs(facts: Facts) -> "Table":
     from rich.text import Text  # noqa: PLC0415
 
-    table = _table("run", "epoch", "step", "N of it", "samples/s", "wait", "rate of learning")
+    table = _table("run", "epoch", "step", "N", "samples/s", "wait", "learning rate")
     for name in ("last line", "state"):
         table.add_column(name)
     for run in facts.runs:
@@ -101,10 +101,9 @@ def _errors(facts: Facts) -> "Table":
     table.columns[0].header = "error"
     for run in facts.runs:
         for metric in (*((run.loss,) if run.loss else ()), *run.errors):
-            name = "loss of training" if metric is run.loss else texts.metric_name(metric)
             several = f"{texts.short(run.run)}: " if len(facts.runs) > 1 else ""
             last, best = texts.figure(metric.last), texts.figure(metric.best)
-            cells = (several + name, last, best, metric.unit, texts.trend(metric))
+            cells = (several + metric.label, last, best, metric.unit, texts.trend(metric))
             table.add_row(*_cells(*cells))
     return table
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from zarrpipe.watch.facts import Facts, Metric, RunFacts, State, StoreFacts
 
 _BLOCKS = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
-_NAMES = {"mae": "MAE", "rmse": "RMSE"}
+_LONG = 40
 
 
 def line(facts: Facts, clock: str) -> str:
@@ -35,30 +35,19 @@ def _run_parts(run: RunFacts) -> list[str]:
     ]
     parts += [] if run.num_samples is None else [f"N {run.num_samples:,}"]
     parts += [] if run.wait is None else [f"wait {percent(run.wait)}"]
-    parts += [f"{metric_name(one)} {figure(one.last)} {one.unit}".strip() for one in run.errors]
+    parts += [f"{one.label} {figure(one.last)} {one.unit}".strip() for one in run.errors]
     return parts
 
 
 def short(place: str) -> str:
-    """A path as seen from the working directory, where that is shorter."""
+    """A path as seen from the working directory, or its end if it is long."""
     if "://" in place:
         return place
     try:
         return str(Path(place).absolute().relative_to(Path.cwd()))
     except ValueError:
-        return place
-
-
-def metric_name(metric: Metric) -> str:
-    """Name of an error for people.
-
-    >>> metric_name(Metric("val/forces_mae_meV_A", "meV/\u00c5", 1.0, 1.0, ()))
-    'forces MAE'
-    """
-    words = metric.name.rpartition("/")[2]
-    for end in ("_meV_atom", "_meV_A3", "_meV_A"):
-        words = words.removesuffix(end)
-    return " ".join(_NAMES.get(word, word) for word in words.split("_"))
+        parts = Path(place).parts
+        return place if len(place) <= _LONG else str(Path("...", *parts[-2:]))
 
 
 def trend(metric: Metric) -> str:
