@@ -130,7 +130,7 @@ def test_a_browser_shows_the_facts_as_text(server, tmp_path):
             )
             sink.write(numbered_batch(range(12, 15)))
             server.show({**watcher.look().to_dict(curves=True), "interval": 0.1})
-            page.get_by_text("15", exact=True).wait_for()
+            page.locator("dd").get_by_text("15", exact=True).wait_for()
             assert wrong == []
             server.close()
             page.get_by_text("does not answer").wait_for()

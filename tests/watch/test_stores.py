@@ -147,6 +147,18 @@ def test_a_writer_that_was_killed(tmp_path):
     assert (store.samples, store.writer.alive) == (1, False)
 
 
+def test_a_writer_that_closes_meanwhile_was_not_killed(tmp_path, monkeypatch):
+    sink = zp.ZarrData(tmp_path / "run.zarr")
+    sink.write(numbered_batch(range(2)))
+
+    def closed_meanwhile(holder):
+        sink.close()
+        return False
+
+    monkeypatch.setattr("zarrpipe.watch.store_watch.holder_lives", closed_meanwhile)
+    assert Watcher([str(tmp_path)]).look().stores[0].writer is None
+
+
 def test_watching_locks_and_writes_nothing(tmp_path, clock):
     place = tmp_path / "run.zarr"
     with zp.ZarrData(place) as sink:

@@ -131,10 +131,13 @@ class StoreWatch:
         )
 
     def _writer(self) -> Writer | None:
-        holder = None if self._directory is None else holder_of(self._directory)
-        if holder is None:
+        """The process that the lock names; one that closes the store at this moment is none."""
+        if self._directory is None or (holder := holder_of(self._directory)) is None:
             return None
-        return Writer(holder.host, holder.pid, holder.since, holder_lives(holder))
+        alive = holder_lives(holder)
+        if not alive and holder_of(self._directory) != holder:
+            return None
+        return Writer(holder.host, holder.pid, holder.since, alive)
 
     def _last_change(self) -> float | None:
         """When a file of the pointers was written last."""
