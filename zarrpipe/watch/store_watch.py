@@ -17,6 +17,7 @@ from zarrpipe.store.backend.lock import holder_of
 from zarrpipe.store.check.stray_files import holder_lives
 from zarrpipe.store.format.layout import ATOMS_PTR
 from zarrpipe.store.read.view import StoreView
+from zarrpipe.store.summary import bytes_on_disk
 from zarrpipe.watch.facts import StoreFacts, Writer, thinned
 from zarrpipe.watch.sparing import Sparing
 
@@ -154,17 +155,7 @@ class StoreWatch:
         return None if self._directory is None else shutil.disk_usage(self._directory).free
 
     def _bytes(self) -> int | None:
-        """Bytes that the files of the store take on disk; files that are gone do not count."""
-        if self._directory is None:
-            return None
-        total = 0
-        for folder, _, names in os.walk(self._directory):
-            for name in names:
-                try:
-                    total += 512 * os.lstat(os.path.join(folder, name)).st_blocks  # noqa: PTH118
-                except FileNotFoundError:
-                    continue
-        return total
+        return None if self._directory is None else bytes_on_disk(self._directory)
 
 
 def _arrivals(before: int, view: StoreView) -> int:

@@ -3,6 +3,7 @@
 import time
 from typing import TYPE_CHECKING
 
+from zarrpipe.data.tables import bytes_text
 from zarrpipe.watch import texts
 from zarrpipe.watch.facts import Facts, RunFacts, State, StoreFacts
 
@@ -60,8 +61,8 @@ def _store_cells(store: StoreFacts, now: float) -> tuple[str, ...]:
         texts.rate(store.samples_per_s_mean),
         f"{store.atoms:,}",
         texts.round_text(store),
-        texts.bytes_text(store.bytes_stored),
-        texts.bytes_text(store.bytes_free),
+        bytes_text(store.bytes_stored),
+        bytes_text(store.bytes_free),
         texts.writer_text(store),
         texts.ago(store.last_append, now),
     )

@@ -87,21 +87,6 @@ def count(value: int | None) -> str:
     return "-" if value is None else f"{value:,}"
 
 
-def bytes_text(value: int | None) -> str:
-    """Bytes with a unit.
-
-    >>> bytes_text(2_500_000), bytes_text(None)
-    ('2.5 MB', '-')
-    """
-    if value is None:
-        return "-"
-    size, units = float(value), iter(("B", "kB", "MB", "GB", "TB"))
-    unit = next(units)
-    while size >= 1000 and unit != "TB":
-        size, unit = size / 1000, next(units)
-    return f"{size:.3g} {unit}"
-
-
 def ago(then: float | None, now: float) -> str:
     """Time that has passed.
 
