@@ -181,6 +181,9 @@ def test_the_store_of_a_config_is_watched_wherever_the_run_was_started(tmp_path,
     assert (store.store, store.samples) == (str(tmp_path / "runs/ethanol.zarr"), 3)
     monkeypatch.chdir(tmp_path)
     assert [one.samples for one in Watcher(["runs/one"]).look().stores] == [3]
+    both = Watcher(["runs", str(tmp_path / "runs/one")]).look()  # by two names
+    assert [one.store for one in both.stores] == ["runs/ethanol.zarr"]
+    assert [one.run for one in both.runs] == ["runs/one"]
     (tmp_path / "runs/one/config.yaml").write_text("data: {store: [")  # half written
     assert Watcher(["runs/one"]).look().stores == ()
 

@@ -89,6 +89,9 @@ class State(StrEnum):
     ENDED = "ended"  # it has done the steps or epochs of its config
 
 
+SILENT = "silent: no line came for long, so that the run has ended early or is stuck"
+
+
 @dataclass(frozen=True)
 class Metric:
     """A column of a log.

@@ -1,11 +1,11 @@
 """Facts on a terminal, by rich."""
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from zarrpipe.data.tables import bytes_text
 from zarrpipe.watch import texts
-from zarrpipe.watch.facts import Facts, RunFacts, State, StoreFacts
+from zarrpipe.watch.facts import SILENT, Facts, RunFacts, State, StoreFacts
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -26,11 +26,13 @@ def view(facts: Facts, places: str) -> "RenderableType":
     title.append(f", {facts.processor_share:.1%} of a core; Ctrl-C ends", style="dim")
     parts: list[RenderableType] = [title]
     if facts.stores:
-        parts.append(_stores(facts))
+        parts += ["", _stores(facts)]
     if facts.runs:
-        parts.append(_runs(facts))
+        parts += ["", _runs(facts)]
     if any(run.errors or run.loss for run in facts.runs):
-        parts.append(_errors(facts))
+        parts += ["", _errors(facts)]
+    if any(run.state is State.SILENT for run in facts.runs):
+        parts.append(Text(SILENT, style=_STYLES[State.SILENT]))
     parts += [Text(texts.printable(problem), style="red") for problem in _problems(facts)]
     parts += [Text(texts.printable(note), style="yellow") for note in facts.notes]
     return Group(*parts)
@@ -46,7 +48,7 @@ def _problems(facts: Facts) -> list[str]:
 def _stores(facts: Facts) -> "Table":
     table = _table("store", "samples", "samples/s", "mean/s", "atoms", "round", "disk", "free")
     for name in ("writer", "last append"):
-        table.add_column(name)
+        table.add_column(name, no_wrap=True)
     for store in facts.stores:
         style = "dim" if store.problem else None
         table.add_row(*_cells(*_store_cells(store, facts.time)), style=style)
@@ -73,9 +75,9 @@ def _runs(facts: Facts) -> "Table":
 
     table = _table("run", "epoch", "step", "N", "samples/s", "wait", "learning rate")
     for name in ("last line", "state"):
-        table.add_column(name)
+        table.add_column(name, no_wrap=True)
     for run in facts.runs:
-        state = Text(texts.state_text(run), style=_STYLES.get(run.state, "dim"))
+        state = Text(str(run.state), style=_STYLES.get(run.state, "dim"))
         table.add_row(*_cells(*_run_cells(run, facts.time)), state)
     return table
 
@@ -116,7 +118,9 @@ def _table(*names: str) -> "Table":
 
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for place, name in enumerate(names):
-        table.add_column(name, justify="right" if place else "left", overflow="fold")
+        number = place > 0
+        side: Literal["left", "right"] = "right" if number else "left"
+        table.add_column(name, justify=side, overflow="fold", no_wrap=number)
     return table
 
 

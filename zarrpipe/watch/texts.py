@@ -3,7 +3,7 @@
 import math
 from pathlib import Path
 
-from zarrpipe.watch.facts import Facts, Metric, RunFacts, State, StoreFacts
+from zarrpipe.watch.facts import Facts, Metric, RunFacts, StoreFacts
 
 _BLOCKS = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
 _LONG = 40
@@ -88,21 +88,18 @@ def count(value: int | None) -> str:
 
 
 def ago(then: float | None, now: float) -> str:
-    """Time that has passed.
+    """Time that has passed, in whole units.
 
     >>> ago(0.0, 5.2), ago(0.0, 150.0), ago(0.0, 7300.0), ago(None, 1.0)
-    ('5 s ago', '2 min 30 s ago', '2 h 1 min ago', '-')
+    ('5 s ago', '2 min ago', '2 h ago', '-')
     """
     if then is None:
         return "-"
     passed = max(0, int(now - then))
-    if passed < 60:
-        return f"{passed} s ago"
-    if passed < 3600:
-        return f"{passed // 60} min {passed % 60} s ago"
-    if passed < 86400:
-        return f"{passed // 3600} h {passed % 3600 // 60} min ago"
-    return f"{passed // 86400} d {passed % 86400 // 3600} h ago"
+    for unit, seconds in (("d", 86400), ("h", 3600), ("min", 60)):
+        if passed >= seconds:
+            return f"{passed // seconds} {unit} ago"
+    return f"{passed} s ago"
 
 
 def writer_text(store: StoreFacts) -> str:
@@ -118,8 +115,3 @@ def round_text(store: StoreFacts) -> str:
     if store.last_round is None:
         return "-"
     return f"{store.last_round} ({count(store.last_round_samples)})"
-
-
-def state_text(run: RunFacts) -> str:
-    """Whether a run goes on."""
-    return "silent: ended early, or stalled" if run.state is State.SILENT else str(run.state)

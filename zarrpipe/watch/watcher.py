@@ -57,9 +57,9 @@ class Watcher:
         found = self._find.get(now) or Found()
         runs = self._look_at_runs(found, now)
         for store in (*found.stores, *(store for run in runs for store in run.stores)):
-            place = os.path.normpath(store) if "://" not in store else store
+            place = os.path.realpath(store) if "://" not in store else store
             if place not in self._stores:
-                self._stores[place] = StoreWatch(place)
+                self._stores[place] = StoreWatch(store)
         stores = tuple(watch.look(now) for watch in self._stores.values())
         took = time.process_time() - self._processor_began
         return Facts(
@@ -78,7 +78,8 @@ class Watcher:
 
     def _look_at_runs(self, found: Found, now: float) -> tuple[RunFacts, ...]:
         for log in found.logs:
-            self._runs.setdefault(log, RunWatch(log))
+            if log.resolve() not in self._runs:
+                self._runs[log.resolve()] = RunWatch(log)
         facts = [(run, run.look(now)) for run in self._runs.values()]
         return tuple(one for run, one in facts if not run.belongs_elsewhere)
 
