@@ -90,6 +90,26 @@ def test_a_file_in_its_place_is_read_anew(log):
     assert [row.get("y") for row in tail.read().rows] == ["", "", "9"]
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "replaced"),
+    [
+        ("step,x\n" + "5,5\n" * 50, "step,y\n" + "5,5\n" * 51, False),  # another column
+        ("step,x\n1,1\n", "step,x\n1,7\n2,2\n", False),  # other rows
+        ("step,x\n1,1\n" + "5,5\n" * 50, "step,x\n7,7\n" + "5,5\n" * 51, True),  # far ahead
+    ],
+)
+def test_each_change_of_what_was_read_is_seen(log, before, after, replaced):
+    log.write_text(before)
+    tail = CsvTail(log)
+    tail.read()
+    beside = log.with_suffix(".new") if replaced else log
+    beside.write_text(after)
+    beside.replace(log)
+    found = tail.read()
+    assert found.anew
+    assert len(found.rows) == after.count("\n") - 1
+
+
 def test_a_file_that_has_become_shorter_is_believed_at_the_second_look(log):
     log.write_text("step,x\n1,1\n2,2\n3,3\n")
     run = RunWatch(log)
