@@ -92,6 +92,7 @@ def test_wrong_input(run, tmp_path, capsys):
             ([tmp_path / "nothing"], "give the folder that it will be made in"),
             ([run / "trained" / "metrics.txt"], "does not exist: expected a store"),
             ([run, "--serve", "--port", port], f"port {port} of 127.0.0.1: is taken"),
+            ([run, "--serve", "--once"], "it goes on, and --once ends: give one"),
             ([run, "--port", "70000"], "watch --help says more"),
             ([run, "--interval", "0"], "watch --help says more"),
             ([], "Missing argument"),

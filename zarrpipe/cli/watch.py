@@ -50,6 +50,8 @@ def watch(
     a view that changes; in a pipe it prints a line, with --json an object, each interval. Ctrl-C
     ends it.
     """
+    if once and serve:
+        raise typer.BadParameter("it goes on, and --once ends: give one", param_hint="'--serve'")
     with contextlib.suppress(KeyboardInterrupt), ExitStack() as stack:
         from zarrpipe.watch.watcher import Watcher
 

@@ -23,7 +23,7 @@ class CsvTail:
     """Reads what was appended to a CSV file, and all of it where it was rewritten.
 
     Lightning rewrites the file when new columns come, and a run that is resumed replaces it. A file
-    that has become shorter may be half written, so that it is believed at the second look.
+    that has become shorter may be half written, so it is read at the second look.
     """
 
     def __init__(self, path: Path) -> None:

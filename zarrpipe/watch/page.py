@@ -22,8 +22,8 @@ _PATIENCE = 10.0
 class PageServer:
     """Serves the page and the latest facts to browsers of this machine, until it is closed.
 
-    A page of another site gets nothing, also under a name that leads here: requests for any host
-    but this one are refused.
+    Requests whose Host header names another host are refused, so that a page of another site cannot
+    read the facts by DNS rebinding.
 
     Parameters
     ----------
@@ -92,7 +92,7 @@ class _Server(ThreadingHTTPServer):
         super().__init__(*given)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing of a browser that has left."""
+        """Ignore browsers that have left."""
 
 
 def _hash_of(page: str, tag: str) -> str:

@@ -1,4 +1,4 @@
-"""A training run, looked at again and again by what its log says."""
+"""Facts of one training run, polled from its log."""
 
 import csv
 import math
@@ -78,7 +78,7 @@ class RunWatch:
         return self._facts(now, problem)
 
     def _add(self, row: Mapping[str, str]) -> None:
-        """Take a row in."""
+        """Add a row."""
         if "arm" in row and row["arm"] != self._log.parent.name:
             return
         values = {name: value for name, text in row.items() if (value := _number(text)) is not None}

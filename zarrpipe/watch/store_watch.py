@@ -1,4 +1,4 @@
-"""A store, looked at again and again while others write it."""
+"""Facts of one store, polled while others write it."""
 
 import os
 import shutil
@@ -19,7 +19,7 @@ from zarrpipe.store.format.layout import ATOMS_PTR
 from zarrpipe.store.read.view import StoreView
 from zarrpipe.store.summary import bytes_on_disk
 from zarrpipe.watch.facts import StoreFacts, Writer, thinned
-from zarrpipe.watch.sparing import Sparing
+from zarrpipe.watch.throttled import Throttled
 
 _LEAST_BETWEEN_SIZES = 10.0
 
@@ -36,7 +36,7 @@ class StoreWatch:
         self._directory = Path(place) if local else None
         self._view: StoreView | None = None
         self._facts = StoreFacts(place)
-        self._size = Sparing(self._bytes, _LEAST_BETWEEN_SIZES)
+        self._size = Throttled(self._bytes, _LEAST_BETWEEN_SIZES)
         self._growth: list[tuple[float, float]] = []
         self._looks: deque[tuple[float, int]] = deque(maxlen=2)
         self._began = 0.0
@@ -63,7 +63,7 @@ class StoreWatch:
         return self._facts
 
     def close(self) -> None:
-        """Let go of the store, which the next look opens again."""
+        """Close the store; the next look opens it again."""
         if self._view is not None:
             self._view.close()
         self._view, self._known, self._generation = None, 0, ""

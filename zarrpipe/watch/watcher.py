@@ -1,4 +1,4 @@
-"""All that is watched, and what is found to be watched as time goes by."""
+"""Facts of all stores and runs under some paths."""
 
 import os
 import time
@@ -8,14 +8,14 @@ from pathlib import Path
 from zarrpipe.watch.facts import Facts, RunFacts
 from zarrpipe.watch.find import LOG, Found, check_places, find
 from zarrpipe.watch.run_watch import RunWatch
-from zarrpipe.watch.sparing import Sparing
 from zarrpipe.watch.store_watch import StoreWatch
+from zarrpipe.watch.throttled import Throttled
 
 _LEAST_BETWEEN_FINDS = 5.0
 
 
 class Watcher:
-    """Looks at the stores and runs under some paths; what appears there later is taken in.
+    """Polls the stores and runs under some paths; what appears there later is added.
 
     Parameters
     ----------
@@ -47,12 +47,12 @@ class Watcher:
         check_places(self._places)
         self._clock, self._began = clock, clock()
         self._processor_began = time.process_time()
-        self._find = Sparing(lambda: find(self._places), _LEAST_BETWEEN_FINDS)
+        self._find = Throttled(lambda: find(self._places), _LEAST_BETWEEN_FINDS)
         self._stores: dict[str, StoreWatch] = {}
         self._runs: dict[Path, RunWatch] = {}
 
     def look(self) -> Facts:
-        """What there is now."""
+        """Poll everything once."""
         now = self._clock()
         found = self._find.get(now) or Found()
         runs = self._look_at_runs(found, now)
@@ -72,7 +72,7 @@ class Watcher:
         )
 
     def close(self) -> None:
-        """Let go of all stores."""
+        """Close all stores."""
         for store in self._stores.values():
             store.close()
 
@@ -84,7 +84,7 @@ class Watcher:
         return tuple(one for run, one in facts if not run.belongs_elsewhere)
 
     def _notes(self, found: Found) -> tuple[str, ...]:
-        """What a person has to know about what is looked at."""
+        """Remarks for people."""
         if found.cut_short:
             return ("there are too many folders to look at all of them: give one further down",)
         if not self._stores and not self._runs:

@@ -1,4 +1,4 @@
-"""Costly look-ups, made so rarely that they take little of the time."""
+"""Costly calls, limited to a small share of the time."""
 
 import time
 from collections.abc import Callable
@@ -9,8 +9,8 @@ Found = TypeVar("Found")
 _SHARE = 0.002
 
 
-class Sparing(Generic[Found]):
-    """Repeats a call when it would take at most a small share of the time since the last one.
+class Throttled(Generic[Found]):
+    """Repeats a call so rarely that it takes at most 0.2 % of the time.
 
     `every` is the shortest time between two calls, in seconds.
     """
@@ -21,7 +21,7 @@ class Sparing(Generic[Found]):
         self._found: Found | None = None
 
     def get(self, now: float) -> Found | None:
-        """What the call gives, or gave; None before the first one."""
+        """Result of the last call, after a new one if it is due."""
         if now >= self._due:
             began = time.perf_counter()
             self._found = self._call()
