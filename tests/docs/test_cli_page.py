@@ -47,6 +47,7 @@ def test_keys_of_json_are_those_that_are_printed(run_page, capsys):
         "compact": ["run.zarr"],
         "copy": ["run.zarr", "copied.zarr"],
         "bench": ["run.zarr", "--workers", "0", "--seconds", "0.2", "--repeats", "1"],
+        "watch": ["run.zarr", "--once", "--interval", "0.1"],
         "check": ["run.zarr"],
         "adopt": ["run.zarr"],
     }

@@ -11,7 +11,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from zarrpipe.cli import bench, export, imports, look, maintain, rewrite
+from zarrpipe.cli import bench, export, imports, look, maintain, rewrite, watch
 from zarrpipe.cli.exit_codes import MEANINGS, UNUSABLE
 from zarrpipe.cli.output import flush, report
 from zarrpipe.errors import ZarrPipeError
@@ -28,6 +28,7 @@ COMMANDS: tuple[Callable[..., int], ...] = (
     rewrite.compact,
     rewrite.copy,
     bench.bench,
+    watch.watch,
     maintain.check,
     maintain.adopt,
 )
