@@ -208,8 +208,8 @@ def test_what_cannot_be_shown(crystal, monkeypatch):
         with pytest.raises(SampleIndexError):
             crystal.view(index)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(MissingLibraryError, match=r"pip install 'zarrpipe\[view\]'"):
+    with pytest.raises(MissingLibraryError, match=r"pip install 'zarrpipe\[report\]'"):
         crystal.view(1)
     monkeypatch.setitem(sys.modules, "py3Dmol", None)
-    with pytest.raises(MissingLibraryError, match=r"zarrpipe\[view\]"):
+    with pytest.raises(MissingLibraryError, match=r"zarrpipe\[report\]"):
         crystal.view(1, viewer="py3dmol")
