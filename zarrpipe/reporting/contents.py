@@ -111,8 +111,8 @@ class Structures:
     batch: Batch
     samples: npt.NDArray[np.int64]
     properties: Mapping[str, Sequence[Any]]
-    units: Mapping[str, str] = _NONE
-    orders: Mapping[str, npt.NDArray[np.int64]] = _NONE
+    units: Mapping[str, str] = field(default_factory=lambda: _NONE)
+    orders: Mapping[str, npt.NDArray[np.int64]] = field(default_factory=lambda: _NONE)
 
 
 @dataclass(frozen=True)
