@@ -15,7 +15,7 @@ from zarrpipe.reporting.values.structure_map import StructureMap
 from zarrpipe.store.query.elements import SYMBOLS, formulas
 
 _USUAL = 0.95
-_SHOWN, _FORMULAS = 25, 10
+_SHOWN, _FORMULAS, _SAME_FORCE = 25, 10, 1e-3
 
 
 def comparison(sides: Sequence[Measured], mapped: StructureMap | None) -> Section:
@@ -23,11 +23,12 @@ def comparison(sides: Sequence[Measured], mapped: StructureMap | None) -> Sectio
     one, other = sides
     tables = [_contents(one, other)]
     shared = shared_structures(one, other)
-    if len(shared[0]):
-        tables.append(_shared(one, other, *shared))
+    differ = shared_that_differ(one, other, *shared)
+    if len(differ[0]):
+        tables.append(_shared(one, other, *differ))
     text = (
         "Structures are the same where their ids are. Labels are compared where both data sets "
-        f"have the structure: {len(shared[0]):,} structures."
+        f"have the structure: {len(shared[0]):,} structures, of which {len(differ[0]):,} differ."
     )
     if mapped is not None:
         new, old = (_beyond(*pair) for pair in (mapped.points, mapped.points[::-1]))
@@ -83,6 +84,17 @@ def _difference(
         one.values.energy_per_atom[first] - other.values.energy_per_atom[second]
     )
     return off
+
+
+def shared_that_differ(
+    one: Measured, other: Measured, first: Int64Array, second: Int64Array
+) -> tuple[Int64Array, Int64Array]:
+    """Those of the shared structures whose energies or largest forces differ."""
+    forces = one.values.max_force[first], other.values.max_force[second]
+    with np.errstate(invalid="ignore"):
+        differ = _difference(one, other, first, second) > SAME_ENERGY
+        differ |= np.abs(forces[0] - forces[1]) > _SAME_FORCE * np.maximum(*forces)
+    return first[differ], second[differ]
 
 
 def _elements(one: Measured) -> set[int]:
@@ -143,7 +155,7 @@ def _shared(one: Measured, other: Measured, first: Int64Array, second: Int64Arra
         *("largest force A (eV/Angstrom)", "largest force B (eV/Angstrom)"),
     )
     more = f", {len(rows)} of {len(off):,}" if len(off) > len(rows) else ""
-    return Table(header, rows, range(6), f"structures in both{more}:")
+    return Table(header, rows, range(6), f"structures in both, with other labels{more}:")
 
 
 def _number(value: float) -> str:
