@@ -27,7 +27,7 @@ def broken_frames(one: Measured) -> BoolArray:
     values = one.values
     with np.errstate(invalid="ignore"):
         close = one.ratio < TOO_CLOSE
-        huge = values.max_force > HUGE_FORCE
+        huge = (values.max_force > HUGE_FORCE) & np.isfinite(values.max_force)
     dense = np.nan_to_num(values.atoms_per_volume) > _DENSEST
     broken: BoolArray = close | huge | dense | values.not_finite["positions"]
     return broken

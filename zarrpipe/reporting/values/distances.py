@@ -143,7 +143,7 @@ def neighbours(batch: Batch, cutoff: float) -> tuple[Int64Array, FloatArray]:
     positions = batch.positions.numpy().astype(np.float64)
     vectors = positions[found.edges[:, 1]] - positions[found.edges[:, 0]]
     if found.shifts.any():
-        cells = batch.cell.numpy().astype(np.float64)
+        cells = np.nan_to_num(batch.cell.numpy().astype(np.float64))  # some have no cell
         own = cells[np.repeat(np.arange(batch.num_graphs), found.counts)]
         vectors = vectors + np.einsum("ei,eij->ej", found.shifts, own)
     return found.edges, np.sqrt(np.einsum("ei,ei->e", vectors, vectors))

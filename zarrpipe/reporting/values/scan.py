@@ -7,6 +7,7 @@ import numpy as np
 
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.csr import Int64Array
+from zarrpipe.data.fields import REQUIRED_FIELDS
 from zarrpipe.data.ids import UInt64Array
 from zarrpipe.dataset.zarr_dataset import ZarrDataset
 from zarrpipe.reporting.contents import FloatArray
@@ -91,6 +92,8 @@ def scan(dataset: ZarrDataset, seed: int, most_atoms: int = MOST_ATOMS) -> Sampl
     reader = _Scan(dataset, rows, num_atoms[rows])
     for here in sample_blocks(reader.atoms):
         reader.add(slice(int(here[0]), int(here[-1]) + 1))
+    for view in dataset._stores.views:  # of which each page was read once
+        view.drop_pages([name for name in (*REQUIRED_FIELDS, *_FIELDS) if name in view.schema])
     return reader.values()
 
 
