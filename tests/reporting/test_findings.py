@@ -104,7 +104,7 @@ def test_labels_that_are_not_finite():
     made[11]["stress"][0, 0] = np.nan
     report = zp.report(written(made))
     for label, sample in (("energy", 4), ("forces", 9), ("stress", 11)):
-        one = only(report, f"{label} of 1 sample is NaN or infinite")
+        one = only(report, f"1 sample with {label} that is NaN or infinite")
         assert one.samples == (sample,)
         assert one.severity is Severity.ERROR
     assert len(report.findings) == 3
@@ -149,7 +149,7 @@ def test_an_energy_that_did_not_converge():
     made = crystals()
     made[20]["energy"] += 30.0
     report = zp.report(written(made))
-    one = only(report, "far from that of their like")
+    one = only(report, "unusual energy")
     assert one.samples == (20,)
     assert len(report.findings) == 1
 

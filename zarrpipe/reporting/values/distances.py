@@ -20,7 +20,8 @@ CUTOFF = 5.0
 _BLOCK = 256
 _DENSEST = 2.0
 """Atoms for each Angstrom^3 of cells that are searched; denser ones have too many neighbours."""
-_LARGEST = 1e5
+LARGEST = 1e5
+"""Coordinate, Angstrom, up to which neighbours are searched."""
 
 # fmt: off
 RADII = np.array([
@@ -107,7 +108,7 @@ def _searchable(batch: Batch) -> BoolArray:
     """Which systems [B] have finite positions of a usual extent, and a cell if they need one."""
     positions, ptr = batch.positions.numpy().astype(np.float64), batch.batch_ptr.numpy()
     extent = np.maximum.reduceat(np.abs(positions).max(axis=1), ptr[:-1])
-    kept: BoolArray = extent < _LARGEST  # False for NaN
+    kept: BoolArray = extent < LARGEST  # False for NaN
     if "pbc" not in batch:
         return kept
     periodic = batch.pbc.numpy() & batch.present("pbc").numpy()[:, None]

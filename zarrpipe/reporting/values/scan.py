@@ -102,9 +102,10 @@ def scanned_rows(num_atoms: Int64Array, most_atoms: int, seed: int) -> Int64Arra
     count, total = len(num_atoms), int(num_atoms.sum())
     if total <= most_atoms:
         return np.arange(count)
-    runs = min(_RUNS, count)
+    wanted = max(1, int(most_atoms / total * count))
+    runs = min(_RUNS, wanted)
     bounds = np.linspace(0, count, runs + 1).astype(np.int64)
-    length = max(1, int(most_atoms / total * count / runs))
+    length = wanted // runs
     rooms = np.maximum(np.diff(bounds) - length, 0)
     starts = bounds[:-1] + np.random.default_rng(seed).integers(0, rooms + 1)
     rows = (starts[:, None] + np.arange(length)).reshape(-1)
