@@ -65,6 +65,13 @@ def test_numbers_of_the_exploded_frame(report):
     )
 
 
+def test_atoms_on_top_of_each_other_without_forces():
+    made = crystals()
+    spoil(made, {"exploded": FEW["exploded"]})
+    del made[41]["forces"], made[41]["energy"]
+    assert only(zp.report(written(made)), "blown up").samples == (41,)
+
+
 def test_a_clean_store_has_no_findings(clean):
     assert zp.report(clean.store).findings == ()
 
@@ -181,15 +188,18 @@ def test_free_atoms_are_left_out_of_the_fit():
     made = crystals()
     made += [
         {
-            "positions": np.zeros((1, 3)),
+            "positions": np.full((1, 3), float(serial)),
             "atomic_numbers": [number],
             "energy": -0.2,
             "system": {"round": [3], "config_type": "isolated_atom"},
         }
-        for number in (29, 79, 46)
+        for serial, number in enumerate((29, 79, 46) * 40)
     ]
     report = zp.report(written(made))
-    assert [one.title for one in report.findings] == []
+    assert report.findings == ()
+    (elements,) = [one for one in report.sections if one.name == "elements"]
+    energies = {row[0]: float(row[3]) for row in elements.tables[0].rows}
+    assert energies == pytest.approx({"Cu": -3.60, "Pd": -5.05, "Au": -2.92}, abs=0.01)
     (table,) = [
         table
         for section in report.sections
