@@ -17,6 +17,7 @@ from zarrpipe.training.splits.assignment import SPLITS
 SAME_ENERGY = 1e-4
 """Energy per atom, eV, by which equal structures may differ."""
 _RARE, _FEW_ELEMENTS, _NAMED = 3, 12, 8
+_NOBLE_GASES = (2, 10, 18, 36, 54, 86)
 _FITS = (0.7, 1.3)
 """Median distances of nearest neighbours, by the covalent radii, that fit an element."""
 
@@ -140,7 +141,8 @@ def _misfit(one: Measured, element: int) -> str:
         if element in pair
     ]
     nearest = min(ratios, default=float("nan"))
-    if _FITS[0] <= nearest <= _FITS[1] or not np.isfinite(nearest):
+    fits = _FITS[0] <= nearest <= _FITS[1] or not np.isfinite(nearest)
+    if fits or element in _NOBLE_GASES:
         return ""
     return f" (neighbours at {nearest:.2f} of the covalent radii, which does not fit)"
 
