@@ -42,7 +42,7 @@ def broken_findings(one: Measured, explained: Int64Array) -> Iterator[Finding]:
             one,
             Severity.ERROR,
             f"Positions of {count_text(int(bad.sum()))} are NaN or infinite",
-            "such frames end every training run that draws them",
+            "Such frames end every training run that draws them",
             "delete them",
             places=places_of(bad),
         )
@@ -78,7 +78,7 @@ def _not_searched(one: Measured, broken: BoolArray) -> Iterator[Finding]:
             one,
             Severity.ERROR,
             f"{count_text(len(places))} without a usable cell or positions",
-            "periodic samples whose cell is missing, zero or not finite, or positions beyond "
+            "Periodic samples whose cell is missing, zero or not finite, or positions beyond "
             f"{LARGEST:g} Angstrom: their neighbours cannot be found, of {len(found.chosen):,} "
             "samples that were looked at",
             "write them with their cell, or with pbc=False, or delete them",
@@ -99,7 +99,7 @@ def _large_forces(one: Measured, known: BoolArray) -> Iterator[Finding]:
             one,
             Severity.WARNING,
             f"Forces of {count_text(len(order))} are very large",
-            f"up to {force[order[0]]:.4g} eV/Angstrom, where the median of the largest forces is "
+            f"Up to {force[order[0]]:.4g} eV/Angstrom, where the median of the largest forces is "
             f"{np.median(finite):.3g}",
             f"look at them; where='max_force < {limit:.3g}' leaves them out",
             places=order,
@@ -135,7 +135,7 @@ def _lonely(one: Measured, broken: BoolArray) -> Iterator[Finding]:
             one,
             Severity.NOTE,
             f"Atoms of {count_text(len(order))} are far from all others",
-            f"in {_number(len(order), 'sample', 'samples')} of {len(found.chosen):,} that were "
+            f"In {_number(len(order), 'sample', 'samples')} of {len(found.chosen):,} that were "
             f"looked at, an atom has no neighbour within {CUTOFF:g} Angstrom",
             "look whether they have drifted away",
             places=order,

@@ -35,7 +35,7 @@ def _not_finite(one: Measured) -> Iterator[Finding]:
                 one,
                 Severity.ERROR,
                 f"{count_text(int(bad.sum()))} with {name} that is NaN or infinite",
-                "these samples are said to have the label, so that a loss becomes NaN",
+                "These samples are said to have the label, so that a loss becomes NaN",
                 f"write them without {name}, or delete them",
                 places=places_of(bad),
             )
@@ -51,7 +51,7 @@ def _stress_without_cell(one: Measured) -> Iterator[Finding]:
             one,
             Severity.ERROR,
             f"{count_text(len(places))} with a stress without a cell",
-            "a stress is an energy by volume, which these samples do not have",
+            "A stress is an energy by volume, which these samples do not have",
             "write them without stress, or with their cell",
             places=places,
         )
@@ -65,7 +65,7 @@ def _missing(one: Measured) -> Iterator[Finding]:
             yield Finding(
                 Severity.NOTE,
                 f"No sample has {name}",
-                f"the store has no field {name!r}",
+                f"The store has no field {name!r}",
                 "nothing to do where it is not to be trained on",
             )
     others = []
@@ -94,7 +94,7 @@ def _missing(one: Measured) -> Iterator[Finding]:
         yield Finding(
             Severity.NOTE,
             "Own fields that some samples lack",
-            f"number of samples that lack each: {', '.join(others[:_MOST_OTHERS])}",
+            f"Number of samples that lack each: {', '.join(others[:_MOST_OTHERS])}",
             "nothing to do, unless they are to be trained on",
         )
 
