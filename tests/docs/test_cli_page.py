@@ -42,6 +42,7 @@ def test_keys_of_json_are_those_that_are_printed(run_page, capsys):
         "stats": ["run.zarr"],
         "head": ["run.zarr"],
         "show": ["run.zarr"],
+        "report": ["run.zarr"],
         "split": ["run.zarr", "-o", "other"],
         "merge": ["run.zarr", "new.zarr"],
         "compact": ["run.zarr"],
