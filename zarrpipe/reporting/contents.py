@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,6 @@ from zarrpipe.data.batch import Batch
 from zarrpipe.data.tables import Table
 
 FloatArray = npt.NDArray[np.float64]
-_NONE: Mapping[str, Any] = MappingProxyType({})
 
 
 class Kind(StrEnum):
@@ -62,7 +60,10 @@ class Figure:
 
 @dataclass(frozen=True)
 class Finding:
-    """A fault, or what looks like one: what it is, which samples show it, the way out."""
+    """A fault, or what looks like one: what it is, which samples show it, the way out.
+
+    `section` is the name of the section that shows more of it, if there is one.
+    """
 
     severity: Severity
     title: str
@@ -70,6 +71,7 @@ class Finding:
     way_out: str = ""
     samples: tuple[int, ...] = ()
     count: int = 0
+    section: str = ""
 
 
 @dataclass(frozen=True)
@@ -105,8 +107,8 @@ class Structures:
     batch: Batch
     samples: npt.NDArray[np.int64]
     properties: Mapping[str, Sequence[Any]]
-    units: Mapping[str, str] = _NONE
-    orders: Mapping[str, npt.NDArray[np.int64]] = _NONE
+    units: Mapping[str, str] = field(default_factory=dict)
+    orders: Mapping[str, npt.NDArray[np.int64]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
