@@ -51,7 +51,8 @@ def draw_elements(axes: "Axes", figure: Figure) -> None:
             style, weight = {"facecolor": shade, "edgecolor": "none"}, "bold"
         axes.add_patch(rectangle((column + 0.03, row + 0.03), 0.94, 0.94, **style))
         place = (column + 0.5, row + 0.53)
-        axes.text(*place, symbol, ha="center", va="center", fontsize=7, color=ink, weight=weight)
+        text = axes.text(*place, symbol, ha="center", va="center", fontsize=7, color=ink)
+        text.set(weight=weight, in_layout=False)  # the layout is of the axes, without 118 texts
     axes.set(xlim=(0, 18), ylim=(9.4, 0), aspect="equal")
     axes.set_axis_off()
     mappable = require("matplotlib.cm", "report").ScalarMappable(scale, colours)
@@ -61,7 +62,7 @@ def draw_elements(axes: "Axes", figure: Figure) -> None:
 
 
 def _scale(values: list[float], *, log: bool) -> Any:
-    """A Normalize of matplotlib, from values to 0...1: logarithmic when asked, or when positive values span much."""
+    """Normalize of matplotlib: logarithmic when asked or when positive values span much."""
     colours = require("matplotlib.colors", "report")
     low, high = min(values, default=0.0), max(values, default=1.0)
     if low > 0 and (log or high / low >= _WIDE_RANGE):

@@ -1,0 +1,160 @@
+"""A report as one HTML file that needs no network: first what matters, then all else."""
+
+import base64
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from zarrpipe.libraries import require
+from zarrpipe.reporting.contents import Finding, Report, Severity, Structures
+from zarrpipe.reporting.figures import svg
+from zarrpipe.reporting.viewer import (
+    MAP,
+    Script,
+    chemiscope_script,
+    dataset,
+    packed,
+    that_fit,
+    to_json,
+    words,
+)
+
+_SHOWN_SAMPLES = 12  # sample numbers of a finding before "and more"
+_SHOWN_FINDINGS = 12  # findings before the rest is folded
+
+
+@dataclass(frozen=True)
+class _Column:
+    """A column of the list of structures."""
+
+    name: str
+    unit: str
+    is_number: bool
+    cells: tuple[tuple[str, str], ...]  # text and the value to sort by
+
+
+def write_page(report: Report, path: str | Path) -> Path:
+    """Write a report as one HTML file that works offline.
+
+    The page has the numbers and findings first, then sections with figures and tables, then
+    structures that turn in a browser with WebGL. These are drawn by the JavaScript of chemiscope
+    (BSD-3-Clause), which the page holds; where chemiscope is not installed, the page says so.
+
+    Parameters
+    ----------
+    report : Report
+        What `zarrpipe.report` returned.
+    path : str or Path
+        The file, which is replaced if it is there.
+
+    Returns
+    -------
+    Path
+        The file.
+
+    Raises
+    ------
+    MissingLibraryError
+        If jinja2 or matplotlib is not installed.
+    """
+    text = page(report)
+    target = Path(path)
+    target.write_text(text, encoding="utf-8")
+    return target
+
+
+def page(report: Report) -> str:
+    """The HTML of a report."""
+    jinja2 = require("jinja2", "report")
+    folder = files("zarrpipe.reporting") / "template"
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"anchor": _anchor, "svg": svg, "words": words}
+    structures = None if report.structures is None else that_fit(report.structures)
+    script = None if structures is None else chemiscope_script()
+    own_script = (folder / "page.js").read_text("utf-8")
+    template = environment.from_string((folder / "page.html").read_text("utf-8"))
+    text: str = template.render(
+        report=report,
+        title=_title(report),
+        facts={words(name): _text(value) for name, value in report.facts.items()},
+        findings=report.findings,
+        section_titles={section.name: section.title for section in report.sections},
+        counts=_counts(report.findings),
+        shown_findings=_SHOWN_FINDINGS,
+        shown_samples=_SHOWN_SAMPLES,
+        signs={Severity.ERROR: "✕", Severity.WARNING: "!", Severity.NOTE: "i"},
+        structures=structures,
+        drawn=set() if structures is None else set(structures.samples.tolist()),
+        columns=() if structures is None else _columns(structures),
+        orders={} if structures is None else structures.orders,
+        style=(folder / "page.css").read_text("utf-8"),
+        own_script=own_script,
+        script_hash=base64.b64encode(hashlib.sha256(own_script.encode()).digest()).decode(),
+        chemiscope=script,
+        **_packed(structures, script),
+    )
+    return text
+
+
+def _packed(structures: Structures | None, script: Script | None) -> dict[str, str]:
+    if structures is None or script is None:
+        return {"viewer_script": "", "viewer_data": ""}
+    data = to_json(dataset(structures))
+    return {"viewer_script": packed(script.text), "viewer_data": packed(data)}
+
+
+def _title(report: Report) -> str:
+    """Names of the stores, without the folders that they are in."""
+    return " and ".join(store.rstrip("/").rpartition("/")[2] or store for store in report.stores)
+
+
+def _counts(findings: Sequence[Finding]) -> str:
+    """As "2 errors, 1 warning"."""
+    counts = {one: sum(finding.severity is one for finding in findings) for one in Severity}
+    return ", ".join(f"{n} {one}{'s' * (n > 1)}" for one, n in counts.items() if n)
+
+
+def _columns(structures: Structures) -> tuple[_Column, ...]:
+    properties: Mapping[str, Sequence[Any]] = {
+        "sample": structures.samples.tolist(),
+        **{name: values for name, values in structures.properties.items() if name not in MAP},
+    }
+    columns = []
+    for name, values in properties.items():
+        is_number = all(not isinstance(value, str) for value in values)
+        texts = [str(value) if name == "sample" else _text(value) for value in values]
+        keys = [repr(float(value)) if is_number else str(value) for value in values]
+        unit = structures.units.get(name, "")
+        columns.append(_Column(name, unit, is_number, tuple(zip(texts, keys, strict=True))))
+    return tuple(columns)
+
+
+def _text(value: Any) -> str:
+    """A value for people: 1,234 or 0.00123, and a list with commas."""
+    match value:
+        case bool():
+            text = "yes" if value else "no"
+        case int() | np.integer():
+            text = f"{value:,}"
+        case float() | np.floating():
+            text = "-" if np.isnan(value) else f"{value:,.4g}"
+        case Mapping():
+            text = ", ".join(f"{key} {_text(one)}" for key, one in value.items())
+        case list() | tuple():
+            text = ", ".join(map(_text, value))
+        case _:
+            text = "-" if value is None else str(value)
+    return text
+
+
+def _anchor(name: str) -> str:
+    """Id of a section in the page."""
+    return "section-" + re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-").lower()
