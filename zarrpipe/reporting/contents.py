@@ -1,5 +1,6 @@
 """What a report says, as data: `measure` finds it, `figures` and `page` show it, JSON holds it."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -62,7 +63,9 @@ class Figure:
 class Finding:
     """A fault, or what looks like one: what it is, which samples show it, the way out.
 
-    `section` is the name of the section that shows more of it, if there is one.
+    `samples` are the first of the `count` that show it, the worst first where there is a worst, by
+    their numbers in the store at the place `store` of `Report.stores`; `section` is the name of
+    the section that shows more, if there is one.
     """
 
     severity: Severity
@@ -71,6 +74,7 @@ class Finding:
     way_out: str = ""
     samples: tuple[int, ...] = ()
     count: int = 0
+    store: int = 0
     section: str = ""
 
 
@@ -128,7 +132,7 @@ class Report:
     structures : Structures or None
         Chosen ones; None if the store is empty.
     looked_at, samples : int
-        Samples that were read, of those that there are.
+        Samples whose atoms were looked at one by one, of those that there are.
     """
 
     stores: tuple[str, ...]
@@ -138,3 +142,26 @@ class Report:
     structures: Structures | None
     looked_at: int
     samples: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Convert to plain types, for JSON: all numbers of facts, findings, tables and figures.
+
+        The keys are the names of the parameters. Of the structures, `samples`, `properties`,
+        `units` and `orders` are there, and no atoms.
+        """
+        found: dict[str, Any] = _plain(self)
+        return found
+
+
+def _plain(value: Any) -> Any:
+    """Dataclasses, arrays and mappings as lists, dicts and numbers; a `Batch` is left out."""
+    if dataclasses.is_dataclass(value):
+        parts = {item.name: getattr(value, item.name) for item in dataclasses.fields(value)}
+        return {name: _plain(part) for name, part in parts.items() if not isinstance(part, Batch)}
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    if isinstance(value, Mapping):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, str):
+        return str(value)
+    return [_plain(one) for one in value] if isinstance(value, tuple | list | set) else value
