@@ -26,6 +26,7 @@ from zarrpipe.reporting.viewer import (
 )
 
 _SHOWN_SAMPLES = 12  # sample numbers of a finding before "and more"
+_SHOWN_ITEMS = 8  # of a list among the facts
 _SHOWN_FINDINGS = 12  # findings before the rest is folded
 
 
@@ -76,7 +77,7 @@ def page(report: Report) -> str:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"anchor": _anchor, "svg": svg, "words": words}
+    environment.filters |= {"anchor": _anchor, "last_part": _last_part, "svg": svg, "words": words}
     structures = None if report.structures is None else that_fit(report.structures)
     script = None if structures is None else chemiscope_script()
     own_script = (folder / "page.js").read_text("utf-8")
@@ -84,7 +85,8 @@ def page(report: Report) -> str:
     text: str = template.render(
         report=report,
         title=_title(report),
-        facts={words(name): _text(value) for name, value in report.facts.items()},
+        facts=_facts(report),
+        letters="AB" if len(report.stores) > 1 else "",
         findings=report.findings,
         section_titles={section.name: section.title for section in report.sections},
         counts=_counts(report.findings),
@@ -92,7 +94,7 @@ def page(report: Report) -> str:
         shown_samples=_SHOWN_SAMPLES,
         signs={Severity.ERROR: "✕", Severity.WARNING: "!", Severity.NOTE: "i"},
         structures=structures,
-        drawn=set() if structures is None else set(structures.samples.tolist()),
+        keys=[] if structures is None else _keys(structures),
         columns=() if structures is None else _columns(structures),
         orders={} if structures is None else structures.orders,
         style=(folder / "page.css").read_text("utf-8"),
@@ -113,13 +115,40 @@ def _packed(structures: Structures | None, script: Script | None) -> dict[str, s
 
 def _title(report: Report) -> str:
     """Names of the stores, without the folders that they are in."""
-    return " and ".join(store.rstrip("/").rpartition("/")[2] or store for store in report.stores)
+    return " and ".join(map(_last_part, report.stores))
+
+
+def _last_part(store: str) -> str:
+    return store.rstrip("/").rpartition("/")[2] or store
 
 
 def _counts(findings: Sequence[Finding]) -> str:
     """As "2 errors, 1 warning"."""
     counts = {one: sum(finding.severity is one for finding in findings) for one in Severity}
     return ", ".join(f"{n} {one}{'s' * (n > 1)}" for one, n in counts.items() if n)
+
+
+def _facts(report: Report) -> list[tuple[str, list[str]]]:
+    """Name and text of each fact, or a text for each of two stores."""
+    facts = report.facts
+    if len(report.stores) > 1 and all(isinstance(own, Mapping) for own in facts.values()):
+        names = dict.fromkeys(name for own in facts.values() for name in own)
+        return [(words(name), [_fact(own.get(name)) for own in facts.values()]) for name in names]
+    return [(words(name), [_fact(value)]) for name, value in facts.items()]
+
+
+def _fact(value: Any) -> str:
+    """Text of a fact; of a long list, how many there are and the first."""
+    if isinstance(value, list | tuple) and len(value) > _SHOWN_ITEMS:
+        return f"{len(value)}: {_text(value[:_SHOWN_ITEMS])}, …"
+    return _text(value)
+
+
+def _keys(structures: Structures) -> list[str]:
+    """Store and number of each structure, as "0:17", by which findings name it."""
+    numbers = structures.properties.get("sample", structures.samples.tolist())
+    letters = structures.properties.get("store", ["A"] * len(numbers))
+    return [f"{'AB'.index(one)}:{number}" for one, number in zip(letters, numbers, strict=True)]
 
 
 def _columns(structures: Structures) -> tuple[_Column, ...]:

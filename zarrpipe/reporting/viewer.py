@@ -24,7 +24,7 @@ _SHORTEST_ARROW = 0.01  # Å, so that there is none of length zero
 _FARTHEST = (
     500.0  # Å from the middle of a structure; 3Dmol's search for bonds takes memory by volume
 )
-_COLOURS = ("energy_residual", "energy_per_atom", "max_force")
+_COLOURS = ("energy_off", "energy_per_atom", "max_force")
 """Properties by which points of the map are coloured at first, the best first."""
 
 
@@ -145,7 +145,8 @@ def _drawable(positions: FloatArray) -> npt.NDArray[np.intp]:
     if len(placed) == 0:
         return placed
     middle = np.median(positions[placed], axis=0)
-    return placed[np.abs(positions[placed] - middle).max(axis=1) < _FARTHEST]
+    near: npt.NDArray[np.intp] = placed[np.abs(positions[placed] - middle).max(axis=1) < _FARTHEST]
+    return near
 
 
 def _cell(structures: Structures, place: int) -> FloatArray | None:
@@ -192,9 +193,10 @@ def _map_settings(properties: dict[str, Any]) -> dict[str, Any]:
     colour = next((name for name in map(words, _COLOURS) if name in properties), "")
     if colour:
         values = [value for value in properties[colour]["values"] if value is not None]
-        wide = bool(values) and min(values) > 0 and max(values) > 50 * min(values)
-        settings["color"] = {"property": colour, "mode": "log" if wide else "linear"}
-        settings["color"]["palette"] = "viridis"
+        low, high = np.percentile(values, (2, 98)) if values else (0.0, 0.0)
+        settings["color"] = {"property": colour, "palette": "viridis"}
+        if low < high:  # so that an outlier does not leave one colour to all others
+            settings["color"] |= {"min": float(low), "max": float(high)}
     return settings
 
 

@@ -24,7 +24,7 @@
     const room = box.clientHeight - list.offsetTop;
     if (top < box.scrollTop || top + row.offsetHeight > box.scrollTop + room) box.scrollTop = top;
     const caption = document.getElementById("viewer-caption");
-    if (caption) caption.textContent = `Sample ${row.dataset.sample}. Arrows are forces, each structure to its own scale.`;
+    if (caption) caption.textContent = `Sample ${row.cells[0].textContent}. Arrows are forces, each structure to its own scale.`;
   }
 
   const orders = [...document.querySelectorAll("[data-order]")];
