@@ -138,7 +138,7 @@ def _histogram(axes: "Axes", figure: Figure) -> None:
         style: dict[str, Any] = {"fill": True, "alpha": 0.75, "color": colour}
         if place:  # an outline over what is filled: both stay visible
             style = {"linewidth": 1.6, "color": colour, "linestyle": _dash(place)}
-        axes.stairs(np.nan_to_num(series.y), series.x, label=plain(series.name), **style)
+        axes.stairs(_known(series.y), series.x, label=plain(series.name), **style)
     _finish(axes, figure)
     if figure.log_y:
         axes.set_ylim(bottom=0.5)
@@ -151,7 +151,7 @@ def _bars(axes: "Axes", figure: Figure) -> None:
     for place, series in enumerate(figure.series):
         heights = dict(zip(series.labels, series.y.tolist(), strict=True))
         at = np.arange(len(labels)) + (place - (len(figure.series) - 1) / 2) * width
-        values = np.nan_to_num([heights.get(label, 0.0) for label in labels])
+        values = _known(np.array([heights.get(label, 0.0) for label in labels]))
         draw = axes.barh if flat else axes.bar
         draw(at, values, width, color=COLOURS[place % len(COLOURS)], label=plain(series.name))
     ticks, axis = range(len(labels)), axes.yaxis if flat else axes.xaxis
@@ -217,6 +217,11 @@ def _finite(series: Series) -> tuple[FloatArray, FloatArray, list[str]]:
     kept = np.isfinite(x) & np.isfinite(series.y)
     labels = [label for label, keep in zip(series.labels, kept, strict=False) if keep]
     return x[kept], series.y[kept], labels
+
+
+def _known(values: FloatArray) -> FloatArray:
+    """Heights, 0 for those that are not finite."""
+    return np.where(np.isfinite(values), values, 0.0)
 
 
 def _dash(place: int) -> str:
