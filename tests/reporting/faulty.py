@@ -58,7 +58,7 @@ def crystals(count: int = 90, seed: int = 0) -> list[dict[str, Any]]:
             atoms.set_cell(atoms.cell * 1.05, scale_atoms=True)
         strain = np.eye(3) + 0.02 * random.normal(size=(3, 3))
         atoms.set_cell(atoms.cell @ strain, scale_atoms=True)
-        atoms.positions += 0.08 * random.normal(size=(len(atoms), 3))
+        atoms.positions += 0.1 * random.normal(size=(len(atoms), 3))
         made.append(labelled(atoms, KINDS[serial % len(CELLS)], serial // 30))
     return made
 

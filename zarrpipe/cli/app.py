@@ -12,6 +12,7 @@ from typing import Annotated, Any, cast
 import typer
 
 from zarrpipe.cli import bench, export, imports, look, maintain, rewrite
+from zarrpipe.cli import report as reports
 from zarrpipe.cli.exit_codes import MEANINGS, UNUSABLE
 from zarrpipe.cli.output import flush, report
 from zarrpipe.errors import ZarrPipeError
@@ -23,6 +24,7 @@ COMMANDS: tuple[Callable[..., int], ...] = (
     look.stats,
     look.head,
     look.show,
+    reports.report,
     rewrite.split,
     rewrite.merge,
     rewrite.compact,

@@ -1,0 +1,121 @@
+"""Labels that are missing, not finite, without a cell, or far from those of their like."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from zarrpipe.data.csr import Int64Array
+from zarrpipe.data.fields import CORE_FIELDS
+from zarrpipe.reporting.contents import Finding, Severity
+from zarrpipe.reporting.findings.finding import count_text, finding, places_of
+from zarrpipe.reporting.values.measured import Measured
+from zarrpipe.store.query.derived import BoolArray
+
+_TRAINED = ("energy", "forces", "stress")
+_FAR = 20.0
+_LEAST_OFF = 0.2
+"""Energy per atom, eV, by which an outlier is off at least."""
+_NO_LABELS = frozenset({"positions", "atomic_numbers", "cell", "pbc"})
+
+
+def label_findings(one: Measured, explained: BoolArray) -> Iterator[Finding]:
+    """Findings about labels; `explained` [K] samples have energies that another finding names."""
+    yield from _not_finite(one)
+    yield from _stress_without_cell(one)
+    yield from _missing(one)
+    yield from _far_energies(one, explained)
+
+
+def _not_finite(one: Measured) -> Iterator[Finding]:
+    for name, bad in one.values.not_finite.items():
+        if name != "positions" and bad.any():
+            yield finding(
+                one,
+                Severity.ERROR,
+                f"{name} of {count_text(int(bad.sum()))} is NaN or infinite",
+                "these samples are said to have the label, so that a loss becomes NaN",
+                f"write them without {name}, or delete them",
+                places=places_of(bad),
+            )
+
+
+def _stress_without_cell(one: Measured) -> Iterator[Finding]:
+    has = one.values.present.get("stress")
+    if has is None:
+        return
+    places = places_of(has & ~np.isfinite(one.values.volume))
+    if len(places):
+        yield finding(
+            one,
+            Severity.ERROR,
+            f"{count_text(len(places))} with a stress without a cell",
+            "a stress is an energy by volume, which these samples do not have",
+            "write them without stress, or with their cell",
+            places=places,
+        )
+
+
+def _missing(one: Measured) -> Iterator[Finding]:
+    """Labels that some samples lack, and the usual ones that all lack."""
+    count = len(one.values)
+    for name in ("energy", "forces"):
+        if name not in one.values.present:
+            yield Finding(
+                Severity.NOTE,
+                f"No sample has {name}",
+                f"the store has no field {name!r}",
+                "nothing to do where it is not to be trained on",
+            )
+    for name, has in one.values.present.items():
+        lacks = ~has
+        if name == "stress":
+            lacks = lacks & one.values.periodic
+        places = places_of(lacks)
+        if name in _NO_LABELS or not len(places) or not has.any():
+            continue
+        why = _group_that_lacks(one, places)
+        trained = name in _TRAINED or name in CORE_FIELDS
+        severe = Severity.WARNING if trained and not why else Severity.NOTE
+        whole = " periodic" if name == "stress" else ""
+        yield finding(
+            one,
+            severe,
+            f"{name} of {count_text(len(places))} is missing",
+            f"{len(places) / count:.1%} of the {count:,} samples{why or ''}"
+            + (f"; only{whole} samples are counted" if whole else ""),
+            f"train with a loss over the labels that are there, label them, or leave them out "
+            f"with where='has({name})'",
+            places=places,
+        )
+
+
+def _group_that_lacks(one: Measured, places: Int64Array) -> str:
+    """Which groups by strings or round the samples are exactly, if they are."""
+    if one.energies.free[places].all():
+        return ": the free atoms"
+    for group in one.groups:
+        own = np.unique(group.codes[places])
+        if own[0] >= 0 and np.isin(group.codes, own).sum() == len(places) and len(own) <= 3:
+            names = ", ".join(group.labels[code] for code in own)
+            return f": those whose {group.name} is {names}"
+    return ""
+
+
+def _far_energies(one: Measured, explained: BoolArray) -> Iterator[Finding]:
+    energies = one.energies
+    deviation = np.nan_to_num(np.abs(energies.deviation), nan=0.0, posinf=0.0)
+    off = np.abs(energies.residual - energies.median)
+    places = places_of((deviation > _FAR) & (off > _LEAST_OFF) & ~explained & ~energies.free)
+    if len(places):
+        order = places[np.argsort(-deviation[places])]
+        worst = int(order[0])
+        yield finding(
+            one,
+            Severity.WARNING,
+            f"Energy of {count_text(len(order))} is far from that of their like",
+            f"sample {one.samples([worst])[0]}: {energies.residual[worst] - energies.median:+.4g} "
+            f"eV an atom after the reference energies, {deviation[worst]:.0f} times the spread",
+            "look at them: a calculation that did not converge, another functional, or a wrong "
+            "element",
+            places=order,
+        )
