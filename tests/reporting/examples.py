@@ -68,11 +68,11 @@ FIGURES = (
 
 
 def waters(count: int) -> Structures:
-    """Molecules of water in turn with ice-like cells, of which the last has the largest force."""
+    """Ever longer molecules of water, each other one in a cell; the last has the largest force."""
     samples, forces = [], np.arange(1.0, count + 1)
     for place in range(count):
         data = {
-            "positions": WATER * (1 + 0.02 * place),
+            "positions": WATER * (1, 1, 1 + place),
             "atomic_numbers": [8, 1, 1],
             "forces": WATER * forces[place],
             "pbc": [bool(place % 2)] * 3,

@@ -128,17 +128,23 @@ def _counts(findings: Sequence[Finding]) -> str:
     return ", ".join(f"{n} {one}{'s' * (n > 1)}" for one, n in counts.items() if n)
 
 
-def _facts(report: Report) -> list[tuple[str, list[str]]]:
-    """Name and text of each fact, or a text for each of two stores."""
+def _facts(report: Report) -> list[tuple[str, str, list[str]]]:
+    """Name, unit and text of each fact, or a text for each of two stores."""
     facts = report.facts
-    if len(report.stores) > 1 and all(isinstance(own, Mapping) for own in facts.values()):
-        names = dict.fromkeys(name for own in facts.values() for name in own)
-        return [(words(name), [_fact(own.get(name)) for own in facts.values()]) for name in names]
-    return [(words(name), [_fact(value)]) for name, value in facts.items()]
+    two = len(report.stores) > 1 and all(isinstance(own, Mapping) for own in facts.values())
+    sides = list(facts.values()) if two else [facts]
+    found = []
+    for name in dict.fromkeys(name for own in sides for name in own):
+        words_of, _, unit = words(name).rstrip(")").partition(" (")
+        texts = [_fact(name, own.get(name)) for own in sides]
+        found.append((words_of, _symbols(unit), texts))
+    return found
 
 
-def _fact(value: Any) -> str:
+def _fact(name: str, value: Any) -> str:
     """Text of a fact; of a long list, how many there are and the first."""
+    if name == "bytes" and isinstance(value, int):
+        return _size(value)
     if isinstance(value, list | tuple) and len(value) > _SHOWN_ITEMS:
         return f"{len(value)}: {_text(value[:_SHOWN_ITEMS])}, …"
     return _text(value)
@@ -161,9 +167,20 @@ def _columns(structures: Structures) -> tuple[_Column, ...]:
         is_number = all(not isinstance(value, str) for value in values)
         texts = [str(value) if name == "sample" else _text(value) for value in values]
         keys = [repr(float(value)) if is_number else str(value) for value in values]
-        unit = structures.units.get(name, "")
+        unit = _symbols(structures.units.get(name, ""))
         columns.append(_Column(name, unit, is_number, tuple(zip(texts, keys, strict=True))))
     return tuple(columns)
+
+
+def _symbols(unit: str) -> str:
+    """A unit as it is printed: Å for Angstrom, ³ for ^3."""
+    return unit.replace("Angstrom", "Å").replace("^2", "²").replace("^3", "³")
+
+
+def _size(number: int) -> str:
+    """Bytes in the largest unit of which there is one."""
+    power = min(int(np.log10(max(number, 1))) // 3, 4)
+    return f"{number / 1000**power:.3g} {('bytes', 'kB', 'MB', 'GB', 'TB')[power]}"
 
 
 def _text(value: Any) -> str:

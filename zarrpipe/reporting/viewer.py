@@ -19,7 +19,7 @@ from zarrpipe.store.query.elements import SYMBOLS
 CHEMISCOPE_SCRIPT = "chemiscope/sphinx/static/chemiscope.min.js"
 MAP = ("map_1", "map_2")
 _MOST_ATOMS = 60_000  # about 3 MB of page, with forces
-_LONGEST_ARROW = 0.2  # of the extent of a structure
+_LONGEST_ARROW = 0.3  # of the extent of a structure
 _SHORTEST_ARROW = 0.01  # Å, so that there is none of length zero
 _FARTHEST = (
     500.0  # Å from the middle of a structure; 3Dmol's search for bonds takes memory by volume
@@ -168,7 +168,7 @@ def _arrows(blocks: Sequence[FloatArray]) -> dict[str, Any]:
         lengths = np.maximum(np.linalg.norm(block, axis=1), _SHORTEST_ARROW)
         for direction, length in zip(block / lengths[:, None], lengths, strict=True):
             arrows.append({"vector": _rounded(direction, 3), "scale": round(float(length), 3)})
-    whole = {"baseRadius": 0.035, "headRadius": 0.1, "headLength": 0.25, "color": "#ff7f0e"}
+    whole = {"baseRadius": 0.035, "headRadius": 0.1, "headLength": 0.25, "color": "#e6007e"}
     return {"kind": "arrow", "parameters": {"global": whole, "atom": arrows}}
 
 
@@ -193,11 +193,19 @@ def _map_settings(properties: dict[str, Any]) -> dict[str, Any]:
     colour = next((name for name in map(words, _COLOURS) if name in properties), "")
     if colour:
         values = [value for value in properties[colour]["values"] if value is not None]
-        low, high = np.percentile(values, (2, 98)) if values else (0.0, 0.0)
         settings["color"] = {"property": colour, "palette": "viridis"}
-        if low < high:  # so that an outlier does not leave one colour to all others
-            settings["color"] |= {"min": float(low), "max": float(high)}
+        settings["color"] |= _range(np.array(values, dtype=np.float64))
     return settings
+
+
+def _range(values: FloatArray) -> dict[str, float]:
+    """Ends of the colours, so that an outlier does not leave one colour to all others."""
+    if len(values) == 0:
+        return {}
+    first, middle, third = np.percentile(values, (25, 50, 75))
+    reach = 4 * (third - first)
+    low, high = max(values.min(), middle - reach), min(values.max(), middle + reach)
+    return {"min": float(low), "max": float(high)} if low < high else {}
 
 
 def _symbol(number: int) -> str:
