@@ -164,4 +164,8 @@ def _plain(value: Any) -> Any:
         return {str(key): _plain(one) for key, one in value.items()}
     if isinstance(value, str):
         return str(value)
-    return [_plain(one) for one in value] if isinstance(value, tuple | list | set) else value
+    return (
+        [_plain(one) for one in value]
+        if isinstance(value, tuple | list | set | frozenset | range)
+        else value
+    )

@@ -10,6 +10,7 @@ from zarrpipe.data.validate import check_count
 from zarrpipe.reporting.contents import Finding, Report
 from zarrpipe.reporting.findings.find import find
 from zarrpipe.reporting.findings.finding import worst_first
+from zarrpipe.reporting.sections.comparison import comparison_findings
 from zarrpipe.reporting.sections.every import facts_of, sections_of
 from zarrpipe.reporting.values.chosen import structures_of
 from zarrpipe.reporting.values.measured import Measured, Settings, measured
@@ -98,7 +99,7 @@ def report(
         stores=tuple(one.place for one in sides),
         facts=facts_of(sides),
         findings=findings,
-        sections=sections_of(sides, settings),
+        sections=sections_of(sides, settings, mapped),
         structures=structures_of(sides, findings, mapped, seed),
         looked_at=sum(len(one.distances.chosen) for one in sides),
         samples=sum(len(one) for one in sides),
@@ -106,10 +107,11 @@ def report(
 
 
 def _findings(sides: Sequence[Measured]) -> tuple[Finding, ...]:
-    """Findings of each store, with its place among them."""
-    return worst_first(
-        [replace(one, store=store) for store, side in enumerate(sides) for one in find(side)]
-    )
+    """Findings of each store, with its place among them, and those of the comparison."""
+    found = [replace(one, store=store) for store, side in enumerate(sides) for one in find(side)]
+    if len(sides) > 1 and all(map(len, sides)):
+        found += comparison_findings(sides)
+    return worst_first(found)
 
 
 def _text(stores: Stored) -> str:

@@ -12,6 +12,7 @@ from zarrpipe.reporting.values.measured import Measured
 from zarrpipe.store.query.derived import BoolArray
 
 _TRAINED = ("energy", "forces", "stress")
+_MOST_OTHERS = 10
 _FAR = 20.0
 _LEAST_OFF = 0.2
 """Energy per atom, eV, by which an outlier is off at least."""
@@ -66,33 +67,39 @@ def _missing(one: Measured) -> Iterator[Finding]:
                 f"the store has no field {name!r}",
                 "nothing to do where it is not to be trained on",
             )
+    others = []
     for name, has in one.values.present.items():
-        lacks = ~has
+        lacks = ~has & ~one.energies.free
         if name == "stress":
-            lacks = lacks & one.values.periodic
+            lacks &= one.values.periodic
         places = places_of(lacks)
         if name in _NO_LABELS or not len(places) or not has.any():
             continue
+        if name not in CORE_FIELDS:
+            others += [] if one.dataset.schema[name].categories else [f"{name} ({len(places):,})"]
+            continue
         why = _group_that_lacks(one, places)
-        trained = name in _TRAINED or name in CORE_FIELDS
-        severe = Severity.WARNING if trained and not why else Severity.NOTE
-        whole = " periodic" if name == "stress" else ""
         yield finding(
             one,
-            severe,
-            f"{name} of {count_text(len(places))} is missing",
-            f"{len(places) / count:.1%} of the {count:,} samples{why or ''}"
-            + (f"; only{whole} samples are counted" if whole else ""),
-            f"train with a loss over the labels that are there, label them, or leave them out "
+            Severity.WARNING if name in _TRAINED and not why else Severity.NOTE,
+            f"{count_text(len(places))} without {name}",
+            f"{len(places) / count:.1%} of {count:,} samples lack it{why}"
+            + ("; only periodic samples are counted" if name == "stress" else ""),
+            "train with a loss over the labels that are there, label them, or leave them out "
             f"with where='has({name})'",
             places=places,
+        )
+    if others:
+        yield Finding(
+            Severity.NOTE,
+            "Own fields that some samples lack",
+            f"number of samples that lack each: {', '.join(others[:_MOST_OTHERS])}",
+            "nothing to do, unless they are to be trained on",
         )
 
 
 def _group_that_lacks(one: Measured, places: Int64Array) -> str:
     """Which groups by strings or round the samples are exactly, if they are."""
-    if one.energies.free[places].all():
-        return ": the free atoms"
     for group in one.groups:
         own = np.unique(group.codes[places])
         if own[0] >= 0 and np.isin(group.codes, own).sum() == len(places) and len(own) <= 3:

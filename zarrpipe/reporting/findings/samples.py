@@ -9,11 +9,11 @@ from zarrpipe.data.csr import Int64Array
 from zarrpipe.reporting.contents import Finding, Severity
 from zarrpipe.reporting.findings.finding import count_text, finding, places_of
 from zarrpipe.reporting.values.measured import Measured
-from zarrpipe.store.query.elements import SYMBOLS, as_elements
+from zarrpipe.store.query.derived import BoolArray
+from zarrpipe.store.query.elements import SYMBOLS
 from zarrpipe.training.splits.assignment import SPLITS
-from zarrpipe.training.statistics import sample_blocks
 
-_SAME = 1e-4
+SAME_ENERGY = 1e-4
 """Energy per atom, eV, by which equal structures may differ."""
 _RARE, _FEW_ELEMENTS = 3, 12
 
@@ -27,7 +27,7 @@ class Repeats:
 
     first: Int64Array
     later: Int64Array
-    differs: np.ndarray
+    differs: BoolArray
 
 
 def repeats(one: Measured) -> Repeats:
@@ -41,7 +41,7 @@ def repeats(one: Measured) -> Repeats:
     first, later = first[later], order[later]
     energy = values.energy_per_atom
     with np.errstate(invalid="ignore"):
-        differs = np.abs(energy[first] - energy[later]) > _SAME
+        differs = np.abs(energy[first] - energy[later]) > SAME_ENERGY
     return Repeats(first, later, differs)
 
 
@@ -94,7 +94,7 @@ def _pairs(found: Repeats, which: Int64Array) -> Int64Array:
 def _elements(one: Measured) -> Iterator[Finding]:
     values = one.values
     if values.of_element[0]:
-        places = samples_with(one, np.array([0]))[0]
+        places = one.with_elements(np.array([0]))[0]
         yield finding(
             one,
             Severity.ERROR,
@@ -109,7 +109,7 @@ def _elements(one: Measured) -> Iterator[Finding]:
     rare = rare[values.with_element[rare] < 0.02 * len(values)]
     if not len(rare):
         return
-    by_element = samples_with(one, rare)
+    by_element = one.with_elements(rare)
     places = np.unique(np.concatenate(by_element))
     names = ", ".join(
         f"{SYMBOLS[z]} in {count_text(len(by_element[i]))}" for i, z in enumerate(rare[:8])
@@ -119,26 +119,12 @@ def _elements(one: Measured) -> Iterator[Finding]:
     yield finding(
         one,
         Severity.WARNING if odd else Severity.NOTE,
-        f"{_plural(len(rare), 'element')} in very few samples",
+        f"{count_text(len(rare), 'element')} in very few samples",
         f"{names}{more}, of {len(values):,} samples: a wrong atomic number, or too little to learn "
         "from",
         "look at them, and delete them or add samples with these elements",
         places=places,
     )
-
-
-def samples_with(one: Measured, elements: Int64Array) -> list[Int64Array]:
-    """Places of the samples with each of some elements."""
-    _, first, inverse = np.unique(one.values.codes, return_index=True, return_inverse=True)
-    has = np.zeros((len(elements), len(first)), dtype=bool)
-    for here in sample_blocks(one.values.atoms[first]):
-        batch = one.dataset.gather(one.values.rows[first[here]], ())
-        numbers = as_elements(batch.atomic_numbers.numpy())
-        for row, element in enumerate(elements):
-            has[row, here] = np.logical_or.reduceat(
-                numbers == element, batch.batch_ptr.numpy()[:-1]
-            )
-    return [places_of(row[inverse.reshape(-1)]) for row in has]
 
 
 def _splits(one: Measured) -> Iterator[Finding]:
@@ -161,29 +147,15 @@ def _splits(one: Measured) -> Iterator[Finding]:
                 places=shared,
             )
         new = places_of(own)[~np.isin(codes[own], codes[train])]
-        unseen = _elements_of(one, new) - _elements_of(one, places_of(train)) if len(new) else None
+        unseen = one.elements_of(new) - one.elements_of(places_of(train)) if len(new) else None
         if unseen:
-            rows = samples_with(one, np.array(sorted(unseen)))
+            rows = one.with_elements(np.array(sorted(unseen)))
             places = np.intersect1d(np.concatenate(rows), places_of(own))
             yield finding(
                 one,
                 Severity.WARNING,
-                f"{_plural(len(unseen), 'element')} of {name} that training lacks",
+                f"{count_text(len(unseen), 'element')} of {name} that training lacks",
                 f"{', '.join(SYMBOLS[z] for z in sorted(unseen))}: a model cannot know them",
                 "add training samples with them, or another split (split_by, index files)",
                 places=places,
             )
-
-
-def _elements_of(one: Measured, places: Int64Array) -> set[int]:
-    """Elements of some samples, by one sample of each composition."""
-    _, first = np.unique(one.values.codes[places], return_index=True)
-    rows, found = places[first], set[int]()
-    for here in sample_blocks(one.values.atoms[rows]):
-        batch = one.dataset.gather(one.values.rows[rows[here]], ())
-        found.update(np.unique(as_elements(batch.atomic_numbers.numpy())).tolist())
-    return found
-
-
-def _plural(count: int, what: str) -> str:
-    return count_text(count, what)

@@ -11,13 +11,12 @@ from zarrpipe.reporting.contents import Finding, FloatArray, Structures
 from zarrpipe.reporting.values.measured import Measured, first_of
 from zarrpipe.reporting.values.scan import spread_rows
 from zarrpipe.reporting.values.structure_map import StructureMap
-from zarrpipe.store.query.elements import MASSES, as_elements, formulas
+from zarrpipe.store.query.elements import as_elements, formulas
 from zarrpipe.training.splits.assignment import SPLITS
 
 MOST_STRUCTURES, MOST_ATOMS = 200, 30_000
 _WORST, _OF_A_FINDING = 20, 6
 _FIELDS = ("cell", "pbc", "energy", "forces")
-_GRAMS_PER_CUBIC_CENTIMETRE = 1.66053906892
 _LONGEST = 40
 
 UNITS = {
@@ -111,7 +110,6 @@ def _properties(
     rows = values.rows[places]
     batch = dataset.gather(rows, ())
     numbers, ptr = as_elements(batch.atomic_numbers.numpy()), batch.batch_ptr.numpy()
-    mass = np.add.reduceat(MASSES[numbers], ptr[:-1])
     found: dict[str, Any] = {
         "sample": one.numbers[rows],
         "formula": [text[:_LONGEST] for text in formulas(numbers, ptr)],
@@ -122,7 +120,7 @@ def _properties(
         "max_stress": values.stress[places],
         "nearest_distance": _finite(one.shortest[places]),
         "nearest_ratio": _finite(one.ratio[places]),
-        "density": mass * _GRAMS_PER_CUBIC_CENTIMETRE / values.volume[places],
+        "density": values.density[places],
         "split": [(*SPLITS, "none")[split] for split in one.splits[places]],
     }
     for group in one.groups:

@@ -14,7 +14,7 @@ from zarrpipe.store.query.derived import BoolArray
 from zarrpipe.store.query.elements import SYMBOLS, as_elements
 from zarrpipe.transforms.neighbors import find
 
-CUTOFF = 4.0
+CUTOFF = 5.0
 """Angstrom within which neighbours are searched."""
 
 _BLOCK = 256

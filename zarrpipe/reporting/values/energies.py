@@ -13,7 +13,9 @@ import numpy as np
 
 from zarrpipe.data.csr import Int64Array
 from zarrpipe.data.ids import UInt64Array
+from zarrpipe.data.levels import Level
 from zarrpipe.dataset.zarr_dataset import ZarrDataset
+from zarrpipe.formats.read.labels import ISOLATED_ATOM
 from zarrpipe.reporting.contents import FloatArray
 from zarrpipe.reporting.values.scan import SampleValues, spread_rows
 from zarrpipe.store.query.derived import BoolArray
@@ -25,6 +27,9 @@ _ROUNDS = 40
 _LEAST_OF_A_COMPOSITION = 8
 _TO_SIGMA = 1.4826
 """Standard deviation of a normal distribution by its median absolute deviation."""
+
+_THINNEST = 0.005
+"""Atoms for each Angstrom^3; a single atom in a thinner cell is a free one."""
 
 _LEAST_SPREAD = 1e-3
 """Smallest spread by which deviations are divided, eV for each atom."""
@@ -148,16 +153,20 @@ def _deviations(
 
 
 def _free_atoms(dataset: ZarrDataset, values: SampleValues) -> BoolArray:
-    """Which samples [K] are free atoms: single ones that are marked, or are not periodic."""
+    """Which samples [K] are free atoms: single ones that are marked, or that no cell holds."""
     single = np.flatnonzero(values.atoms == 1)
     free = np.zeros(len(values), dtype=bool)
     if not len(single):
         return free
-    free[single] = ~values.periodic[single]
+    rows, density = values.rows[single], values.atoms_per_volume[single]
+    free[single] = ~(density > _THINNEST)  # NaN without a cell
     for name, item in dataset.schema.items():
         if item.categories is not None:
-            texts = dataset.strings(name, values.rows[single])
-            free[single] |= [is_free_atom(text) for text in texts]
+            free[single] |= [is_free_atom(text) for text in dataset.strings(name, rows)]
+        elif name == ISOLATED_ATOM and item.level is Level.SYSTEM:
+            has = dataset.present(name, rows)
+            marks = dataset.system_field(name, rows[has]).reshape(int(has.sum()), -1)
+            free[single[has]] |= marks.any(axis=1)
     return free
 
 

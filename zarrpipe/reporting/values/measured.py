@@ -1,6 +1,6 @@
 """A store, or several as one, with the numbers of its samples that the report is made of."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,10 +16,12 @@ from zarrpipe.reporting.contents import FloatArray
 from zarrpipe.reporting.values.distances import Distances, distances_of
 from zarrpipe.reporting.values.energies import Energies, energies_of
 from zarrpipe.reporting.values.scan import SampleValues, scan, spread_rows
+from zarrpipe.store.query.elements import as_elements
 from zarrpipe.training.splits.assignment import SPLITS, SplitAssignment, SplitRule
+from zarrpipe.training.statistics import sample_blocks
 
 _SUSPECTS = 200
-_MOST_SEARCHED = 2_000_000
+_MOST_SEARCHED = 1_000_000
 """Atoms whose neighbours are searched, at most."""
 
 
@@ -67,6 +69,32 @@ class Measured:
     def samples(self, places: Sequence[int] | Int64Array) -> tuple[int, ...]:
         """Numbers in the stores of samples at places among the scanned."""
         return tuple(self.numbers[self.values.rows[np.asarray(places, dtype=np.int64)]].tolist())
+
+    def elements_of(self, places: Int64Array) -> set[int]:
+        """Elements of samples at places among the scanned, by one sample of each composition."""
+        _, first = np.unique(self.values.codes[places], return_index=True)
+        found = set[int]()
+        for _, numbers, _ in self._numbers_of(places[first]):
+            found.update(np.unique(numbers).tolist())
+        return found
+
+    def with_elements(self, elements: Int64Array) -> list[Int64Array]:
+        """Places of the samples with each of some elements."""
+        _, first, inverse = np.unique(self.values.codes, return_index=True, return_inverse=True)
+        has = np.zeros((len(elements), len(first)), dtype=bool)
+        for here, numbers, starts in self._numbers_of(first):
+            for row, element in enumerate(elements):
+                has[row, here] = np.logical_or.reduceat(numbers == element, starts)
+        return [np.flatnonzero(row[inverse.reshape(-1)]) for row in has]
+
+    def _numbers_of(
+        self, places: Int64Array
+    ) -> Iterator[tuple[Int64Array, Int64Array, Int64Array]]:
+        """Blocks of places [P]: where in the P, atomic numbers, and first atom of each sample."""
+        for here in sample_blocks(self.values.atoms[places]):
+            batch = self.dataset.gather(self.values.rows[places[here]], ())
+            numbers = as_elements(batch.atomic_numbers.numpy())
+            yield here, numbers, batch.batch_ptr.numpy()[:-1]
 
     @cached_property
     def ratio(self) -> FloatArray:

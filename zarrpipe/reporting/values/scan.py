@@ -11,7 +11,7 @@ from zarrpipe.data.ids import UInt64Array
 from zarrpipe.dataset.zarr_dataset import ZarrDataset
 from zarrpipe.reporting.contents import FloatArray
 from zarrpipe.store.query.derived import BoolArray
-from zarrpipe.store.query.elements import SYMBOLS, as_elements, composition_codes
+from zarrpipe.store.query.elements import MASSES, SYMBOLS, as_elements, composition_codes
 from zarrpipe.training.statistics import sample_blocks
 
 MOST_ATOMS = 1 << 26
@@ -21,6 +21,9 @@ _RUNS = 256
 FORCE_EDGES = np.logspace(-4, 5, 91)
 """Norms between which forces are counted, eV/Angstrom; smaller ones are in the first bin."""
 
+GRAMS_PER_CUBIC_CENTIMETRE = 1.66053906892
+"""One amu in a cubic Angstrom."""
+
 _FIELDS = ("forces", "energy", "stress", "cell", "pbc")
 
 
@@ -28,9 +31,11 @@ _FIELDS = ("forces", "energy", "stress", "cell", "pbc")
 class SampleValues:
     """Quantities of K samples, [K] each; NaN where a sample lacks one.
 
-    `rows` are places in the dataset, `present` which samples have a field, and `not_finite` which
-    have it with NaN or infinity in it. `force_counts` [119, bins] counts force norms by element
-    between `FORCE_EDGES`, `with_element` [119] samples and `of_element` [119] atoms.
+    `stress` is its largest component and `principal` [K, 3] its eigenvalues, eV/Angstrom^3. `mass`
+    is in amu, `span` the largest extent of the positions along an axis, Angstrom. `rows` are
+    places in the dataset, `present` which samples have a field, and `not_finite` which have it
+    with NaN or infinity in it. `force_counts` [119, bins] counts force norms by element between
+    `FORCE_EDGES`, `with_element` [119] samples and `of_element` [119] atoms.
     """
 
     rows: Int64Array
@@ -41,6 +46,8 @@ class SampleValues:
     max_force: FloatArray
     stress: FloatArray
     pressure: FloatArray
+    principal: FloatArray
+    mass: FloatArray
     volume: FloatArray
     span: FloatArray
     periodic: BoolArray
@@ -70,6 +77,11 @@ class SampleValues:
         volume = np.where(self.periodic & (self.volume > 0), self.volume, np.nan)
         density: FloatArray = self.atoms / volume
         return density
+
+    @property
+    def density(self) -> FloatArray:
+        """Mass density [K] of periodic samples, g/cm^3."""
+        return self.mass / self.atoms * self.atoms_per_volume * GRAMS_PER_CUBIC_CENTIMETRE
 
 
 def scan(dataset: ZarrDataset, seed: int, most_atoms: int = MOST_ATOMS) -> SampleValues:
@@ -115,8 +127,9 @@ class _Scan:
         self._present = {name: dataset.present(name, rows) for name in schema}
         labels = [name for name in self._fields if name not in ("cell", "pbc")]
         self._bad = {name: np.zeros(len(rows), dtype=bool) for name in ("positions", *labels)}
-        names = ("energy", "max_force", "stress", "pressure", "volume", "span")
+        names = ("energy", "max_force", "stress", "pressure", "mass", "volume", "span")
         self._numbers = {name: np.full(len(rows), np.nan) for name in names}
+        self._principal = np.full((len(rows), 3 if "stress" in self._fields else 0), np.nan)
         self._codes = np.zeros(len(rows), dtype=np.uint64)
         self._periodic = np.zeros(len(rows), dtype=bool)
         kinds = len(SYMBOLS)
@@ -131,6 +144,7 @@ class _Scan:
             codes=self._codes,
             ids=self._dataset.ids_of(self.rows),
             **self._numbers,
+            principal=self._principal,
             periodic=self._periodic,
             present=self._present,
             not_finite=self._bad,
@@ -163,6 +177,7 @@ class _Scan:
         found = np.zeros((len(starts) - 1) * kinds, dtype=bool)
         found[cells] = True
         self._with_element += found.reshape(-1, kinds).sum(axis=0)
+        self._numbers["mass"][here] = np.add.reduceat(MASSES[numbers], starts[:-1])
         positions = batch.positions.numpy()
         low = np.minimum.reduceat(positions, starts[:-1]).astype(np.float64)
         high = np.maximum.reduceat(positions, starts[:-1]).astype(np.float64)
@@ -194,6 +209,9 @@ class _Scan:
         pressure = -np.trace(stress, axis1=1, axis2=2) / 3
         self._numbers["pressure"][here] = np.where(has, pressure, np.nan)
         self._bad["stress"][here] = has & ~np.isfinite(sizes)
+        kept = has & np.isfinite(sizes)
+        even = (stress[kept] + stress[kept].transpose(0, 2, 1)) / 2
+        self._principal[np.flatnonzero(kept) + here.start] = np.linalg.eigvalsh(even)
 
     def _add_cells(self, here: slice, batch: Batch, has: BoolArray) -> None:
         volumes = np.abs(np.linalg.det(batch.cell.numpy().astype(np.float64)))
