@@ -278,9 +278,10 @@ def test_two_stores(visit):
     opened = visit(examples.of_two())
     assert opened.locator("h1").inner_text() == "old.zarr and new.zarr"
     table = [row.split("\t") for row in opened.locator(".sides tr").all_inner_texts()]
-    assert table[0] == ["", "A: old.zarr", "B: new.zarr"]
-    assert ["samples", "5,000", "7"] in table
-    assert ["with forces", "-", "3"] in table
+    columns = list(zip(*table, strict=True))
+    assert columns[0] == ("", "A: old.zarr", "B: new.zarr")
+    assert ("samples", "5,000", "7") in columns
+    assert ("with forces", "-", "3") in columns
     assert "1 sample of B" in opened.locator(".finding").inner_text()
     opened.locator(".finding button.sample").click()
     assert opened.locator("#list tr[aria-current]").get_attribute("data-sample") == "1:10"

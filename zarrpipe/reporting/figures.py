@@ -13,6 +13,7 @@ import numpy as np
 from zarrpipe.libraries import require
 from zarrpipe.reporting.contents import Figure, FloatArray, Kind, Report, Series
 from zarrpipe.reporting.periodic_table import draw_elements
+from zarrpipe.reporting.texts import symbols
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -160,6 +161,7 @@ def _bars(axes: "Axes", figure: Figure) -> None:
     )
     axis.grid(visible=False)
     if flat:
+        axes.margins(y=0.01)
         axes.invert_yaxis()
     _finish(axes, figure, swapped=flat)
 
@@ -201,7 +203,7 @@ def _finish(axes: "Axes", figure: Figure, *, swapped: bool = False) -> None:
     x_label, y_label, log_x, log_y = figure.x_label, figure.y_label, figure.log_x, figure.log_y
     if swapped:
         x_label, y_label, log_x, log_y = y_label, x_label, log_y, log_x
-    axes.set(xlabel=plain(x_label), ylabel=plain(y_label))
+    axes.set(xlabel=plain(symbols(x_label)), ylabel=plain(symbols(y_label)))
     if log_x:
         axes.set_xscale("log")
     if log_y:

@@ -9,11 +9,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from zarrpipe.libraries import require
 from zarrpipe.reporting.contents import Finding, Report, Severity, Structures
 from zarrpipe.reporting.figures import svg
+from zarrpipe.reporting.texts import fact_text, symbols, text_of, words
 from zarrpipe.reporting.viewer import (
     MAP,
     Script,
@@ -22,11 +21,9 @@ from zarrpipe.reporting.viewer import (
     packed,
     that_fit,
     to_json,
-    words,
 )
 
 _SHOWN_SAMPLES = 12  # sample numbers of a finding before "and more"
-_SHOWN_ITEMS = 8  # of a list among the facts
 _SHOWN_FINDINGS = 12  # findings before the rest is folded
 
 
@@ -136,18 +133,9 @@ def _facts(report: Report) -> list[tuple[str, str, list[str]]]:
     found = []
     for name in dict.fromkeys(name for own in sides for name in own):
         words_of, _, unit = words(name).rstrip(")").partition(" (")
-        texts = [_fact(name, own.get(name)) for own in sides]
-        found.append((words_of, _symbols(unit), texts))
+        texts = [fact_text(name, own.get(name)) for own in sides]
+        found.append((words_of, symbols(unit), texts))
     return found
-
-
-def _fact(name: str, value: Any) -> str:
-    """Text of a fact; of a long list, how many there are and the first."""
-    if name == "bytes" and isinstance(value, int):
-        return _size(value)
-    if isinstance(value, list | tuple) and len(value) > _SHOWN_ITEMS:
-        return f"{len(value)}: {_text(value[:_SHOWN_ITEMS])}, …"
-    return _text(value)
 
 
 def _keys(structures: Structures) -> list[str]:
@@ -158,47 +146,18 @@ def _keys(structures: Structures) -> list[str]:
 
 
 def _columns(structures: Structures) -> tuple[_Column, ...]:
-    properties: Mapping[str, Sequence[Any]] = {
-        "sample": structures.samples.tolist(),
-        **{name: values for name, values in structures.properties.items() if name not in MAP},
-    }
+    properties = {"sample": structures.samples.tolist(), **structures.properties}
+    first = ("sample", "store")  # of which the second is there where two stores are compared
+    names = [*(name for name in first if name in properties), *properties]
     columns = []
-    for name, values in properties.items():
+    for name in dict.fromkeys(name for name in names if name not in MAP):
+        values = properties[name]
         is_number = all(not isinstance(value, str) for value in values)
-        texts = [str(value) if name == "sample" else _text(value) for value in values]
+        texts = [str(value) if name == "sample" else text_of(value) for value in values]
         keys = [repr(float(value)) if is_number else str(value) for value in values]
-        unit = _symbols(structures.units.get(name, ""))
+        unit = symbols(structures.units.get(name, ""))
         columns.append(_Column(name, unit, is_number, tuple(zip(texts, keys, strict=True))))
     return tuple(columns)
-
-
-def _symbols(unit: str) -> str:
-    """A unit as it is printed: Å for Angstrom, ³ for ^3."""
-    return unit.replace("Angstrom", "Å").replace("^2", "²").replace("^3", "³")
-
-
-def _size(number: int) -> str:
-    """Bytes in the largest unit of which there is one."""
-    power = min(int(np.log10(max(number, 1))) // 3, 4)
-    return f"{number / 1000**power:.3g} {('bytes', 'kB', 'MB', 'GB', 'TB')[power]}"
-
-
-def _text(value: Any) -> str:
-    """A value for people: 1,234 or 0.00123, and a list with commas."""
-    match value:
-        case bool():
-            text = "yes" if value else "no"
-        case int() | np.integer():
-            text = f"{value:,}"
-        case float() | np.floating():
-            text = "-" if np.isnan(value) else f"{value:,.4g}"
-        case Mapping():
-            text = ", ".join(f"{key} {_text(one)}" for key, one in value.items())
-        case list() | tuple():
-            text = ", ".join(map(_text, value))
-        case _:
-            text = "-" if value is None else str(value)
-    return text
 
 
 def _anchor(name: str) -> str:

@@ -14,12 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from zarrpipe.reporting.contents import FloatArray, Structures
+from zarrpipe.reporting.texts import words
 from zarrpipe.store.query.elements import SYMBOLS
 
 CHEMISCOPE_SCRIPT = "chemiscope/sphinx/static/chemiscope.min.js"
 MAP = ("map_1", "map_2")
 _MOST_ATOMS = 60_000  # about 3 MB of page, with forces
-_LONGEST_ARROW = 0.3  # of the extent of a structure
+_LONGEST_ARROW = (1.8, 0.15)  # Å, or of the extent of a structure where that is more
 _SHORTEST_ARROW = 0.01  # Å, so that there is none of length zero
 _FARTHEST = (
     500.0  # Å from the middle of a structure; 3Dmol's search for bonds takes memory by volume
@@ -135,8 +136,9 @@ def _structure(structures: Structures, place: int) -> tuple[dict[str, Any], Floa
     cell = _cell(structures, place)
     if cell is not None:
         one["cell"] = _rounded(cell.ravel())
-    extent = float(np.ptp(positions, axis=0).max(initial=0.0)) + 3.0
-    return one, forces * (_LONGEST_ARROW * extent / longest) if longest > 0 else forces
+    extent = float(np.ptp(positions, axis=0).max()) if len(positions) else 0.0
+    length = max(_LONGEST_ARROW[0], _LONGEST_ARROW[1] * extent)
+    return one, forces * (length / longest) if longest > 0 else forces
 
 
 def _drawable(positions: FloatArray) -> npt.NDArray[np.intp]:
@@ -168,7 +170,7 @@ def _arrows(blocks: Sequence[FloatArray]) -> dict[str, Any]:
         lengths = np.maximum(np.linalg.norm(block, axis=1), _SHORTEST_ARROW)
         for direction, length in zip(block / lengths[:, None], lengths, strict=True):
             arrows.append({"vector": _rounded(direction, 3), "scale": round(float(length), 3)})
-    whole = {"baseRadius": 0.035, "headRadius": 0.1, "headLength": 0.25, "color": "#e6007e"}
+    whole = {"baseRadius": 0.05, "headRadius": 0.13, "headLength": 0.3, "color": "#e6007e"}
     return {"kind": "arrow", "parameters": {"global": whole, "atom": arrows}}
 
 
@@ -181,6 +183,8 @@ def _properties(structures: Structures) -> dict[str, Any]:
             found[words(name)] = {"target": "structure", "values": _rounded(values)}
             if unit := structures.units.get(name):
                 found[words(name)]["units"] = unit
+    if "store" in columns:  # "A" or "B"; other strings stay out of the script, which shows HTML
+        found["store"] = {"target": "structure", "values": list(columns["store"])}
     return found
 
 
@@ -190,6 +194,8 @@ def _map_settings(properties: dict[str, Any]) -> dict[str, Any]:
     if not {x, y} <= set(properties):
         x, y = "sample", next(iter(reversed(properties)))
     settings: dict[str, Any] = {"x": {"property": x}, "y": {"property": y}}
+    if "store" in properties:
+        settings["symbol"] = "store"
     colour = next((name for name in map(words, _COLOURS) if name in properties), "")
     if colour:
         values = [value for value in properties[colour]["values"] if value is not None]
@@ -215,11 +221,6 @@ def _symbol(number: int) -> str:
 def _rounded(values: Sequence[float] | FloatArray, digits: int = 6) -> list[float | None]:
     """Numbers to some significant digits, None for what is not finite."""
     return [float(f"{v:.{digits}g}") if math.isfinite(v) else None for v in map(float, values)]
-
-
-def words(name: str) -> str:
-    """A name as in code, for people."""
-    return name.replace("_", " ")
 
 
 def to_json(data: Any) -> str:

@@ -1,5 +1,6 @@
 "use strict";
 (() => {
+  if (matchMedia("(max-width: 900px)").matches) document.querySelector("nav details").open = false;
   const list = document.querySelector("#list tbody");
   if (!list) return;
   const rows = [...list.rows];
@@ -90,10 +91,9 @@
 
   async function start() {
     if (!hasWebGL()) throw new Error("this browser has no WebGL 2");
-    message.textContent = "The viewer is starting.";
+    panel.hidden = false;
     await run(await unpacked("packed-script"));
     const data = JSON.parse(await unpacked("packed-data"), (_, value) => (value === null ? NaN : value));
-    panel.hidden = false;
     const settings = data.settings;
     const places = { meta: "viewer-meta", structure: "viewer-structure", info: "viewer-info", map: "viewer-map" };
     const withMap = Object.keys(data.properties).length > 1;
@@ -148,6 +148,8 @@
     });
   }
   if (panel) {
+    panel.hidden = !hasWebGL(); // its room is kept, so that nothing moves when it starts
+    message.textContent = panel.hidden ? message.textContent : "The viewer starts when it comes near.";
     const near = new IntersectionObserver((entries) => {
       if (!entries.some((entry) => entry.isIntersecting)) return;
       near.disconnect();
