@@ -44,7 +44,9 @@ def visit(browser: Any, tmp_path: Path) -> Iterator[Callable[..., Any]]:
         report: Any, viewport: Any = WIDE, script: str = "", refused: bool = False, **options: Any
     ) -> Any:
         path = write_page(report, tmp_path / "report.html")
-        context = browser.new_context(viewport=viewport, offline=True, **options)
+        context = browser.new_context(
+            viewport=viewport, offline=True, reduced_motion="reduce", **options
+        )
         context.add_init_script(script)
         contexts.append(context)
         opened = context.new_page()
@@ -56,7 +58,6 @@ def visit(browser: Any, tmp_path: Path) -> Iterator[Callable[..., Any]]:
         if refused:
             assert [line for line in wrong if "Content Security Policy" in line] == wrong != []
             wrong.clear()
-        opened.add_style_tag(content="html { scroll-behavior: auto !important }")
         return opened
 
     def _far(url: str) -> bool:

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 from zarrpipe.libraries import require
 from zarrpipe.reporting.contents import Finding, Report, Severity, Structures
