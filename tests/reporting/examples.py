@@ -72,7 +72,7 @@ def waters(count: int) -> Structures:
     samples, forces = [], np.arange(1.0, count + 1)
     for place in range(count):
         data = {
-            "positions": WATER * (1, 1, 1 + place),
+            "positions": WATER * (1, 1 + place, 1),
             "atomic_numbers": [8, 1, 1],
             "forces": WATER * forces[place],
             "pbc": [bool(place % 2)] * 3,
@@ -150,7 +150,7 @@ def empty() -> Report:
 
 def of_one() -> Report:
     """Of a store of one sample, which has neither forces nor a place in a map."""
-    hydrogen = AtomicData([[0.0, 0.0, 0.0], [0.0, 0.0, 0.74]], [1, 1])
+    hydrogen = AtomicData([[0.0, 0.0, 0.0], [0.74, 0.0, 0.0]], [1, 1])
     structures = Structures(Batch.from_data_list([hydrogen]), np.array([0]), {})
     return Report(("one.zarr",), {"samples": 1}, (), (), structures, 1, 1)
 

@@ -87,7 +87,7 @@ def drawn(opened: Any, before: np.ndarray | None = None) -> np.ndarray:
     for _ in range(100):
         picture = pixels(opened.locator("#viewer-structure"))
         middle = picture[60:-20, 20:-20]
-        if (middle.min(axis=2) < 0.8).mean() > 0.005 and (
+        if (middle.min(axis=2) < 0.8).mean() > 0.002 and (
             before is None or (np.abs(picture - before).max(axis=2) > 0.3).mean() > 0.002
         ):
             return picture

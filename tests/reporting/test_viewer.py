@@ -22,7 +22,7 @@ def test_structures_are_those_of_the_batch():
     second = found["structures"][1]
     assert second["names"] == ["O", "H", "H"]
     np.testing.assert_allclose(
-        np.c_[second["x"], second["y"], second["z"]], examples.WATER * (1, 1, 2)
+        np.c_[second["x"], second["y"], second["z"]], examples.WATER * (1, 2, 1)
     )
     assert second["cell"] == [6, 0, 0, 0, 6, 0, 0, 0, 6]
     assert "cell" not in found["structures"][0]  # not periodic

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from zarrpipe.data.batch import Batch
-from zarrpipe.data.tables import Table
+from zarrpipe.data.tables import Table, html_table
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -142,6 +142,19 @@ class Report:
     structures: Structures | None
     looked_at: int
     samples: int
+
+    def _repr_html_(self) -> str:
+        """Facts and findings for notebooks; `write_page` has all."""
+        facts = [(name.replace("_", " "), value) for name, value in self.facts.items()]
+        findings = [
+            (one.severity.value, one.title, one.count or len(one.samples) or "", one.way_out)
+            for one in self.findings
+        ]
+        places = " and ".join(self.stores)
+        columns = ("", "finding", "samples", "way out")
+        return html_table(f"report of {places}", ("", ""), facts) + html_table(
+            f"{len(findings)} findings", columns, findings
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to plain types, for JSON: all numbers of facts, findings, tables and figures.

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from zarrpipe.compat import CHEMISCOPE_SCRIPT
 from zarrpipe.reporting.contents import FloatArray, Structures
 from zarrpipe.reporting.texts import words
 from zarrpipe.store.query.elements import SYMBOLS
 
-CHEMISCOPE_SCRIPT = "chemiscope/sphinx/static/chemiscope.min.js"
 MAP = ("map_1", "map_2")
 _MOST_ATOMS = 60_000  # about 3 MB of page, with forces
 _LONGEST_ARROW = (1.8, 0.15)  # Å, or of the extent of a structure where that is more

@@ -6,6 +6,7 @@
   const rows = [...list.rows];
   const message = document.getElementById("viewer-message");
   const panel = document.getElementById("viewer");
+  let arrows = "";
   let viewer = null; // promise of chemiscope's visualizer, from the first time it is wanted
 
   // The list: its order, and the row that is shown.
@@ -25,7 +26,7 @@
     const room = box.clientHeight - list.offsetTop;
     if (top < box.scrollTop || top + row.offsetHeight > box.scrollTop + room) box.scrollTop = top;
     const caption = document.getElementById("viewer-caption");
-    if (caption) caption.textContent = `Sample ${row.cells[0].textContent}. Arrows are forces, each structure to its own scale.`;
+    if (caption) caption.textContent = `Sample ${row.cells[0].textContent}. ${arrows}`;
   }
 
   const orders = [...document.querySelectorAll("[data-order]")];
@@ -95,6 +96,7 @@
     await run(await unpacked("packed-script"));
     const data = JSON.parse(await unpacked("packed-data"), (_, value) => (value === null ? NaN : value));
     const settings = data.settings;
+    if (data.shapes) arrows = "Arrows are forces, each structure to its own scale.";
     const places = { meta: "viewer-meta", structure: "viewer-structure", info: "viewer-info", map: "viewer-map" };
     const withMap = Object.keys(data.properties).length > 1;
     const kind = withMap ? "DefaultVisualizer" : "StructureVisualizer";
@@ -105,6 +107,7 @@
     const visualizer = await Chemiscope[kind].load({ ...places, settings }, { ...data, settings }, warnings);
     const show = visualizer.info.show.bind(visualizer.info);
     visualizer.info.show = (indexes) => { show(indexes); chosen = indexes.structure; mark(chosen); };
+    mark(chosen);
     message.textContent = "";
     document.documentElement.dataset.viewer = "ready";
     return visualizer;
