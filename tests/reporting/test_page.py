@@ -144,7 +144,9 @@ def test_structures_turn_and_rows_choose_them(visit):
     middle = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
     opened.mouse.move(*middle)
     opened.mouse.down()
-    opened.mouse.move(middle[0] + 90, middle[1] + 60, steps=4)
+    for step in range(1, 9):
+        opened.mouse.move(middle[0] + 10 * step, middle[1] + 15 * step)
+        opened.wait_for_timeout(50)
     opened.mouse.up()
     drawn(opened, before=second)
 
