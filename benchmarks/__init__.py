@@ -1,4 +1,5 @@
 """Engines side by side: how fast zarrpipe and its alternatives read and write the same samples.
 
-``python -m benchmarks --help`` says how to run it, docs/benchmarks.md what is measured.
+``python -m benchmarks --help`` says how to run it, and docs/understanding/benchmarks.md
+what is measured.
 """

@@ -1,5 +1,6 @@
-"""Results as a table: ``python -m reliability.figures FILES --docs docs/reliability.md``.
+"""Results as a table.
 
+``python -m reliability.figures FILES --docs docs/understanding/reliability.md`` fills it in.
 Of each campaign, or part of one (``--only``), the last line counts.
 """
 

@@ -33,7 +33,7 @@ class MACEDataModule(ZarrDataModule):
 
     Neighbour lists are found by vesin when a batch is read, in the worker processes if there are
     any; `zarrpipe.adapters.to_mace` then makes MACE's batch, on the device of training, with
-    floats in torch's default dtype. All other arguments are those of `ZarrDataModule`.
+    floats in torch's default dtype. All other arguments are those of `zarrpipe.ZarrDataModule`.
 
     Parameters
     ----------
@@ -55,16 +55,16 @@ class MACEDataModule(ZarrDataModule):
     embedded_fields : sequence of str
         Fields that the ``embedding_specs`` of a model name.
     transform : callable or sequence of callable, optional
-        As in `ZarrDataModule`; neighbour lists are found behind it.
+        As in `zarrpipe.ZarrDataModule`; neighbour lists are found behind it.
     **settings : Any
-        Further arguments of `ZarrDataModule`. Without a Trainer ``device`` says where batches are
-        made; by default on the CPU, and MACE's loop moves them.
+        Further arguments of `zarrpipe.ZarrDataModule`. Without a Trainer ``device`` says where
+        batches are made; by default on the CPU, and MACE's loop moves them.
 
     Raises
     ------
     ValueError
         If `r_max` is not positive, there is no such element, or `atomic_energies` lacks one of
-        `elements`; or as `ZarrDataModule`.
+        `elements`; or as `zarrpipe.ZarrDataModule`.
     MissingLibraryError
         If vesin is not installed.
 
@@ -105,7 +105,7 @@ class MACEDataModule(ZarrDataModule):
         )
 
     def setup(self, stage: str) -> None:
-        """As `ZarrDataModule.setup`; before a fit, validation is looked at too.
+        """As `zarrpipe.ZarrDataModule.setup`; before a fit, validation is looked at too.
 
         Raises
         ------

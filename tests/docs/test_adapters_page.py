@@ -1,4 +1,4 @@
-"""The code of docs/adapters.md runs, and says what it says it says."""
+"""The code of docs/guides/adapters.md runs, and says what it says it says."""
 
 import importlib.util
 import re
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-PAGE = Path(__file__).parents[2] / "docs" / "adapters.md"
+PAGE = Path(__file__).parents[2] / "docs" / "guides" / "adapters.md"
 
 
 @pytest.mark.filterwarnings("ignore:Writing into .traj:UserWarning")

@@ -1,9 +1,9 @@
-"""The code of docs/check.md runs, and prints what stands there."""
+"""The code of docs/guides/check.md runs, and prints what stands there."""
 
 import re
 from pathlib import Path
 
-PAGE = Path(__file__).parents[2] / "docs" / "check.md"
+PAGE = Path(__file__).parents[2] / "docs" / "guides" / "check.md"
 BLOCK = re.compile(r"^```(python|text)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 

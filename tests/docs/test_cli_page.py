@@ -1,4 +1,4 @@
-"""The commands of docs/cli.md print what stands there, and its tables are those of the code."""
+"""The commands of docs/reference/cli.md print what it shows; its tables are those of the code."""
 
 import dataclasses
 import json
@@ -13,7 +13,7 @@ from zarrpipe.cli import app, main
 from zarrpipe.cli.exit_codes import MEANINGS
 from zarrpipe.training.statistics import Statistics
 
-PAGE = Path(__file__).parents[2] / "docs" / "cli.md"
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "cli.md"
 BLOCK = re.compile(r"^```(python|console)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
@@ -74,6 +74,7 @@ def test_keys_of_json_are_those_that_are_printed(page, capsys):
         "stats": ["run.zarr"],
         "head": ["run.zarr"],
         "show": ["run.zarr"],
+        "report": ["run.zarr"],
         "split": ["run.zarr", "-o", "splits"],
         "merge": ["run.zarr", "new.zarr"],
         "compact": ["run.zarr"],

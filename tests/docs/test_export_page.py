@@ -1,4 +1,4 @@
-"""The code of docs/export.md runs, and its table has every format."""
+"""The code of docs/guides/export.md runs, and its table has every format."""
 
 import re
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 
 from zarrpipe.formats.write.formats import FORMATS
 
-PAGE = Path(__file__).parents[2] / "docs" / "export.md"
+PAGE = Path(__file__).parents[2] / "docs" / "guides" / "export.md"
 
 
 def test_code_of_the_page_runs_in_order(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""The code of docs/import_formats.md runs, and its table has every format and no other."""
+"""The code of docs/reference/import_formats.md runs; its table has every format, no other."""
 
 import re
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 
 from zarrpipe.formats.read.sources import FORMATS
 
-PAGE = Path(__file__).parents[2] / "docs" / "import_formats.md"
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "import_formats.md"
 
 pytest.importorskip("ase.db")
 

@@ -1,4 +1,4 @@
-"""The code of docs/import.md runs, prints what the page shows, and the page has every option."""
+"""The code of docs/guides/import.md runs and prints what it shows; it has every option."""
 
 import re
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 
 from zarrpipe.cli import main
 
-PAGE = Path(__file__).parents[2] / "docs" / "import.md"
+PAGE = Path(__file__).parents[2] / "docs" / "guides" / "import.md"
 
 pytest.importorskip("ase.io")
 

@@ -1,9 +1,9 @@
-"""The code of docs/maintenance.md runs, and says what it says it says."""
+"""The code of docs/guides/maintenance.md runs, and says what it says it says."""
 
 import re
 from pathlib import Path
 
-PAGE = Path(__file__).parents[2] / "docs" / "maintenance.md"
+PAGE = Path(__file__).parents[2] / "docs" / "guides" / "maintenance.md"
 
 
 def test_code_of_the_page_runs_in_order(tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ def blocks(name: str) -> list[str]:
 
 @pytest.mark.filterwarnings("ignore:The number of training batches:UserWarning")
 @pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader`:UserWarning")
-@pytest.mark.parametrize("page", ["README.md", "docs/data.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/guides/data.md"])
 def test_code_of_a_page_runs_in_order(tmp_path, monkeypatch, page):
     monkeypatch.chdir(tmp_path)
     found = blocks(page)

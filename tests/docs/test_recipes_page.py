@@ -1,4 +1,4 @@
-"""The code of docs/recipes.md runs; its commands are looked at in tests/recipes."""
+"""The code of docs/guides/recipes.md runs; its commands are looked at in tests/recipes."""
 
 import re
 import warnings
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "recipes.md").read_text()
+PAGE = (ROOT / "docs" / "guides" / "recipes.md").read_text()
 
 
 def blocks(language):

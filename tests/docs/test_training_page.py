@@ -1,4 +1,4 @@
-"""The code of docs/training.md runs, and says what it says it says; so does its configuration."""
+"""The code and the configuration of docs/guides/training.md run."""
 
 import re
 from pathlib import Path
@@ -10,7 +10,7 @@ from lightning.pytorch.cli import LightningCLI
 
 import zarrpipe as zp
 
-PAGE = Path(__file__).parents[2] / "docs" / "training.md"
+PAGE = Path(__file__).parents[2] / "docs" / "guides" / "training.md"
 
 
 def blocks(language):

@@ -1,11 +1,11 @@
-"""The code of docs/nvalchemi.md runs."""
+"""The code of docs/guides/nvalchemi.md runs."""
 
 import re
 from pathlib import Path
 
 import pytest
 
-PAGE = Path(__file__).parents[2] / "docs" / "nvalchemi.md"
+PAGE = Path(__file__).parents[2] / "docs" / "guides" / "nvalchemi.md"
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:nvalchemi")
 

@@ -155,7 +155,7 @@ def test_edges_that_it_appends_to_ours_are_refused_and_put_right(nvalchemi, tmp_
 
 
 def test_what_it_deletes_of_ours_is_taken_over_by_the_next_writer(nvalchemi, tmp_path):
-    """It masks rows and says so nowhere else; see docs/nvalchemi.md."""
+    """It masks rows and says so nowhere else; see docs/guides/nvalchemi.md."""
     store = tmp_path / "s.zarr"
     whole = zp.Batch.concatenate(make_batches(SIZES))
     with zp.ZarrData(store) as sink:

@@ -90,7 +90,7 @@ def test_a_command_has_its_own_name_in_errors():
 
 
 def test_the_page_on_recipes_has_commands_and_options_that_there_are():
-    page = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "guides" / "recipes.md").read_text()
     block = re.findall(r"^```\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)[0]
     lines = [shlex.split(line, comments=True) for line in block.splitlines()]
     recipe = [words[2:] for words in lines if words[:2] == ["python", "recipes/train.py"]]

@@ -68,12 +68,12 @@ FIGURES = (
 
 
 def waters(count: int) -> Structures:
-    """Ever longer molecules of water, each other one in a cell; the last has the largest force."""
+    """Water in a cell and H2S without in turn, ever longer; the last has the largest force."""
     samples, forces = [], np.arange(1.0, count + 1)
     for place in range(count):
         data = {
             "positions": WATER * (1, 1 + place, 1),
-            "atomic_numbers": [8, 1, 1],
+            "atomic_numbers": [8 if place % 2 else 16, 1, 1],
             "forces": WATER * forces[place],
             "pbc": [bool(place % 2)] * 3,
             "cell": 6 * np.eye(3) * (place % 2),
@@ -85,7 +85,7 @@ def waters(count: int) -> Structures:
         10 * places,
         {
             "sample": (10 * places).tolist(),
-            "formula": ["H2O"] * count,
+            "formula": ["H2O" if place % 2 else "H2S" for place in range(count)],
             "max_force": (0.9 * forces).tolist(),
             "energy_off": [float("nan"), *np.linspace(-1, 1, count - 1).tolist()],
             "source": ["md" if place % 2 else "dimer" for place in range(count)],

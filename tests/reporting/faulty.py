@@ -4,6 +4,8 @@ The samples are rattled and strained fcc crystals of copper, gold and palladium,
 EMT. Energies of free atoms are added to those of EMT, as total energies have them.
 """
 
+import copy
+import functools
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -49,6 +51,11 @@ class Faulty:
 
 def crystals(count: int = 90, seed: int = 0) -> list[dict[str, Any]]:
     """Labelled crystals as the arguments of `AtomicData`."""
+    return copy.deepcopy(_crystals(count, seed))
+
+
+@functools.cache
+def _crystals(count: int, seed: int) -> list[dict[str, Any]]:
     random, made = np.random.default_rng(seed), []
     for serial in range(count):
         symbols = CELLS[serial % len(CELLS)]

@@ -301,7 +301,7 @@ def test_its_command_trains_by_the_example_configuration(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:none of 24 samples is in the validation split")
 def test_code_of_the_page_runs(stored, monkeypatch):
-    page = (ROOT / "docs" / "trainers" / "fairchem.md").read_text()
+    page = (ROOT / "docs" / "guides" / "trainers" / "fairchem.md").read_text()
     python, (loader, joined) = (
         re.findall(rf"^```{language}\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
         for language in ("python", "yaml")

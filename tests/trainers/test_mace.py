@@ -42,7 +42,7 @@ from benchmarks.trainers.mace import pair
 from benchmarks.trainers.structures import crystals
 
 ROOT = Path(__file__).parents[2]
-PAGE = ROOT / "docs" / "trainers" / "mace.md"
+PAGE = ROOT / "docs" / "guides" / "trainers" / "mace.md"
 RECIPE = ROOT / "recipes" / "mace_own_loop.py"
 
 pytestmark = [

@@ -408,7 +408,7 @@ def test_losses_are_those_of_its_own_loader(tmp_path, double):
 def test_code_of_the_page_runs(tmp_path, monkeypatch):
     store_of(crystals(60), tmp_path / "labelled.zarr")
     monkeypatch.chdir(tmp_path)
-    text = (ROOT / "docs" / "trainers" / "matgl.md").read_text()
+    text = (ROOT / "docs" / "guides" / "trainers" / "matgl.md").read_text()
     blocks = re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
     assert len(blocks) == 2
     names = {"__name__": "page"}

@@ -546,7 +546,7 @@ def test_a_run_that_was_killed_goes_on_at_its_batch(crystals, tmp_path):
 
 def test_the_configuration_of_the_page(crystals):
     omegaconf, hydra = pytest.importorskip("omegaconf"), pytest.importorskip("hydra.utils")
-    page = (ROOT / "docs" / "trainers" / "nequip.md").read_text()
+    page = (ROOT / "docs" / "guides" / "trainers" / "nequip.md").read_text()
     (block,) = re.findall(r"^```yaml\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
     config = omegaconf.OmegaConf.create(block.replace("crystals.zarr", str(crystals[0])))
     config.update({"seed": 5, "cutoff_radius": CUTOFF, "model_type_names": METALS})

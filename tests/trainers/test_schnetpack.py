@@ -398,7 +398,7 @@ def test_losses_are_those_of_its_own_loader(tmp_path):
 def test_code_of_the_page_runs(tmp_path, monkeypatch):
     store_of(molecules(60), tmp_path / "labelled.zarr")
     monkeypatch.chdir(tmp_path)
-    text = (ROOT / "docs" / "trainers" / "schnetpack.md").read_text()
+    text = (ROOT / "docs" / "guides" / "trainers" / "schnetpack.md").read_text()
     blocks = re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
     assert len(blocks) == 1
     names = {"__name__": "page"}

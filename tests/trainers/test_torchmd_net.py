@@ -336,7 +336,7 @@ def test_losses_are_those_of_its_own_loader(tmp_path):
 @pytest.mark.filterwarnings("ignore:.*Checkpoint directory")
 @pytest.mark.filterwarnings("ignore:Lightning automatically.*:UserWarning")
 def test_code_of_the_page_runs(tmp_path, monkeypatch):
-    page = Path(__file__).parents[2] / "docs" / "trainers" / "torchmd_net.md"
+    page = Path(__file__).parents[2] / "docs" / "guides" / "trainers" / "torchmd_net.md"
     (block,) = re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
     monkeypatch.chdir(tmp_path)
     shutil.copy(CONFIG, tmp_path)

@@ -1,5 +1,7 @@
 """Statistics for NequIP's configuration files, from the sums that stores keep."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any

@@ -1,5 +1,7 @@
 """NequIP's transforms of its ``AtomicDataDict``, as transforms of a `Batch`."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any

@@ -15,7 +15,7 @@ class EpochLoader:
 
     Parameters
     ----------
-    data : ZarrDataModule
+    data : zarrpipe.ZarrDataModule
         Set up for "fit".
     """
 

@@ -180,7 +180,8 @@ def _virial_stresses(batch: Batch) -> FloatArray | None:
 
 def _volumes(batch: Batch) -> FloatArray:
     """Volume [B] of each cell, Angstrom^3."""
-    volumes: FloatArray = np.abs(np.linalg.det(batch.cell.numpy().astype(np.float64)))
+    with np.errstate(invalid="ignore"):  # of systems without a cell
+        volumes: FloatArray = np.abs(np.linalg.det(batch.cell.numpy().astype(np.float64)))
     return volumes
 
 

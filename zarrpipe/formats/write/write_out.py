@@ -33,7 +33,7 @@ def write_out(
 
     Numbers stay in ASE's units: eV, eV/Angstrom, and stress in eV/Angstrom^3 with tension
     positive. A label that a sample lacks is absent in the file too. What a format cannot carry is
-    in the result, by name and reason; docs/export.md has a table of all formats.
+    in the result, by name and reason; docs/guides/export.md has a table of all formats.
 
     The file appears under its name when it is complete and on disk. Samples are read in batches of
     about 32 MB.
@@ -85,7 +85,7 @@ def write_out(
     RuntimeError
         If no sample is chosen (StoreEmptyError).
     ImportError
-        If the library of a format is not installed: ``pip install 'zarrpipe[io]'``.
+        If the library of a format is not installed: ``pip install 'zarrpipe[import]'``.
 
     Examples
     --------

@@ -7,7 +7,7 @@ import numpy as np
 from zarrpipe.data.csr import Int64Array
 from zarrpipe.reporting.contents import Finding, FloatArray, Severity
 from zarrpipe.reporting.findings.finding import count_text, finding, places_of
-from zarrpipe.reporting.values.distances import CUTOFF
+from zarrpipe.reporting.values.distances import CUTOFF, LARGEST
 from zarrpipe.reporting.values.measured import Measured
 from zarrpipe.store.query.derived import BoolArray
 from zarrpipe.store.query.elements import SYMBOLS
@@ -27,7 +27,7 @@ def broken_frames(one: Measured) -> BoolArray:
     values = one.values
     with np.errstate(invalid="ignore"):
         close = one.ratio < TOO_CLOSE
-        huge = values.max_force > HUGE_FORCE
+        huge = (values.max_force > HUGE_FORCE) & np.isfinite(values.max_force)
     dense = np.nan_to_num(values.atoms_per_volume) > _DENSEST
     broken: BoolArray = close | huge | dense | values.not_finite["positions"]
     return broken
@@ -60,11 +60,30 @@ def broken_findings(one: Measured, explained: Int64Array) -> Iterator[Finding]:
             f"where='max_force < {LARGE_FORCE:g}'",
             places=order,
         )
+    yield from _not_searched(one, broken)
     apart = np.zeros(len(values), dtype=bool)
     apart[explained] = True
     yield from _large_forces(one, broken | apart)
     yield from _close(one, broken)
     yield from _lonely(one, broken)
+
+
+def _not_searched(one: Measured, broken: BoolArray) -> Iterator[Finding]:
+    """Samples of which neighbours cannot be searched, as models would have to."""
+    found = one.distances
+    places = found.chosen[np.isnan(found.shortest)]
+    places = places[~broken[places]]
+    if len(places):
+        yield finding(
+            one,
+            Severity.ERROR,
+            f"{count_text(len(places))} without a usable cell or positions",
+            "periodic samples whose cell is missing, zero or not finite, or positions beyond "
+            f"{LARGEST:g} Angstrom: their neighbours cannot be found, of {len(found.chosen):,} "
+            "samples that were looked at",
+            "write them with their cell, or with pbc=False, or delete them",
+            places=places,
+        )
 
 
 def _large_forces(one: Measured, known: BoolArray) -> Iterator[Finding]:

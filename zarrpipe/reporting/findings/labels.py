@@ -12,10 +12,10 @@ from zarrpipe.reporting.values.measured import Measured
 from zarrpipe.store.query.derived import BoolArray
 
 _TRAINED = ("energy", "forces", "stress")
-_MOST_OTHERS = 10
-_FAR = 20.0
-_LEAST_OFF = 0.2
-"""Energy per atom, eV, by which an outlier is off at least."""
+_MOST_OTHERS, _MOSTLY = 10, 0.8
+FAR = 20.0
+LEAST_OFF, _ANY_COMPOSITION = 0.2, 5.0
+"""Energy per atom, eV, by which an outlier is off at least, and by which no composition is."""
 _NO_LABELS = frozenset({"positions", "atomic_numbers", "cell", "pbc"})
 
 
@@ -33,7 +33,7 @@ def _not_finite(one: Measured) -> Iterator[Finding]:
             yield finding(
                 one,
                 Severity.ERROR,
-                f"{name} of {count_text(int(bad.sum()))} is NaN or infinite",
+                f"{count_text(int(bad.sum()))} with {name} that is NaN or infinite",
                 "these samples are said to have the label, so that a loss becomes NaN",
                 f"write them without {name}, or delete them",
                 places=places_of(bad),
@@ -112,17 +112,34 @@ def _far_energies(one: Measured, explained: BoolArray) -> Iterator[Finding]:
     energies = one.energies
     deviation = np.nan_to_num(np.abs(energies.deviation), nan=0.0, posinf=0.0)
     off = np.abs(energies.residual - energies.median)
-    places = places_of((deviation > _FAR) & (off > _LEAST_OFF) & ~explained & ~energies.free)
+    far = (deviation > FAR) & (off > LEAST_OFF)
+    with np.errstate(invalid="ignore"):
+        far |= off > max(_ANY_COMPOSITION, FAR * energies.spread)
+    places = places_of(far & ~explained & ~energies.free)
     if len(places):
-        order = places[np.argsort(-deviation[places])]
+        order = places[np.argsort(-off[places])]
         worst = int(order[0])
         yield finding(
             one,
             Severity.WARNING,
-            f"Energy of {count_text(len(order))} is far from that of their like",
+            f"{count_text(len(order))} with an unusual energy",
             f"sample {one.samples([worst])[0]}: {energies.residual[worst] - energies.median:+.4g} "
-            f"eV an atom after the reference energies, {deviation[worst]:.0f} times the spread",
+            f"eV an atom after the reference energies, {deviation[worst]:.0f} times the spread of "
+            f"its like{_mostly(one, order)}",
             "look at them: a calculation that did not converge, another functional, or a wrong "
             "element",
             places=order,
         )
+
+
+def _mostly(one: Measured, places: Int64Array) -> str:
+    """Which string most of some samples have that most others do not have."""
+    for group in one.groups:
+        codes = group.codes[places]
+        if not (codes >= 0).any():
+            continue
+        most = int(np.bincount(codes[codes >= 0]).argmax())
+        share = float((codes == most).mean())
+        if len(places) > 2 and share > _MOSTLY > float((group.codes == most).mean()):
+            return f"; {share:.0%} of them where {group.name} is {group.labels[most]}"
+    return ""

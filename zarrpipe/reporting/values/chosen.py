@@ -99,6 +99,8 @@ def _read(one: Measured, places: Int64Array) -> Batch:
     fields = [name for name in _FIELDS if name in one.dataset.schema]
     batch = one.dataset.gather(one.values.rows[places], fields)
     wide = {name: own.double() for name, own in batch.fields.items() if own.is_floating_point()}
+    if "cell" in wide:  # viewers do not take NaN
+        wide["cell"] = wide["cell"].nan_to_num(0.0, 0.0, 0.0)
     return batch._replace(wide)
 
 

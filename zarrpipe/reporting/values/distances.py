@@ -20,7 +20,8 @@ CUTOFF = 5.0
 _BLOCK = 256
 _DENSEST = 2.0
 """Atoms for each Angstrom^3 of cells that are searched; denser ones have too many neighbours."""
-_LARGEST = 1e5
+LARGEST = 1e5
+"""Coordinate, Angstrom, up to which neighbours are searched."""
 
 # fmt: off
 RADII = np.array([
@@ -107,7 +108,7 @@ def _searchable(batch: Batch) -> BoolArray:
     """Which systems [B] have finite positions of a usual extent, and a cell if they need one."""
     positions, ptr = batch.positions.numpy().astype(np.float64), batch.batch_ptr.numpy()
     extent = np.maximum.reduceat(np.abs(positions).max(axis=1), ptr[:-1])
-    kept: BoolArray = extent < _LARGEST  # False for NaN
+    kept: BoolArray = extent < LARGEST  # False for NaN
     if "pbc" not in batch:
         return kept
     periodic = batch.pbc.numpy() & batch.present("pbc").numpy()[:, None]
@@ -143,7 +144,7 @@ def neighbours(batch: Batch, cutoff: float) -> tuple[Int64Array, FloatArray]:
     positions = batch.positions.numpy().astype(np.float64)
     vectors = positions[found.edges[:, 1]] - positions[found.edges[:, 0]]
     if found.shifts.any():
-        cells = batch.cell.numpy().astype(np.float64)
+        cells = np.nan_to_num(batch.cell.numpy().astype(np.float64))  # some have no cell
         own = cells[np.repeat(np.arange(batch.num_graphs), found.counts)]
         vectors = vectors + np.einsum("ei,eij->ej", found.shifts, own)
     return found.edges, np.sqrt(np.einsum("ei,ei->e", vectors, vectors))

@@ -7,6 +7,7 @@ import numpy as np
 
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.csr import Int64Array
+from zarrpipe.data.fields import REQUIRED_FIELDS
 from zarrpipe.data.ids import UInt64Array
 from zarrpipe.dataset.zarr_dataset import ZarrDataset
 from zarrpipe.reporting.contents import FloatArray
@@ -91,6 +92,8 @@ def scan(dataset: ZarrDataset, seed: int, most_atoms: int = MOST_ATOMS) -> Sampl
     reader = _Scan(dataset, rows, num_atoms[rows])
     for here in sample_blocks(reader.atoms):
         reader.add(slice(int(here[0]), int(here[-1]) + 1))
+    for view in dataset._stores.views:  # of which each page was read once
+        view.drop_pages([name for name in (*REQUIRED_FIELDS, *_FIELDS) if name in view.schema])
     return reader.values()
 
 
@@ -99,9 +102,10 @@ def scanned_rows(num_atoms: Int64Array, most_atoms: int, seed: int) -> Int64Arra
     count, total = len(num_atoms), int(num_atoms.sum())
     if total <= most_atoms:
         return np.arange(count)
-    runs = min(_RUNS, count)
+    wanted = max(1, int(most_atoms / total * count))
+    runs = min(_RUNS, wanted)
     bounds = np.linspace(0, count, runs + 1).astype(np.int64)
-    length = max(1, int(most_atoms / total * count / runs))
+    length = wanted // runs
     rooms = np.maximum(np.diff(bounds) - length, 0)
     starts = bounds[:-1] + np.random.default_rng(seed).integers(0, rooms + 1)
     rows = (starts[:, None] + np.arange(length)).reshape(-1)
