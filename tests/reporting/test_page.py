@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from zarrpipe.reporting import page as page_module
+from zarrpipe.reporting.measure import report
 from zarrpipe.reporting.page import write_page
 
 from . import examples
@@ -310,3 +311,32 @@ def test_print(visit):
     assert not opened.locator("nav").is_visible()
     assert opened.locator("figure").first.is_visible()
     assert opened.locator("#list tbody tr").last.is_visible()
+
+
+FAULTS_IN_ORDER = {
+    "likely bar": ("7", "stress"),
+    "likely kcal/mol": ("33", "energies"),
+    "blown up": ("41", "outliers"),
+    "another energy": ("66", "repeated"),
+    "without forces": ("5", "presence"),
+    "element in very few": ("49", "elements"),
+}
+
+
+def test_six_faults_are_on_the_first_screen(visit, faulty):
+    """Of a real store, each with a sample to look at and a section that shows more."""
+    opened = visit(report(faulty.store))
+    found = opened.locator(".finding")
+    assert found.count() == 6
+    for place, (words, (sample, section)) in enumerate(FAULTS_IN_ORDER.items()):
+        one = found.nth(place)
+        box = one.bounding_box()
+        assert box["y"] + box["height"] <= 800, words
+        assert words in one.locator("h3").inner_text()
+        assert one.locator("button.sample").first.inner_text() == sample
+        assert one.locator("a.to").get_attribute("href") == f"#section-{section}"
+        assert opened.locator(f"#section-{section}").count() == 1
+    found.nth(2).locator("button.sample").click()
+    start_viewer(opened)
+    assert current(opened) == "41"
+    drawn(opened)

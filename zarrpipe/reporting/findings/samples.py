@@ -70,6 +70,7 @@ def _repeated(one: Measured) -> Iterator[Finding]:
             f"{off[worse[0]]:.3g} eV an atom",
             "keep the one whose label is right: the same structure cannot have two energies",
             places=_pairs(found, worse),
+            section="repeated",
         )
     if len(equal):
         pair = one.samples([found.first[equal[0]], found.later[equal[0]]])
@@ -82,6 +83,7 @@ def _repeated(one: Measured) -> Iterator[Finding]:
             "all. Splits by id keep equal structures in one split",
             "leave them, as weights, or copy the store without them",
             places=_pairs(found, equal),
+            section="repeated",
         )
 
 
@@ -103,6 +105,7 @@ def _elements(one: Measured) -> Iterator[Finding]:
             "element has",
             "write them with their elements, or delete them",
             places=places,
+            section="elements",
         )
     there = np.flatnonzero(values.with_element[1:]) + 1
     rare = there[values.with_element[there] <= _RARE]
@@ -124,6 +127,7 @@ def _elements(one: Measured) -> Iterator[Finding]:
         "from",
         "look at them, and delete them or add samples with these elements",
         places=places,
+        section="elements",
     )
 
 
@@ -145,6 +149,7 @@ def _splits(one: Measured) -> Iterator[Finding]:
                 "are smaller than those of unseen structures",
                 "split by id, or write other index files (zarrpipe split)",
                 places=shared,
+                section="splits",
             )
         new = places_of(own)[~np.isin(codes[own], codes[train])]
         unseen = one.elements_of(new) - one.elements_of(places_of(train)) if len(new) else None
@@ -158,4 +163,5 @@ def _splits(one: Measured) -> Iterator[Finding]:
                 f"{', '.join(SYMBOLS[z] for z in sorted(unseen))}: a model cannot know them",
                 "add training samples with them, or another split (split_by, index files)",
                 places=places,
+                section="splits",
             )
