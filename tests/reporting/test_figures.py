@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from zarrpipe.reporting import periodic_table
 from zarrpipe.reporting.contents import Figure, Kind, Series
 from zarrpipe.reporting.figures import svg, write_plots
 from zarrpipe.reporting.periodic_table import PLACES
@@ -64,6 +65,24 @@ def test_periodic_table_has_each_element_once():
     assert PLACES["He"] == (0, 17)
     assert PLACES["Fe"] == (3, 7)
     assert PLACES["Hf"] == (5, 3)
+
+
+@pytest.mark.parametrize(
+    ("values", "log", "ends"),
+    [
+        ((100.0, 100.0), True, (0, 100)),
+        ((1.0, 9.0), True, (0, 9)),
+        ((1.0, 10.0), True, (1, 10)),
+        ((1.0, 99.0), False, (0, 99)),
+        ((1.0, 100.0), False, (1, 100)),
+        ((-2.0, 100.0), True, (-2, 100)),
+        ((), True, (0, 1)),
+    ],
+)
+def test_colours_of_elements(values, log, ends):
+    found = periodic_table._scale(list(values), log=log)
+    assert (found.vmin, found.vmax) == ends
+    assert type(found).__name__ == ("LogNorm" if ends[0] == 1 else "Normalize")
 
 
 @pytest.mark.parametrize("kind", list(Kind))

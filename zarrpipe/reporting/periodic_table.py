@@ -28,7 +28,7 @@ PLACES = {
     if symbol != "."
 }
 """Row and column of each element; lanthanides and actinides stand below."""
-_WIDE_RANGE = 100.0  # largest by smallest value from which colours are logarithmic
+_SOME_RANGE, _WIDE_RANGE = 10.0, 100.0  # largest by smallest value
 
 
 def draw_elements(axes: "Axes", figure: Figure) -> None:
@@ -62,9 +62,9 @@ def draw_elements(axes: "Axes", figure: Figure) -> None:
 
 
 def _scale(values: list[float], *, log: bool) -> Any:
-    """Normalize of matplotlib: logarithmic when asked or when positive values span much."""
+    """Normalize of matplotlib: logarithmic if positive values span much, or some and `log`."""
     colours = require("matplotlib.colors", "report")
     low, high = min(values, default=0.0), max(values, default=1.0)
-    if low > 0 and (log or high / low >= _WIDE_RANGE):
-        return colours.LogNorm(low, high if high > low else 10 * low)
+    if low > 0 and high >= low * (_SOME_RANGE if log else _WIDE_RANGE):
+        return colours.LogNorm(low, high)
     return colours.Normalize(min(low, 0.0), high if high > min(low, 0.0) else 1.0)
