@@ -248,3 +248,11 @@ def written(made):
 def test_the_factors_of_the_faults():
     assert pytest.approx(1602176.6, rel=1e-6) == BAR
     assert pytest.approx(23.0605, rel=1e-5) == KCAL
+
+
+def test_an_element_whose_distances_do_not_fit():
+    made = crystals()
+    made[4]["atomic_numbers"][2] = 1
+    one = only(zp.report(written(made)), "element in very few samples")
+    assert one.samples == (4,)
+    assert "H in 1 sample (neighbours at 1." in one.text

@@ -187,3 +187,23 @@ def test_radii_are_those_of_ase():
     assert np.array_equal(RADII[1:97], covalent_radii[1:97])
     assert np.isnan(RADII[97:]).all()
     assert len(RADII) == 119
+
+
+def test_growth_over_many_rounds_is_a_line(clean):
+    made = [
+        zp.AtomicData([[0.0] * 3], [6], energy=-1.0, system={"round": [n // 2], "name": f"{n}"})
+        for n in range(100)
+    ]
+    store = {}
+    with zp.ZarrData(store) as sink:
+        sink.write(made)
+    report = zp.report(store)
+    growth = figure(report, "by_round")
+    assert growth.kind is Kind.LINES
+    assert growth.series[0].x.tolist() == [*range(50)]
+    assert growth.series[0].y.tolist() == [*range(2, 101, 2)]
+    assert "by_name" not in [one.name for one in section(report, "groups").figures]
+    by_round = figure(zp.report(clean.store), "by_round")
+    assert by_round.kind is Kind.BARS
+    assert by_round.series[0].labels == ("0", "1", "2")
+    assert by_round.series[0].y.tolist() == [30, 30, 30]

@@ -8,6 +8,7 @@ import numpy as np
 from zarrpipe.data.csr import Int64Array
 from zarrpipe.reporting.contents import Finding, Severity
 from zarrpipe.reporting.findings.finding import count_text, finding, places_of
+from zarrpipe.reporting.values.distances import RADII
 from zarrpipe.reporting.values.measured import Measured
 from zarrpipe.store.query.derived import BoolArray
 from zarrpipe.store.query.elements import SYMBOLS
@@ -15,7 +16,10 @@ from zarrpipe.training.splits.assignment import SPLITS
 
 SAME_ENERGY = 1e-4
 """Energy per atom, eV, by which equal structures may differ."""
-_RARE, _FEW_ELEMENTS = 3, 12
+_RARE, _FEW_ELEMENTS, _NAMED = 3, 12, 8
+_NOBLE_GASES = (2, 10, 18, 36, 54, 86)
+_FITS = (0.7, 1.3)
+"""Median distances of nearest neighbours, by the covalent radii, that fit an element."""
 
 
 @dataclass(frozen=True)
@@ -114,21 +118,37 @@ def _elements(one: Measured) -> Iterator[Finding]:
         return
     by_element = one.with_elements(rare)
     places = np.unique(np.concatenate(by_element))
-    names = ", ".join(
-        f"{SYMBOLS[z]} in {count_text(len(by_element[i]))}" for i, z in enumerate(rare[:8])
-    )
-    more = f" and {len(rare) - 8} more elements" if len(rare) > 8 else ""
+    misfits = [_misfit(one, int(z)) for z in rare]
+    parts = [
+        f"{SYMBOLS[z]} in {count_text(len(own))}{misfit}"
+        for z, own, misfit in zip(rare[:_NAMED], by_element, misfits, strict=False)
+    ]
+    more = f" and {len(rare) - _NAMED} more elements" if len(rare) > _NAMED else ""
     odd = len(there) <= _FEW_ELEMENTS and len(rare) <= len(there) / 2
     yield finding(
         one,
         Severity.WARNING if odd else Severity.NOTE,
         f"{count_text(len(rare), 'element')} in very few samples",
-        f"{names}{more}, of {len(values):,} samples: a wrong atomic number, or too little to learn "
-        "from",
+        f"{', '.join(parts)}{more}, of {len(values):,} samples: a wrong atomic number, or too "
+        "little to learn from",
         "look at them, and delete them or add samples with these elements",
         places=places,
         section="elements",
     )
+
+
+def _misfit(one: Measured, element: int) -> str:
+    """What to say of an element whose nearest neighbours do not fit its covalent radius."""
+    ratios = [
+        float(np.median(lengths)) / float(RADII[list(pair)].sum())
+        for pair, lengths in one.distances.by_pair.items()
+        if element in pair
+    ]
+    nearest = min(ratios, default=float("nan"))
+    fits = _FITS[0] <= nearest <= _FITS[1] or not np.isfinite(nearest)
+    if fits or element in _NOBLE_GASES:
+        return ""
+    return f" (neighbours at {nearest:.2f} of the covalent radii, which does not fit)"
 
 
 def _splits(one: Measured) -> Iterator[Finding]:

@@ -5,7 +5,7 @@ All samples and groups are judged by sizes that labels in ASE's units cannot hav
 off, and are among the others once they are converted from a unit.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import numpy as np
 
@@ -42,11 +42,12 @@ def unit_findings(one: Measured, broken: BoolArray) -> Iterator[Finding]:
     every = _doubts(one, judged)
     for label, text in every.items():
         yield _of_all(one, label, text)
+    few = []
     if "stress" not in every:
-        yield from _few_stresses(one, broken)
-        yield from _pressure_sign(one, broken)
+        few = [*_few_stresses(one, broken), *_pressure_sign(one, broken)]
+    yield from few
     yield from _few_energies(one, broken)
-    yield from _of_groups(one, broken, every)
+    yield from _of_groups(one, broken, {*every, *(["stress"] if few else [])})
 
 
 def _of_all(one: Measured, label: str, text: str) -> Finding:
@@ -208,8 +209,8 @@ def _forces_too(one: Measured, places: Int64Array, unit: str) -> str:
     return f"; their forces are {ratio:.3g} times those of the others" if same else ""
 
 
-def _of_groups(one: Measured, broken: BoolArray, every: dict[str, str]) -> Iterator[Finding]:
-    """Doubts about the labels of a group of samples that all samples together do not raise."""
+def _of_groups(one: Measured, broken: BoolArray, said: Collection[str]) -> Iterator[Finding]:
+    """Doubts about labels of a group of samples, but for labels of which it was said before."""
     for group in one.groups:
         counts = np.bincount(group.codes[group.codes >= 0], minlength=len(group.labels))
         for code in np.argsort(-counts)[:_MOST_GROUPS].tolist():
@@ -217,14 +218,14 @@ def _of_groups(one: Measured, broken: BoolArray, every: dict[str, str]) -> Itera
             if len(here) < _LEAST_OF_A_GROUP or len(here) == len(one.values):
                 continue
             for label, text in _doubts(one, here).items():
-                if label not in every:
-                    said, _, way_out = text.rpartition("give ")
+                if label not in said:
+                    what, _, way_out = text.rpartition("give ")
                     yield finding(
                         one,
                         Severity.ERROR,
                         f"{label} where {group.name} is {group.labels[code]} may be in another "
                         "unit or sign",
-                        said.rstrip(" :;,"),
+                        what.rstrip(" :;,"),
                         f"import these samples again and give {way_out}",
                         places=here[one.values.present[label][here]],
                         section=_SECTIONS.get(label, "stress"),

@@ -8,11 +8,11 @@ import numpy as np
 from zarrpipe.data.tables import Table
 from zarrpipe.dataset.store_info import number_text
 from zarrpipe.reporting.contents import Figure, Kind, Section, Series
-from zarrpipe.reporting.sections.plots import bars, histogram, names_of, summary, there
+from zarrpipe.reporting.sections.plots import MOST_BARS, bars, histogram, names_of, summary, there
 from zarrpipe.reporting.values.measured import Group, Measured, counts_of
 from zarrpipe.store.query.elements import SYMBOLS, formulas
 
-_FORMULAS, _GROUPS, _IMPORTS, _LONGEST = 25, 25, 20, 60
+_FORMULAS, _GROUPS, _IMPORTS, _LONGEST, _FEW = 25, 25, 20, 60, 12
 
 
 def sizes(sides: Sequence[Measured]) -> Section:
@@ -92,14 +92,18 @@ def frequent_formulas(one: Measured) -> Mapping[str, int]:
 def groups(sides: Sequence[Measured]) -> Section | None:
     """Samples and labels by round and by each field of strings, and imports."""
     names = [*dict.fromkeys(group.name for one in sides for group in one.groups)]
+    names = [name for name in names if any(_tells(one, name) for one in sides)]
     figures = [
-        bars(sides, f"by_{name}", f"Samples by {name}", partial(_counts, name=name))
+        growth(sides)
+        if name == "round" and max(len(_counts(one, name)) for one in sides) > MOST_BARS
+        else bars(sides, f"by_{name}", f"Samples by {name}", partial(_counts, name=name))
         for name in names
     ]
     tables = [
         _group_table(one, group, label)
         for label, one in zip(names_of(sides, ""), sides, strict=True)
         for group in one.groups
+        if group.name in names
     ]
     tables += [
         table
@@ -108,8 +112,29 @@ def groups(sides: Sequence[Measured]) -> Section | None:
     ]
     if not tables:
         return None
-    text = "Growth by round, samples by each field of strings, and what imports brought."
+    text = (
+        "Growth by round, samples by each field of strings, and what imports brought. Strings that "
+        "name single samples are left out."
+    )
     return Section("groups", "Rounds and sources", text, tuple(tables), there(*figures))
+
+
+def growth(sides: Sequence[Measured]) -> Figure:
+    """Samples until each round."""
+    series = []
+    for label, one in zip(names_of(sides), sides, strict=True):
+        counts = _counts(one, "round")
+        rounds = np.array([int(text) for text in counts], dtype=np.float64)
+        series.append(Series(label, np.cumsum([*counts.values()]).astype(np.float64), rounds))
+    title = "Samples until each round"
+    return Figure("by_round", title, Kind.LINES, tuple(series), "round", "samples")
+
+
+def _tells(one: Measured, name: str) -> bool:
+    """Whether labels gather samples, other than names of single ones."""
+    counts = _counts(one, name)
+    gathers = len(counts) <= _FEW or 2 * len(counts) < sum(counts.values())
+    return bool(counts) and (gathers or name == "round")
 
 
 def _counts(one: Measured, name: str) -> Mapping[str, int]:
