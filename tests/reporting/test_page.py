@@ -42,13 +42,18 @@ def visit(browser: Any, tmp_path: Path) -> Iterator[Callable[..., Any]]:
     wrong, contexts = [], []
 
     def open_page(
-        report: Any, viewport: Any = WIDE, script: str = "", refused: bool = False, **options: Any
+        report: Any,
+        viewport: Any = WIDE,
+        webgl: bool = False,
+        refused: bool = False,
+        **options: Any,
     ) -> Any:
         path = write_page(report, tmp_path / "report.html")
         context = browser.new_context(
             viewport=viewport, offline=True, reduced_motion="reduce", **options
         )
-        context.add_init_script(script)
+        if not webgl:  # which starts the viewer, in seconds without a graphics card
+            context.add_init_script("HTMLCanvasElement.prototype.getContext = () => null")
         contexts.append(context)
         opened = context.new_page()
         opened.on("pageerror", lambda error: wrong.append(str(error)))
@@ -132,7 +137,7 @@ def test_findings_lead_to_their_section(visit):
 
 
 def test_structures_turn_and_rows_choose_them(visit):
-    opened = visit(examples.example())
+    opened = visit(examples.example(), webgl=True)
     start_viewer(opened)
     assert shown_samples(opened) == ["70", "60", "50", "40", "30", "20", "10", "0"]
     assert current(opened) == "70"
@@ -153,7 +158,7 @@ def test_structures_turn_and_rows_choose_them(visit):
 
 
 def test_sample_of_a_finding_is_shown(visit):
-    opened = visit(examples.example())
+    opened = visit(examples.example(), webgl=True)
     assert opened.locator(".finding button.sample").count() == 8
     assert opened.locator(".finding span.sample").inner_text() == "999"  # not among the structures
     opened.locator(".finding").nth(2).locator("button.sample").click()
@@ -165,7 +170,7 @@ def test_sample_of_a_finding_is_shown(visit):
 
 
 def test_a_point_of_the_map_chooses_a_structure(visit):
-    opened = visit(examples.example())
+    opened = visit(examples.example(), webgl=True)
     start_viewer(opened)
     drawn(opened)
     opened.wait_for_timeout(500)
@@ -216,7 +221,7 @@ HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>&\"'$`{{ 7 * 7 }
 
 
 def test_strings_of_a_store_are_text(visit):
-    opened = visit(examples.hostile(HOSTILE))
+    opened = visit(examples.hostile(HOSTILE), webgl=True)
     start_viewer(opened)
     drawn(opened)
     opened.locator("#list tbody tr").nth(2).click()
@@ -238,7 +243,7 @@ def test_policy_refuses_scripts_that_are_not_ours(visit, monkeypatch):
 
 
 def test_without_webgl(visit):
-    opened = visit(examples.example(), script="HTMLCanvasElement.prototype.getContext = () => null")
+    opened = visit(examples.example())
     opened.locator("#structures").scroll_into_view_if_needed()
     opened.wait_for_function("document.documentElement.dataset.viewer === 'failed'")
     assert "no WebGL" in opened.locator("#viewer-message").inner_text()
@@ -271,7 +276,7 @@ def test_empty_store(visit):
 
 
 def test_store_of_one_sample(visit):
-    opened = visit(examples.of_one())
+    opened = visit(examples.of_one(), webgl=True)
     assert "Nothing looks like a fault." in opened.locator("#findings").inner_text()
     start_viewer(opened)
     drawn(opened)
@@ -293,7 +298,7 @@ def test_two_stores(visit):
 
 @pytest.mark.parametrize("viewport", [WIDE, PHONE], ids=["wide", "phone"])
 def test_nothing_is_wider_than_the_window(visit, viewport):
-    opened = visit(examples.example(), viewport)
+    opened = visit(examples.example(), viewport, webgl=True)
     start_viewer(opened)
     width = opened.evaluate("document.documentElement.scrollWidth")
     assert width <= viewport["width"]
@@ -325,7 +330,7 @@ FAULTS_IN_ORDER = {
 
 def test_six_faults_are_on_the_first_screen(visit, faulty):
     """Of a real store, each with a sample to look at and a section that shows more."""
-    opened = visit(report(faulty.store))
+    opened = visit(report(faulty.store), webgl=True)
     found = opened.locator(".finding")
     assert found.count() == 6
     for place, (words, (sample, section)) in enumerate(FAULTS_IN_ORDER.items()):
