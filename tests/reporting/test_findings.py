@@ -49,7 +49,7 @@ def test_a_repeated_structure_with_another_energy(report):
     one = only(report, "another energy")
     assert {*one.samples} == {ORIGINAL, *FEW["duplicate"]}
     assert one.severity is Severity.ERROR
-    assert "samples 18 and 66" in one.text
+    assert "Samples 18 and 66" in one.text
 
 
 def test_nothing_else_is_said(report):
@@ -60,7 +60,7 @@ def test_nothing_else_is_said(report):
 
 def test_numbers_of_the_exploded_frame(report):
     assert (
-        "sample 41: Pd-Pd 0.35 Angstrom (0.13 of the covalent radii)"
+        "Sample 41: Pd-Pd 0.35 Angstrom (0.13 of the covalent radii)"
         in only(report, "blown up").text
     )
 

@@ -168,7 +168,7 @@ def _of_one(one: Measured, place: int) -> str:
         parts.append(f"energy {off:+.4g} eV an atom")
     if values.atoms_per_volume[place] > _DENSEST:
         parts.append(f"{values.atoms_per_volume[place]:.3g} atoms in an Angstrom^3")
-    return f"sample {one.samples([place])[0]}: {', '.join(parts)}"
+    return f"Sample {one.samples([place])[0]}: {', '.join(parts)}"
 
 
 def _distance_text(one: Measured, place: int) -> str:

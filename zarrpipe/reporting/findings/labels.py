@@ -8,6 +8,7 @@ from zarrpipe.data.csr import Int64Array
 from zarrpipe.data.fields import CORE_FIELDS
 from zarrpipe.reporting.contents import Finding, Severity
 from zarrpipe.reporting.findings.finding import count_text, finding, places_of
+from zarrpipe.reporting.values.energies import LEAST_SPREAD
 from zarrpipe.reporting.values.measured import Measured
 from zarrpipe.store.query.derived import BoolArray
 
@@ -124,13 +125,14 @@ def _far_energies(one: Measured, explained: BoolArray) -> Iterator[Finding]:
     if len(places):
         order = places[np.argsort(-off[places])]
         worst = int(order[0])
+        times = max(deviation[worst], off[worst] / max(energies.spread, LEAST_SPREAD))
         yield finding(
             one,
             Severity.WARNING,
             f"{count_text(len(order))} with an unusual energy",
-            f"sample {one.samples([worst])[0]}: {energies.residual[worst] - energies.median:+.4g} "
-            f"eV an atom after the reference energies, {deviation[worst]:.0f} times the spread of "
-            f"its like{_mostly(one, order)}",
+            f"Sample {one.samples([worst])[0]}: {energies.residual[worst] - energies.median:+.4g} "
+            f"eV an atom after the reference energies, {times:.0f} times the usual "
+            f"spread{_mostly(one, order)}",
             "look at them: a calculation that did not converge, another functional, or a wrong "
             "element",
             places=order,

@@ -70,7 +70,7 @@ def _repeated(one: Measured) -> Iterator[Finding]:
             one,
             Severity.ERROR,
             f"{count_text(len(worse))} with the structure of another one and another energy",
-            f"samples {pair[0]} and {pair[1]} are the same structure, and their energies differ by "
+            f"Samples {pair[0]} and {pair[1]} are the same structure, and their energies differ by "
             f"{off[worse[0]]:.3g} eV an atom",
             "keep the one whose label is right: the same structure cannot have two energies",
             places=_pairs(found, worse),
@@ -83,7 +83,7 @@ def _repeated(one: Measured) -> Iterator[Finding]:
             one,
             Severity.WARNING if many else Severity.NOTE,
             f"{count_text(len(equal))} with the structure of an earlier one",
-            f"samples {pair[0]} and {pair[1]}, for example; {len(equal) / len(one.values):.2%} of "
+            f"Samples {pair[0]} and {pair[1]}, for example; {len(equal) / len(one.values):.2%} of "
             "all. Splits by id keep equal structures in one split",
             "leave them, as weights, or copy the store without them",
             places=_pairs(found, equal),

@@ -100,7 +100,7 @@ def _few_stresses(one: Measured, broken: BoolArray) -> Iterator[Finding]:
         f"Stress of {count_text(len(places))} is in another unit, likely {unit}"
         if near
         else f"Stress of {count_text(len(places))} is too large",
-        f"their largest components are typically {size:.3g} eV/Angstrom^3 ({size * 160.2:.3g} "
+        f"Their largest components are typically {size:.3g} eV/Angstrom^3 ({size * 160.2:.3g} "
         f"GPa), those of the others {typical:.3g}: {looks}",
         _WAY_OUT,
         places=order,
@@ -138,7 +138,7 @@ def _pressure_sign(one: Measured, broken: BoolArray) -> Iterator[Finding]:
             one,
             Severity.ERROR,
             "Stress may have the sign of a pressure",
-            "among samples of one composition those of larger volume have the larger pressure "
+            "Among samples of one composition those of larger volume have the larger pressure "
             f"(correlation {np.average(found, weights=weights):.2f}); a stress is positive under "
             "tension",
             "import again with stress_sign='pressure' (--stress-sign pressure)",
@@ -158,7 +158,7 @@ def _few_energies(one: Measured, broken: BoolArray) -> Iterator[Finding]:
             one,
             Severity.ERROR,
             f"Energy of {count_text(len(places))} is in another unit, likely {unit}",
-            f"they are typically {off:.3g} eV an atom off the energies that the composition lets "
+            f"They are typically {off:.3g} eV an atom off the energies that the composition lets "
             f"expect, and fit when they are taken as {unit}{_forces_too(one, order, unit)}",
             _WAY_OUT,
             places=order,

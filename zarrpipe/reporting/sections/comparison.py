@@ -52,7 +52,7 @@ def comparison_findings(sides: Sequence[Measured]) -> Iterator[Finding]:
         yield Finding(
             Severity.WARNING,
             f"{count_text(len(worse), 'structure')} of B with another energy than in A",
-            f"sample {names[0]} of A is sample {names[1]} of B, and their energies differ by "
+            f"Sample {names[0]} of A is sample {names[1]} of B, and their energies differ by "
             f"{off[worse[0]]:.3g} eV an atom",
             "do not train on both as they are: labels of two methods, or of two units",
             other.samples(second[worse[:MOST_SAMPLES]]),

@@ -32,8 +32,8 @@ def _facts(one: Measured) -> dict[str, Any]:
         "atoms": int(one.dataset.num_atoms.sum()),
         "elements": [SYMBOLS[z] for z in np.flatnonzero(values.of_element)],
         "compositions": len(np.unique(values.codes)),
-        "labels of": len(values),
-        "distances of": len(one.distances.chosen),
+        "labels read of": len(values),
+        "distances searched of": len(one.distances.chosen),
         "deleted": sum(facts.deleted for facts in one.infos),
         "bytes": sum(known) if len(known) == len(sizes) else None,
     }

@@ -31,7 +31,7 @@ _TO_SIGMA = 1.4826
 _THINNEST = 0.005
 """Atoms for each Angstrom^3; a single atom in a thinner cell is a free one."""
 
-_LEAST_SPREAD = 1e-3
+LEAST_SPREAD = 1e-3
 """Smallest spread by which deviations are divided, eV for each atom."""
 
 
@@ -139,7 +139,7 @@ def _deviations(
     codes: UInt64Array, residual: FloatArray, median: float, spread: float
 ) -> FloatArray:
     """Deviations in units of the spread; see `Energies`."""
-    found = (residual - median) / max(spread, _LEAST_SPREAD)
+    found = (residual - median) / max(spread, LEAST_SPREAD)
     known = np.flatnonzero(np.isfinite(residual))
     order = known[np.lexsort((residual[known], codes[known]))]
     _, starts, lengths = np.unique(codes[order], return_index=True, return_counts=True)
@@ -148,7 +148,7 @@ def _deviations(
         here = order[start : start + length]
         own = residual[here]  # ascending
         middle = float(own[length // 2])
-        found[here] = (own - middle) / max(spread_about(own, middle), _LEAST_SPREAD)
+        found[here] = (own - middle) / max(spread_about(own, middle), LEAST_SPREAD)
     return found
 
 

@@ -17,7 +17,7 @@ from zarrpipe.training.statistics import sample_blocks
 
 MOST_ATOMS = 1 << 26
 """Atoms that are read; of stores with more, evenly spread runs of samples."""
-_RUNS = 256
+_RUNS, _KEPT_BLOCKS = 256, 16
 
 FORCE_EDGES = np.logspace(-4, 5, 91)
 """Norms between which forces are counted, eV/Angstrom; smaller ones are in the first bin."""
@@ -90,11 +90,18 @@ def scan(dataset: ZarrDataset, seed: int, most_atoms: int = MOST_ATOMS) -> Sampl
     num_atoms = dataset.num_atoms
     rows = scanned_rows(num_atoms, most_atoms, seed)
     reader = _Scan(dataset, rows, num_atoms[rows])
-    for here in sample_blocks(reader.atoms):
+    for place, here in enumerate(sample_blocks(reader.atoms)):
         reader.add(slice(int(here[0]), int(here[-1]) + 1))
-    for view in dataset._stores.views:  # of which each page was read once
-        view.drop_pages([name for name in (*REQUIRED_FIELDS, *_FIELDS) if name in view.schema])
+        if place % _KEPT_BLOCKS == 0:
+            _drop_pages(dataset)
+    _drop_pages(dataset)
     return reader.values()
+
+
+def _drop_pages(dataset: ZarrDataset) -> None:
+    """Release the memory of mapped rows, each of which is read once."""
+    for view in dataset._stores.views:
+        view.drop_pages([name for name in (*REQUIRED_FIELDS, *_FIELDS) if name in view.schema])
 
 
 def scanned_rows(num_atoms: Int64Array, most_atoms: int, seed: int) -> Int64Array:
