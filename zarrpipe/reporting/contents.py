@@ -4,17 +4,15 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from zarrpipe.data.batch import Batch
-from zarrpipe.data.tables import Table
+from zarrpipe.data.tables import Table, html_table
 
 FloatArray = npt.NDArray[np.float64]
-_NONE: Mapping[str, Any] = MappingProxyType({})
 
 
 class Kind(StrEnum):
@@ -66,7 +64,8 @@ class Finding:
     """A fault, or what looks like one: what it is, which samples show it, the way out.
 
     `samples` are the first of the `count` that show it, the worst first where there is a worst, by
-    their numbers in the store at the place `store` of `Report.stores`.
+    their numbers in the store at the place `store` of `Report.stores`; `section` is the name of
+    the section that shows more, if there is one.
     """
 
     severity: Severity
@@ -76,6 +75,7 @@ class Finding:
     samples: tuple[int, ...] = ()
     count: int = 0
     store: int = 0
+    section: str = ""
 
 
 @dataclass(frozen=True)
@@ -111,8 +111,8 @@ class Structures:
     batch: Batch
     samples: npt.NDArray[np.int64]
     properties: Mapping[str, Sequence[Any]]
-    units: Mapping[str, str] = field(default_factory=lambda: _NONE)
-    orders: Mapping[str, npt.NDArray[np.int64]] = field(default_factory=lambda: _NONE)
+    units: Mapping[str, str] = field(default_factory=dict)
+    orders: Mapping[str, npt.NDArray[np.int64]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -142,6 +142,19 @@ class Report:
     structures: Structures | None
     looked_at: int
     samples: int
+
+    def _repr_html_(self) -> str:
+        """Facts and findings for notebooks; `write_page` has all."""
+        facts = [(name.replace("_", " "), value) for name, value in self.facts.items()]
+        findings = [
+            (one.severity.value, one.title, one.count or len(one.samples) or "", one.way_out)
+            for one in self.findings
+        ]
+        places = " and ".join(self.stores)
+        columns = ("", "finding", "samples", "way out")
+        return html_table(f"report of {places}", ("", ""), facts) + html_table(
+            f"{len(findings)} findings", columns, findings
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to plain types, for JSON: all numbers of facts, findings, tables and figures.

@@ -45,6 +45,7 @@ def broken_findings(one: Measured, explained: Int64Array) -> Iterator[Finding]:
             "Such frames end every training run that draws them",
             "delete them",
             places=places_of(bad),
+            section="outliers",
         )
     exploded = places_of(broken & ~bad)
     if len(exploded):
@@ -59,6 +60,7 @@ def broken_findings(one: Measured, explained: Int64Array) -> Iterator[Finding]:
             "look at them below, and delete them, or leave them out with "
             f"where='max_force < {LARGE_FORCE:g}'",
             places=order,
+            section="outliers",
         )
     yield from _not_searched(one, broken)
     apart = np.zeros(len(values), dtype=bool)
@@ -83,6 +85,7 @@ def _not_searched(one: Measured, broken: BoolArray) -> Iterator[Finding]:
             "samples that were looked at",
             "write them with their cell, or with pbc=False, or delete them",
             places=places,
+            section="distances",
         )
 
 
@@ -103,6 +106,7 @@ def _large_forces(one: Measured, known: BoolArray) -> Iterator[Finding]:
             f"{np.median(finite):.3g}",
             f"look at them; where='max_force < {limit:.3g}' leaves them out",
             places=order,
+            section="forces",
         )
 
 
@@ -120,6 +124,7 @@ def _close(one: Measured, broken: BoolArray) -> Iterator[Finding]:
             f"{len(one.distances.chosen):,} whose distances were looked at",
             "look at them: short distances are meant in data for collisions and high pressure",
             places=order,
+            section="distances",
         )
 
 
@@ -139,6 +144,7 @@ def _lonely(one: Measured, broken: BoolArray) -> Iterator[Finding]:
             f"looked at, an atom has no neighbour within {CUTOFF:g} Angstrom",
             "look whether they have drifted away",
             places=order,
+            section="distances",
         )
 
 

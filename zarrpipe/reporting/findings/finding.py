@@ -22,11 +22,15 @@ def finding(
     way_out: str,
     *,
     places: AnyArray | Sequence[int] = (),
+    section: str = "",
 ) -> Finding:
-    """A finding of the samples at some places among the scanned, the worst first."""
+    """A finding of the samples at some places among the scanned, the worst first.
+
+    `section` is the name of the section that shows more.
+    """
     chosen = np.asarray(places, dtype=np.int64)
     named = one.samples(chosen[:MOST_SAMPLES])
-    return Finding(severity, title, text, way_out, named, len(chosen))
+    return Finding(severity, title, text, way_out, named, len(chosen), section=section)
 
 
 def worst_first(findings: Sequence[Finding]) -> tuple[Finding, ...]:

@@ -38,6 +38,7 @@ def _not_finite(one: Measured) -> Iterator[Finding]:
                 "These samples are said to have the label, so that a loss becomes NaN",
                 f"write them without {name}, or delete them",
                 places=places_of(bad),
+                section="presence",
             )
 
 
@@ -54,6 +55,7 @@ def _stress_without_cell(one: Measured) -> Iterator[Finding]:
             "A stress is an energy by volume, which these samples do not have",
             "write them without stress, or with their cell",
             places=places,
+            section="stress",
         )
 
 
@@ -67,6 +69,7 @@ def _missing(one: Measured) -> Iterator[Finding]:
                 f"No sample has {name}",
                 f"The store has no field {name!r}",
                 "nothing to do where it is not to be trained on",
+                section="presence",
             )
     others = []
     for name, has in one.values.present.items():
@@ -89,6 +92,7 @@ def _missing(one: Measured) -> Iterator[Finding]:
             "train with a loss over the labels that are there, label them, or leave them out "
             f"with where='has({name})'",
             places=places,
+            section="presence",
         )
     if others:
         yield Finding(
@@ -96,6 +100,7 @@ def _missing(one: Measured) -> Iterator[Finding]:
             "Own fields that some samples lack",
             f"Number of samples that lack each: {', '.join(others[:_MOST_OTHERS])}",
             "nothing to do, unless they are to be trained on",
+            section="presence",
         )
 
 
@@ -131,6 +136,7 @@ def _far_energies(one: Measured, explained: BoolArray) -> Iterator[Finding]:
             "look at them: a calculation that did not converge, another functional, or a wrong "
             "element",
             places=order,
+            section="energies",
         )
 
 

@@ -74,6 +74,7 @@ def _repeated(one: Measured) -> Iterator[Finding]:
             f"{off[worse[0]]:.3g} eV an atom",
             "keep the one whose label is right: the same structure cannot have two energies",
             places=_pairs(found, worse),
+            section="repeated",
         )
     if len(equal):
         pair = one.samples([found.first[equal[0]], found.later[equal[0]]])
@@ -86,6 +87,7 @@ def _repeated(one: Measured) -> Iterator[Finding]:
             "all. Splits by id keep equal structures in one split",
             "leave them, as weights, or copy the store without them",
             places=_pairs(found, equal),
+            section="repeated",
         )
 
 
@@ -107,6 +109,7 @@ def _elements(one: Measured) -> Iterator[Finding]:
             "element has",
             "write them with their elements, or delete them",
             places=places,
+            section="elements",
         )
     there = np.flatnonzero(values.with_element[1:]) + 1
     rare = there[values.with_element[there] <= _RARE]
@@ -130,6 +133,7 @@ def _elements(one: Measured) -> Iterator[Finding]:
         "little to learn from",
         "look at them, and delete them or add samples with these elements",
         places=places,
+        section="elements",
     )
 
 
@@ -165,6 +169,7 @@ def _splits(one: Measured) -> Iterator[Finding]:
                 "are smaller than those of unseen structures",
                 "split by id, or write other index files (zarrpipe split)",
                 places=shared,
+                section="splits",
             )
         new = places_of(own)[~np.isin(codes[own], codes[train])]
         unseen = one.elements_of(new) - one.elements_of(places_of(train)) if len(new) else None
@@ -178,4 +183,5 @@ def _splits(one: Measured) -> Iterator[Finding]:
                 f"{', '.join(SYMBOLS[z] for z in sorted(unseen))}: a model cannot know them",
                 "add training samples with them, or another split (split_by, index files)",
                 places=places,
+                section="splits",
             )

@@ -22,6 +22,8 @@ from zarrpipe.transforms.units import parse
 _STRESS_UNITS = ("GPa", "kbar", "bar")
 _ENERGY_UNITS = ("kcal/mol", "Hartree", "Rydberg", "kJ/mol")
 _LABELS = ("energy", "forces", "stress", "virial", "cell")
+_SECTIONS = {"energy": "energies", "forces": "forces", "cell": "volume"}
+"""Section that shows a label; stress and virial are in the section stress."""
 _MOST_JUDGED = 2000
 _LEAST_OF_A_GROUP, _MOST_GROUPS = 5, 12
 _FAR, _NEAR = 12.0, 8.0
@@ -59,6 +61,7 @@ def _of_all(one: Measured, label: str, text: str) -> Finding:
         said.rstrip(" :;,"),
         f"import the files again and give {way_out}, or convert with transforms.ConvertUnits",
         places=has,
+        section=_SECTIONS.get(label, "stress"),
     )
 
 
@@ -101,6 +104,7 @@ def _few_stresses(one: Measured, broken: BoolArray) -> Iterator[Finding]:
         f"GPa), those of the others {typical:.3g}: {looks}",
         _WAY_OUT,
         places=order,
+        section="stress",
     )
 
 
@@ -139,6 +143,7 @@ def _pressure_sign(one: Measured, broken: BoolArray) -> Iterator[Finding]:
             "tension",
             "import again with stress_sign='pressure' (--stress-sign pressure)",
             places=places_of(good),
+            section="stress",
         )
 
 
@@ -157,6 +162,7 @@ def _few_energies(one: Measured, broken: BoolArray) -> Iterator[Finding]:
             f"expect, and fit when they are taken as {unit}{_forces_too(one, order, unit)}",
             _WAY_OUT,
             places=order,
+            section="energies",
         )
 
 
@@ -222,4 +228,5 @@ def _of_groups(one: Measured, broken: BoolArray, said: Collection[str]) -> Itera
                         what.rstrip(" :;,"),
                         f"import these samples again and give {way_out}",
                         places=here[one.values.present[label][here]],
+                        section=_SECTIONS.get(label, "stress"),
                     )

@@ -58,6 +58,7 @@ def comparison_findings(sides: Sequence[Measured]) -> Iterator[Finding]:
             other.samples(second[worse[:MOST_SAMPLES]]),
             len(worse),
             store=1,
+            section="comparison",
         )
     new = _elements(other) - _elements(one)
     if new:
@@ -67,6 +68,7 @@ def comparison_findings(sides: Sequence[Measured]) -> Iterator[Finding]:
             ", ".join(SYMBOLS[z] for z in sorted(new)),
             "a model that was trained on A alone does not know them",
             store=1,
+            section="comparison",
         )
 
 
