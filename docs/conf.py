@@ -8,7 +8,10 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+from docutils.nodes import Element
+from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
 
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
@@ -88,6 +91,8 @@ napoleon_use_ivar = True
 napoleon_use_rtype = False
 
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_title = f"zarrpipe {release}"
 html_theme_options = {"source_repository": REPOSITORY} if REPOSITORY else {}
 copybutton_prompt_text = "$ "
@@ -132,7 +137,21 @@ def skip_foreign(app: Sphinx, kind: str, name: str, member: Any, *_: Any) -> boo
     return None if home.partition(".")[0] == "zarrpipe" else True
 
 
+def resolve_short(
+    app: Sphinx, env: BuildEnvironment, node: pending_xref, text: Element
+) -> Element | None:
+    """Find a public name that a docstring writes without its module."""
+    for module in ("", "errors.", "ml.", "transforms.", "adapters.", "nodes."):
+        target = f"zarrpipe.{module}{node['reftarget']}"
+        if target in env.domains.python_domain.objects:
+            return env.domains.python_domain.resolve_xref(
+                env, node["refdoc"], app.builder, "obj", target, node, text
+            )
+    return None
+
+
 def setup(app: Sphinx) -> None:
     """Connect what this file adds to Sphinx."""
     app.connect("source-read", read_source)
+    app.connect("missing-reference", resolve_short)
     app.connect("autodoc-skip-member", skip_foreign)
