@@ -9,12 +9,12 @@ NEWEST_PYTHON ?= $(firstword $(shell python3.12 -c 'import sys; print(sys.execut
 OLDEST_TESTS := $(addprefix tests/,test_compat.py adapters data sink transforms store/cache store/read dataset/test_far.py training/splits/test_overlap.py) \
 	$(patsubst %,tests/training/test_%.py,augmented_runs data_module ddp lightning_resume loader monitor ranks resume settings)
 TRAINERS := $(patsubst trainers/%.txt,%,$(wildcard trainers/*.txt))
-EXTRAS := dev,docs,recipes,mace,bench
+EXTRAS := dev,docs,mace,bench
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 SPHINX := OMP_NUM_THREADS=1 $(BIN)/python -m sphinx --fail-on-warning --keep-going --nitpicky
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo results bench gpu reliability test docs links check oldest newest trainers format clean
+.PHONY: help demo results bench gpu reliability test docs links check oldest newest trainers dist wheel format clean
 
 help:
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 13
@@ -27,11 +27,16 @@ help:
 
 .venv-oldest/.ready: pyproject.toml constraints-oldest.txt
 	$(PYTHON) -m venv .venv-oldest
-	$(OLDEST)/python -m pip install --quiet --constraint constraints-oldest.txt --editable '.[recipes,mace,cloud]' hypothesis pytest pytest-xdist
+	$(OLDEST)/python -m pip install --quiet --constraint constraints-oldest.txt --editable '.[train,torch-sim,mace,s3]' hypothesis pytest pytest-xdist
 	touch $@
 
 .venv-newest/.ready: pyproject.toml
 	$(NEWEST_PYTHON) -m venv .venv-newest
+	touch $@
+
+.venv-dist/.ready:
+	$(PYTHON) -m venv .venv-dist
+	.venv-dist/bin/python -m pip install --quiet build cffconvert py-rattler-build twine
 	touch $@
 
 .venv-schnetpack/.ready: PYTHON := $(NEWEST_PYTHON)# SchNetPack 2.2 needs Python 3.12
@@ -78,7 +83,7 @@ oldest: .venv-oldest/.ready ## what depends on other libraries, with the oldest 
 	OMP_NUM_THREADS=1 $(OLDEST)/python -m pytest --numprocesses 2 $(OLDEST_TESTS)
 
 newest: .venv-newest/.ready ## all tests with python3.12 and the newest release of everything
-	$(NEWEST)/python -m pip install --quiet --upgrade --upgrade-strategy eager --editable '.[$(EXTRAS),cloud]'
+	$(NEWEST)/python -m pip install --quiet --upgrade --upgrade-strategy eager --editable '.[$(EXTRAS),s3]'
 	$(NEWEST)/python -m pip list
 	OMP_NUM_THREADS=1 $(NEWEST)/python -m pytest --numprocesses 2 --dist worksteal
 
@@ -86,9 +91,25 @@ trainers: $(TRAINERS:%=.venv-%/.ready) ## training from a store by NequIP, MatGL
 	for name in $(TRAINERS); do OMP_NUM_THREADS=1 .venv-$$name/bin/python -m pytest \
 	  tests/trainers/test_$$(echo $$name | tr - _).py || exit 1; done
 
+dist: .venv-dist/.ready ## wheel and source distribution in dist, checked, and so are citation and conda recipe
+	rm -rf dist
+	.venv-dist/bin/python -m build --quiet --outdir dist
+	.venv-dist/bin/twine check --strict dist/*
+	.venv-dist/bin/cffconvert --validate
+	.venv-dist/bin/python -c 'from rattler_build import *; Stage0Recipe.from_file("conda/recipe.yaml").render(VariantConfig())'
+
+wheel: dist ## the wheel alone in an empty environment of PYTHON, where it runs the README
+	rm -rf .venv-wheel
+	$(PYTHON) -m venv .venv-wheel
+	.venv-wheel/bin/python -m pip install --quiet dist/*.whl
+	env -u PYTHONPATH .venv-wheel/bin/python -P tests/packaging/run_readme.py code
+	.venv-wheel/bin/python -m pip install --quiet "$$(echo dist/*.whl)[import,train]"
+	.venv-wheel/bin/python -m pip check
+	env -u PYTHONPATH .venv-wheel/bin/python -P tests/packaging/run_readme.py commands dist/*.tar.gz
+
 format: .venv/.ready ## bring the code into shape
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 clean: ## remove what the targets made
-	rm -rf .venv .venv-* .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage* build *.egg-info runs
+	rm -rf .venv .venv-* .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage* build dist *.egg-info runs

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -57,6 +57,13 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--hypothesis-profile") is None:
         always = "ci" if os.environ.get("CI") else "desk"
         settings.load_profile("quick" if _is_quick(config) else always)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collect_file() -> Generator[None, list[pytest.Collector], list[pytest.Collector]]:
+    """Leave out doctests: they would skip a module that cannot be imported, its tests too."""
+    collectors = yield
+    return [one for one in collectors if type(one).__name__ != "DoctestModule"]
 
 
 @pytest.hookimpl(tryfirst=True)  # before any test is deselected

@@ -14,6 +14,7 @@ Each is also the builtin that a caller would catch without knowing this package:
       SchemaError (ValueError)            a batch does not fit the fields that a store has fixed
       StoreFormatError (ValueError)       a store is damaged, foreign or of a newer format
       SourceError (ValueError)            a file of an import cannot be read
+      NonFiniteLossError (FloatingPointError) a training step gave NaN or an infinite loss
       StoreFullError (RuntimeError)       a write would pass the capacity of the sink
       StoreEmptyError (RuntimeError)      there is nothing to read
       StoreLockedError (RuntimeError)     another writer has the store open

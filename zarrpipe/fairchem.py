@@ -87,9 +87,9 @@ class StoreDataset(torch.utils.data.Dataset["AtomicData"]):
             molecule_cell_size=given.get("molecule_cell_size"),
             dtype=given.get("target_dtype", torch.float32),
         )
-        transforms = require("fairchem.core.modules.transforms", "ase").DataTransforms
+        transforms = require("fairchem.core.modules.transforms", "fairchem").DataTransforms
         self._transforms = transforms(config.get("transforms") or {})
-        self._rename = require("fairchem.core.datasets._utils", "ase").rename_data_object_keys
+        self._rename = require("fairchem.core.datasets._utils", "fairchem").rename_data_object_keys
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -248,7 +248,7 @@ def dataloader(
     """
     if part not in SPLITS:
         raise ArgumentError(f"part is {part!r}, expected one of {', '.join(SPLITS)}")
-    if require("fairchem.core.common.gp_utils", "ase").initialized():
+    if require("fairchem.core.common.gp_utils", "fairchem").initialized():
         raise ArgumentError(
             "fairchem runs graph-parallel, where several ranks share a batch, and these loaders "
             "give each rank its own: use zarrpipe.fairchem.StoreDataset with fairchem's sampler"

@@ -196,7 +196,7 @@ def test_a_table_of_what_has_no_row_for_each_sample_is_refused(rounds, monkeypat
     with pytest.raises(ArgumentTypeError, match="fields is 'energy', expected a list of names"):
         dataset.to_pandas("energy")
     monkeypatch.setitem(sys.modules, "pandas", None)
-    with pytest.raises(MissingLibraryError, match=r"'pandas' is needed .*zarrpipe\[pandas\]"):
+    with pytest.raises(MissingLibraryError, match=r"'pandas' is needed .*zarrpipe\[import\]"):
         dataset.to_pandas()
 
 

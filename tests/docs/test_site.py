@@ -49,7 +49,7 @@ def test_every_public_name_has_its_place(module):
     there = [item(name) for name in documented()]
     names = names_of(module)
     assert names
-    missing = [name for name in names if not any(item(name) == one for one in there)]
+    missing = [name for name in names if item(name) not in there]
     assert not missing
 
 

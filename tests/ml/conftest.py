@@ -1,4 +1,4 @@
-"""Small models, on one thread, with the libraries of the extras ``ml`` and ``mace``."""
+"""Small models, on one thread, with the libraries of the extras ``train`` and ``mace``."""
 
 import warnings
 
@@ -7,7 +7,7 @@ import pytest
 for library in ("ase", "torch_geometric", "torch_sim", "vesin"):
     with warnings.catch_warnings():  # theirs, on importing them
         warnings.simplefilter("ignore")
-        pytest.importorskip(library, reason="the extras 'ml' and 'torch-sim' are not installed")
+        pytest.importorskip(library, reason="the extras 'train' and 'torch-sim' are not installed")
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "recipes"))
 for library in ("ase", "jsonargparse", "tblite", "torch_geometric", "torch_sim", "vesin"):
     with warnings.catch_warnings():  # theirs, on importing them
         warnings.simplefilter("ignore")
-        pytest.importorskip(library, reason="the extra 'recipes' is not installed")
+        pytest.importorskip(library, reason="the extra 'dev' is not installed")
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,13 @@ from hypothesis import strategies as st
 from zarrpipe import AtomicData, Batch, ZarrDataModule
 from zarrpipe.dataset.zarr_dataset import ZarrDataset
 from zarrpipe.errors import FieldError
-from zarrpipe.training.statistics import StatisticsSums, _blocks, count, mean_neighbors, measure
+from zarrpipe.training.statistics import (
+    StatisticsSums,
+    count,
+    mean_neighbors,
+    measure,
+    sample_blocks,
+)
 
 REFERENCE = {1: -13.6, 6: -1029.0, 8: -2042.0}
 
@@ -144,7 +150,7 @@ def test_blocks_hold_every_sample_once_and_not_too_many_atoms(sizes):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("zarrpipe.training.statistics._BLOCK_ATOMS", 60)
         patch.setattr("zarrpipe.training.statistics._BLOCK_SAMPLES", 7)
-        blocks = [block.tolist() for block in _blocks(np.array(sizes, dtype=np.int64))]
+        blocks = [block.tolist() for block in sample_blocks(np.array(sizes, dtype=np.int64))]
     assert flat(blocks) == list(range(len(sizes)))
     for block in blocks:
         assert len(block) <= 7

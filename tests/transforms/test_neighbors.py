@@ -151,5 +151,5 @@ def test_the_cutoff_is_checked_at_once(cutoff):
 
 def test_without_vesin_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "vesin", None)
-    with pytest.raises(MissingLibraryError, match=r"pip install 'zarrpipe\[neighbors\]'"):
+    with pytest.raises(MissingLibraryError, match=r"pip install 'zarrpipe\[train\]'"):
         NeighborList(5.0)

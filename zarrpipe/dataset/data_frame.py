@@ -90,7 +90,7 @@ def data_frame(
 ) -> "pd.DataFrame":
     """Table of the `count` samples of all parts; see `SampleTable.to_pandas`."""
     names = _names(fields, schema)
-    pandas = require("pandas", "pandas")
+    pandas = require("pandas", "import")
     columns = _filled(names, schema, count, parts)
     found = {name: values for column in columns for name, values in column.series(pandas)}
     frame: pd.DataFrame = pandas.DataFrame(found, index=pandas.RangeIndex(count))

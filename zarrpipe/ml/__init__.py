@@ -2,8 +2,8 @@
 
 `ForceField` is the Lightning module of the recipes: a potential of a well-kept library, a loss over
 the labels that are there, reference energies, errors by label. `load` gives a committee of
-checkpoints; `ForceFieldCalculator` hands it to ASE, `TorchSimModel` to torch-sim. The extra ``ml``
-installs what they need.
+checkpoints; `ForceFieldCalculator` hands it to ASE, `TorchSimModel` to torch-sim. The extra
+``train`` installs what they need.
 
     field = ForceField.load_from_checkpoint("runs/ethanol/checkpoints/best.ckpt")
     energy, forces, stress = field.predict(batch, stress=True)

@@ -9,8 +9,8 @@ from zarrpipe.ml.committee import as_committee
 if TYPE_CHECKING:
     from ase import Atoms
 
-_calculators = require("ase.calculators.calculator", "ml")
-_stress = require("ase.stress", "ml")
+_calculators = require("ase.calculators.calculator", "train")
+_stress = require("ase.stress", "train")
 
 
 class ForceFieldCalculator(_calculators.Calculator):  # type: ignore[misc, name-defined]

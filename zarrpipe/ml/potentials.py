@@ -82,7 +82,7 @@ class SchNetPotential(Potential):
     def __init__(
         self, cutoff: float, features: int = 64, interactions: int = 3, gaussians: int = 32
     ) -> None:
-        schnet = require("torch_geometric.nn.models.schnet", "ml")
+        schnet = require("torch_geometric.nn.models.schnet", "train")
         super().__init__(cutoff)
         self._graph: tuple[Tensor, Tensor] | None = None
         self.network = schnet.SchNet(

@@ -51,7 +51,7 @@ class NeighborList:
     def __init__(self, cutoff: float) -> None:
         if not isinstance(cutoff, int | float | np.number) or not 0 < cutoff < float("inf"):
             raise ArgumentError(f"cutoff is {cutoff!r}, expected a positive finite number")
-        require("vesin", "neighbors")
+        require("vesin", "train")
         self.cutoff = float(cutoff)
 
     def __call__(self, batch: Batch) -> Batch:
@@ -201,5 +201,5 @@ def _of_crystals(
 
 
 def _search(cutoff: float) -> Any:
-    vesin = require("vesin", "neighbors")
+    vesin = require("vesin", "train")
     return vesin.NeighborList(cutoff=cutoff, full_list=True, sorted=True, n_threads=1)

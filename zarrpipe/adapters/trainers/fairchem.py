@@ -81,8 +81,8 @@ def to_fairchem(
         data = to_fairchem(dataset.read([0, 1, 2]), dataset="omat")
         energies = model(data)["energy"]["energy"]
     """
-    library = require("fairchem.core.datasets.atomic_data", "ase")
-    rename = require("fairchem.core.datasets._utils", "ase").rename_data_object_keys
+    library = require("fairchem.core.datasets.atomic_data", "fairchem")
+    rename = require("fairchem.core.datasets._utils", "fairchem").rename_data_object_keys
     count, none = batch.num_graphs, batch.batch_ptr.new_zeros(batch.num_graphs)
     positions, cell, pbc = _geometry(batch, molecule_cell_size)
     labels = {name: _label(batch, name, dtype) for name in _LABELS if name in batch}

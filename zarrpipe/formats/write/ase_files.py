@@ -49,7 +49,7 @@ _ROUNDED = 1e-6
 
 def write_extxyz(path: Path, samples: Samples) -> LeftOut:
     """Write extended XYZ, in which columns have 8 decimals and all else has every digit."""
-    extxyz = require("ase.io.extxyz", "io")
+    extxyz = require("ase.io.extxyz", "import")
     some, left_out = _fitting(samples, (*_TAKEN, *_XYZ_WORDS))
     for name, item in some.schema.items():
         if item.level is Level.ATOM and len(item.shape) > 1:
@@ -63,7 +63,7 @@ def write_extxyz(path: Path, samples: Samples) -> LeftOut:
 
 def write_traj(path: Path, samples: Samples) -> LeftOut:
     """Write a trajectory of ASE."""
-    trajectory = require("ase.io.trajectory", "io")
+    trajectory = require("ase.io.trajectory", "import")
     some, left_out = _fitting(samples, _TAKEN)
     derived = set() if "momenta" in some.schema else {"velocities"}  # momenta follow from them
     lost = [
@@ -84,14 +84,14 @@ def write_db(path: Path, samples: Samples) -> LeftOut:
     Numbers and strings of a system are key-value pairs, so that they can be selected by, and what
     ASE does not take as such is in the row's `data`, as arrays are.
     """
-    rows = require("ase.db", "io").connect(str(path), type="db")
+    rows = require("ase.db", "import").connect(str(path), type="db")
     nan = {"energies that are NaN": "SQLite has no NaN: the rows have no energy"}
     return _write_rows(rows, samples, _pairs(), nan)
 
 
 def write_aselmdb(path: Path, samples: Samples) -> LeftOut:
     """Write an LMDB of rows of ASE, with own fields in `data`, where fairchem looks for them."""
-    rows = require("ase_db_backends.aselmdb", "io").LMDBDatabase(str(path))
+    rows = require("ase_db_backends.aselmdb", "import").LMDBDatabase(str(path))
     rows.ids = _NewIds()
     return _write_rows(rows, samples, lambda key, value: False)
 
@@ -147,7 +147,7 @@ def _fitting(samples: Samples, taken: tuple[str, ...]) -> tuple[Samples, LeftOut
 
 def _images(samples: Samples, left_out: LeftOut) -> Iterator[Atoms]:
     """Each sample as `Atoms`, with every label that ASE knows as a result of its calculator."""
-    singlepoint = require("ase.calculators.singlepoint", "io")
+    singlepoint = require("ase.calculators.singlepoint", "import")
     for batch in samples.batches():
         if "stress" in batch and _is_asymmetric(batch):
             left_out["antisymmetric part of stress"] = "ASE has six numbers of a stress"
@@ -207,7 +207,7 @@ def _written(text: str, extxyz: Any) -> str:
 
 def _pairs() -> Callable[[str, Any], bool]:
     """Whether ASE takes a key and a value as a key-value pair, and gives the same value back."""
-    core, row = require("ase.db.core", "io"), require("ase.db.row", "io")
+    core, row = require("ase.db.core", "import"), require("ase.db.row", "import")
 
     @lru_cache(maxsize=1 << 16)
     def is_taken(key: str, value: str | float) -> bool:

@@ -77,7 +77,7 @@ def write_card(
     ValueError
         If the store is not local, the card would not be beside it, or a property is not valid.
     ImportError
-        If mlcroissant is not installed: ``pip install 'zarrpipe[io]'``.
+        If mlcroissant is not installed: ``pip install 'zarrpipe[import]'``.
 
     Examples
     --------
@@ -111,7 +111,7 @@ def write_card(
         "version": version,
         "date_published": date_published,
     }
-    made = _Card(require("mlcroissant", "io"), root, facts)
+    made = _Card(require("mlcroissant", "import"), root, facts)
     document = made.document(
         schema.values(),
         name=root.stem if name is None else name,

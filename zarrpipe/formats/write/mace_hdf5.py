@@ -48,7 +48,7 @@ _MISSING = "None"
 
 def write_mace(path: Path, samples: Samples) -> dict[str, str]:
     """Write configurations one by one, in the layout of MACE's `save_configurations_as_HDF5`."""
-    h5py = require("h5py", "io")
+    h5py = require("h5py", "import")
     left_out = _left_out(samples)
     some, number = samples.without(*left_out), 0
     own = [name for name in some.schema if name not in {*_STRUCTURE, *_OWN, *_KNOWN}]

@@ -22,7 +22,7 @@ def write_parquet(path: Path, samples: Samples) -> dict[str, str]:
     Row numbers, as those of edges, count within the system. Levels and units are in the metadata of
     the columns, as JSON under the key ``zarrpipe``.
     """
-    pa, parquet = require("pyarrow", "io"), require("pyarrow.parquet", "io")
+    pa, parquet = require("pyarrow", "import"), require("pyarrow.parquet", "import")
     left_out = empty_rows(samples.schema)
     some = samples.without(*left_out)
     schema = pa.schema([_column(pa, item) for item in some.schema.values()])

@@ -85,7 +85,7 @@ def write_out(
     RuntimeError
         If no sample is chosen (StoreEmptyError).
     ImportError
-        If the library of a format is not installed: ``pip install 'zarrpipe[io]'``.
+        If the library of a format is not installed: ``pip install 'zarrpipe[import]'``.
 
     Examples
     --------

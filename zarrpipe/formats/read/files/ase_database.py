@@ -83,10 +83,10 @@ class AseDatabase(LevelledReader):
 def _opened(path: str) -> Iterator[Any]:
     """Database of a file that is only read."""
     if not path.endswith(_LMDB):
-        with require("ase.db", "io").connect(path, use_lock_file=False) as database:
+        with require("ase.db", "import").connect(path, use_lock_file=False) as database:
             yield database
         return
-    library = require("ase_db_backends.aselmdb", "io")
+    library = require("ase_db_backends.aselmdb", "import")
     _check_size(path)
     with library.LMDBDatabase(path, readonly=True) as database:
         yield database
@@ -94,7 +94,7 @@ def _opened(path: str) -> Iterator[Any]:
 
 def _check_size(path: str) -> None:
     """Raise OSError if an LMDB file was cut off: reading behind its end would end the process."""
-    lmdb = require("lmdb", "io")
+    lmdb = require("lmdb", "import")
     with lmdb.open(path, subdir=False, readonly=True, lock=False) as file:
         expected = (file.info()["last_pgno"] + 1) * file.stat()["psize"]
     size = Path(path).stat().st_size

@@ -95,16 +95,16 @@ class AseFiles:
 
     def _frames(self, path: str) -> Iterator[Frame]:
         """All frames of a file in order."""
-        io = require("ase.io", "io")
+        io = require("ase.io", "import")
         found = io.iread(path, ":", self.format or format_of(path), do_not_split_by_at_sign=True)
         yield from (frame_of(number, atoms) for number, atoms in enumerate(found))
 
 
 def format_of(path: str | Path) -> str | None:
     """ASE's name for the format of a file; None if ASE knows none or only writes it."""
-    formats = require("ase.io.formats", "io")
+    formats = require("ase.io.formats", "import")
     if Path(path).is_dir():
-        bundles = require("ase.io.bundletrajectory", "io").BundleTrajectory
+        bundles = require("ase.io.bundletrajectory", "import").BundleTrajectory
         return "bundletrajectory" if bundles.is_bundle(str(path)) else None
     try:
         name: str = formats.filetype(str(path), guess=False)
@@ -116,7 +116,7 @@ def format_of(path: str | Path) -> str | None:
 
 def _check_format(name: str) -> None:
     """Raise ArgumentError for a format that ASE does not read."""
-    found = require("ase.io.formats", "io").ioformats.get(name)
+    found = require("ase.io.formats", "import").ioformats.get(name)
     if found is None or not found.can_read:
         raise ArgumentError(
             f"ASE reads no format {name!r}: 'ase info --formats' lists those it has"
@@ -143,5 +143,5 @@ def _scan_trajectory(path: str) -> Scan:
 @contextmanager
 def _trajectory(path: str) -> Iterator[tuple[int, Callable[[int], Frame]]]:
     """Number of frames of a trajectory, and what reads one of them."""
-    with require("ase.io.trajectory", "io").TrajectoryReader(path) as trajectory:
+    with require("ase.io.trajectory", "import").TrajectoryReader(path) as trajectory:
         yield len(trajectory), lambda number: frame_of(number, trajectory[number])

@@ -65,7 +65,7 @@ class AtompackFiles:
 
 def _opened(path: str) -> Any:
     """Database of a file that is only read."""
-    return require("atompack", "io").Database.open(path)
+    return require("atompack", "import").Database.open(path)
 
 
 def _frame(database: Any, number: int) -> Frame:

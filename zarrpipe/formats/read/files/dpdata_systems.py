@@ -148,7 +148,7 @@ def _load(path: str, name: str, type_map: list[str] | None) -> list[Any]:
     given = {} if type_map is None else {"type_map": type_map}
     try:
         return _systems_of(path, name, given, labeled=True)
-    except (NotImplementedError, require("dpdata.data_type", "io").DataError) as error:
+    except (NotImplementedError, require("dpdata.data_type", "import").DataError) as error:
         if not isinstance(error, NotImplementedError) and "energies not found" not in str(error):
             raise
     return _systems_of(path, name, given, labeled=False)
@@ -156,7 +156,7 @@ def _load(path: str, name: str, type_map: list[str] | None) -> list[Any]:
 
 def _systems_of(path: str, name: str, given: Mapping[str, Any], *, labeled: bool) -> list[Any]:
     """One system, or all of a format that has several: its class for one takes the first alone."""
-    dpdata = require("dpdata", "io")
+    dpdata = require("dpdata", "import")
 
     def one() -> list[Any]:
         return [(dpdata.LabeledSystem if labeled else dpdata.System)(path, fmt=name, **given)]
@@ -165,7 +165,7 @@ def _systems_of(path: str, name: str, given: Mapping[str, Any], *, labeled: bool
         systems = dpdata.MultiSystems(**given)
         return list(systems.load_systems_from_file(path, fmt=name, labeled=labeled))
 
-    base = require("dpdata.format", "io").Format
+    base = require("dpdata.format", "import").Format
     has_many = (
         type(dpdata.system.load_format(name)).from_multi_systems is not base.from_multi_systems
     )
@@ -186,7 +186,7 @@ def _systems_of(path: str, name: str, given: Mapping[str, Any], *, labeled: bool
 
 def _system(path: str, system: Any) -> _System:
     """System of dpdata as arrays."""
-    axis = require("dpdata.data_type", "io").Axis
+    axis = require("dpdata.data_type", "import").Axis
     data = system.data
     labels: dict[Entry, AnyArray] = {}
     left_out: dict[Entry, str] = {}
@@ -225,7 +225,7 @@ def _file_keys(folder: Path) -> set[str]:
 
 def _atomic_numbers(data: Mapping[str, Any]) -> Int64Array:
     """Atomic numbers of the atoms of a system."""
-    table = require("dpdata.periodic_table", "io").ELEMENTS
+    table = require("dpdata.periodic_table", "import").ELEMENTS
     names = [data["atom_names"][kind] for kind in data["atom_types"]]
     wrong = sorted(set(names) - set(table))
     if wrong:

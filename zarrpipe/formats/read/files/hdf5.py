@@ -74,7 +74,7 @@ class MaceHdf5(LevelledReader):
 @contextmanager
 def _opened(path: str | Path) -> Iterator[Any]:
     """HDF5 file that is only read."""
-    with require("h5py", "io").File(path, "r") as file:
+    with require("h5py", "import").File(path, "r") as file:
         yield file
 
 

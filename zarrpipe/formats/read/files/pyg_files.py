@@ -96,11 +96,11 @@ class TrustedPygFiles(PygFiles):
 
 def _load(path: str, *, trusts: bool) -> Any:
     """Content of a file, with tensors mapped where torch can."""
-    data = require("torch_geometric.data", "io")
-    parts = require("torch_geometric.data.data", "io")
+    data = require("torch_geometric.data", "import")
+    parts = require("torch_geometric.data.data", "import")
     safe = [
         data.Data,
-        require("torch_geometric.data.storage", "io").GlobalStorage,
+        require("torch_geometric.data.storage", "import").GlobalStorage,
         parts.DataEdgeAttr,
         parts.DataTensorAttr,
     ]
@@ -123,7 +123,7 @@ class _Graphs(Sequence[Any]):
     """Graphs of what a file holds, taken out one by one."""
 
     def __init__(self, content: Any) -> None:
-        library = require("torch_geometric.data", "io")
+        library = require("torch_geometric.data", "import")
         self._slices: Any = None
         if isinstance(content, tuple) and len(content) in (2, 3):
             collated, self._slices, *cls = content
@@ -142,10 +142,10 @@ class _Graphs(Sequence[Any]):
         return len(next(iter(self._slices.values()))) - 1
 
     def __getitem__(self, index: Any) -> Any:
-        library = require("torch_geometric.data", "io")
+        library = require("torch_geometric.data", "import")
         graph = self._content[0 if self._slices is not None else index]
         if self._slices is not None:
-            separate = require("torch_geometric.data.separate", "io").separate
+            separate = require("torch_geometric.data.separate", "import").separate
             graph = separate(type(graph), graph, index, self._slices, decrement=False)
         graph = library.Data.from_dict(graph) if isinstance(graph, dict) else graph
         if not isinstance(graph, library.Data):
