@@ -44,6 +44,7 @@ myst_enable_extensions = ["attrs_block", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 myst_links_external_new_tab = False
 
+highlight_language = "none"  # of a fence that names none
 default_role = "py:obj"
 nitpicky = True
 # Types of other libraries are not looked up, so that the site builds without a network.
