@@ -46,6 +46,7 @@ myst_links_external_new_tab = False
 
 highlight_language = "none"  # of a fence that names none
 default_role = "py:obj"
+smartquotes = False  # options of commands keep their two hyphens
 nitpicky = True
 # Types of other libraries are not looked up, so that the site builds without a network.
 nitpick_ignore_regex = [("py:.*", r"(?!zarrpipe\b).*")]
@@ -92,6 +93,7 @@ napoleon_use_ivar = True
 napoleon_use_rtype = False
 
 html_theme = "furo"
+html_show_copyright = False
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_title = f"zarrpipe {release}"
