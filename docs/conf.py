@@ -8,7 +8,10 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+from docutils.nodes import Element
+from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
 
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
@@ -41,7 +44,9 @@ myst_enable_extensions = ["attrs_block", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 myst_links_external_new_tab = False
 
+highlight_language = "none"  # of a fence that names none
 default_role = "py:obj"
+smartquotes = False  # options of commands keep their two hyphens
 nitpicky = True
 # Types of other libraries are not looked up, so that the site builds without a network.
 nitpick_ignore_regex = [("py:.*", r"(?!zarrpipe\b).*")]
@@ -88,6 +93,9 @@ napoleon_use_ivar = True
 napoleon_use_rtype = False
 
 html_theme = "furo"
+html_show_copyright = False
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_title = f"zarrpipe {release}"
 html_theme_options = {"source_repository": REPOSITORY} if REPOSITORY else {}
 copybutton_prompt_text = "$ "
@@ -132,7 +140,21 @@ def skip_foreign(app: Sphinx, kind: str, name: str, member: Any, *_: Any) -> boo
     return None if home.partition(".")[0] == "zarrpipe" else True
 
 
+def resolve_short(
+    app: Sphinx, env: BuildEnvironment, node: pending_xref, text: Element
+) -> Element | None:
+    """Find a public name that a docstring writes without its module."""
+    for module in ("", "errors.", "ml.", "transforms.", "adapters.", "nodes."):
+        target = f"zarrpipe.{module}{node['reftarget']}"
+        if target in env.domains.python_domain.objects:
+            return env.domains.python_domain.resolve_xref(
+                env, node["refdoc"], app.builder, "obj", target, node, text
+            )
+    return None
+
+
 def setup(app: Sphinx) -> None:
     """Connect what this file adds to Sphinx."""
     app.connect("source-read", read_source)
+    app.connect("missing-reference", resolve_short)
     app.connect("autodoc-skip-member", skip_foreign)

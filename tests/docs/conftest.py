@@ -36,15 +36,16 @@ def installed(library: str) -> bool:
 def run_page(tmp_path, monkeypatch, capsys) -> Callable[[str], dict[str, Any]]:
     """Run the blocks of a page in a scratch directory; return the names that they leave.
 
-    A block of Python runs unless its first line says that it needs a library that is not there. A
-    block of text behind it shows what it prints. A console block has commands of zarrpipe, with
-    what they print, or with nothing where that does not matter. A fence with another word behind
-    the language (``python notest``) is not run.
+    A block of Python runs unless its first line says that it needs a library that is not there. If
+    the next block is text, it shows what the code prints. A console block has commands of zarrpipe,
+    with what they print, or with nothing where that does not matter. A fence with another word
+    behind the language (``python notest``) is not run.
     """
     monkeypatch.chdir(tmp_path)
 
     def run(page: str) -> dict[str, Any]:
         namespace: dict[str, Any] = {"__name__": "page"}
+        before = ""
         for place, (kind, block) in enumerate(BLOCK.findall((ROOT / page).read_text())):
             where = f"{page} block {place}"
             if kind == "python":
@@ -52,7 +53,7 @@ def run_page(tmp_path, monkeypatch, capsys) -> Callable[[str], dict[str, Any]]:
                 if needs is None or installed(needs[1]):
                     capsys.readouterr()
                     exec(compile(block, where, "exec"), namespace)
-            elif kind == "text":
+            elif kind == "text" and before == "python":
                 assert capsys.readouterr().out.replace(f"{tmp_path}/", "") == block, where
             for command, shown in COMMAND.findall(block) if kind == "console" else ():
                 capsys.readouterr()
@@ -61,6 +62,7 @@ def run_page(tmp_path, monkeypatch, capsys) -> Callable[[str], dict[str, Any]]:
                     text = (printed.out + printed.err).replace(f"{tmp_path}/", "")
                     assert settled(text) == settled(shown), command
                 assert code == (2 if shown.startswith("zarrpipe: ") else 0), printed.err
+            before = kind
         return namespace
 
     return run
