@@ -102,9 +102,10 @@ wheel: dist ## the wheel alone in an empty environment of PYTHON, where it runs 
 	rm -rf .venv-wheel
 	$(PYTHON) -m venv .venv-wheel
 	.venv-wheel/bin/python -m pip install --quiet dist/*.whl
-	env -u PYTHONPATH .venv-wheel/bin/python -P tests/packaging/run_readme.py code
+	env -u PYTHONPATH .venv-wheel/bin/python -P tests/packaging/run_readme.py alone
 	.venv-wheel/bin/python -m pip install --quiet "$$(echo dist/*.whl)[import,train]"
 	.venv-wheel/bin/python -m pip check
+	env -u PYTHONPATH .venv-wheel/bin/python -P tests/packaging/run_readme.py code
 	env -u PYTHONPATH .venv-wheel/bin/python -P tests/packaging/run_readme.py commands dist/*.tar.gz
 
 format: .venv/.ready ## bring the code into shape

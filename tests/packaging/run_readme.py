@@ -1,8 +1,9 @@
 """Runs the README with the zarrpipe that is installed, in a folder of its own: `make wheel`.
 
-`python tests/packaging/run_readme.py code` executes its Python blocks, for which zarrpipe alone is
-enough; `... commands SDIST` runs the block of commands that turns a file into a trained model,
-where the recipes of an unpacked source distribution are, with the extras import and train.
+`python tests/packaging/run_readme.py alone` executes the Python block of the page on installing, for
+which zarrpipe alone is enough. With the extras import and train, `... code` executes those of the
+README, and `... commands SDIST` runs the block of commands that turns a file into a trained model,
+where the recipes of an unpacked source distribution are.
 """
 
 import os
@@ -18,7 +19,9 @@ import torch
 
 import zarrpipe as zp
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+INSTALL = (ROOT / "docs" / "getting_started" / "install.md").read_text()
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 BRIEF = [
     "--trainer.max_steps=2",
@@ -30,12 +33,12 @@ BRIEF = [
 ]
 
 
-def run_code() -> None:
-    """Execute all Python blocks, one after the other."""
-    blocks = [text for language, text in BLOCK.findall(README) if language == "python"]
+def run_code(page: str) -> None:
+    """Execute all Python blocks of a page, one after the other."""
+    blocks = [text for language, text in BLOCK.findall(page) if language == "python"]
     namespace: dict[str, object] = {"__name__": "readme"}
     for number, block in enumerate(blocks):
-        exec(compile(block, f"README.md block {number}", "exec"), namespace)
+        exec(compile(block, f"block {number}", "exec"), namespace)
     print(f"{len(blocks)} Python blocks ran")
 
 
@@ -74,10 +77,10 @@ def main() -> None:
     assert where.is_relative_to(Path(sys.prefix).resolve()), f"{where} is not in {sys.prefix}"
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
-        if part == "code":
-            run_code()
-        else:
+        if part == "commands":
             run_commands(sdist)
+        else:
+            run_code(INSTALL if part == "alone" else README)
         os.chdir("/")
     print(f"{part} of the README: Python {sys.version.split()[0]}, zarrpipe of {where.parent}")
 
