@@ -1,8 +1,8 @@
 """Runs the README with the zarrpipe that is installed, in a folder of its own: `make wheel`.
 
-`python tests/packaging/run_readme.py alone` executes the Python block of the page on installing, for
-which zarrpipe alone is enough. With the extras import and train, `... code` executes those of the
-README, and `... commands SDIST` runs the block of commands that turns a file into a trained model,
+`python tests/packaging/run_readme.py alone` executes the Python block of the page on installing,
+for which zarrpipe alone is enough. With the extras import and train, `... code` executes those of
+the README, and `... commands SDIST` runs the block of commands that turns a file into a trained model,
 where the recipes of an unpacked source distribution are.
 """
 
