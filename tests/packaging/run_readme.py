@@ -2,8 +2,8 @@
 
 `python tests/packaging/run_readme.py alone` executes the Python block of the page on installing,
 for which zarrpipe alone is enough. With the extras import and train, `... code` executes those of
-the README, and `... commands SDIST` runs the block of commands that turns a file into a trained model,
-where the recipes of an unpacked source distribution are.
+the README, and `... commands SDIST` runs the block of commands that turns a file into a trained
+model, where the recipes of an unpacked source distribution are.
 """
 
 import os
