@@ -119,6 +119,8 @@ def read_source(app: Sphinx, docname: str, source: list[str]) -> None:
     def turned(link: re.Match[str]) -> str:
         text, target, anchor = link[1], link[2], link[3] or ""
         path = Path(os.path.normpath(place.parent / target))
+        if path.is_relative_to(DOCS) and (path / "index.md").exists():
+            path /= "index.md"
         if "://" in target or not path.is_relative_to(ROOT) or not path.exists():
             return link[0]
         name = path.relative_to(ROOT).as_posix()
