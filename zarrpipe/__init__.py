@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from zarrpipe.formats.read.read_into import read_into
     from zarrpipe.formats.write.card import write_card
     from zarrpipe.formats.write.write_out import write_out
+    from zarrpipe.reporting.measure import report
     from zarrpipe.sink import ZarrData
     from zarrpipe.store.adopt import adopt
     from zarrpipe.store.api import AtomicDataZarrWriter
@@ -52,6 +53,7 @@ __all__ = [
     "length_fn",
     "merge",
     "read_into",
+    "report",
     "write_card",
     "write_out",
     "write_split",
@@ -81,6 +83,7 @@ _HOMES = {
     "length_fn": "training.flow",
     "merge": "store.rewrite.merge",
     "read_into": "formats.read.read_into",
+    "report": "reporting.measure",
     "write_card": "formats.write.card",
     "write_out": "formats.write.write_out",
     "write_split": "training.splits.index_files",

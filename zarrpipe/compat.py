@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from zarr.abc.buffer import Buffer
 
 __all__ = [
+    "CHEMISCOPE_SCRIPT",
     "FIT_LOOP_COUNTS",
     "FIT_LOOP_RESUME",
     "PRIVATE_NAMES",
@@ -44,6 +45,13 @@ class PrivateName:
     user: str
     reason: str
 
+
+CHEMISCOPE_SCRIPT = "chemiscope/sphinx/static/chemiscope.min.js"
+"""File of the chemiscope package that `reporting.viewer` puts into pages.
+
+The package has it for its extension of Sphinx and does not promise its place; the other builds need
+Jupyter or a server. Of the script, pages use what chemiscope.org documents.
+"""
 
 _FIT_LOOP = "lightning.pytorch.loops.fit_loop:_FitLoop"
 _RESUME = "training.lightning_resume"

@@ -16,7 +16,7 @@ from zarrpipe.adapters.streams import is_stream, stream_batches, stream_length
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.fields import check_new_names
 from zarrpipe.data.ids import UInt64Array
-from zarrpipe.data.schema import Field, schema_table
+from zarrpipe.data.schema import Field
 from zarrpipe.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -31,6 +31,7 @@ from zarrpipe.store.check.report import Report
 from zarrpipe.store.check.run import check
 from zarrpipe.store.format.config import ZarrWriteConfig
 from zarrpipe.store.read.view import StoreView
+from zarrpipe.store.summary import facts_text, schema_table
 from zarrpipe.store.write.append_plan import masked
 from zarrpipe.store.write.exclusive_calls import synchronized
 from zarrpipe.store.write.queued_writes import QueuedWrites
@@ -514,8 +515,18 @@ class ZarrData(QueuedWrites):
         return f"ZarrData({str(self._root)!r}, {len(self)} of {self._capacity} samples)"
 
     def _repr_html_(self) -> str:
-        """Table of the fields that are stored, which notebooks show."""
-        return schema_table(repr(self), self._schema())
+        """Facts and fields of what is stored, which notebooks show."""
+        return self._html(repr(self))
+
+    @synchronized
+    def _html(self, title: str) -> str:
+        """Table of the fields of the store."""
+        view = self._reader()
+        if view is None:
+            return schema_table(title, {}, {}, f"nothing is stored in {self._root} yet")
+        view.refresh()
+        present = {name: int(np.count_nonzero(view.present(name))) for name in view.schema}
+        return schema_table(title, view.schema, present, facts_text([view]))
 
     @synchronized
     def _schema(self) -> Mapping[str, Field]:

@@ -42,11 +42,13 @@ def test_keys_of_json_are_those_that_are_printed(run_page, capsys):
         "stats": ["run.zarr"],
         "head": ["run.zarr"],
         "show": ["run.zarr"],
+        "report": ["run.zarr"],
         "split": ["run.zarr", "-o", "other"],
         "merge": ["run.zarr", "new.zarr"],
         "compact": ["run.zarr"],
         "copy": ["run.zarr", "copied.zarr"],
         "bench": ["run.zarr", "--workers", "0", "--seconds", "0.2", "--repeats", "1"],
+        "watch": ["run.zarr", "--once", "--interval", "0.1"],
         "check": ["run.zarr"],
         "adopt": ["run.zarr"],
     }

@@ -17,6 +17,7 @@ DISTRIBUTIONS = {
     "fairchem": "fairchem-core",
     "mace": "mace-torch",
     "nvalchemi": "nvalchemi-toolkit",
+    "py3Dmol": "py3dmol",
     "torch_geometric": "torch-geometric",
     "torch_sim": "torch-sim-atomistic",
 }

@@ -11,7 +11,8 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from zarrpipe.cli import bench, export, imports, look, maintain, rewrite
+from zarrpipe.cli import bench, export, imports, look, maintain, rewrite, watch
+from zarrpipe.cli import report as reports
 from zarrpipe.cli.exit_codes import MEANINGS, UNUSABLE
 from zarrpipe.cli.output import flush, report
 from zarrpipe.errors import ZarrPipeError
@@ -23,11 +24,13 @@ COMMANDS: tuple[Callable[..., int], ...] = (
     look.stats,
     look.head,
     look.show,
+    reports.report,
     rewrite.split,
     rewrite.merge,
     rewrite.compact,
     rewrite.copy,
     bench.bench,
+    watch.watch,
     maintain.check,
     maintain.adopt,
 )

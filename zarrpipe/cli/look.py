@@ -59,7 +59,7 @@ def stats(
     The reference energies of the elements are a least-squares fit of the energies; mean and spread
     are those of the energy per atom that is left.
     """
-    from zarrpipe.cli.statistics_text import facts_of, tables_of
+    from zarrpipe.cli.statistics_text import facts_of
     from zarrpipe.dataset.zarr_dataset import ZarrDataset
     from zarrpipe.training.splits.of_dataset import rows_of_split
     from zarrpipe.training.statistics import SplitStatistics
@@ -68,7 +68,7 @@ def stats(
     chosen = rows_of_split(dataset, split, fractions_of(fractions), by=by, where=where)
     found = SplitStatistics().of(dataset, *chosen)
     facts = {"stores": stores, "where": where, "split": split, **facts_of(found)}
-    printed(facts, tables_of(found), as_json=as_json)
+    printed(facts, found.tables(), as_json=as_json)
     return GOOD
 
 

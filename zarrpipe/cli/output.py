@@ -31,6 +31,15 @@ def show(facts: Mapping[str, Any], text: object, *, as_json: bool) -> None:
             print(*(text if isinstance(text, list) else [text]), sep="\n")
 
 
+def line(text: str) -> bool:
+    """Print a line at once; False if the reader of a pipe has left."""
+    left = True
+    with _reader_may_leave():
+        print(text, flush=True)
+        left = False
+    return not left
+
+
 def flush() -> None:
     """Write what waits in the buffer of standard output."""
     with _reader_may_leave():

@@ -432,6 +432,23 @@ class Batch(FieldTensors):
         index = position_of(index, self.num_graphs, "system", "a batch")
         return AtomicData._trusted(*one_system(self._parts, index))
 
+    def view(self, index: int = 0, viewer: str | None = None) -> Any:
+        """Widget that shows a system in a notebook; see `AtomicData.view`.
+
+        Parameters
+        ----------
+        index : int
+            Which system.
+        viewer : {"chemiscope", "py3dmol", "ase"}, optional
+            Library that draws it.
+
+        Raises
+        ------
+        SampleIndexError
+            If there is no such system.
+        """
+        return self.get_data(index).view(viewer)
+
     @property
     def _parts(self) -> Parts:
         return self._fields, self._roles, self._pointers, self._present

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Self, cast
 import numpy as np
 import torch
 
-from zarrpipe.data.categories import are_strings, check_codes, decoded, encoded
+from zarrpipe.data.categories import SYMBOLS, are_strings, check_codes, decoded, encoded
 from zarrpipe.data.fields import (
     CORE_FIELDS,
     Kind,
@@ -25,7 +25,7 @@ from zarrpipe.data.fields import (
     role_of,
 )
 from zarrpipe.data.levels import BUILT_IN, Level, described
-from zarrpipe.data.tables import html_table
+from zarrpipe.data.tables import elements_text, html_table
 from zarrpipe.data.validate import plain_array
 from zarrpipe.errors import FieldError, UnknownFieldError
 
@@ -335,11 +335,14 @@ class FieldTensors:
         rows = []
         for name, value in self._fields.items():
             spec, having = CORE_FIELDS.get(name), int(self.has(name).sum())
-            dtype = str(value.dtype).removeprefix("torch.")
+            strings = self._roles[name].categories is not None
+            dtype = "string" if strings else str(value.dtype).removeprefix("torch.")
             unit = "" if spec is None else spec.unit
             rows.append((name, self.levels[name], dtype, tuple(value.shape), unit, having))
         columns = ("field", "level", "dtype", "shape", "unit", "systems with it")
-        return html_table(title, columns, rows)
+        counts = np.bincount(self._fields["atomic_numbers"].cpu().numpy())
+        elements = {_symbol(z): int(counts[z]) for z in np.flatnonzero(counts).tolist()}
+        return html_table(title, columns, rows, facts=elements_text(elements))
 
     def __getattr__(self, name: str) -> torch.Tensor:
         if not name.startswith("_"):
@@ -359,6 +362,11 @@ class FieldTensors:
             object.__setattr__(self, name, value)
         else:
             self.add_field(name, value)
+
+
+def _symbol(number: int) -> str:
+    """Symbol of an atomic number; the number itself where there is no such element."""
+    return SYMBOLS[number] if number < len(SYMBOLS) else str(number)
 
 
 def _tensor_of(name: str, value: Any, like: torch.dtype | None) -> torch.Tensor:

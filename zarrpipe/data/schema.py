@@ -12,7 +12,6 @@ from zarrpipe.data.batch import Batch
 from zarrpipe.data.categories import Vocabulary, united_vocabulary
 from zarrpipe.data.fields import CORE_FIELDS, Role, level_of, role_of, shape_hint
 from zarrpipe.data.levels import Level, described, pointer_levels, united
-from zarrpipe.data.tables import html_table
 from zarrpipe.errors import SchemaError
 
 
@@ -252,9 +251,3 @@ def _stored_dtype(item: Field) -> np.dtype:
 
 def _counted(item: Field) -> str:
     return "no rows" if item.index_of is None else f"{item.index_of}s"
-
-
-def schema_table(title: str, schema: Mapping[str, Field]) -> str:
-    """Table of the fields of a store."""
-    rows = [(name, item.level, item.dtype, item.shape, item.unit) for name, item in schema.items()]
-    return html_table(title, ("field", "level", "dtype", "row shape", "unit"), rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import reprlib
 from collections.abc import Callable, Mapping
 from typing import Any, Self
@@ -218,6 +219,32 @@ class AtomicData(FieldTensors):
     def _map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Self:
         fields = {name: function(value) for name, value in self._fields.items()}
         return self._trusted(fields, dict(self._roles), dict(self._rows))
+
+    def view(self, viewer: str | None = None) -> Any:
+        """Widget that shows the structure, as the last line of a notebook's cell.
+
+        Parameters
+        ----------
+        viewer : {"chemiscope", "py3dmol", "ase"}, optional
+            Library that draws it; by default the first of these that is installed
+            (``pip install 'zarrpipe[report]'``). Chemiscope also shows the forces, as arrows, and
+            needs no network; browsers fetch the scripts of the others. Outside of a notebook ASE
+            opens a window of its own.
+
+        Returns
+        -------
+        object
+            Widget of chemiscope, view of py3Dmol, or HTML of ASE.
+
+        Raises
+        ------
+        ArgumentError
+            If `viewer` is none of the three.
+        MissingLibraryError
+            If the library is not installed, or none is.
+        """
+        # A room above this one, which is imported for this call alone.
+        return importlib.import_module("zarrpipe.adapters.viewers").view(self, viewer)
 
     def __getitem__(self, name: str) -> torch.Tensor:
         return self._field(name)

@@ -1,8 +1,10 @@
 """Tables of text for terminals and pipes, and of fields for notebooks."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+
+_MOST_ELEMENTS = 12
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,10 @@ class Table:
         lines = text_table([self.header] if self.header else [], self.rows, self.numbers)
         return "\n".join([self.title, *(f"  {line}" for line in lines)] if self.title else lines)
 
+    def _repr_html_(self) -> str:
+        """The same for notebooks."""
+        return html_table(self.title, self.header, self.rows, numbers=self.numbers)
+
 
 def text_table(
     header: Sequence[Sequence[str]], rows: Sequence[Sequence[str]], numbers: Collection[int] = ()
@@ -43,11 +49,57 @@ def text_table(
     ]
 
 
-def html_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Table with a title; all texts are escaped."""
+def html_table(
+    title: str,
+    columns: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    *,
+    facts: str = "",
+    numbers: Collection[int] = (),
+) -> str:
+    """Table with a title and a line of facts; all texts are escaped."""
     head = "".join(f"<th>{escape(name)}</th>" for name in columns)
     body = "".join(
-        f"<tr>{''.join(f'<td>{escape(str(value))}</td>' for value in row)}</tr>" for row in rows
+        f"<tr>{''.join(_cell(value, place in numbers) for place, value in enumerate(row))}</tr>"
+        for row in rows
     )
-    table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-    return f"<div><p>{escape(title)}</p>{table}</div>"
+    header = f"<thead><tr>{head}</tr></thead>" if head else ""
+    table = f"<table>{header}<tbody>{body}</tbody></table>" if head or body else ""
+    lines = "".join(f"<p>{escape(line)}</p>" for line in (title, facts) if line)
+    return f"<div>{lines}{table}</div>"
+
+
+def _cell(value: object, right: bool) -> str:
+    style = ' style="text-align: right"' if right else ""
+    return f"<td{style}>{escape(str(value))}</td>"
+
+
+def html_tables(tables: Iterable[Table]) -> str:
+    """Tables below each other."""
+    return f"<div>{''.join(table._repr_html_() for table in tables)}</div>"
+
+
+def elements_text(counts: Mapping[str, int]) -> str:
+    """Atoms by element in a line, the most frequent first.
+
+    >>> elements_text({"O": 1, "H": 1200})
+    'H 1,200, O 1'
+    """
+    order = sorted(counts, key=lambda symbol: -counts[symbol])
+    more = f" and {len(order) - _MOST_ELEMENTS} more" if len(order) > _MOST_ELEMENTS else ""
+    return ", ".join(f"{symbol} {counts[symbol]:,}" for symbol in order[:_MOST_ELEMENTS]) + more
+
+
+def bytes_text(value: int | None) -> str:
+    """Bytes with a unit.
+
+    >>> bytes_text(2_500_000), bytes_text(None)
+    ('2.5 MB', '-')
+    """
+    if value is None:
+        return "-"
+    size, units = float(value), iter(("B", "kB", "MB", "GB", "TB"))
+    unit = next(units)
+    while size >= 1000 and unit != "TB":
+        size, unit = size / 1000, next(units)
+    return f"{size:.3g} {unit}"

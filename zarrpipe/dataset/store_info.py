@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from zarrpipe.data.tables import Table
+from zarrpipe.data.tables import Table, html_tables
 from zarrpipe.store.check.report import FieldFacts, shape_text
 
 _FIRST = 12
@@ -139,6 +139,10 @@ class StoreInfo:
 
     def __str__(self) -> str:
         return "\n".join(map(str, self.tables()))
+
+    def _repr_html_(self) -> str:
+        """The same tables for notebooks."""
+        return html_tables(self.tables())
 
     def _facts(self) -> Iterable[tuple[str, str]]:
         """Names and values of what is one line."""

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.csr import Int64Array, position_of
 from zarrpipe.data.levels import Level, pointer_levels
-from zarrpipe.data.schema import Field, levels_of, schema_table
+from zarrpipe.data.schema import Field, levels_of
 from zarrpipe.data.system import AtomicData
 from zarrpipe.dataset.blocks import Blocks, exceed_caches, shuffled_blocks
 from zarrpipe.dataset.resident import Resident, device_named
@@ -28,6 +28,7 @@ from zarrpipe.store.check.run import check
 from zarrpipe.store.query.columns import check_fields, field_names
 from zarrpipe.store.query.conditions import Condition
 from zarrpipe.store.statistics.sums import LabelSums
+from zarrpipe.store.summary import facts_text, schema_table
 from zarrpipe.transforms.compose import (
     Transform,
     apply,
@@ -116,9 +117,31 @@ class ZarrDataset(SampleTable, Dataset[AtomicData]):
         return f"<{self._title}: {', '.join(self._fields or self.schema)}>"
 
     def _repr_html_(self) -> str:
-        """Table of the fields that are read, which notebooks show."""
+        """Facts of the stores and the fields that are read, which notebooks show."""
         shown = {name: self.schema[name] for name in self._fields or self.schema}
-        return schema_table(self._title, shown)
+        present = {name: int(np.count_nonzero(self.present(name))) for name in shown}
+        facts = facts_text(self._stores.views)
+        stored = len(self._stores)
+        if len(self) < stored:
+            facts = f"{int(self.num_atoms.sum()):,} atoms, of stores of {stored:,} samples: {facts}"
+        return schema_table(self._title, shown, present, facts)
+
+    def view(self, index: int = 0, viewer: str | None = None) -> Any:
+        """Widget that shows a sample in a notebook; see `AtomicData.view`.
+
+        Parameters
+        ----------
+        index : int
+            Which sample.
+        viewer : {"chemiscope", "py3dmol", "ase"}, optional
+            Library that draws it.
+
+        Raises
+        ------
+        SampleIndexError
+            If there is no such sample.
+        """
+        return self[index].view(viewer)
 
     @property
     def _title(self) -> str:

@@ -1,19 +1,18 @@
 """What a report says, as data: `measure` finds it, `figures` and `page` show it, JSON holds it."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from zarrpipe.data.batch import Batch
-from zarrpipe.data.tables import Table
+from zarrpipe.data.tables import Table, html_table
 
 FloatArray = npt.NDArray[np.float64]
-_NONE: Mapping[str, Any] = MappingProxyType({})
 
 
 class Kind(StrEnum):
@@ -62,7 +61,12 @@ class Figure:
 
 @dataclass(frozen=True)
 class Finding:
-    """A fault, or what looks like one: what it is, which samples show it, the way out."""
+    """A fault, or what looks like one: what it is, which samples show it, the way out.
+
+    `samples` are the first of the `count` that show it, the worst first where there is a worst, by
+    their numbers in the store at the place `store` of `Report.stores`; `section` is the name of
+    the section that shows more, if there is one.
+    """
 
     severity: Severity
     title: str
@@ -70,6 +74,8 @@ class Finding:
     way_out: str = ""
     samples: tuple[int, ...] = ()
     count: int = 0
+    store: int = 0
+    section: str = ""
 
 
 @dataclass(frozen=True)
@@ -105,8 +111,8 @@ class Structures:
     batch: Batch
     samples: npt.NDArray[np.int64]
     properties: Mapping[str, Sequence[Any]]
-    units: Mapping[str, str] = _NONE
-    orders: Mapping[str, npt.NDArray[np.int64]] = _NONE
+    units: Mapping[str, str] = field(default_factory=dict)
+    orders: Mapping[str, npt.NDArray[np.int64]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -126,7 +132,7 @@ class Report:
     structures : Structures or None
         Chosen ones; None if the store is empty.
     looked_at, samples : int
-        Samples that were read, of those that there are.
+        Samples whose atoms were looked at one by one, of those that there are.
     """
 
     stores: tuple[str, ...]
@@ -136,3 +142,43 @@ class Report:
     structures: Structures | None
     looked_at: int
     samples: int
+
+    def _repr_html_(self) -> str:
+        """Facts and findings for notebooks; `write_page` has all."""
+        facts = [(name.replace("_", " "), value) for name, value in self.facts.items()]
+        findings = [
+            (one.severity.value, one.title, one.count or len(one.samples) or "", one.way_out)
+            for one in self.findings
+        ]
+        places = " and ".join(self.stores)
+        columns = ("", "finding", "samples", "way out")
+        return html_table(f"report of {places}", ("", ""), facts) + html_table(
+            f"{len(findings)} findings", columns, findings
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Convert to plain types, for JSON: all numbers of facts, findings, tables and figures.
+
+        The keys are the names of the parameters. Of the structures, `samples`, `properties`,
+        `units` and `orders` are there, and no atoms.
+        """
+        found: dict[str, Any] = _plain(self)
+        return found
+
+
+def _plain(value: Any) -> Any:
+    """Dataclasses, arrays and mappings as lists, dicts and numbers; a `Batch` is left out."""
+    if dataclasses.is_dataclass(value):
+        parts = {item.name: getattr(value, item.name) for item in dataclasses.fields(value)}
+        return {name: _plain(part) for name, part in parts.items() if not isinstance(part, Batch)}
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    if isinstance(value, Mapping):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, str):
+        return str(value)
+    return (
+        [_plain(one) for one in value]
+        if isinstance(value, tuple | list | set | frozenset | range)
+        else value
+    )

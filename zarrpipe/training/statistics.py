@@ -7,7 +7,6 @@ from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.csr import Int64Array, pointers
@@ -21,6 +20,7 @@ from zarrpipe.store.statistics.label_rows import (
     LabelRows,
 )
 from zarrpipe.store.statistics.sums import LabelSums
+from zarrpipe.training.statistics_facts import Statistics
 from zarrpipe.transforms.neighbors import NeighborList, find
 
 __all__ = ["NUM_ELEMENTS", "Statistics", "StatisticsSums", "mean_neighbors", "measure"]
@@ -28,54 +28,6 @@ __all__ = ["NUM_ELEMENTS", "Statistics", "StatisticsSums", "mean_neighbors", "me
 _BLOCK_SAMPLES, _BLOCK_ATOMS = 8192, 1 << 20
 _NEIGHBOR_SAMPLES = 64
 _NO_SHARE = 1e-9
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """Facts about a set of samples; a figure without any label is NaN, or empty.
-
-    Parameters
-    ----------
-    num_samples, num_atoms : int
-        Samples and their atoms, labelled or not.
-    element_counts : mapping of int to int
-        Number of atoms by atomic number.
-    reference_energies : mapping of int to float
-        Energy of an atom by atomic number, eV: the least-squares fit of the total energies by the
-        composition. Where compositions leave it open (a single molecule), the smallest that fits.
-    energy_per_atom_mean, energy_per_atom_std : float
-        Of the energy per atom that is left after the reference energies, eV.
-    forces_rms : float
-        Root mean square of the force components, eV/Angstrom.
-    size_histogram : mapping of int to int
-        Number of samples by their number of atoms.
-    edges_per_atom : float
-        Mean number of neighbours that are stored with an atom; see `mean_neighbors` for any cutoff.
-    """
-
-    num_samples: int
-    num_atoms: int
-    element_counts: Mapping[int, int]
-    reference_energies: Mapping[int, float]
-    energy_per_atom_mean: float
-    energy_per_atom_std: float
-    forces_rms: float
-    size_histogram: Mapping[int, int] = field(default_factory=lambda: MappingProxyType({}))
-    edges_per_atom: float = float("nan")
-
-    def reference_energy_table(self, dtype: torch.dtype = torch.float64) -> torch.Tensor:
-        """Reference energies [119] to be indexed by atomic numbers, eV; 0 for the unknown.
-
-        Examples
-        --------
-        >>> facts = Statistics(1, 2, {1: 2}, {1: -13.6}, 0.0, 0.0, float("nan"))
-        >>> facts.reference_energy_table()[torch.tensor([1, 1])].sum()
-        tensor(-27.2000, dtype=torch.float64)
-        """
-        table = torch.zeros(NUM_ELEMENTS, dtype=dtype)
-        for number, energy in self.reference_energies.items():
-            table[number] = energy
-        return table
 
 
 @dataclass

@@ -34,7 +34,7 @@ _BINDING, _BINDING_OF_HYDROGEN = 0.35, 0.1
 
 _LARGEST_FORCE = 20.0
 """Largest plausible median of the root mean square force of a structure, eV/Angstrom."""
-_LARGEST_STRESS, _USUAL_DENSITY = 0.6, 0.1
+LARGEST_STRESS, USUAL_DENSITY = 0.6, 0.1
 """Largest plausible stress, eV/Angstrom^3, up to this number of atoms for each Angstrom^3.
 
 It rises with the square of the density, as in hydrogen at 500 GPa.
@@ -143,7 +143,7 @@ def _stress_sizes(batch: Batch) -> FloatArray | None:
     values = np.abs(batch.stress.numpy().astype(np.float64)).reshape(len(kept), -1).max(axis=1)
     volumes = _volumes(batch)
     density = np.diff(batch.batch_ptr.numpy()) / np.where(volumes > 0, volumes, np.inf)
-    limits = _LARGEST_STRESS * np.maximum(1.0, density / _USUAL_DENSITY) ** 2
+    limits = LARGEST_STRESS * np.maximum(1.0, density / USUAL_DENSITY) ** 2
     return np.stack([values, limits], axis=1)[kept]
 
 
@@ -180,7 +180,8 @@ def _virial_stresses(batch: Batch) -> FloatArray | None:
 
 def _volumes(batch: Batch) -> FloatArray:
     """Volume [B] of each cell, Angstrom^3."""
-    volumes: FloatArray = np.abs(np.linalg.det(batch.cell.numpy().astype(np.float64)))
+    with np.errstate(invalid="ignore"):  # of systems without a cell
+        volumes: FloatArray = np.abs(np.linalg.det(batch.cell.numpy().astype(np.float64)))
     return volumes
 
 

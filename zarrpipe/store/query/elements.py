@@ -7,17 +7,21 @@ from types import MappingProxyType
 
 import numpy as np
 
+from zarrpipe.data.categories import SYMBOLS
 from zarrpipe.data.csr import AnyArray, Int64Array
 from zarrpipe.data.ids import UInt64Array, mix
 from zarrpipe.errors import ArgumentError
 
-SYMBOLS = """
-X H He Li Be B C N O F Ne Na Mg Al Si P S Cl Ar K Ca Sc Ti V Cr Mn Fe Co Ni Cu Zn Ga Ge As
-Se Br Kr Rb Sr Y Zr Nb Mo Tc Ru Rh Pd Ag Cd In Sn Sb Te I Xe Cs Ba La Ce Pr Nd Pm Sm Eu Gd
-Tb Dy Ho Er Tm Yb Lu Hf Ta W Re Os Ir Pt Au Hg Tl Pb Bi Po At Rn Fr Ra Ac Th Pa U Np Pu Am
-Cm Bk Cf Es Fm Md No Lr Rf Db Sg Bh Hs Mt Ds Rg Cn Nh Fl Mc Lv Ts Og
-""".split()  # noqa: SIM905  one a line is too long
-"""Symbol by atomic number, as in ASE; X stands for no element."""
+__all__ = [
+    "MASSES",
+    "NUMBERS",
+    "SYMBOLS",
+    "as_elements",
+    "atomic_number",
+    "composition_codes",
+    "formula_code",
+    "formulas",
+]
 
 _STANDARD_MASSES = """
 1.008 4.002602 6.94 9.0121831 10.81 12.011 14.007 15.999 18.99840316 20.1797 22.98976928

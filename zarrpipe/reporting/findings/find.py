@@ -1,0 +1,44 @@
+"""All findings of a store, the worst first."""
+
+import numpy as np
+
+from zarrpipe.reporting.contents import Finding, Severity
+from zarrpipe.reporting.findings.broken import broken_findings, broken_frames
+from zarrpipe.reporting.findings.finding import worst_first
+from zarrpipe.reporting.findings.labels import label_findings
+from zarrpipe.reporting.findings.samples import repeats, sample_findings
+from zarrpipe.reporting.findings.units import energies_in_units, unit_findings
+from zarrpipe.reporting.values.measured import Measured
+
+
+def find(one: Measured) -> tuple[Finding, ...]:
+    """Look for every fault; a fault of a sample that explains another is named alone."""
+    if not len(one):
+        return (_empty(one),)
+    broken = broken_frames(one)
+    in_units = np.array([*energies_in_units(one, broken)], dtype=np.int64)
+    explained = broken.copy()
+    explained[in_units] = True
+    found = repeats(one)
+    explained[found.later[found.differs]] = True
+    return worst_first(
+        [
+            *unit_findings(one, broken),
+            *broken_findings(one, in_units),
+            *label_findings(one, explained),
+            *sample_findings(one),
+        ]
+    )
+
+
+def _empty(one: Measured) -> Finding:
+    """An empty store, or a condition that nothing meets."""
+    count = sum(facts.samples for facts in one.infos)
+    if count:
+        return Finding(
+            Severity.ERROR,
+            "No sample meets the condition",
+            f"none of {count:,} samples meets it",
+            "give another condition",
+        )
+    return Finding(Severity.ERROR, "The store is empty", "it has no samples", "write samples to it")

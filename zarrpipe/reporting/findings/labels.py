@@ -1,0 +1,153 @@
+"""Labels that are missing, not finite, without a cell, or far from those of their like."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from zarrpipe.data.csr import Int64Array
+from zarrpipe.data.fields import CORE_FIELDS
+from zarrpipe.reporting.contents import Finding, Severity
+from zarrpipe.reporting.findings.finding import count_text, finding, places_of
+from zarrpipe.reporting.values.energies import LEAST_SPREAD
+from zarrpipe.reporting.values.measured import Measured
+from zarrpipe.store.query.derived import BoolArray
+
+_TRAINED = ("energy", "forces", "stress")
+_MOST_OTHERS, _MOSTLY = 10, 0.8
+FAR = 20.0
+LEAST_OFF, _ANY_COMPOSITION = 0.2, 5.0
+"""Energy per atom, eV, by which an outlier is off at least, and by which no composition is."""
+_NO_LABELS = frozenset({"positions", "atomic_numbers", "cell", "pbc"})
+
+
+def label_findings(one: Measured, explained: BoolArray) -> Iterator[Finding]:
+    """Findings about labels; `explained` [K] samples have energies that another finding names."""
+    yield from _not_finite(one)
+    yield from _stress_without_cell(one)
+    yield from _missing(one)
+    yield from _far_energies(one, explained)
+
+
+def _not_finite(one: Measured) -> Iterator[Finding]:
+    for name, bad in one.values.not_finite.items():
+        if name != "positions" and bad.any():
+            yield finding(
+                one,
+                Severity.ERROR,
+                f"{count_text(int(bad.sum()))} with {name} that is NaN or infinite",
+                "These samples are said to have the label, so that a loss becomes NaN",
+                f"write them without {name}, or delete them",
+                places=places_of(bad),
+                section="presence",
+            )
+
+
+def _stress_without_cell(one: Measured) -> Iterator[Finding]:
+    has = one.values.present.get("stress")
+    if has is None:
+        return
+    places = places_of(has & ~np.isfinite(one.values.volume))
+    if len(places):
+        yield finding(
+            one,
+            Severity.ERROR,
+            f"{count_text(len(places))} with a stress without a cell",
+            "A stress is an energy by volume, which these samples do not have",
+            "write them without stress, or with their cell",
+            places=places,
+            section="stress",
+        )
+
+
+def _missing(one: Measured) -> Iterator[Finding]:
+    """Labels that some samples lack, and the usual ones that all lack."""
+    count = len(one.values)
+    for name in ("energy", "forces"):
+        if name not in one.values.present:
+            yield Finding(
+                Severity.NOTE,
+                f"No sample has {name}",
+                f"The store has no field {name!r}",
+                "nothing to do where it is not to be trained on",
+                section="presence",
+            )
+    others = []
+    for name, has in one.values.present.items():
+        lacks = ~has & ~one.energies.free
+        if name == "stress":
+            lacks &= one.values.periodic
+        places = places_of(lacks)
+        if name in _NO_LABELS or not len(places) or not has.any():
+            continue
+        if name not in CORE_FIELDS:
+            others += [] if one.dataset.schema[name].categories else [f"{name} ({len(places):,})"]
+            continue
+        why = _group_that_lacks(one, places)
+        yield finding(
+            one,
+            Severity.WARNING if name in _TRAINED and not why else Severity.NOTE,
+            f"{count_text(len(places))} without {name}",
+            f"{len(places) / count:.1%} of {count:,} samples lack it{why}"
+            + ("; only periodic samples are counted" if name == "stress" else ""),
+            "train with a loss over the labels that are there, label them, or leave them out "
+            f"with where='has({name})'",
+            places=places,
+            section="presence",
+        )
+    if others:
+        yield Finding(
+            Severity.NOTE,
+            "Own fields that some samples lack",
+            f"Number of samples that lack each: {', '.join(others[:_MOST_OTHERS])}",
+            "nothing to do, unless they are to be trained on",
+            section="presence",
+        )
+
+
+def _group_that_lacks(one: Measured, places: Int64Array) -> str:
+    """Which groups by strings or round the samples are exactly, if they are."""
+    for group in one.groups:
+        own = np.unique(group.codes[places])
+        if own[0] >= 0 and np.isin(group.codes, own).sum() == len(places) and len(own) <= 3:
+            names = ", ".join(group.labels[code] for code in own)
+            return f": those whose {group.name} is {names}"
+    return ""
+
+
+def _far_energies(one: Measured, explained: BoolArray) -> Iterator[Finding]:
+    energies = one.energies
+    deviation = np.nan_to_num(np.abs(energies.deviation), nan=0.0, posinf=0.0)
+    off = np.abs(energies.residual - energies.median)
+    far = (deviation > FAR) & (off > LEAST_OFF)
+    with np.errstate(invalid="ignore"):
+        far |= off > max(_ANY_COMPOSITION, FAR * energies.spread)
+    places = places_of(far & ~explained & ~energies.free)
+    if len(places):
+        order = places[np.argsort(-off[places])]
+        worst = int(order[0])
+        times = max(deviation[worst], off[worst] / max(energies.spread, LEAST_SPREAD))
+        yield finding(
+            one,
+            Severity.WARNING,
+            f"{count_text(len(order))} with an unusual energy",
+            f"Sample {one.samples([worst])[0]}: {energies.residual[worst] - energies.median:+.4g} "
+            f"eV an atom after the reference energies, {times:.0f} times the usual "
+            f"spread{_mostly(one, order)}",
+            "look at them: a calculation that did not converge, another functional, or a wrong "
+            "element",
+            places=order,
+            section="energies",
+        )
+
+
+def _mostly(one: Measured, places: Int64Array) -> str:
+    """Which string most of some samples have that most others do not have."""
+    for group in one.groups:
+        codes = group.codes[places]
+        if not (codes >= 0).any():
+            continue
+        most = int(np.bincount(codes[codes >= 0]).argmax())
+        share = float((codes == most).mean())
+        if len(places) > 2 and share > _MOSTLY > float((group.codes == most).mean()):
+            return f"; {share:.0%} of them where {group.name} is {group.labels[most]}"
+    return ""

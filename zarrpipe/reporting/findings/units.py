@@ -1,0 +1,232 @@
+"""Labels that look like another unit or sign: of all samples, of a group, or of a few.
+
+All samples and groups are judged by sizes that labels in ASE's units cannot have, see
+`zarrpipe.formats.read.plausibility`. A few samples are judged by the others: their labels are far
+off, and are among the others once they are converted from a unit.
+"""
+
+from collections.abc import Collection, Iterator
+
+import numpy as np
+
+from zarrpipe.data.csr import Int64Array
+from zarrpipe.formats.read.plausibility import LARGEST_STRESS, USUAL_DENSITY, doubts
+from zarrpipe.reporting.contents import Finding, FloatArray, Severity
+from zarrpipe.reporting.findings.finding import count_text, finding, places_of
+from zarrpipe.reporting.values.energies import spread_about
+from zarrpipe.reporting.values.measured import Measured
+from zarrpipe.store.query.derived import BoolArray
+from zarrpipe.training.statistics import sample_blocks
+from zarrpipe.transforms.units import parse
+
+_STRESS_UNITS = ("GPa", "kbar", "bar")
+_ENERGY_UNITS = ("kcal/mol", "Hartree", "Rydberg", "kJ/mol")
+_LABELS = ("energy", "forces", "stress", "virial", "cell")
+_SECTIONS = {"energy": "energies", "forces": "forces", "cell": "volume"}
+"""Section that shows a label; stress and virial are in the section stress."""
+_MOST_JUDGED = 2000
+_LEAST_OF_A_GROUP, _MOST_GROUPS = 5, 12
+_FAR, _NEAR = 12.0, 8.0
+"""Deviations, in spreads, of an energy that is far off, and of one that is among the others."""
+_LEAST_OFF = 0.3
+"""Energy per atom, eV, by which an energy in another unit is off at least."""
+_WAY_OUT = (
+    "import these samples again with their unit (units=, --units), or delete them and write them "
+    "converted"
+)
+
+
+def unit_findings(one: Measured, broken: BoolArray) -> Iterator[Finding]:
+    """Findings about units and signs; `broken` [K] are samples whose geometry has blown up."""
+    judged = places_of(~broken)
+    every = _doubts(one, judged)
+    for label, text in every.items():
+        yield _of_all(one, label, text)
+    few = []
+    if "stress" not in every:
+        few = [*_few_stresses(one, broken), *_pressure_sign(one, broken)]
+    yield from few
+    yield from _few_energies(one, broken)
+    yield from _of_groups(one, broken, {*every, *(["stress"] if few else [])})
+
+
+def _of_all(one: Measured, label: str, text: str) -> Finding:
+    """A doubt about a label of all samples."""
+    said, _, way_out = text.rpartition("give ")
+    has = places_of(one.values.present[label])
+    return finding(
+        one,
+        Severity.ERROR,
+        f"{label} of all samples may be in another unit or sign",
+        said.rstrip(" :;,"),
+        f"import the files again and give {way_out}, or convert with transforms.ConvertUnits",
+        places=has,
+        section=_SECTIONS.get(label, "stress"),
+    )
+
+
+def _doubts(one: Measured, places: Int64Array) -> dict[str, str]:
+    """Doubts about the labels of some of the samples at places among the scanned."""
+    fields = [name for name in _LABELS if name in one.dataset.schema]
+    if not len(places) or not {*fields} - {"cell"}:
+        return {}
+    chosen = places[np.linspace(0, len(places) - 1, min(_MOST_JUDGED, len(places))).astype(int)]
+    rows = one.values.rows[np.unique(chosen)]
+    atoms = one.values.atoms[np.unique(chosen)]
+    batches = [one.dataset.gather(rows[here], fields) for here in sample_blocks(atoms)]
+    if "cell" not in fields:  # of which stresses need the density
+        batches = [batch for batch in batches if "stress" not in batch]
+    return doubts(batches) if batches else {}
+
+
+def _few_stresses(one: Measured, broken: BoolArray) -> Iterator[Finding]:
+    """Stresses that are too large, of samples whose forces are not."""
+    values = one.values
+    limits = stress_limits(values.atoms_per_volume)
+    off = (values.stress > limits) & ~broken
+    usual = values.stress[np.isfinite(values.stress) & ~off & ~broken & (values.stress > 0)]
+    places = places_of(off)
+    if not len(places) or not len(usual):
+        return
+    size, typical = float(np.median(values.stress[places])), float(np.median(usual))
+    factors = {name: 1 / parse(name).value for name in _STRESS_UNITS}
+    unit = min(factors, key=lambda name: abs(np.log10(size / factors[name] / typical)))
+    near = abs(np.log10(size / factors[unit] / typical)) < 1.0
+    looks = f"they look like {unit}" if near else "their unit is not clear"
+    order = places[np.argsort(-values.stress[places])]
+    yield finding(
+        one,
+        Severity.ERROR,
+        f"Stress of {count_text(len(places))} is in another unit, likely {unit}"
+        if near
+        else f"Stress of {count_text(len(places))} is too large",
+        f"Their largest components are typically {size:.3g} eV/Angstrom^3 ({size * 160.2:.3g} "
+        f"GPa), those of the others {typical:.3g}: {looks}",
+        _WAY_OUT,
+        places=order,
+        section="stress",
+    )
+
+
+def stress_limits(atoms_per_volume: FloatArray) -> FloatArray:
+    """Largest plausible stress [K] at a density, eV/Angstrom^3."""
+    density = np.nan_to_num(atoms_per_volume, nan=0.0, posinf=0.0)
+    limits: FloatArray = LARGEST_STRESS * np.maximum(1.0, density / USUAL_DENSITY) ** 2
+    return limits
+
+
+def _pressure_sign(one: Measured, broken: BoolArray) -> Iterator[Finding]:
+    """Whether pressures rise with the volume in most compositions, as with the wrong sign."""
+    values = one.values
+    volume = 1 / values.atoms_per_volume
+    good = np.isfinite(volume) & np.isfinite(values.pressure) & ~broken
+    good &= values.stress <= stress_limits(values.atoms_per_volume)
+    found, weights = [], []
+    codes = values.codes[good]
+    _, inverse, counts = np.unique(codes, return_inverse=True, return_counts=True)
+    for group in np.argsort(-counts)[:50]:
+        if counts[group] < 2 * _LEAST_OF_A_GROUP:
+            break
+        here = places_of(good)[inverse.reshape(-1) == group]
+        own = volume[here]
+        if own.std() < 0.01 * own.mean() or values.pressure[here].std() == 0:
+            continue
+        found.append(float(np.corrcoef(own, values.pressure[here])[0, 1]))
+        weights.append(len(here))
+    if found and np.average(found, weights=weights) > 0.6:
+        yield finding(
+            one,
+            Severity.ERROR,
+            "Stress may have the sign of a pressure",
+            "Among samples of one composition those of larger volume have the larger pressure "
+            f"(correlation {np.average(found, weights=weights):.2f}); a stress is positive under "
+            "tension",
+            "import again with stress_sign='pressure' (--stress-sign pressure)",
+            places=places_of(good),
+            section="stress",
+        )
+
+
+def _few_energies(one: Measured, broken: BoolArray) -> Iterator[Finding]:
+    """Energies that are far off, and fit after conversion from a unit."""
+    found = energies_in_units(one, broken)
+    for unit in sorted({*found.values()}):
+        places = np.array([place for place, own in found.items() if own == unit])
+        order = places[np.argsort(-np.abs(one.energies.deviation[places]))]
+        off = float(np.median(np.abs(one.energies.residual[order])))
+        yield finding(
+            one,
+            Severity.ERROR,
+            f"Energy of {count_text(len(places))} is in another unit, likely {unit}",
+            f"They are typically {off:.3g} eV an atom off the energies that the composition lets "
+            f"expect, and fit when they are taken as {unit}{_forces_too(one, order, unit)}",
+            _WAY_OUT,
+            places=order,
+            section="energies",
+        )
+
+
+def energies_in_units(one: Measured, broken: BoolArray) -> dict[int, str]:
+    """Places of the samples whose energy fits once it is converted, with the unit."""
+    energies, values = one.energies, one.values
+    off = np.abs(energies.residual - energies.median)
+    far = (np.abs(energies.deviation) > _FAR) & (off > _LEAST_OFF) & ~broken & ~energies.free
+    places = places_of(far)
+    if not len(places):
+        return {}
+    kept = energies.residual[np.isfinite(energies.residual) & ~far & ~energies.free]
+    if not len(kept):
+        return {}
+    window = _NEAR * max(spread_about(kept, float(np.median(kept))), 0.01)
+    totals = values.energy_per_atom[places] - energies.residual[places]
+    left = {}
+    for unit in _ENERGY_UNITS:
+        converted = values.energy_per_atom[places] * parse(unit).value
+        left[unit] = np.abs(converted - totals - energies.median)
+    table = np.stack([*left.values()])
+    best = table.argmin(axis=0)
+    size = np.abs(values.energy_per_atom[places])
+    fits = (table.min(axis=0) < np.minimum(window, 0.1 * off[places])) & (size > 0)
+    return {
+        int(place): _ENERGY_UNITS[which]
+        for place, which, fit in zip(places, best, fits, strict=True)
+        if fit
+    }
+
+
+def _forces_too(one: Measured, places: Int64Array, unit: str) -> str:
+    """Whether the forces of some samples are larger than the others by the factor of a unit."""
+    forces = one.values.max_force
+    others = np.ones(len(forces), dtype=bool)
+    others[places] = False
+    own, rest = forces[places], forces[others]
+    own, rest = own[np.isfinite(own)], rest[np.isfinite(rest) & (rest > 0)]
+    if not len(own) or not len(rest):
+        return ""
+    ratio = float(np.median(own) / np.median(rest))
+    factor = 1 / parse(unit).value
+    same = abs(np.log(ratio * parse(unit).value)) < abs(np.log(factor)) / 2
+    return f"; their forces are {ratio:.3g} times those of the others" if same else ""
+
+
+def _of_groups(one: Measured, broken: BoolArray, said: Collection[str]) -> Iterator[Finding]:
+    """Doubts about labels of a group of samples, but for labels of which it was said before."""
+    for group in one.groups:
+        counts = np.bincount(group.codes[group.codes >= 0], minlength=len(group.labels))
+        for code in np.argsort(-counts)[:_MOST_GROUPS].tolist():
+            here = places_of((group.codes == code) & ~broken & ~one.energies.free)
+            if len(here) < _LEAST_OF_A_GROUP or len(here) == len(one.values):
+                continue
+            for label, text in _doubts(one, here).items():
+                if label not in said:
+                    what, _, way_out = text.rpartition("give ")
+                    yield finding(
+                        one,
+                        Severity.ERROR,
+                        f"{label} where {group.name} is {group.labels[code]} may be in another "
+                        "unit or sign",
+                        what.rstrip(" :;,"),
+                        f"import these samples again and give {way_out}",
+                        places=here[one.values.present[label][here]],
+                        section=_SECTIONS.get(label, "stress"),
+                    )

@@ -1,0 +1,1 @@
+"""Numbers of samples that a report is made of."""
