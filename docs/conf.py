@@ -63,6 +63,8 @@ nitpick_ignore = [
         "dataset.blocks.Blocks",
         "formats.read.frames.Entry",
         "formats.read.import_plan.ImportPlan",
+        "reporting.contents.Kind",
+        "reporting.contents.Severity",
         "store.check.report.Severity",
         "store.statistics.sums.LabelSums",
         "torch_sim._Trajectory",
@@ -72,8 +74,6 @@ nitpick_ignore = [
         "training.workers.pool.Workers",
     )
 ]
-# Pages that a release has not yet.
-suppress_warnings = ["toc.not_readable"]
 python_display_short_literal_types = True
 python_maximum_signature_line_length = 80
 python_use_unqualified_type_names = True
