@@ -27,12 +27,12 @@ from zarrpipe.training.epoch.packing import Budgets
 class GraphBatchSampler:
     """Batches of sample indices: each sample once an epoch, as many batches on every rank.
 
-    It is a ``batch_sampler`` for torch's DataLoader and the sampler of `GraphLoader`. An epoch keeps
-    the samples that it began with; samples that arrive meanwhile wait for the next epoch.
+    It is a ``batch_sampler`` for torch's DataLoader and the sampler of `GraphLoader`. An epoch
+    keeps the samples that it began with; samples that arrive meanwhile wait for the next epoch.
 
-    With `weights` or `samples_per_epoch`, epochs are drawn: a sample with the expected count c comes
-    floor(c) or ceil(c) times, and the total is exact. The draw depends only on the seed, the epoch,
-    its samples and their weights.
+    With `weights` or `samples_per_epoch`, epochs are drawn: a sample with the expected count c
+    comes floor(c) or ceil(c) times, and the total is exact. The draw depends only on the seed, the
+    epoch, its samples and their weights.
 
     Parameters
     ----------
