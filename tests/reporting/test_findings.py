@@ -72,6 +72,15 @@ def test_atoms_on_top_of_each_other_without_forces():
     assert only(zp.report(written(made)), "blown up").samples == (41,)
 
 
+def test_the_distance_is_that_of_the_pair_that_is_named():
+    """The shortest distance may be that of another pair, whose atoms are smaller."""
+    sample = zp.AtomicData(
+        [[0.0, 0.0, 0.0], [0.0, 0.0, 2.0], [9.0, 0.0, 0.0], [9.0, 0.0, 0.96]], [55, 55, 8, 1]
+    )
+    (one,) = zp.report(written_samples([sample])).findings[:1]
+    assert "Cs-Cs 2 Angstrom (0.41 of the covalent radii)" in one.text
+
+
 def test_a_clean_store_has_no_findings(clean):
     assert zp.report(clean.store).findings == ()
 
@@ -239,9 +248,13 @@ def test_the_numbers_are_those_of_the_store_where_a_condition_selects():
 
 
 def written(made):
+    return written_samples([zp.AtomicData(**one) for one in made])
+
+
+def written_samples(samples):
     store = {}
     with zp.ZarrData(store) as sink:
-        sink.write([zp.AtomicData(**one) for one in made])
+        sink.write(samples)
     return store
 
 
