@@ -8,7 +8,7 @@ from zarrpipe.data.csr import Int64Array
 from zarrpipe.data.fields import CORE_FIELDS
 from zarrpipe.reporting.contents import Finding, Severity
 from zarrpipe.reporting.findings.finding import count_text, finding, places_of
-from zarrpipe.reporting.values.energies import LEAST_SPREAD
+from zarrpipe.reporting.values.energies import LEAST_OF_A_COMPOSITION, LEAST_SPREAD
 from zarrpipe.reporting.values.measured import Measured
 from zarrpipe.store.query.derived import BoolArray
 
@@ -17,6 +17,8 @@ _MOST_OTHERS, _MOSTLY = 10, 0.8
 FAR = 20.0
 LEAST_OFF, _ANY_COMPOSITION = 0.2, 5.0
 """Energy per atom, eV, by which an outlier is off at least, and by which no composition is."""
+_COMPOSITIONS_OF_AN_ELEMENT = 3
+"""Compositions for each element, from which the spread about the reference energies is known."""
 _NO_LABELS = frozenset({"positions", "atomic_numbers", "cell", "pbc"})
 
 
@@ -118,8 +120,9 @@ def _far_energies(one: Measured, explained: BoolArray) -> Iterator[Finding]:
     energies = one.energies
     deviation = np.nan_to_num(np.abs(energies.deviation), nan=0.0, posinf=0.0)
     off = np.abs(energies.residual - energies.median)
-    far = (deviation > FAR) & (off > LEAST_OFF)
     with np.errstate(invalid="ignore"):
+        far = (deviation > FAR) & (np.abs(energies.off) > LEAST_OFF)
+        far &= _comparable(one)
         far |= off > max(_ANY_COMPOSITION, FAR * energies.spread)
     places = places_of(far & ~explained & ~energies.free)
     if len(places):
@@ -138,6 +141,18 @@ def _far_energies(one: Measured, explained: BoolArray) -> Iterator[Finding]:
             places=order,
             section="energies",
         )
+
+
+def _comparable(one: Measured) -> BoolArray:
+    """Which energies [K] have others to be compared with: of their composition, or of many.
+
+    A fit of E reference energies goes exactly through the energies of E compositions, so that the
+    spread about it says nothing where there are few more of them.
+    """
+    _, inverse, counts = np.unique(one.values.codes, return_inverse=True, return_counts=True)
+    many = len(counts) >= _COMPOSITIONS_OF_AN_ELEMENT * np.count_nonzero(one.values.with_element)
+    comparable: BoolArray = (counts >= LEAST_OF_A_COMPOSITION)[inverse.reshape(-1)] | many
+    return comparable
 
 
 def _mostly(one: Measured, places: Int64Array) -> str:
