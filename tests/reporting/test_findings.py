@@ -163,6 +163,11 @@ def test_labels_that_a_whole_group_lacks():
     one = only(zp.report(written(made)), "without forces")
     assert one.severity is Severity.NOTE
     assert "config_type is copper" in one.text
+    for one in made[::3]:
+        one["system"]["config_type"] = 2000 * "copper"
+    one = only(zp.report(written(made)), "without forces")
+    assert "config_type is coppercopper" in one.text
+    assert len(one.text) < 150
 
 
 def test_equal_samples_are_a_note():
@@ -303,6 +308,8 @@ def test_the_numbers_are_those_of_the_store_where_a_condition_selects():
     assert only(report, "blown up").samples == (41,)
     assert {*only(report, "likely bar").samples} == {31, 52}
     assert report.samples == 30
+    assert {41, 31, 52} < {*report.structures.samples.tolist()}
+    assert [*report.structures.samples] == report.structures.properties["sample"]
 
 
 def written(made):

@@ -37,6 +37,15 @@ def test_sections_in_their_order(report):
     ]
 
 
+def test_the_name_of_a_store_is_whole(tmp_path):
+    for name in ("it's", 'a "store"'):
+        sample = zp.AtomicData([[0.0, 0.0, 0.0]], [2])
+        with zp.ZarrData(tmp_path / name) as sink:
+            sink.write(sample)
+        assert zp.report(tmp_path / name).stores == (f"{tmp_path}/{name}",)
+    assert zp.report([tmp_path / name] * 2).stores == (f"[{tmp_path}/{name}, {tmp_path}/{name}]",)
+
+
 def test_facts(report):
     assert report.facts["samples"] == report.samples == report.looked_at == 90
     assert report.facts["atoms"] == 720

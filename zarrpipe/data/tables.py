@@ -93,13 +93,13 @@ def elements_text(counts: Mapping[str, int]) -> str:
 def bytes_text(value: int | None) -> str:
     """Bytes with a unit.
 
-    >>> bytes_text(2_500_000), bytes_text(None)
-    ('2.5 MB', '-')
+    >>> bytes_text(2_500_000), bytes_text(999_999), bytes_text(None)
+    ('2.5 MB', '1 MB', '-')
     """
     if value is None:
         return "-"
     size, units = float(value), iter(("B", "kB", "MB", "GB", "TB"))
     unit = next(units)
-    while size >= 1000 and unit != "TB":
+    while size >= 999.5 and unit != "TB":
         size, unit = size / 1000, next(units)
     return f"{size:.3g} {unit}"

@@ -98,7 +98,7 @@ class Structures:
     batch : Batch
         The structures [B], with forces where they have them.
     samples : ndarray of int64
-        Their places [B] in the store, or in the stores one after the other.
+        Their numbers [B] in the store; those of the second store follow those of the first.
     properties : mapping of str to ndarray
         Numbers [B] or strings [B] of each structure by name, such as ``max_force``, and
         ``map_1``, ``map_2``: its place in the structure-property map.

@@ -111,7 +111,7 @@ def _group_that_lacks(one: Measured, places: Int64Array) -> str:
     for group in one.groups:
         own = np.unique(group.codes[places])
         if own[0] >= 0 and np.isin(group.codes, own).sum() == len(places) and len(own) <= 3:
-            names = ", ".join(group.labels[code] for code in own)
+            names = ", ".join(group.text(code) for code in own)
             return f": those whose {group.name} is {names}"
     return ""
 
@@ -164,5 +164,5 @@ def _mostly(one: Measured, places: Int64Array) -> str:
         most = int(np.bincount(codes[codes >= 0]).argmax())
         share = float((codes == most).mean())
         if len(places) > 2 and share > _MOSTLY > float((group.codes == most).mean()):
-            return f"; {share:.0%} of them where {group.name} is {group.labels[most]}"
+            return f"; {share:.0%} of them where {group.name} is {group.text(most)}"
     return ""

@@ -118,10 +118,9 @@ def _elements(one: Measured) -> Iterator[Finding]:
         return
     by_element = one.with_elements(rare)
     places = np.unique(np.concatenate(by_element))
-    misfits = [_misfit(one, int(z)) for z in rare]
     parts = [
-        f"{SYMBOLS[z]} in {count_text(len(own))}{misfit}"
-        for z, own, misfit in zip(rare[:_NAMED], by_element, misfits, strict=False)
+        f"{SYMBOLS[z]} in {count_text(len(own))}{_misfit(one, int(z))}"
+        for z, own in zip(rare[:_NAMED], by_element, strict=False)
     ]
     more = f" and {len(rare) - _NAMED} more elements" if len(rare) > _NAMED else ""
     odd = len(there) <= _FEW_ELEMENTS and len(rare) <= len(there) / 2

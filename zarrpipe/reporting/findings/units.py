@@ -233,7 +233,7 @@ def _of_groups(one: Measured, broken: BoolArray, said: Collection[str]) -> Itera
                     yield finding(
                         one,
                         Severity.ERROR,
-                        f"{label} where {group.name} is {group.labels[code]} may be in another "
+                        f"{label} where {group.name} is {group.text(code)} may be in another "
                         "unit or sign",
                         what.rstrip(" :;,"),
                         f"import these samples again and give {way_out}",

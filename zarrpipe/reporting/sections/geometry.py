@@ -140,7 +140,7 @@ def _kinds(one: Measured, places: np.ndarray) -> list[tuple[str, BoolArray]]:
         codes = group.codes[places]
         used = np.unique(codes[codes >= 0])
         if 2 <= len(used) <= _MOST_KINDS:
-            parts = [(f"{group.name} {group.labels[code]}", codes == code) for code in used]
+            parts = [(f"{group.name} {group.text(code)}", codes == code) for code in used]
             return [*parts, (f"no {group.name}", codes < 0)]
     energy: FloatArray = (one.energies.residual - one.energies.median)[places]
     known = np.isfinite(energy)
