@@ -79,6 +79,15 @@ def html_tables(tables: Iterable[Table]) -> str:
     return f"<div>{''.join(table._repr_html_() for table in tables)}</div>"
 
 
+def printable(text: str) -> str:
+    r"""Replace the control characters that a name may have, which a terminal would obey.
+
+    >>> print(printable("run\x1b[2J of Müller"))
+    run?[2J of Müller
+    """
+    return "".join(sign if sign.isprintable() else "?" for sign in text)
+
+
 def elements_text(counts: Mapping[str, int]) -> str:
     """Atoms by element in a line, the most frequent first.
 
