@@ -24,7 +24,7 @@ def test_findings_as_a_table(exploded, printed):
     assert f"findings in {exploded}:" in shown
     (line,) = [line for line in shown.splitlines() if line.strip().startswith("error")]
     assert line.split() == ["error", "1", "frame", "has", "blown", "up", "5"]
-    assert "distances of 20 of 20 samples were looked at" in shown
+    assert "distances were searched in 20 of 20 samples" in shown
 
 
 def test_json_has_every_number(exploded, printed):

@@ -132,7 +132,7 @@ def test_labels_that_are_not_finite():
     made[11]["stress"][0, 0] = np.nan
     report = zp.report(written(made))
     for label, sample in (("energy", 4), ("forces", 9), ("stress", 11)):
-        one = only(report, f"1 sample with {label} that is NaN or infinite")
+        one = only(report, f"1 sample with NaN or infinite {label}")
         assert one.samples == (sample,)
         assert one.severity is Severity.ERROR
     assert len(report.findings) == 3
@@ -142,7 +142,7 @@ def test_a_stress_without_a_cell():
     made = crystals()
     for place in (2, 50):
         del made[place]["cell"], made[place]["pbc"]
-    one = only(zp.report(written(made)), "with a stress without a cell")
+    one = only(zp.report(written(made)), "with a stress but no cell")
     assert one.samples == (2, 50)
 
 

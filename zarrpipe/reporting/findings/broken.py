@@ -71,7 +71,7 @@ def broken_findings(one: Measured, explained: Int64Array) -> Iterator[Finding]:
 
 
 def _not_searched(one: Measured, broken: BoolArray) -> Iterator[Finding]:
-    """Samples of which neighbours cannot be searched, as models would have to."""
+    """Samples whose neighbours cannot be searched, neither here nor by a model."""
     found = one.distances
     places = found.chosen[np.isnan(found.shortest)]
     places = places[~broken[places]]

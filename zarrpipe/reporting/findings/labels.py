@@ -36,8 +36,8 @@ def _not_finite(one: Measured) -> Iterator[Finding]:
             yield finding(
                 one,
                 Severity.ERROR,
-                f"{count_text(int(bad.sum()))} with {name} that is NaN or infinite",
-                "These samples are said to have the label, so that a loss becomes NaN",
+                f"{count_text(int(bad.sum()))} with NaN or infinite {name}",
+                "The store says that these samples have the label, so a loss over them is NaN",
                 f"write them without {name}, or delete them",
                 places=places_of(bad),
                 section="presence",
@@ -53,7 +53,7 @@ def _stress_without_cell(one: Measured) -> Iterator[Finding]:
         yield finding(
             one,
             Severity.ERROR,
-            f"{count_text(len(places))} with a stress without a cell",
+            f"{count_text(len(places))} with a stress but no cell",
             "A stress is an energy by volume, which these samples do not have",
             "write them without stress, or with their cell",
             places=places,
@@ -70,7 +70,7 @@ def _missing(one: Measured) -> Iterator[Finding]:
                 Severity.NOTE,
                 f"No sample has {name}",
                 f"The store has no field {name!r}",
-                "nothing to do where it is not to be trained on",
+                "nothing to do, unless you train on it",
                 section="presence",
             )
     others = []
@@ -101,13 +101,13 @@ def _missing(one: Measured) -> Iterator[Finding]:
             Severity.NOTE,
             "Own fields that some samples lack",
             f"Number of samples that lack each: {', '.join(others[:_MOST_OTHERS])}",
-            "nothing to do, unless they are to be trained on",
+            "nothing to do, unless you train on them",
             section="presence",
         )
 
 
 def _group_that_lacks(one: Measured, places: Int64Array) -> str:
-    """Which groups by strings or round the samples are exactly, if they are."""
+    """Text on the groups that consist of exactly these samples; empty without any."""
     for group in one.groups:
         own = np.unique(group.codes[places])
         if own[0] >= 0 and np.isin(group.codes, own).sum() == len(places) and len(own) <= 3:
@@ -156,7 +156,7 @@ def _comparable(one: Measured) -> BoolArray:
 
 
 def _mostly(one: Measured, places: Int64Array) -> str:
-    """Which string most of some samples have that most others do not have."""
+    """Text on a string that most of these samples share and most others lack; empty without one."""
     for group in one.groups:
         codes = group.codes[places]
         if not (codes >= 0).any():

@@ -85,7 +85,7 @@ def _repeated(one: Measured) -> Iterator[Finding]:
             f"{count_text(len(equal))} with the structure of an earlier one",
             f"Samples {pair[0]} and {pair[1]}, for example; {len(equal) / len(one.values):.2%} of "
             "all. Splits by id keep equal structures in one split",
-            "leave them, as weights, or copy the store without them",
+            "keep them as weights, or copy the store without them",
             places=_pairs(found, equal),
             section="repeated",
         )
@@ -137,7 +137,7 @@ def _elements(one: Measured) -> Iterator[Finding]:
 
 
 def _misfit(one: Measured, element: int) -> str:
-    """What to say of an element whose nearest neighbours do not fit its covalent radius."""
+    """Text on an element whose nearest neighbours do not fit its covalent radius; else empty."""
     ratios = [
         float(np.median(lengths)) / float(RADII[list(pair)].sum())
         for pair, lengths in one.distances.by_pair.items()

@@ -69,7 +69,7 @@ def _of_all(one: Measured, label: str, text: str) -> Finding:
 
 
 def _doubts(one: Measured, places: Int64Array) -> dict[str, str]:
-    """Doubts about the labels of some of the samples at places among the scanned."""
+    """Doubts about the labels of up to 2,000 of the samples at these places."""
     fields = [name for name in _LABELS if name in one.dataset.schema]
     if not len(places) or not {*fields} - {"cell"}:
         return {}
@@ -165,8 +165,8 @@ def _few_energies(one: Measured, broken: BoolArray) -> Iterator[Finding]:
             one,
             Severity.ERROR,
             f"Energy of {count_text(len(places))} is in another unit, likely {unit}",
-            f"They are typically {off:.3g} eV an atom off the energies that the composition lets "
-            f"expect, and fit when they are taken as {unit}{_forces_too(one, order, unit)}",
+            f"They are typically {off:.3g} eV an atom from the energies that the composition "
+            f"suggests, and fit when they are taken as {unit}{_forces_too(one, order, unit)}",
             _WAY_OUT,
             places=order,
             section="energies",
@@ -220,7 +220,7 @@ def _forces_too(one: Measured, places: Int64Array, unit: str) -> str:
 
 
 def _of_groups(one: Measured, broken: BoolArray, said: Collection[str]) -> Iterator[Finding]:
-    """Doubts about labels of a group of samples, but for labels of which it was said before."""
+    """Doubts about the labels of each group, except labels in `said`, which have a finding."""
     for group in one.groups:
         counts = np.bincount(group.codes[group.codes >= 0], minlength=len(group.labels))
         for code in np.argsort(-counts)[:_MOST_GROUPS].tolist():
