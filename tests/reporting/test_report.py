@@ -8,6 +8,7 @@ from ase.data import covalent_radii
 
 import zarrpipe as zp
 from zarrpipe.reporting.contents import Kind
+from zarrpipe.reporting.values import distances
 from zarrpipe.reporting.values.distances import RADII
 from zarrpipe.reporting.values.energies import robust_fit
 from zarrpipe.reporting.values.scan import scan, scanned_rows, spread_rows
@@ -183,6 +184,17 @@ def test_runs_follow_the_order_of_the_store():
     rows = scanned_rows(np.ones(10_000, dtype=np.int64), 1024, seed=0)
     assert len(rows) == 1024
     assert np.count_nonzero(np.diff(rows) == 1) >= 768
+
+
+def test_neighbours_of_few_atoms_are_held_at_once(clean, monkeypatch):
+    """Large samples come in small blocks; with blocks of 256 samples a report took 10 GB."""
+    dataset, good = zp.ZarrDataset(clean.store), np.arange(5, 80)
+    monkeypatch.setattr(distances, "_BLOCK_ATOMS", 40)
+    blocks = [*distances.searchable(dataset, np.arange(90), good)]
+    assert max(batch.num_nodes for _, batch in blocks) <= 40 + 8
+    assert len(blocks) == 75 * 8 // 40 + 1
+    np.testing.assert_array_equal(np.concatenate([here for here, _ in blocks]), good)
+    assert [*distances.searchable(dataset, np.arange(90), good[:0])] == []
 
 
 def test_evenly_spread_samples():
