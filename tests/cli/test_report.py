@@ -24,7 +24,7 @@ def test_findings_as_a_table(exploded, printed):
     assert f"findings in {exploded}:" in shown
     (line,) = [line for line in shown.splitlines() if line.strip().startswith("error")]
     assert line.split() == ["error", "1", "frame", "has", "blown", "up", "5"]
-    assert "distances of 20 of 20 samples were looked at" in shown
+    assert "distances were searched in 20 of 20 samples" in shown
 
 
 def test_json_has_every_number(exploded, printed):
@@ -57,6 +57,22 @@ def test_two_stores(exploded, printed):
     assert found["facts"]["A"]["samples"] == found["facts"]["B"]["samples"] == 20
     shown = printed("report", exploded, exploded)
     assert shown.count("blown up") == 2
+
+
+def test_names_give_a_terminal_no_orders(tmp_path, printed, monkeypatch):
+    with zp.ZarrData(tmp_path / "run") as sink:
+        for place in range(20):
+            fields = {"forces": np.ones((2, 3))} if place % 4 else {}
+            own = {"kind": "bulk" if place % 4 else "\x1b]0;gone\x07slab"}
+            positions = [[0.0] * 3, [0.0, 0.0, 1.1 + place / 200]]
+            sink.write(zp.AtomicData(positions, [6, 8], energy=-1.0, system=own, **fields))
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("TERM", "dumb")
+    shown = printed("info", tmp_path / "run") + printed("report", tmp_path / "run")
+    assert "without forces" in shown
+    assert "?]0;gone?slab" in shown
+    assert "\x1b]" not in shown
+    assert "\x07" not in shown
 
 
 @pytest.mark.parametrize(

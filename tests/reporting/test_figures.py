@@ -45,6 +45,14 @@ def test_labels_are_text(figure):
         assert set(figure.series[0].labels) <= set(found)
 
 
+def test_small_numbers_and_long_names_are_whole():
+    """Coordinates are shortened, and labels are not."""
+    edges = np.array([0.0, 0.002, 0.004])
+    series = (Series("v1.23456", np.ones(2), edges), Series("b", np.ones(2), edges))
+    found = texts(Figure("small", "Small", Kind.HISTOGRAM, series))
+    assert {"0.0025", "0.0040", "v1.23456"} <= {*found}
+
+
 def test_svg_is_the_same_twice_and_takes_the_colour_of_the_page():
     figure = examples.FIGURES[0]
     assert svg(figure) == svg(figure)

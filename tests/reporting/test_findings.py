@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
+from ase.build import bulk, fcc111
 
 import zarrpipe as zp
 from zarrpipe.reporting.contents import Severity
 
-from .faulty import BAR, FEW, KCAL, ORIGINAL, crystals, spoil, write_crystals
+from .faulty import BAR, FEW, KCAL, ORIGINAL, crystals, labelled, spoil, write_crystals
 
 ALL = tuple(range(90))
 
@@ -72,6 +73,15 @@ def test_atoms_on_top_of_each_other_without_forces():
     assert only(zp.report(written(made)), "blown up").samples == (41,)
 
 
+def test_the_distance_is_that_of_the_pair_that_is_named():
+    """The shortest distance may be that of another pair, whose atoms are smaller."""
+    sample = zp.AtomicData(
+        [[0.0, 0.0, 0.0], [0.0, 0.0, 2.0], [9.0, 0.0, 0.0], [9.0, 0.0, 0.96]], [55, 55, 8, 1]
+    )
+    (one,) = zp.report(written_samples([sample])).findings[:1]
+    assert "Cs-Cs 2 Angstrom (0.41 of the covalent radii)" in one.text
+
+
 def test_a_clean_store_has_no_findings(clean):
     assert zp.report(clean.store).findings == ()
 
@@ -96,6 +106,17 @@ def test_a_stress_with_the_sign_of_a_pressure():
     assert len(report.findings) == 1
 
 
+def test_vacuum_above_slabs_is_no_pressure():
+    """A surface under tension has the less of it the more vacuum is in the cell."""
+    made = []
+    for serial, vacuum in enumerate(np.linspace(6.0, 20.0, 30)):
+        atoms = fcc111("Au", (2, 2, 3), vacuum=vacuum)
+        atoms.pbc = True
+        atoms.rattle(0.03, seed=serial)
+        made.append(labelled(atoms, "slab", 0))
+    assert zp.report(written(made)).findings == ()
+
+
 def test_a_source_in_another_unit():
     """A third of the samples, which no outlier of its own would show."""
     made = crystals()
@@ -111,7 +132,7 @@ def test_labels_that_are_not_finite():
     made[11]["stress"][0, 0] = np.nan
     report = zp.report(written(made))
     for label, sample in (("energy", 4), ("forces", 9), ("stress", 11)):
-        one = only(report, f"1 sample with {label} that is NaN or infinite")
+        one = only(report, f"1 sample with NaN or infinite {label}")
         assert one.samples == (sample,)
         assert one.severity is Severity.ERROR
     assert len(report.findings) == 3
@@ -121,7 +142,7 @@ def test_a_stress_without_a_cell():
     made = crystals()
     for place in (2, 50):
         del made[place]["cell"], made[place]["pbc"]
-    one = only(zp.report(written(made)), "with a stress without a cell")
+    one = only(zp.report(written(made)), "with a stress but no cell")
     assert one.samples == (2, 50)
 
 
@@ -142,6 +163,11 @@ def test_labels_that_a_whole_group_lacks():
     one = only(zp.report(written(made)), "without forces")
     assert one.severity is Severity.NOTE
     assert "config_type is copper" in one.text
+    for one in made[::3]:
+        one["system"]["config_type"] = 2000 * "copper"
+    one = only(zp.report(written(made)), "without forces")
+    assert "config_type is coppercopper" in one.text
+    assert len(one.text) < 150
 
 
 def test_equal_samples_are_a_note():
@@ -159,6 +185,52 @@ def test_an_energy_that_did_not_converge():
     one = only(report, "unusual energy")
     assert one.samples == (20,)
     assert len(report.findings) == 1
+
+
+def lattice(number, energy, serial):
+    """A crystal of eight atoms with an energy per atom."""
+    atoms = bulk("Cu", cubic=True) * (2, 1, 1)
+    return {
+        "positions": atoms.positions + np.array([0, 0, 1e-3 * serial]),
+        "atomic_numbers": number,
+        "cell": atoms.cell.array,
+        "pbc": [True] * 3,
+        "energy": 8 * energy,
+        "forces": np.full((8, 3), 0.1),
+    }
+
+
+def test_a_composition_that_is_far_from_the_others_is_no_outlier_of_its_own():
+    """Frames of a relaxation are near each other, and may be 0.3 eV from the references."""
+    made = [
+        lattice([29] * copper + [79] * (8 - copper), shift, serial)
+        for copper, shift in zip(
+            range(9), (0, 0.05, 0.02, 0.03, 0.3, 0.01, 0.04, 0, 0), strict=True
+        )
+        for serial in range(10)
+    ]
+    made[45]["energy"] += 8 * 0.03
+    assert [one.title for one in zp.report(written(made)).findings] == []
+    made[45]["energy"] += 8 * 0.2
+    assert only(zp.report(written(made)), "unusual energy").samples == (45,)
+
+
+def test_an_energy_near_zero_fits_in_no_unit():
+    """A formation energy that is off is near zero, as all others are, once it is divided by 23."""
+    made = [lattice([29] * 8, 1e-3 * (serial % 7), serial) for serial in range(20)]
+    made[3]["energy"] = 8 * 0.4
+    (one,) = zp.report(written(made)).findings
+    assert "unusual energy" in one.title
+
+
+def test_few_compositions_of_many_elements_have_no_usual_spread():
+    """A fit of twelve references goes through most of twenty energies exactly."""
+    random = np.random.default_rng(0)
+    made = [
+        lattice([*random.choice(range(21, 33), 2)] * 4, random.normal(), serial)
+        for serial in range(20)
+    ]
+    assert found(zp.report(written(made)), "unusual energy") == []
 
 
 def test_atoms_of_no_element():
@@ -236,12 +308,18 @@ def test_the_numbers_are_those_of_the_store_where_a_condition_selects():
     assert only(report, "blown up").samples == (41,)
     assert {*only(report, "likely bar").samples} == {31, 52}
     assert report.samples == 30
+    assert {41, 31, 52} < {*report.structures.samples.tolist()}
+    assert [*report.structures.samples] == report.structures.properties["sample"]
 
 
 def written(made):
+    return written_samples([zp.AtomicData(**one) for one in made])
+
+
+def written_samples(samples):
     store = {}
     with zp.ZarrData(store) as sink:
-        sink.write([zp.AtomicData(**one) for one in made])
+        sink.write(samples)
     return store
 
 

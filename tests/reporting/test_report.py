@@ -8,6 +8,7 @@ from ase.data import covalent_radii
 
 import zarrpipe as zp
 from zarrpipe.reporting.contents import Kind
+from zarrpipe.reporting.values import distances
 from zarrpipe.reporting.values.distances import RADII
 from zarrpipe.reporting.values.energies import robust_fit
 from zarrpipe.reporting.values.scan import scan, scanned_rows, spread_rows
@@ -35,6 +36,15 @@ def test_sections_in_their_order(report):
         *("overview", "sizes", "elements", "compositions", "presence", "energies", "forces"),
         *("stress", "volume", "distances", "map", "outliers", "repeated", "groups", "splits"),
     ]
+
+
+def test_the_name_of_a_store_is_whole(tmp_path):
+    for name in ("it's", 'a "store"'):
+        sample = zp.AtomicData([[0.0, 0.0, 0.0]], [2])
+        with zp.ZarrData(tmp_path / name) as sink:
+            sink.write(sample)
+        assert zp.report(tmp_path / name).stores == (f"{tmp_path}/{name}",)
+    assert zp.report([tmp_path / name] * 2).stores == (f"[{tmp_path}/{name}, {tmp_path}/{name}]",)
 
 
 def test_facts(report):
@@ -174,6 +184,17 @@ def test_runs_follow_the_order_of_the_store():
     rows = scanned_rows(np.ones(10_000, dtype=np.int64), 1024, seed=0)
     assert len(rows) == 1024
     assert np.count_nonzero(np.diff(rows) == 1) >= 768
+
+
+def test_neighbours_of_few_atoms_are_held_at_once(clean, monkeypatch):
+    """Large samples come in small blocks; with blocks of 256 samples a report took 10 GB."""
+    dataset, good = zp.ZarrDataset(clean.store), np.arange(5, 80)
+    monkeypatch.setattr(distances, "_BLOCK_ATOMS", 40)
+    blocks = [*distances.searchable(dataset, np.arange(90), good)]
+    assert max(batch.num_nodes for _, batch in blocks) <= 40 + 8
+    assert len(blocks) == 75 * 8 // 40 + 1
+    np.testing.assert_array_equal(np.concatenate([here for here, _ in blocks]), good)
+    assert [*distances.searchable(dataset, np.arange(90), good[:0])] == []
 
 
 def test_evenly_spread_samples():

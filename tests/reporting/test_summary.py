@@ -1,6 +1,7 @@
 """Summary of a report in a notebook."""
 
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 
 from . import examples
 
@@ -14,6 +15,13 @@ def test_facts_and_findings():
         "report of /data/some where/water.zarr",
         "6 findings",
     ]
+
+
+def test_facts_are_for_people():
+    made = replace(examples.example(), facts={"bytes": 2_500_000, "elements": ["H", "O"]})
+    root = ET.fromstring(f"<body>{made._repr_html_()}</body>")
+    rows = [[cell.text for cell in row] for row in root.iter("tr")]
+    assert rows[1:3] == [["bytes", "2.5 MB"], ["elements", "H, O"]]
 
 
 def test_strings_are_escaped():

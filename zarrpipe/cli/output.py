@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from zarrpipe.data.tables import Table
+from zarrpipe.data.tables import Table, printable
 
 
 def report(message: str) -> None:
@@ -65,10 +65,11 @@ def _draw(parts: Iterable[object]) -> None:
     console = Console(highlight=False)
     for part in parts:
         if not isinstance(part, Table):
-            console.print(str(part), markup=False, soft_wrap=True)
+            lines = map(printable, str(part).split("\n"))
+            console.print("\n".join(lines), markup=False, soft_wrap=True)
             continue
         drawn = RichTable(
-            title=part.title or None,
+            title=Text(printable(part.title)) if part.title else None,
             title_justify="left",
             title_style="bold",
             box=SIMPLE_HEAD,
@@ -78,12 +79,12 @@ def _draw(parts: Iterable[object]) -> None:
         width = len(part.header) or len(part.rows[0])
         for place, name in enumerate(part.header or [""] * width):
             drawn.add_column(
-                Text(name.replace(" (", "\n(")),  # the unit on a line of its own
+                Text(printable(name).replace(" (", "\n(")),  # the unit on a line of its own
                 justify="right" if place in part.numbers else "left",
                 overflow="fold",
             )
         for row in part.rows:
-            drawn.add_row(*map(Text, row))
+            drawn.add_row(*(Text(printable(cell)) for cell in row))
         console.print(drawn)
 
 

@@ -58,9 +58,7 @@ def report(
     ] = None,
     samples: Annotated[
         int,
-        typer.Option(
-            "--samples", min=1, metavar="N", help="Samples whose distances are looked at."
-        ),
+        typer.Option("--samples", min=1, metavar="N", help="Samples whose distances are searched."),
     ] = 20_000,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the choice of samples.")] = 0,
     as_json: Json = False,
@@ -127,7 +125,7 @@ def _text(found: "Report", out: Path | None) -> list[object]:
     title = f"findings in {', '.join(found.stores)}:"
     parts: list[object] = [Table(header, rows, title=title)] if rows else [f"{title} none"]
     parts.append(
-        f"distances of {found.looked_at:,} of {found.samples:,} samples were looked at"
+        f"distances were searched in {found.looked_at:,} of {found.samples:,} samples"
         + (f"; the page is {out}" if out is not None else "; -o FILE.html writes a page")
     )
     return parts

@@ -79,6 +79,15 @@ def html_tables(tables: Iterable[Table]) -> str:
     return f"<div>{''.join(table._repr_html_() for table in tables)}</div>"
 
 
+def printable(text: str) -> str:
+    r"""Replace the control characters that a name may have, which a terminal would obey.
+
+    >>> print(printable("run\x1b[2J of Müller"))
+    run?[2J of Müller
+    """
+    return "".join(sign if sign.isprintable() else "?" for sign in text)
+
+
 def elements_text(counts: Mapping[str, int]) -> str:
     """Atoms by element in a line, the most frequent first.
 
@@ -93,13 +102,13 @@ def elements_text(counts: Mapping[str, int]) -> str:
 def bytes_text(value: int | None) -> str:
     """Bytes with a unit.
 
-    >>> bytes_text(2_500_000), bytes_text(None)
-    ('2.5 MB', '-')
+    >>> bytes_text(2_500_000), bytes_text(999_999), bytes_text(None)
+    ('2.5 MB', '1 MB', '-')
     """
     if value is None:
         return "-"
     size, units = float(value), iter(("B", "kB", "MB", "GB", "TB"))
     unit = next(units)
-    while size >= 1000 and unit != "TB":
+    while size >= 999.5 and unit != "TB":
         size, unit = size / 1000, next(units)
     return f"{size:.3g} {unit}"

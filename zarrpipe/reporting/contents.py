@@ -1,4 +1,4 @@
-"""What a report says, as data: `measure` finds it, `figures` and `page` show it, JSON holds it."""
+"""A report as data: `measure` makes it; `figures`, `page` and JSON show it."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.tables import Table, html_table
+from zarrpipe.reporting.texts import fact_text, words
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -26,7 +27,7 @@ class Kind(StrEnum):
 
 
 class Severity(StrEnum):
-    """How much a finding matters to who trains on the store."""
+    """How much a finding matters for training."""
 
     ERROR = "error"
     WARNING = "warning"
@@ -61,11 +62,10 @@ class Figure:
 
 @dataclass(frozen=True)
 class Finding:
-    """A fault, or what looks like one: what it is, which samples show it, the way out.
+    """A fault or a likely one, the samples that have it, and the way out.
 
-    `samples` are the first of the `count` that show it, the worst first where there is a worst, by
-    their numbers in the store at the place `store` of `Report.stores`; `section` is the name of
-    the section that shows more, if there is one.
+    `samples` are the first of the `count` samples that have it, the worst first: their numbers in
+    `Report.stores[store]`. `section` is the name of the section with more detail, or empty.
     """
 
     severity: Severity
@@ -98,7 +98,7 @@ class Structures:
     batch : Batch
         The structures [B], with forces where they have them.
     samples : ndarray of int64
-        Their places [B] in the store, or in the stores one after the other.
+        Their numbers [B] in the store; those of the second store follow those of the first.
     properties : mapping of str to ndarray
         Numbers [B] or strings [B] of each structure by name, such as ``max_force``, and
         ``map_1``, ``map_2``: its place in the structure-property map.
@@ -128,11 +128,11 @@ class Report:
     findings : tuple of Finding
         The worst first.
     sections : tuple of Section
-        All else, in the order of the page.
+        Tables and figures, in the order of the page.
     structures : Structures or None
         Chosen ones; None if the store is empty.
     looked_at, samples : int
-        Samples whose atoms were looked at one by one, of those that there are.
+        Samples whose distances were searched, and all samples.
     """
 
     stores: tuple[str, ...]
@@ -144,8 +144,8 @@ class Report:
     samples: int
 
     def _repr_html_(self) -> str:
-        """Facts and findings for notebooks; `write_page` has all."""
-        facts = [(name.replace("_", " "), value) for name, value in self.facts.items()]
+        """Facts and findings for notebooks; `write_page` writes the whole report."""
+        facts = [(words(name), fact_text(name, value)) for name, value in self.facts.items()]
         findings = [
             (one.severity.value, one.title, one.count or len(one.samples) or "", one.way_out)
             for one in self.findings

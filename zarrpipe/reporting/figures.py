@@ -30,9 +30,9 @@ _LONG_LABEL, _MANY_BARS, _MANY_POINTS = 6, 16, 800
 _SHORTER = (
     (re.compile(r"<metadata>.*?</metadata>|<style.*?</style>", re.DOTALL), ""),
     (re.compile(r'<g id="[^"]*">'), "<g>"),  # ids that each figure of a page would have
-    (re.compile(r"(\d\.\d\d)\d+"), r"\1"),
     (re.compile(r"\s*\n\s*"), "\n"),
 )
+_TAG, _DIGITS = re.compile(r"<[^>]*>"), re.compile(r"(\d\.\d\d)\d+")
 _STYLE: dict[str, Any] = {
     "axes.axisbelow": True,
     "axes.edgecolor": INK,
@@ -107,6 +107,7 @@ def svg(figure: Figure) -> str:
     text = stream.getvalue()
     for pattern, shorter in _SHORTER:
         text = pattern.sub(shorter, text)
+    text = _TAG.sub(lambda tag: _DIGITS.sub(r"\1", tag[0]), text)  # coordinates, not labels
     return text[text.index("<svg") :].replace(INK, "currentColor")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from zarrpipe.data.validate import check_count
@@ -115,5 +116,9 @@ def _findings(sides: Sequence[Measured]) -> tuple[Finding, ...]:
 
 
 def _text(stores: Stored) -> str:
-    """Place of a store, or of several, without quotes."""
-    return place(stores).replace("'", "")
+    """Place of a store, or of several."""
+    if isinstance(stores, str | Path):
+        return str(stores)
+    if isinstance(stores, Sequence):
+        return f"[{', '.join(map(_text, stores))}]"
+    return place(stores)

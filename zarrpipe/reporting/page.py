@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -48,7 +49,7 @@ def write_page(report: Report, path: str | Path) -> Path:
     report : Report
         What `zarrpipe.report` returned.
     path : str or Path
-        The file, which is replaced if it is there.
+        The file. One that is there is replaced when the new one is complete.
 
     Returns
     -------
@@ -60,9 +61,17 @@ def write_page(report: Report, path: str | Path) -> Path:
     MissingLibraryError
         If jinja2 or matplotlib is not installed.
     """
-    text = page(report)
-    target = Path(path)
-    target.write_text(text, encoding="utf-8")
+    text, target = page(report), Path(path)
+    if target.exists() and not target.is_file():  # a pipe or a device
+        target.write_text(text, encoding="utf-8")
+        return target
+    real = target.resolve()  # a link stays one
+    unfinished = real.with_name(f".{real.name}.{os.getpid()}.tmp")
+    try:
+        unfinished.write_text(text, encoding="utf-8")
+        unfinished.replace(real)
+    finally:
+        unfinished.unlink(missing_ok=True)
     return target
 
 

@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from zarrpipe.data.tables import bytes_text
+
 _SHOWN_ITEMS = 8  # of a long list
 
 
@@ -39,8 +41,7 @@ def text_of(value: Any) -> str:
 def fact_text(name: str, value: Any) -> str:
     """A fact of a store: bytes in a unit; of a long list, how many there are and the first."""
     if name == "bytes" and isinstance(value, int):
-        power = min(int(np.log10(max(value, 1))) // 3, 4)
-        return f"{value / 1000**power:.3g} {('bytes', 'kB', 'MB', 'GB', 'TB')[power]}"
+        return bytes_text(value)
     if isinstance(value, list | tuple) and len(value) > _SHOWN_ITEMS:
         return f"{len(value)}: {text_of(value[:_SHOWN_ITEMS])}, …"
     return text_of(value)

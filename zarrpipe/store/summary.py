@@ -1,4 +1,4 @@
-"""What a notebook says of a store at once, by a bounded number of reads."""
+"""What notebooks show of a store, from a bounded number of reads."""
 
 import os
 from collections import Counter
@@ -20,8 +20,8 @@ _MOST_COUNTED = 4096
 def element_counts(view: StoreView) -> tuple[Counter[str], int]:
     """Atoms by symbol, and how many of the first samples they are of.
 
-    They are those of the sums that the store keeps, and of some thousand samples more, which an
-    object store is not asked for.
+    Counts come from the sums that the store keeps and, in local stores, from up to 4,096 samples
+    after those.
     """
     stored, counts = valid_sums(view.snapshot), np.zeros(len(SYMBOLS), dtype=np.int64)
     known = 0

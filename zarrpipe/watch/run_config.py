@@ -1,4 +1,4 @@
-"""What the config of a training run says: its stores, and how long it is to be."""
+"""Stores and length of a training run, from its config."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass

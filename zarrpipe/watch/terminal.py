@@ -3,7 +3,7 @@
 import time
 from typing import TYPE_CHECKING, Literal
 
-from zarrpipe.data.tables import bytes_text
+from zarrpipe.data.tables import bytes_text, printable
 from zarrpipe.watch import texts
 from zarrpipe.watch.facts import SILENT, Facts, RunFacts, State, StoreFacts
 
@@ -22,7 +22,7 @@ def view(facts: Facts, places: str) -> "RenderableType":
 
     began = time.strftime("%H:%M:%S", time.localtime(facts.began))
     now = time.strftime("%H:%M:%S", time.localtime(facts.time))
-    title = Text(texts.printable(f"{places}, {now}, since {began}"), style="bold")
+    title = Text(printable(f"{places}, {now}, since {began}"), style="bold")
     title.append(f", {facts.processor_share:.1%} of a core; Ctrl-C ends", style="dim")
     parts: list[RenderableType] = [title]
     if facts.stores:
@@ -33,8 +33,8 @@ def view(facts: Facts, places: str) -> "RenderableType":
         parts += ["", _errors(facts)]
     if any(run.state is State.SILENT for run in facts.runs):
         parts.append(Text(SILENT, style=_STYLES[State.SILENT]))
-    parts += [Text(texts.printable(problem), style="red") for problem in _problems(facts)]
-    parts += [Text(texts.printable(note), style="yellow") for note in facts.notes]
+    parts += [Text(printable(problem), style="red") for problem in _problems(facts)]
+    parts += [Text(printable(note), style="yellow") for note in facts.notes]
     return Group(*parts)
 
 
@@ -128,4 +128,4 @@ def _cells(*cells: str) -> "list[Text]":
     """Cells that are shown as they are: names are no markup and move no cursor."""
     from rich.text import Text  # noqa: PLC0415
 
-    return [Text(texts.printable(cell)) for cell in cells]
+    return [Text(printable(cell)) for cell in cells]

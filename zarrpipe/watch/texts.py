@@ -3,6 +3,7 @@
 import math
 from pathlib import Path
 
+from zarrpipe.data.tables import printable
 from zarrpipe.watch.facts import Facts, Metric, RunFacts, StoreFacts
 
 _BLOCKS = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
@@ -19,11 +20,6 @@ def line(facts: Facts, clock: str) -> str:
     )
     runs = (f"{short(run.run)}: {', '.join(_run_parts(run))}" for run in facts.runs)
     return printable("; ".join([clock, *stores, *runs, *facts.notes]))
-
-
-def printable(text: str) -> str:
-    """Text without signs that a terminal would obey, as a file name may have."""
-    return "".join(sign if sign.isprintable() else "?" for sign in text)
 
 
 def _run_parts(run: RunFacts) -> list[str]:

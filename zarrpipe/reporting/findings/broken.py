@@ -7,7 +7,7 @@ import numpy as np
 from zarrpipe.data.csr import Int64Array
 from zarrpipe.reporting.contents import Finding, FloatArray, Severity
 from zarrpipe.reporting.findings.finding import count_text, finding, places_of
-from zarrpipe.reporting.values.distances import CUTOFF, LARGEST
+from zarrpipe.reporting.values.distances import CUTOFF, LARGEST, RADII
 from zarrpipe.reporting.values.measured import Measured
 from zarrpipe.store.query.derived import BoolArray
 from zarrpipe.store.query.elements import SYMBOLS
@@ -71,7 +71,7 @@ def broken_findings(one: Measured, explained: Int64Array) -> Iterator[Finding]:
 
 
 def _not_searched(one: Measured, broken: BoolArray) -> Iterator[Finding]:
-    """Samples of which neighbours cannot be searched, as models would have to."""
+    """Samples whose neighbours cannot be searched, neither here nor by a model."""
     found = one.distances
     places = found.chosen[np.isnan(found.shortest)]
     places = places[~broken[places]]
@@ -172,12 +172,12 @@ def _of_one(one: Measured, place: int) -> str:
 
 
 def _distance_text(one: Measured, place: int) -> str:
-    """The closest pair of a sample."""
+    """The pair of a sample that is closest by its covalent radii, and its distance."""
     where = int(np.searchsorted(one.distances.chosen, place))
-    pair = "-".join(SYMBOLS[z] for z in one.distances.pair[where])
+    pair, ratio = one.distances.pair[where], float(one.distances.ratio[where])
     return (
-        f"{pair} {one.distances.shortest[where]:.3g} Angstrom "
-        f"({one.distances.ratio[where]:.2f} of the covalent radii)"
+        f"{'-'.join(SYMBOLS[z] for z in pair)} {ratio * RADII[pair].sum():.3g} Angstrom "
+        f"({ratio:.2f} of the covalent radii)"
     )
 
 

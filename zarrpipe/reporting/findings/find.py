@@ -12,7 +12,7 @@ from zarrpipe.reporting.values.measured import Measured
 
 
 def find(one: Measured) -> tuple[Finding, ...]:
-    """Look for every fault; a fault of a sample that explains another is named alone."""
+    """Look for every fault; where one fault of a sample explains another, report only the first."""
     if not len(one):
         return (_empty(one),)
     broken = broken_frames(one)

@@ -8,7 +8,7 @@ from zarrpipe.data.csr import Int64Array
 from zarrpipe.data.fields import CORE_FIELDS
 from zarrpipe.reporting.contents import Finding, Severity
 from zarrpipe.reporting.findings.finding import count_text, finding, places_of
-from zarrpipe.reporting.values.energies import LEAST_SPREAD
+from zarrpipe.reporting.values.energies import LEAST_OF_A_COMPOSITION, LEAST_SPREAD
 from zarrpipe.reporting.values.measured import Measured
 from zarrpipe.store.query.derived import BoolArray
 
@@ -17,6 +17,8 @@ _MOST_OTHERS, _MOSTLY = 10, 0.8
 FAR = 20.0
 LEAST_OFF, _ANY_COMPOSITION = 0.2, 5.0
 """Energy per atom, eV, by which an outlier is off at least, and by which no composition is."""
+_COMPOSITIONS_OF_AN_ELEMENT = 3
+"""Compositions for each element, from which the spread about the reference energies is known."""
 _NO_LABELS = frozenset({"positions", "atomic_numbers", "cell", "pbc"})
 
 
@@ -34,8 +36,8 @@ def _not_finite(one: Measured) -> Iterator[Finding]:
             yield finding(
                 one,
                 Severity.ERROR,
-                f"{count_text(int(bad.sum()))} with {name} that is NaN or infinite",
-                "These samples are said to have the label, so that a loss becomes NaN",
+                f"{count_text(int(bad.sum()))} with NaN or infinite {name}",
+                "The store says that these samples have the label, so a loss over them is NaN",
                 f"write them without {name}, or delete them",
                 places=places_of(bad),
                 section="presence",
@@ -51,7 +53,7 @@ def _stress_without_cell(one: Measured) -> Iterator[Finding]:
         yield finding(
             one,
             Severity.ERROR,
-            f"{count_text(len(places))} with a stress without a cell",
+            f"{count_text(len(places))} with a stress but no cell",
             "A stress is an energy by volume, which these samples do not have",
             "write them without stress, or with their cell",
             places=places,
@@ -68,7 +70,7 @@ def _missing(one: Measured) -> Iterator[Finding]:
                 Severity.NOTE,
                 f"No sample has {name}",
                 f"The store has no field {name!r}",
-                "nothing to do where it is not to be trained on",
+                "nothing to do, unless you train on it",
                 section="presence",
             )
     others = []
@@ -99,17 +101,17 @@ def _missing(one: Measured) -> Iterator[Finding]:
             Severity.NOTE,
             "Own fields that some samples lack",
             f"Number of samples that lack each: {', '.join(others[:_MOST_OTHERS])}",
-            "nothing to do, unless they are to be trained on",
+            "nothing to do, unless you train on them",
             section="presence",
         )
 
 
 def _group_that_lacks(one: Measured, places: Int64Array) -> str:
-    """Which groups by strings or round the samples are exactly, if they are."""
+    """Text on the groups that consist of exactly these samples; empty without any."""
     for group in one.groups:
         own = np.unique(group.codes[places])
         if own[0] >= 0 and np.isin(group.codes, own).sum() == len(places) and len(own) <= 3:
-            names = ", ".join(group.labels[code] for code in own)
+            names = ", ".join(group.text(code) for code in own)
             return f": those whose {group.name} is {names}"
     return ""
 
@@ -118,8 +120,9 @@ def _far_energies(one: Measured, explained: BoolArray) -> Iterator[Finding]:
     energies = one.energies
     deviation = np.nan_to_num(np.abs(energies.deviation), nan=0.0, posinf=0.0)
     off = np.abs(energies.residual - energies.median)
-    far = (deviation > FAR) & (off > LEAST_OFF)
     with np.errstate(invalid="ignore"):
+        far = (deviation > FAR) & (np.abs(energies.off) > LEAST_OFF)
+        far &= _comparable(one)
         far |= off > max(_ANY_COMPOSITION, FAR * energies.spread)
     places = places_of(far & ~explained & ~energies.free)
     if len(places):
@@ -140,8 +143,20 @@ def _far_energies(one: Measured, explained: BoolArray) -> Iterator[Finding]:
         )
 
 
+def _comparable(one: Measured) -> BoolArray:
+    """Which energies [K] have others to be compared with: of their composition, or of many.
+
+    A fit of E reference energies goes exactly through the energies of E compositions, so that the
+    spread about it says nothing where there are few more of them.
+    """
+    _, inverse, counts = np.unique(one.values.codes, return_inverse=True, return_counts=True)
+    many = len(counts) >= _COMPOSITIONS_OF_AN_ELEMENT * np.count_nonzero(one.values.with_element)
+    comparable: BoolArray = (counts >= LEAST_OF_A_COMPOSITION)[inverse.reshape(-1)] | many
+    return comparable
+
+
 def _mostly(one: Measured, places: Int64Array) -> str:
-    """Which string most of some samples have that most others do not have."""
+    """Text on a string that most of these samples share and most others lack; empty without one."""
     for group in one.groups:
         codes = group.codes[places]
         if not (codes >= 0).any():
@@ -149,5 +164,5 @@ def _mostly(one: Measured, places: Int64Array) -> str:
         most = int(np.bincount(codes[codes >= 0]).argmax())
         share = float((codes == most).mean())
         if len(places) > 2 and share > _MOSTLY > float((group.codes == most).mean()):
-            return f"; {share:.0%} of them where {group.name} is {group.labels[most]}"
+            return f"; {share:.0%} of them where {group.name} is {group.text(most)}"
     return ""

@@ -85,7 +85,7 @@ def _repeated(one: Measured) -> Iterator[Finding]:
             f"{count_text(len(equal))} with the structure of an earlier one",
             f"Samples {pair[0]} and {pair[1]}, for example; {len(equal) / len(one.values):.2%} of "
             "all. Splits by id keep equal structures in one split",
-            "leave them, as weights, or copy the store without them",
+            "keep them as weights, or copy the store without them",
             places=_pairs(found, equal),
             section="repeated",
         )
@@ -118,10 +118,9 @@ def _elements(one: Measured) -> Iterator[Finding]:
         return
     by_element = one.with_elements(rare)
     places = np.unique(np.concatenate(by_element))
-    misfits = [_misfit(one, int(z)) for z in rare]
     parts = [
-        f"{SYMBOLS[z]} in {count_text(len(own))}{misfit}"
-        for z, own, misfit in zip(rare[:_NAMED], by_element, misfits, strict=False)
+        f"{SYMBOLS[z]} in {count_text(len(own))}{_misfit(one, int(z))}"
+        for z, own in zip(rare[:_NAMED], by_element, strict=False)
     ]
     more = f" and {len(rare) - _NAMED} more elements" if len(rare) > _NAMED else ""
     odd = len(there) <= _FEW_ELEMENTS and len(rare) <= len(there) / 2
@@ -138,7 +137,7 @@ def _elements(one: Measured) -> Iterator[Finding]:
 
 
 def _misfit(one: Measured, element: int) -> str:
-    """What to say of an element whose nearest neighbours do not fit its covalent radius."""
+    """Text on an element whose nearest neighbours do not fit its covalent radius; else empty."""
     ratios = [
         float(np.median(lengths)) / float(RADII[list(pair)].sum())
         for pair, lengths in one.distances.by_pair.items()

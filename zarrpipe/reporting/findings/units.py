@@ -30,6 +30,9 @@ _FAR, _NEAR = 12.0, 8.0
 """Deviations, in spreads, of an energy that is far off, and of one that is among the others."""
 _LEAST_OFF = 0.3
 """Energy per atom, eV, by which an energy in another unit is off at least."""
+_RISING, _SURE = 0.6, 3.0
+"""Correlation of pressure and volume that a stress has with the wrong sign at least, and standard
+deviations by which its Fisher transform is above that of chance."""
 _WAY_OUT = (
     "import these samples again with their unit (units=, --units), or delete them and write them "
     "converted"
@@ -66,7 +69,7 @@ def _of_all(one: Measured, label: str, text: str) -> Finding:
 
 
 def _doubts(one: Measured, places: Int64Array) -> dict[str, str]:
-    """Doubts about the labels of some of the samples at places among the scanned."""
+    """Doubts about the labels of up to 2,000 of the samples at these places."""
     fields = [name for name in _LABELS if name in one.dataset.schema]
     if not len(places) or not {*fields} - {"cell"}:
         return {}
@@ -116,10 +119,14 @@ def stress_limits(atoms_per_volume: FloatArray) -> FloatArray:
 
 
 def _pressure_sign(one: Measured, broken: BoolArray) -> Iterator[Finding]:
-    """Whether pressures rise with the volume in most compositions, as with the wrong sign."""
+    """Whether pressures rise with the volume in most compositions, as with the wrong sign.
+
+    They are multiplied by the volume, as a vacuum above a slab lessens each stress in proportion.
+    """
     values = one.values
     volume = 1 / values.atoms_per_volume
-    good = np.isfinite(volume) & np.isfinite(values.pressure) & ~broken
+    work = values.pressure * volume
+    good = np.isfinite(work) & ~broken
     good &= values.stress <= stress_limits(values.atoms_per_volume)
     found, weights = [], []
     codes = values.codes[good]
@@ -129,18 +136,18 @@ def _pressure_sign(one: Measured, broken: BoolArray) -> Iterator[Finding]:
             break
         here = places_of(good)[inverse.reshape(-1) == group]
         own = volume[here]
-        if own.std() < 0.01 * own.mean() or values.pressure[here].std() == 0:
+        if own.std() < 0.01 * own.mean() or work[here].std() == 0:
             continue
-        found.append(float(np.corrcoef(own, values.pressure[here])[0, 1]))
-        weights.append(len(here))
-    if found and np.average(found, weights=weights) > 0.6:
+        found.append(float(np.corrcoef(own, work[here])[0, 1]))
+        weights.append(len(here) - 3)
+    mean = float(np.average(found, weights=weights)) if found else 0.0
+    if mean > _RISING and np.arctanh(min(mean, 0.999)) * np.sqrt(sum(weights)) > _SURE:
         yield finding(
             one,
             Severity.ERROR,
             "Stress may have the sign of a pressure",
             "Among samples of one composition those of larger volume have the larger pressure "
-            f"(correlation {np.average(found, weights=weights):.2f}); a stress is positive under "
-            "tension",
+            f"(correlation {mean:.2f}); a stress is positive under tension",
             "import again with stress_sign='pressure' (--stress-sign pressure)",
             places=places_of(good),
             section="stress",
@@ -158,8 +165,8 @@ def _few_energies(one: Measured, broken: BoolArray) -> Iterator[Finding]:
             one,
             Severity.ERROR,
             f"Energy of {count_text(len(places))} is in another unit, likely {unit}",
-            f"They are typically {off:.3g} eV an atom off the energies that the composition lets "
-            f"expect, and fit when they are taken as {unit}{_forces_too(one, order, unit)}",
+            f"They are typically {off:.3g} eV an atom from the energies that the composition "
+            f"suggests, and fit when they are taken as {unit}{_forces_too(one, order, unit)}",
             _WAY_OUT,
             places=order,
             section="energies",
@@ -167,7 +174,10 @@ def _few_energies(one: Measured, broken: BoolArray) -> Iterator[Finding]:
 
 
 def energies_in_units(one: Measured, broken: BoolArray) -> dict[int, str]:
-    """Places of the samples whose energy fits once it is converted, with the unit."""
+    """Places of the samples whose energy fits once it is converted, with the unit.
+
+    Where an energy of zero fits, every energy does once it is divided by a large factor.
+    """
     energies, values = one.energies, one.values
     off = np.abs(energies.residual - energies.median)
     far = (np.abs(energies.deviation) > _FAR) & (off > _LEAST_OFF) & ~broken & ~energies.free
@@ -185,8 +195,8 @@ def energies_in_units(one: Measured, broken: BoolArray) -> dict[int, str]:
         left[unit] = np.abs(converted - totals - energies.median)
     table = np.stack([*left.values()])
     best = table.argmin(axis=0)
-    size = np.abs(values.energy_per_atom[places])
-    fits = (table.min(axis=0) < np.minimum(window, 0.1 * off[places])) & (size > 0)
+    near = np.minimum(window, 0.1 * off[places])
+    fits = (table.min(axis=0) < near) & (np.abs(totals + energies.median) > near)
     return {
         int(place): _ENERGY_UNITS[which]
         for place, which, fit in zip(places, best, fits, strict=True)
@@ -210,7 +220,7 @@ def _forces_too(one: Measured, places: Int64Array, unit: str) -> str:
 
 
 def _of_groups(one: Measured, broken: BoolArray, said: Collection[str]) -> Iterator[Finding]:
-    """Doubts about labels of a group of samples, but for labels of which it was said before."""
+    """Doubts about the labels of each group, except labels in `said`, which have a finding."""
     for group in one.groups:
         counts = np.bincount(group.codes[group.codes >= 0], minlength=len(group.labels))
         for code in np.argsort(-counts)[:_MOST_GROUPS].tolist():
@@ -223,7 +233,7 @@ def _of_groups(one: Measured, broken: BoolArray, said: Collection[str]) -> Itera
                     yield finding(
                         one,
                         Severity.ERROR,
-                        f"{label} where {group.name} is {group.labels[code]} may be in another "
+                        f"{label} where {group.name} is {group.text(code)} may be in another "
                         "unit or sign",
                         what.rstrip(" :;,"),
                         f"import these samples again and give {way_out}",

@@ -157,7 +157,7 @@ def _group_table(one: Measured, group: Group, label: str) -> Table:
             _median((one.energies.residual - one.energies.median)[here]),
             _median(one.values.max_force[here]),
         )
-        rows.append((group.labels[code][:_LONGEST], f"{counts[code]:,}", *numbers))
+        rows.append((group.text(code), f"{counts[code]:,}", *numbers))
     used = int((counts > 0).sum())
     more = f", the {len(rows)} largest of {used:,}" if used > len(rows) else ""
     header = (

@@ -65,8 +65,8 @@ def distances(sides: Sequence[Measured]) -> Section | None:
         for label, one in zip(names_of(sides, ""), sides, strict=True)
     )
     text = (
-        f"Looked at: {looked}, evenly spread, and those with the largest forces, stresses and "
-        f"densities and the most unusual energies. Neighbours are searched within {CUTOFF:g} "
+        f"Searched in {looked}: evenly spread ones, and those with the largest forces, stresses "
+        f"and densities and the most unusual energies. Neighbours are searched within {CUTOFF:g} "
         "Angstrom; covalent radii are those of Cordero et al. (2008). Two atoms that overlap have "
         "a ratio below 0.6."
     )
@@ -140,7 +140,7 @@ def _kinds(one: Measured, places: np.ndarray) -> list[tuple[str, BoolArray]]:
         codes = group.codes[places]
         used = np.unique(codes[codes >= 0])
         if 2 <= len(used) <= _MOST_KINDS:
-            parts = [(f"{group.name} {group.labels[code]}", codes == code) for code in used]
+            parts = [(f"{group.name} {group.text(code)}", codes == code) for code in used]
             return [*parts, (f"no {group.name}", codes < 0)]
     energy: FloatArray = (one.energies.residual - one.energies.median)[places]
     known = np.isfinite(energy)

@@ -21,7 +21,7 @@ _LEAST = 3.5
 
 
 def overview(sides: Sequence[Measured]) -> Section:
-    """What the stores hold, and their fields."""
+    """Facts of the stores, and their fields."""
     rows: dict[str, list[str]] = {}
     for one in sides:
         for what, text in _overview(one):
@@ -50,10 +50,10 @@ def _overview(one: Measured) -> Iterator[tuple[str, str]]:
     yield "compositions", f"{len(np.unique(values.codes)):,}"
     yield "periodic samples", f"{int(values.periodic.sum()):,}"
     yield (
-        "labels are those of",
+        "labels read of",
         "all samples" if values.complete else f"{scanned:,} of {len(one):,} samples",
     )
-    yield "distances are those of", f"{len(one.distances.chosen):,} of {len(one):,} samples"
+    yield "distances searched in", f"{len(one.distances.chosen):,} of {len(one):,} samples"
     sizes = [facts.bytes_stored for facts in one.infos]
     known = [size for size in sizes if size is not None]
     yield "bytes", f"{sum(known):,}" if len(known) == len(sizes) else "not counted"

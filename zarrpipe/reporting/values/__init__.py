@@ -1,1 +1,1 @@
-"""Numbers of samples that a report is made of."""
+"""Quantities of samples, from which a report is made."""

@@ -51,10 +51,11 @@ def structures_of(
         letters = [letter for letter, one in zip("AB", sides, strict=True)]
         counts = [len(places) for places in chosen]
         properties["store"] = np.repeat(letters, counts).tolist()
-    starts = np.cumsum([0, *(len(one) for one in sides)])[:-1]
+    totals = [sum(view.num_samples for view in one.dataset._stores.views) for one in sides]
+    starts = np.cumsum([0, *totals])[:-1]
     samples = np.concatenate(
         [
-            start + one.values.rows[places]
+            start + one.numbers[one.values.rows[places]]
             for start, one, places in zip(starts, sides, chosen, strict=True)
         ]
     )
@@ -77,8 +78,8 @@ def _chosen(one: Measured, findings: Iterable[Finding], seed: int, share: int) -
     values = one.values
     if not len(values):
         return np.zeros(0, dtype=np.int64)
-    of_number = {int(number): place for place, number in enumerate(one.numbers[values.rows])}
-    wanted = [of_number[own] for found in findings for own in found.samples[:_OF_A_FINDING]]
+    named = [own for found in findings for own in found.samples[:_OF_A_FINDING]]
+    wanted = np.searchsorted(one.numbers[values.rows], named).tolist()  # both ascend
     tops = [first_of(measure, _WORST).tolist() for measure in _measures(one).values()]
     wanted += [top[rank] for rank in range(_WORST) for top in tops if rank < len(top)]
     wanted += spread_rows(len(values), MOST_STRUCTURES, np.random.default_rng([seed, 2])).tolist()

@@ -17,7 +17,8 @@ from zarrpipe.transforms.neighbors import find
 CUTOFF = 5.0
 """Angstrom within which neighbours are searched."""
 
-_BLOCK = 256
+_BLOCK, _BLOCK_ATOMS = 256, 1 << 13
+"""Samples and atoms whose neighbours are searched at once; 8,192 atoms of water have 400,000."""
 _DENSEST = 2.0
 """Atoms for each Angstrom^3 of cells that are searched; denser ones have too many neighbours."""
 LARGEST = 1e5
@@ -92,9 +93,12 @@ def searchable(
 ) -> Iterator[tuple[Int64Array, Batch]]:
     """Batches of some of the samples at rows [J], with their places among the J."""
     box = [name for name in ("cell", "pbc") if name in dataset.schema]
-    for start in range(0, len(good), _BLOCK):
-        here = good[start : start + _BLOCK]
-        batch = dataset.gather(rows[here], box)
+    atoms = np.cumsum(dataset.num_atoms[rows[good]])
+    begins = np.diff(atoms // _BLOCK_ATOMS) + np.diff(np.arange(len(good)) // _BLOCK)
+    for block in np.split(good, np.flatnonzero(begins) + 1):
+        if not len(block):
+            continue
+        here, batch = block, dataset.gather(rows[block], box)
         kept = _searchable(batch)
         if not kept.all():
             here = here[kept]

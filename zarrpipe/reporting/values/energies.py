@@ -24,7 +24,7 @@ from zarrpipe.training.statistics import sample_blocks
 
 MOST_FITTED = 20_000
 _ROUNDS = 40
-_LEAST_OF_A_COMPOSITION = 8
+LEAST_OF_A_COMPOSITION = 8
 _TO_SIGMA = 1.4826
 """Standard deviation of a normal distribution by its median absolute deviation."""
 
@@ -40,14 +40,16 @@ class Energies:
     """Energies of the K samples of `SampleValues` by reference energies, eV.
 
     `references` [119] is NaN for elements without one, `free_atoms` has the energies of marked
-    single atoms by symbol. `residual` [K] is the energy of an atom after the references, and
-    `deviation` [K] its distance from the median of its composition in units of the spread: that
-    of the composition, or of all if the composition has few samples.
+    single atoms by symbol. `residual` [K] is the energy of an atom after the references, `off` [K]
+    its distance from the median of its composition, and `deviation` [K] that distance in units of
+    the spread of the composition. Where a composition has few samples, the median and the spread
+    are those of all samples.
     """
 
     references: FloatArray
     free_atoms: Mapping[str, float]
     residual: FloatArray
+    off: FloatArray
     deviation: FloatArray
     median: float
     spread: float
@@ -66,11 +68,12 @@ def energies_of(dataset: ZarrDataset, values: SampleValues, seed: int) -> Energi
     known = residual[usable]
     median = float(np.median(known)) if len(known) else float("nan")
     spread = spread_about(known, median)
-    deviation = _deviations(values.codes, np.where(free, np.nan, residual), median, spread)
+    off, deviation = _deviations(values.codes, np.where(free, np.nan, residual), median, spread)
     return Energies(
         references,
         _energies_of_free_atoms(dataset, values, free),
         residual,
+        off,
         deviation,
         median,
         spread,
@@ -137,19 +140,21 @@ def _totals(dataset: ZarrDataset, values: SampleValues, references: FloatArray) 
 
 def _deviations(
     codes: UInt64Array, residual: FloatArray, median: float, spread: float
-) -> FloatArray:
-    """Deviations in units of the spread; see `Energies`."""
-    found = (residual - median) / max(spread, LEAST_SPREAD)
+) -> tuple[FloatArray, FloatArray]:
+    """Distances from the median, in eV and in units of the spread; see `Energies`."""
+    off = residual - median
+    found = off / max(spread, LEAST_SPREAD)
     known = np.flatnonzero(np.isfinite(residual))
     order = known[np.lexsort((residual[known], codes[known]))]
     _, starts, lengths = np.unique(codes[order], return_index=True, return_counts=True)
-    many = lengths >= _LEAST_OF_A_COMPOSITION
+    many = lengths >= LEAST_OF_A_COMPOSITION
     for start, length in zip(starts[many].tolist(), lengths[many].tolist(), strict=True):
         here = order[start : start + length]
         own = residual[here]  # ascending
         middle = float(own[length // 2])
-        found[here] = (own - middle) / max(spread_about(own, middle), LEAST_SPREAD)
-    return found
+        off[here] = own - middle
+        found[here] = off[here] / max(spread_about(own, middle), LEAST_SPREAD)
+    return off, found
 
 
 def _free_atoms(dataset: ZarrDataset, values: SampleValues) -> BoolArray:

@@ -20,7 +20,7 @@ from zarrpipe.store.query.elements import as_elements
 from zarrpipe.training.splits.assignment import SPLITS, SplitAssignment, SplitRule
 from zarrpipe.training.statistics import sample_blocks
 
-_SUSPECTS = 200
+_SUSPECTS, _LONGEST = 200, 60
 _MOST_SEARCHED = 1_000_000
 """Atoms whose neighbours are searched, at most."""
 
@@ -43,6 +43,11 @@ class Group:
     name: str
     codes: Int64Array
     labels: tuple[str, ...]
+
+    def text(self, code: int) -> str:
+        """A label, cut if it is long."""
+        label = self.labels[code]
+        return label if len(label) <= _LONGEST else f"{label[: _LONGEST - 1]}…"
 
 
 @dataclass(frozen=True)
