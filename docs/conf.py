@@ -85,7 +85,16 @@ autodoc_inherit_docstrings = False
 autodoc_type_aliases = {name: name for name in ("ArrayLike", "Index", "SourceLike", "StoreLike")}
 autodoc_mock_imports = [
     name
-    for name in ("fairchem", "hydra", "matgl", "nequip", "pymatgen", "schnetpack", "torchmdnet")
+    for name in (
+        "fairchem",
+        "hydra",
+        "matgl",
+        "nequip",
+        "pymatgen",
+        "schnetpack",
+        "torch_sim",
+        "torchmdnet",
+    )
     if importlib.util.find_spec(name) is None
 ]
 napoleon_google_docstring = False
@@ -105,6 +114,7 @@ copybutton_copy_empty_lines = False
 linkcheck_anchors = False
 linkcheck_ignore = [r"http://127\.0\.0\.1.*", r"http://localhost.*"]
 
+_ALIAS = re.compile(r"TypeAliasForwardRef\('([\w.]+)'\)")
 _LINK = re.compile(r"(?<!!)\[([^\[\]]*)\]\(([^)#\s]+)(#[^)\s]*)?\)")
 
 
@@ -142,6 +152,12 @@ def skip_foreign(app: Sphinx, kind: str, name: str, member: Any, *_: Any) -> boo
     return None if home.partition(".")[0] == "zarrpipe" else True
 
 
+def short_aliases(*facts: Any) -> tuple[str | None, str | None]:
+    """Write the name of an alias where autodoc writes how it refers to it."""
+    signature, result = facts[-2:]
+    return _ALIAS.sub(r"\1", signature) if signature else signature, result
+
+
 def resolve_short(
     app: Sphinx, env: BuildEnvironment, node: pending_xref, text: Element
 ) -> Element | None:
@@ -159,4 +175,5 @@ def setup(app: Sphinx) -> None:
     """Connect what this file adds to Sphinx."""
     app.connect("source-read", read_source)
     app.connect("missing-reference", resolve_short)
+    app.connect("autodoc-process-signature", short_aliases)
     app.connect("autodoc-skip-member", skip_foreign)

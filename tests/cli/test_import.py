@@ -47,7 +47,7 @@ def test_options(tmp_path):
     stress = 'stress="10 0 0 0 20 0 0 0 30" energy=-1.0 REF_energy=-2.0 time=5.0 junk=1'
     path.write_text(frame(f'{stress} Lattice="9 0 0 0 9 0 0 0 9"') * 2)
     options = ["--energy", "REF_energy", "--label", "model=energy", "--ignore", "junk"]
-    options += ["--units", "stress=GPa,time=fs", "--stress-sign", "pressure", "--source-fields"]
+    options += ["--units", "stress=GPa", "--units", "time=fs", "--stress-sign", "pressure", "--source-fields"]
     assert main(["import", *options, str(path), str(store)]) == 0
     dataset = zp.ZarrDataset(store)
     sample = dataset[1]
@@ -103,6 +103,7 @@ def test_a_dry_run_and_resume(file, tmp_path, capsys):
     [
         (["--units", "stress"], "'stress' is not of the form NAME=UNIT"),
         (["--units", "energy=furlong"], "'furlong' of 'furlong' is not a known unit"),
+        (["--units", "energy=eV", "--units", "energy=Ry"], "energy is given as 'eV' and as 'Ry'"),
         (["--label", "energy"], "'energy' is not of the form FIELD=KEY"),
         (["--energy", "nothing"], "no frame that was looked at has it"),
         (["--format", "xzy"], "expected one of"),

@@ -48,13 +48,13 @@ def import_(
         ),
     ] = None,
     units: Annotated[
-        str,
+        list[str] | None,
         typer.Option(
             metavar="NAME=UNIT,...",
             help="Units of the files where they are not ASE's: of a label, or of energy, length, "
-            "mass or charge, which all labels follow: energy=kcal/mol,stress=GPa.",
+            "mass or charge, which all labels follow: energy=kcal/mol,stress=GPa. May be repeated.",
         ),
-    ] = "",
+    ] = None,
     stress_sign: Annotated[
         str, typer.Option(help="What is positive in the files: tension (as in ASE) or pressure.")
     ] = "tension",
@@ -102,7 +102,7 @@ def import_(
     for text in label or []:
         name, keys = _pair(text, "--label", "FIELD=KEY")
         labels[name] = _keys(keys)
-    given = dict(_pair(text, "--units", "NAME=UNIT") for text in units.split(",") if text)
+    given = _units(units or [])
     levels = dict(_pair(text, "--level", "KEY=LEVEL") for text in level or [])
     from zarrpipe.formats.read.read_into import read_into
 
@@ -143,6 +143,17 @@ def _keys(text: str) -> str | list[str] | None:
     """Keys of an option: one, several, or none."""
     keys = [key.strip() for key in text.split(",")]
     return None if keys == ["none"] else keys if len(keys) > 1 else keys[0]
+
+
+def _units(texts: list[str]) -> dict[str, str]:
+    """Units by name, of one or several options; a name that has two is refused."""
+    given: dict[str, str] = {}
+    for text in filter(None, ",".join(texts).split(",")):
+        name, unit = _pair(text, "--units", "NAME=UNIT")
+        if given.setdefault(name, unit) != unit:
+            both = f"{name} is given as {given[name]!r} and as {unit!r}: give one of them"
+            raise typer.BadParameter(both, param_hint="'--units'")
+    return given
 
 
 def _pair(text: str, option: str, form: str) -> tuple[str, str]:

@@ -114,6 +114,7 @@ def test_lengths_in_bohr(read):
         (f"stress='500 0 0 0 500 0 0 0 400' {CELL}", "look like bar.*--units stress=bar"),
         (f"stress='50 0 0 0 30 0 0 0 20' {CELL}", "look like kbar"),
         (f"stress='5 0 0 0 3 0 0 0 2' {CELL}", "look like GPa"),
+        (f"virial='9e3 0 0 0 1 0 0 0 1' {CELL}", "look like kcal/mol.*--units virial=kcal/mol"),
         (
             f"stress='0.1 0 0 0 0.2 0 0 0 0.3' virial='12.5 0 0 0 25 0 0 0 37.5' {CELL}",
             "the stress has the sign of a pressure.*--stress-sign pressure",
@@ -482,6 +483,8 @@ def test_units_of_own_fields_are_kept_with_the_store(write):
         zp.read_into({}, write(water("energy=-1.0 time=5.0")), labels={"time": "clock"})
     with pytest.raises(ArgumentError, match="stress_sign='down', expected one of tension, press"):
         zp.read_into({}, write(water("energy=-1.0")), stress_sign="down")
+    with pytest.raises(ArgumentError, match="no key of the sources is a stress, and a virial keeps"):
+        zp.read_into({}, write(water(f"virial='1 0 0 0 1 0 0 0 1' {CELL}")), stress_sign="pressure")
 
 
 def test_strings_that_are_too_many_are_left_out_and_counted(write, monkeypatch):

@@ -41,6 +41,11 @@ def plan_import(
             f"units has {sorted(wrong)}, expected energy, length, mass, charge or a field of the "
             f"import: {', '.join(labels.fields)}"
         )
+    if stress_sign == "pressure" and "stress" not in labels.fields:
+        raise ArgumentError(
+            "stress_sign='pressure' (--stress-sign pressure), but no key of the sources is a "
+            "stress, and a virial keeps its sign: name it by labels={'stress': KEY} (--stress KEY)"
+        )
     blocks = [reader.read(part) for reader, part in _sampled_parts(scanned)]
     failures = [one for block in blocks if not isinstance(block, Batch) for one in block.failures]
     if failures and not any(map(len, blocks)):

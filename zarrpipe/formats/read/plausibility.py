@@ -47,7 +47,7 @@ def doubts(batches: Sequence[Batch]) -> dict[str, str]:
     found = {"energy": _of_energies(batches)}
     if found["energy"] is None:  # the unit of energies is that of forces too
         found["forces"] = _of_forces(batches)
-    found["stress"] = _of_stresses(batches)
+    found["stress"], found["virial"] = _of_stresses(batches), _of_virials(batches)
     return {name: text for name, text in found.items() if text is not None}
 
 
@@ -135,16 +135,41 @@ def _of_stresses(batches: Sequence[Batch]) -> str | None:
     return next(_against_virials(_joined(batches, _virial_stresses)), None)
 
 
+def _of_virials(batches: Sequence[Batch]) -> str | None:
+    rows = _joined(batches, _virial_sizes)
+    if not len(rows) or np.median(rows[:, 0] / rows[:, 1]) <= 1:
+        return None
+    typical = float(np.median(rows[:, 0]))
+    return (
+        f"virials are those of stresses of typically {typical:.3g} eV/Angstrom^3 "
+        f"({typical * 160.2:.0f} GPa), and look like kcal/mol or kJ/mol: give "
+        "units={'virial': 'kcal/mol'} (--units virial=kcal/mol)"
+    )
+
+
 def _stress_sizes(batch: Batch) -> FloatArray | None:
     """Largest entry of each stress, and the largest that is plausible at the density."""
     kept = _kept(batch, "stress")
+    return None if kept is None else _beside_limits(batch, batch.stress.numpy())[kept]
+
+
+def _virial_sizes(batch: Batch) -> FloatArray | None:
+    """The same of the stresses that virials are those of, in cells."""
+    kept, volumes = _kept(batch, "virial"), _volumes(batch)
     if kept is None:
         return None
-    values = np.abs(batch.stress.numpy().astype(np.float64)).reshape(len(kept), -1).max(axis=1)
+    periodic = volumes > 0
+    stresses = batch.virial.numpy() / np.where(periodic, volumes, 1.0)[:, None, None]
+    return _beside_limits(batch, stresses)[kept & periodic]
+
+
+def _beside_limits(batch: Batch, stresses: FloatArray) -> FloatArray:
+    """Largest entry of each stress [B, 3, 3], and the largest that is plausible, [B, 2]."""
+    values = np.abs(stresses.astype(np.float64)).reshape(batch.num_graphs, -1).max(axis=1)
     volumes = _volumes(batch)
     density = np.diff(batch.batch_ptr.numpy()) / np.where(volumes > 0, volumes, np.inf)
     limits = LARGEST_STRESS * np.maximum(1.0, density / USUAL_DENSITY) ** 2
-    return np.stack([values, limits], axis=1)[kept]
+    return np.stack([values, limits], axis=1)
 
 
 def _against_virials(rows: FloatArray) -> Iterator[str]:
