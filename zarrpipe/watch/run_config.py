@@ -19,7 +19,7 @@ def read_config(path: Path) -> RunConfig:
     """Config of a run by LightningCLI or `DataMonitor`; an empty one where it says nothing."""
     import yaml  # noqa: PLC0415  Lightning needs it too
 
-    class Loader(yaml.SafeLoader):
+    class Loader(yaml.SafeLoader):  # type: ignore[misc]  # yaml is not followed
         """Leaves out what only Python understands, as hyperparameters may be."""
 
     Loader.add_multi_constructor("", lambda *_: None)
