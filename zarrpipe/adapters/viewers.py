@@ -57,7 +57,7 @@ def _chemiscope(data: AtomicData, name: str) -> Any:
     title = [name] if name else []
     title.append(atoms.get_chemical_formula())
     if "energy" in data:
-        title.append(f"{float(data['energy']):.8g} eV")
+        title.append(f"{float(data['energy']):.6g} eV")
     return chemiscope.show(
         [atoms],
         metadata={"name": ", ".join(title)},
