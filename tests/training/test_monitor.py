@@ -150,8 +150,8 @@ def test_it_writes_to_a_file_of_figures(tmp_path, store):
     fit(tmp_path, DataMonitor(5), Model(clock), module, max_epochs=2, logger=logger)
     text = next(tmp_path.rglob("metrics.csv")).read_text()
     assert "data/samples_per_s" in text.splitlines()[0]
-    # what each of two epochs has, and how it went, and the end
-    assert len(text.splitlines()) == 1 + 4 + 1
+    # the beginning, what each of two epochs has, and how it went, and the end
+    assert len(text.splitlines()) == 1 + 1 + 4 + 1
 
 
 def test_watch_is_told_of_the_stores_and_of_the_end(tmp_path, store):

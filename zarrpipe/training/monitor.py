@@ -25,8 +25,8 @@ class DataMonitor(Callback):  # type: ignore[misc]  # lightning is not followed
     ``data/num_samples``, the samples that it has over all ranks. Time in validation loops does not
     count. With several devices each process measures itself, and the first logs.
 
-    For ``zarrpipe watch`` it also logs ``data/ended``: 0 while an epoch is trained, and 1 when
-    training has returned without an error. The ``hparams.yaml`` of a `CSVLogger` gets the stores of
+    For ``zarrpipe watch`` it also logs ``data/ended``: 0 when training begins, and 1 when it
+    has returned without an error. The ``hparams.yaml`` of a `CSVLogger` gets the stores of
     the data module, and the largest numbers of steps and epochs.
 
     Parameters
@@ -61,12 +61,13 @@ class DataMonitor(Callback):  # type: ignore[misc]  # lightning is not followed
         for logger in trainer.loggers:
             if isinstance(logger, CSVLogger):
                 logger.log_hyperparams(_plan(trainer))
+        _log_metrics(trainer, {"ended": 0.0})  # an epoch that is resumed has no start
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure the epoch's loader, and log how many samples the epoch has."""
         self._begin(trainer)
         samples = float(self._loader(trainer).sampler.num_samples)
-        _log_metrics(trainer, {"num_samples": samples, "ended": 0.0})
+        _log_metrics(trainer, {"num_samples": samples})
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any
