@@ -135,7 +135,7 @@ def test_statistics_and_facts_of_a_store_are_shown_as_their_tables(tmp_path):
 def crystal():
     """A batch of a molecule and a crystal with forces."""
     forces = np.array([[0.0, 0.0, 3.0], [0.0, -1.0, 0.0]])
-    cell = {"cell": np.diag([3.0, 4.0, 5.0]), "pbc": [True] * 3}
+    cell = {"cell": np.diag([3.0, 4.0, 5.0]), "pbc": [True] * 3, "energy": -1.5}
     return Batch.from_data_list(
         [
             AtomicData([[0.0] * 3], [2]),
@@ -152,6 +152,8 @@ def test_chemiscope_shows_a_structure_its_cell_and_its_forces(crystal, tmp_path)
         sink.write(crystal)
     views = (crystal.view(1), crystal[1].view(), ZarrDataset(tmp_path / "run").view(-1))
     one, *others = (json.loads(view.value) for view in views)
+    names = [found.pop("meta")["name"] for found in (one, *others)]
+    assert names == ["system 1, ClCs, -1.5 eV", "ClCs, -1.5 eV", "sample 1, ClCs, -1.5 eV"]
     assert others == [one, one]
     (structure,) = one["structures"]
     assert structure["names"] == ["Cs", "Cl"]
@@ -169,6 +171,24 @@ def test_ase_shows_html_in_a_notebook(crystal, monkeypatch):
     pytest.importorskip("IPython")
     monkeypatch.setitem(sys.modules, "ipykernel", object())
     assert crystal.view(1, viewer="ase").data.count("<sphere") == 2
+
+
+def test_ase_needs_a_display_for_its_window(crystal, monkeypatch):
+    pytest.importorskip("ase")
+    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
+    monkeypatch.setattr(sys, "platform", "linux")
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ArgumentError, match="viewer='ase' opens a window, and there is no display"):
+        crystal.view(1, viewer="ase")
+    monkeypatch.setenv("DISPLAY", ":0")
+    monkeypatch.setattr("ase.visualize.view", lambda atoms, viewer: (len(atoms), viewer))
+    assert crystal.view(1, viewer="ase") == (2, "ase")
+
+
+def test_text_is_aligned_left_and_numbers_right(batch):
+    sides = re.findall(r'<t[hd] style="text-align: (\w+)">', batch._repr_html_())
+    assert sides == [*["left"] * 5, "right"] * (1 + len(batch.fields))
 
 
 def test_py3dmol_is_given_the_structure(crystal, monkeypatch):

@@ -144,7 +144,8 @@ class ZarrData(QueuedWrites):
         if count and if_exists == "error":
             raise StoreExistsError(
                 f"{self._root} has {count} samples and if_exists='error': give another place, or "
-                "'append' to go on with them, or 'replace' to remove them"
+                "if_exists='append' (--if-exists append) to go on with them, or 'replace' to "
+                "remove them"
             )
         if view is not None:
             view.schema.with_units(self._config.units)  # refuses what the first write would

@@ -18,6 +18,7 @@ import zarrpipe as zp
 from zarrpipe.cli import main
 from zarrpipe.watch.facts import SILENT, Facts, Metric, RunFacts, State, StoreFacts, Writer
 from zarrpipe.watch.terminal import view
+from zarrpipe.watch.texts import line
 
 LOG = "epoch,step,data/num_samples,data/wait,val/forces_mae_meV_A\n1,19,95,0.02,300.25\n"
 
@@ -42,6 +43,15 @@ def test_once(run, printed):
     assert text.count("\n") == 1
     assert "30 samples, 0.0 samples/s; " in text
     assert "running, epoch 1, step 19, N 95, wait 2.0%, forces MAE 300.2 meV/Å" in text
+
+
+def test_a_line_says_that_a_writer_was_killed():
+    store = StoreFacts("/a/new.zarr", samples=3, writer=Writer("node1", 77, 0.0, alive=True))
+    killed = StoreFacts("/a/old.zarr", samples=5, writer=Writer("node1", 78, 0.0, alive=False))
+    assert line(Facts(1000.0, 900.0, 0.0, (store, killed)), "12:00:00") == (
+        "12:00:00; /a/new.zarr: 3 samples, - samples/s; "
+        "/a/old.zarr: 5 samples, - samples/s, writer 78 was killed"
+    )
 
 
 @contextlib.contextmanager

@@ -147,6 +147,35 @@ def test_targets_that_cannot_be_written(samples, tmp_path, capsys, monkeypatch):
     )
 
 
+def test_an_error_of_reading_names_the_place(monkeypatch, capsys):
+    class ClientConnectorError(OSError):
+        def __str__(self):
+            return f"Cannot connect to host 127.0.0.1:9 [{self.strerror}]"
+
+    def refused(*_, **__):
+        raise ClientConnectorError(111, "Connect call failed")
+
+    monkeypatch.setattr("zarrpipe.dataset.zarr_dataset.Stores.open", refused)
+    said = said_of(["head", "http://127.0.0.1:9/x.zarr"], capsys)
+    assert said.startswith(
+        "zarrpipe: head http://127.0.0.1:9/x.zarr: Cannot connect to host 127.0.0.1:9 [Connect call"
+    )
+    assert "can be reached, may be read or written" in said
+
+
+def test_a_column_to_sort_by_that_is_not_there(samples, capsys):
+    said = said_of(["show", samples.path, "--sort", "max_forces"], capsys)
+    assert said.startswith("zarrpipe: --sort='max_forces', at 'max_forces'")
+    assert "did you mean 'max_force'?" in said
+
+
+def test_an_import_onto_samples_names_the_option(samples, tmp_path, capsys):
+    pytest.importorskip("ase")
+    (tmp_path / "one.xyz").write_text("1\nProperties=species:S:1:pos:R:3 energy=-1.0\nH 0 0 0\n")
+    assert main(["import", str(tmp_path / "one.xyz"), str(samples.path)]) == 2
+    assert "if_exists='append' (--if-exists append) to go on" in capsys.readouterr().err
+
+
 def test_a_store_that_is_being_written(samples, capsys):
     with zp.ZarrData(samples.path) as sink:
         sink.write(samples.made[0])

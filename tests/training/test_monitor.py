@@ -12,6 +12,8 @@ import zarrpipe as zp
 from zarrpipe.training import loader
 from zarrpipe.training import monitor as callbacks
 from zarrpipe.training.monitor import DataMonitor
+from zarrpipe.watch.facts import State
+from zarrpipe.watch.run_watch import RunWatch
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
@@ -148,7 +150,29 @@ def test_it_writes_to_a_file_of_figures(tmp_path, store):
     fit(tmp_path, DataMonitor(5), Model(clock), module, max_epochs=2, logger=logger)
     text = next(tmp_path.rglob("metrics.csv")).read_text()
     assert "data/samples_per_s" in text.splitlines()[0]
-    assert len(text.splitlines()) == 1 + 4  # what each of two epochs has, and how it went
+    # the beginning, what each of two epochs has, and how it went, and the end
+    assert len(text.splitlines()) == 1 + 1 + 4 + 1
+
+
+def test_watch_is_told_of_the_stores_and_of_the_end(tmp_path, store):
+    class Failing(Model):
+        def training_step(self, batch, at):
+            if self.trainer.current_epoch:
+                raise FloatingPointError
+            return super().training_step(batch, at)
+
+    clock = type("Still", (), {"now": 0.0})()
+    module = zp.ZarrDataModule([store[0]], batch_size=8, split=(1.0, 0.0, 0.0))
+    logger = CSVLogger(tmp_path / "run", name="", version="", flush_logs_every_n_steps=1)
+    limits = {"max_epochs": 2, "max_steps": 90}
+    with pytest.raises(FloatingPointError):
+        fit(tmp_path, DataMonitor(), Failing(clock), module, logger=logger, **limits)
+    run = RunWatch(tmp_path / "run" / "metrics.csv")
+    facts = run.look(time.time())
+    assert (facts.state, facts.num_samples, facts.max_steps) == (State.RUNNING, 40, 90)
+    assert facts.stores == (str(store[0]),)
+    fit(tmp_path, DataMonitor(), Model(clock), module, logger=logger, **limits)
+    assert run.look(time.time()).state is State.ENDED
 
 
 def test_an_epoch_says_how_many_samples_it_has(tmp_path, store, data):

@@ -107,7 +107,10 @@ def test_a_browser_shows_the_facts_as_text(server, tmp_path):
     playwright = pytest.importorskip("playwright.sync_api")
     run = tmp_path / HOSTILE.replace("/", "")
     run.mkdir()
-    log = "epoch,step,data/num_samples,val/forces_mae_meV_A\n0,9,95,400.5\n1,19,95,300.25\n"
+    log = (
+        "epoch,step,data/num_samples,val/forces_mae_meV_A,val/energy_mae_meV_atom\n"
+        "0,9,95,400.5,50.5\n1,19,95,300.25,1.5\n"
+    )
     (run / "metrics.csv").write_text(log)
     with zp.ZarrData(run / "run.zarr") as sink:
         sink.write(numbered_batch(range(12)))
@@ -128,6 +131,8 @@ def test_a_browser_shows_the_facts_as_text(server, tmp_path):
             curves = page.locator("polyline").evaluate_all(
                 "all => all.map(one => one.getAttribute('points').split(' ').length)"
             )
+            ticks = page.locator("svg").nth(1).locator("text").all_text_contents()
+            wide = page.locator("article.wide").count()
             sink.write(numbered_batch(range(12, 15)))
             server.show({**watcher.look().to_dict(curves=True), "interval": 0.1})
             page.locator("dd").get_by_text("15", exact=True).wait_for()
@@ -142,4 +147,7 @@ def test_a_browser_shows_the_facts_as_text(server, tmp_path):
     assert "samples\n12" in shown
     assert "N of the epoch\n95" in shown
     assert "forces MAE: 300.3 meV/Å, best 300.3" in shown
-    assert curves == [2, 2]
+    assert "energy MAE: 1.5 meV/atom, best 1.5 (logarithmic axis)" in shown
+    assert ticks[:4] == ["2", "5", "10", "20"]
+    assert curves == [2, 2, 2]
+    assert wide == 2  # the only run and the only store

@@ -157,6 +157,26 @@ def test_whether_a_run_goes_on(log):
     assert run.look(time.time() + PATIENCE + 1).state is State.ENDED
 
 
+def test_hyperparameters_name_the_store_where_there_is_no_config(log):
+    log.write_text("step,data/ended\n1,0.0\n")
+    options = "options: !!python/tuple [1, 2]\ncut: !!python/object:os.Cut {}\n"
+    plan = {"data": {"store": ["/data/run.zarr"]}, "trainer": {"max_steps": -1, "max_epochs": 7}}
+    log.with_name("hparams.yaml").write_text(options + yaml.safe_dump(plan))
+    run = RunWatch(log)
+    facts = look(run)
+    assert (facts.stores, facts.state, facts.max_steps) == (
+        ("/data/run.zarr",),
+        State.RUNNING,
+        None,
+    )
+    with log.open("a") as file:
+        file.write("1,1.0\n")
+    assert look(run).state is State.ENDED
+    with log.open("a") as file:
+        file.write("2,0.0\n")  # it goes on
+    assert look(run).state is State.RUNNING
+
+
 def test_a_run_whose_lines_come_rarely_is_given_more_time(log):
     run = RunWatch(log)
     for when in (1000, 1300):

@@ -1,6 +1,7 @@
 """Widgets that show a structure in a notebook, by the library that is installed."""
 
 import importlib.util
+import os
 import sys
 from collections.abc import Callable
 from io import BytesIO, StringIO
@@ -20,12 +21,12 @@ _LONGEST_ARROW = 1.5
 _SIZE = {"width": 480, "height": 360}
 
 
-def view(data: AtomicData, viewer: str | None = None) -> Any:
-    """Widget of a system; see `AtomicData.view`."""
+def view(data: AtomicData, viewer: str | None = None, name: str = "") -> Any:
+    """Widget of a system, which `name` tells from others; see `AtomicData.view`."""
     if viewer is not None and viewer not in _VIEWERS:
         raise ArgumentError(f"viewer={viewer!r}, expected one of {', '.join(_VIEWERS)}, or None")
     draw = _VIEWERS[_installed() if viewer is None else viewer][1]
-    return draw(data.detach().cpu())
+    return draw(data.detach().cpu(), name)
 
 
 def _installed() -> str:
@@ -39,8 +40,8 @@ def _installed() -> str:
     )
 
 
-def _chemiscope(data: AtomicData) -> Any:
-    """Widget of chemiscope, with the forces as arrows where there are some."""
+def _chemiscope(data: AtomicData, name: str) -> Any:
+    """Widget of chemiscope under a title, with the forces as arrows where there are some."""
     chemiscope = require("chemiscope", "report")
     shapes: dict[str, Any] = {}
     settings: dict[str, Any] = {"unitCell": True, "keepOrientation": True}
@@ -52,8 +53,14 @@ def _chemiscope(data: AtomicData) -> Any:
             look = {"global": {"baseRadius": 0.08, "headRadius": 0.16, "headLength": 0.3}}
             shapes = {"forces": {"kind": "arrow", "parameters": {**look, "atom": arrows}}}
             settings["shape"] = "forces"
+    (atoms,) = to_ase(data)
+    title = [name] if name else []
+    title.append(atoms.get_chemical_formula())
+    if "energy" in data:
+        title.append(f"{float(data['energy']):.6g} eV")
     return chemiscope.show(
-        to_ase(data),
+        [atoms],
+        metadata={"name": ", ".join(title)},
         shapes=shapes or None,
         settings={"structure": [settings]},
         mode="structure",
@@ -61,7 +68,7 @@ def _chemiscope(data: AtomicData) -> Any:
     )
 
 
-def _py3dmol(data: AtomicData) -> Any:
+def _py3dmol(data: AtomicData, _: str) -> Any:
     """View of py3Dmol: balls and sticks, and the cell where there is one."""
     shown, (atoms,) = require("py3Dmol", "report").view(**_SIZE), to_ase(data)
     shown.addModel(*_text_of(atoms))
@@ -87,13 +94,21 @@ def _text_of(atoms: "Atoms") -> tuple[str, str]:
     return xyz.getvalue(), "xyz"
 
 
-def _ase(data: AtomicData) -> Any:
+def _ase(data: AtomicData, _: str) -> Any:
     """HTML of ASE in a notebook, its own window elsewhere."""
     visualize, (atoms,) = require("ase.visualize", "report"), to_ase(data)
-    return visualize.view(atoms, viewer="x3d" if "ipykernel" in sys.modules else "ase")
+    if "ipykernel" in sys.modules:
+        return visualize.view(atoms, viewer="x3d")
+    shown = sys.platform != "linux" or any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY")))
+    if not shown:
+        raise ArgumentError(
+            "viewer='ase' opens a window, and there is no display (DISPLAY is not set): run it in "
+            "a notebook, or write a file, as ase.io.write('one.png', zarrpipe.ase.to_ase(system))"
+        )
+    return visualize.view(atoms, viewer="ase")
 
 
-_VIEWERS: dict[str, tuple[str, Callable[[AtomicData], Any]]] = {
+_VIEWERS: dict[str, tuple[str, Callable[[AtomicData, str], Any]]] = {
     "chemiscope": ("chemiscope", _chemiscope),
     "py3dmol": ("py3Dmol", _py3dmol),
     "ase": ("ase", _ase),

@@ -1,6 +1,7 @@
 """The commands as one typer application, and how their errors end."""
 
 import importlib.metadata
+import shlex
 import sys
 import textwrap
 import traceback
@@ -74,7 +75,7 @@ def run(argv: Sequence[str]) -> int:
         if debug:
             traceback.print_exc()
             return UNUSABLE
-        report("; ".join([_line(error), *getattr(error, "__notes__", ())]))
+        report("; ".join([_line(error, arguments), *getattr(error, "__notes__", ())]))
         return UNUSABLE
     if code == _INTERRUPTED:
         report("interrupted")
@@ -123,16 +124,17 @@ def _usage(error: Any) -> str:
     return f"{message.rstrip('.')} ({usage}; {context.command_path} --help says more)"
 
 
-def _line(error: Exception) -> str:
-    """An error as one line."""
+def _line(error: Exception, arguments: Sequence[str]) -> str:
+    """An error of a command as one line."""
     text = " ".join(str(error).split())
     if isinstance(error, ZarrPipeError | ValueError):
         return text
     if isinstance(error, OSError):
-        place = "" if error.filename is None else f"{error.filename}: "
+        place = shlex.join(arguments) if error.filename is None else error.filename
+        what = error.strerror if type(error).__module__ == "builtins" else None
         return (
-            f"{place}{error.strerror or text}: see whether the place is right, may be written and "
-            "has space left"
+            f"{place}: {what or text}: see whether the place is right and can be reached, may be "
+            "read or written, and has space left"
         )
     return (
         f"{type(error).__name__}: {text}: this error was not foreseen; repeat the command with "

@@ -97,8 +97,12 @@ def show(
     import numpy as np
 
     from zarrpipe.dataset.zarr_dataset import ZarrDataset
+    from zarrpipe.store.query.conditions import Condition
+    from zarrpipe.store.query.evaluation import check as check_condition
 
     dataset, names = ZarrDataset(stores), names_of(fields)
+    if sort is not None:
+        check_condition(Condition.of(sort, "--sort", "max_force"), dataset.schema, number=True)
     matching = dataset.where(where) if where is not None else np.arange(len(dataset))
     among = dataset.index_select(matching)
     if sort is not None:

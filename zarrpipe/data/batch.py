@@ -447,7 +447,7 @@ class Batch(FieldTensors):
         SampleIndexError
             If there is no such system.
         """
-        return self.get_data(index).view(viewer)
+        return self.get_data(index)._view(viewer, f"system {index % self.num_graphs}")
 
     @property
     def _parts(self) -> Parts:

@@ -342,7 +342,7 @@ class FieldTensors:
         columns = ("field", "level", "dtype", "shape", "unit", "systems with it")
         counts = np.bincount(self._fields["atomic_numbers"].cpu().numpy())
         elements = {_symbol(z): int(counts[z]) for z in np.flatnonzero(counts).tolist()}
-        return html_table(title, columns, rows, facts=elements_text(elements))
+        return html_table(title, columns, rows, facts=elements_text(elements), numbers={5})
 
     def __getattr__(self, name: str) -> torch.Tensor:
         if not name.startswith("_"):

@@ -239,12 +239,16 @@ class AtomicData(FieldTensors):
         Raises
         ------
         ArgumentError
-            If `viewer` is none of the three.
+            If `viewer` is none of the three, or ASE finds no display for its window.
         MissingLibraryError
             If the library is not installed, or none is.
         """
+        return self._view(viewer)
+
+    def _view(self, viewer: str | None, name: str = "") -> Any:
+        """Widget of the structure, with a name in its title."""
         # A room above this one, which is imported for this call alone.
-        return importlib.import_module("zarrpipe.adapters.viewers").view(self, viewer)
+        return importlib.import_module("zarrpipe.adapters.viewers").view(self, viewer, name)
 
     def __getitem__(self, name: str) -> torch.Tensor:
         return self._field(name)

@@ -57,21 +57,21 @@ def html_table(
     facts: str = "",
     numbers: Collection[int] = (),
 ) -> str:
-    """Table with a title and a line of facts; all texts are escaped."""
-    head = "".join(f"<th>{escape(name)}</th>" for name in columns)
-    body = "".join(
-        f"<tr>{''.join(_cell(value, place in numbers) for place, value in enumerate(row))}</tr>"
-        for row in rows
-    )
+    """Table with a title and a line of facts; all texts are escaped, `numbers` aligned right."""
+
+    def cells(tag: str, row: Sequence[object]) -> str:
+        sides = ("right" if place in numbers else "left" for place in range(len(row)))
+        return "".join(
+            f'<{tag} style="text-align: {side}">{escape(str(value))}</{tag}>'
+            for side, value in zip(sides, row, strict=True)
+        )
+
+    head = cells("th", columns)
+    body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
     header = f"<thead><tr>{head}</tr></thead>" if head else ""
     table = f"<table>{header}<tbody>{body}</tbody></table>" if head or body else ""
     lines = "".join(f"<p>{escape(line)}</p>" for line in (title, facts) if line)
     return f"<div>{lines}{table}</div>"
-
-
-def _cell(value: object, right: bool) -> str:
-    style = ' style="text-align: right"' if right else ""
-    return f"<td{style}>{escape(str(value))}</td>"
 
 
 def html_tables(tables: Iterable[Table]) -> str:

@@ -138,7 +138,7 @@ class ZarrDataset(SampleTable, Dataset[AtomicData]):
         SampleIndexError
             If there is no such sample.
         """
-        return self[index].view(viewer)
+        return self[index]._view(viewer, f"sample {index % len(self)}")
 
     @property
     def _title(self) -> str:

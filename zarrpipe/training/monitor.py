@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import CSVLogger
 
 from zarrpipe.errors import ArgumentError, ArgumentTypeError
 from zarrpipe.training.flow import Flow
@@ -22,6 +24,10 @@ class DataMonitor(Callback):  # type: ignore[misc]  # lightning is not followed
     ``data/fill_edges`` (share of the budget that a batch fills on average), and once an epoch
     ``data/num_samples``, the samples that it has over all ranks. Time in validation loops does not
     count. With several devices each process measures itself, and the first logs.
+
+    For ``zarrpipe watch`` it also logs ``data/ended``: 0 when training begins, and 1 when it
+    has returned without an error. The ``hparams.yaml`` of a `CSVLogger` gets the stores of
+    the data module, and the largest numbers of steps and epochs.
 
     Parameters
     ----------
@@ -49,9 +55,13 @@ class DataMonitor(Callback):  # type: ignore[misc]  # lightning is not followed
         self._since = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin to measure."""
+        """Begin to measure, and note what the run reads and how long it is to be."""
         self.total = Flow()
         self._begin(trainer)
+        for logger in trainer.loggers:
+            if isinstance(logger, CSVLogger):
+                logger.log_hyperparams(_plan(trainer))
+        _log_metrics(trainer, {"ended": 0.0})  # an epoch that is resumed has no start
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure the epoch's loader, and log how many samples the epoch has."""
@@ -77,6 +87,10 @@ class DataMonitor(Callback):  # type: ignore[misc]  # lightning is not followed
         """Log the last batches of an epoch that is cut short."""
         if self._recent.batches:
             self._log(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log that training has ended, which does not happen after an error."""
+        _log_metrics(trainer, {"ended": 1.0})
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Exclude the time of the validation loop."""
@@ -110,3 +124,14 @@ def _log_metrics(trainer: Trainer, figures: Mapping[str, float]) -> None:
     for logger in trainer.loggers:
         named = {f"data/{name}": value for name, value in figures.items()}
         logger.log_metrics(named, step=trainer.global_step)
+
+
+def _plan(trainer: Trainer) -> dict[str, Any]:
+    """Stores and limits of a run, as the configuration files of LightningCLI name them."""
+    stores = getattr(trainer.datamodule, "store", ())
+    several = stores if isinstance(stores, list | tuple) else [stores]
+    places = [str(one) for one in several if isinstance(one, str | Path)]
+    return {
+        "data": {"store": [one if "://" in one else str(Path(one).absolute()) for one in places]},
+        "trainer": {"max_steps": trainer.max_steps, "max_epochs": trainer.max_epochs},
+    }

@@ -86,7 +86,7 @@ class State(StrEnum):
     WAITING = "waiting"  # it has logged nothing yet
     RUNNING = "running"
     SILENT = "silent"  # nothing came for long: it has ended early, or stands still
-    ENDED = "ended"  # it has done the steps or epochs of its config
+    ENDED = "ended"  # training has returned, or the steps or epochs of the config are done
 
 
 SILENT = "silent: no line came for long, so that the run has ended early or is stuck"

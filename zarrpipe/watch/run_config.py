@@ -16,11 +16,15 @@ class RunConfig:
 
 
 def read_config(path: Path) -> RunConfig:
-    """Config of a run that LightningCLI has written; an empty one where it says nothing."""
+    """Config of a run by LightningCLI or `DataMonitor`; an empty one where it says nothing."""
     import yaml  # noqa: PLC0415  Lightning needs it too
 
+    class Loader(yaml.SafeLoader):  # type: ignore[misc]  # yaml is not followed
+        """Leaves out what only Python understands, as hyperparameters may be."""
+
+    Loader.add_multi_constructor("", lambda *_: None)
     try:
-        config = yaml.safe_load(path.read_text())
+        config = yaml.load(path.read_text(), Loader)  # noqa: S506  a SafeLoader
     except (OSError, ValueError, yaml.YAMLError):  # it may be half written
         return RunConfig()
     data, trainer = _part(config, "data"), _part(config, "trainer")

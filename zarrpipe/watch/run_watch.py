@@ -90,13 +90,14 @@ class RunWatch:
                 self._columns.setdefault(name, _Column()).add(step, value)
 
     def _follow_config(self) -> None:
-        """Read the config, if it changed."""
-        path = self._log.with_name("config.yaml")
+        """Read the config, if it changed: that of LightningCLI, or what `DataMonitor` has noted."""
+        paths = (self._log.with_name(name) for name in ("config.yaml", "hparams.yaml"))
+        path = next((path for path in paths if path.is_file()), None)
         try:
-            modified = path.stat().st_mtime
+            modified = -1.0 if path is None else path.stat().st_mtime
         except OSError:
             return
-        if modified != self._config_seen:
+        if path is not None and modified != self._config_seen:
             self._config, self._config_seen = read_config(path), modified
 
     def _facts(self, now: float, problem: str) -> RunFacts:
@@ -133,6 +134,8 @@ class RunWatch:
             self._longest = max(self._longest, modified - before)
         self._changed = modified
         step, epoch = self._values.get("step", -1.0), self._values.get("epoch", -1.0)
+        if self._values.get("data/ended") == 1.0:
+            return State.ENDED
         silent = now - modified > max(PATIENCE, 5 * self._longest)
         if self._config.max_steps is not None and step >= self._config.max_steps - 1:
             return State.ENDED

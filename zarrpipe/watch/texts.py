@@ -13,13 +13,16 @@ _LONG = 40
 def line(facts: Facts, clock: str) -> str:
     """All facts in one line, for a pipe."""
     stores = (
-        f"{short(one.store)}: {one.problem}"
-        if one.problem
-        else f"{short(one.store)}: {one.samples:,} samples, {rate(one.samples_per_s)} samples/s"
-        for one in facts.stores
+        f"{short(one.store)}: {one.problem or ', '.join(_store_parts(one))}" for one in facts.stores
     )
     runs = (f"{short(run.run)}: {', '.join(_run_parts(run))}" for run in facts.runs)
     return printable("; ".join([clock, *stores, *runs, *facts.notes]))
+
+
+def _store_parts(store: StoreFacts) -> list[str]:
+    parts = [f"{store.samples:,} samples", f"{rate(store.samples_per_s)} samples/s"]
+    killed = store.writer is not None and not store.writer.alive
+    return [*parts, f"writer {writer_text(store)}"] if killed else parts
 
 
 def _run_parts(run: RunFacts) -> list[str]:
