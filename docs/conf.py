@@ -63,6 +63,8 @@ nitpick_ignore = [
         "dataset.blocks.Blocks",
         "formats.read.frames.Entry",
         "formats.read.import_plan.ImportPlan",
+        "reporting.contents.Kind",
+        "reporting.contents.Severity",
         "store.check.report.Severity",
         "store.statistics.sums.LabelSums",
         "torch_sim._Trajectory",
@@ -72,8 +74,6 @@ nitpick_ignore = [
         "training.workers.pool.Workers",
     )
 ]
-# Pages that a release has not yet.
-suppress_warnings = ["toc.not_readable"]
 python_display_short_literal_types = True
 python_maximum_signature_line_length = 80
 python_use_unqualified_type_names = True
@@ -119,6 +119,8 @@ def read_source(app: Sphinx, docname: str, source: list[str]) -> None:
     def turned(link: re.Match[str]) -> str:
         text, target, anchor = link[1], link[2], link[3] or ""
         path = Path(os.path.normpath(place.parent / target))
+        if path.is_relative_to(DOCS) and (path / "index.md").exists():
+            path /= "index.md"
         if "://" in target or not path.is_relative_to(ROOT) or not path.exists():
             return link[0]
         name = path.relative_to(ROOT).as_posix()

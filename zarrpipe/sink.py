@@ -45,46 +45,46 @@ _NO_IDS = np.zeros(0, dtype=np.uint64)
 class ZarrData(QueuedWrites):
     """Sink for batches of atomic systems, in one Zarr store.
 
-    A sink on a store that exists continues it. What was written can be read at once, by this
+    A sink continues a store that exists. Samples can be read as soon as `write` returns, by this
     object, by other processes and by any Zarr tool, whether or not the sink is ever closed.
     From its first write until `close`, a sink on a local store is its only writer. Other stores
-    have no lock: there a write raises if it finds that another writer has written meanwhile.
-    Threads may share a sink; their calls wait for each other. A call from inside another one of the
-    same thread, as of a signal handler, raises `StoreBusyError`; there `defer` and `close` are the
-    way.
+    have no lock; there, a write raises if another writer has written in between. Threads may share
+    a sink; their calls run one after the other. A call from inside another call of the same thread,
+    such as in a signal handler, raises `StoreBusyError`; use `defer` or `close` there.
 
-    A call that raised, or was interrupted, has lost nothing, and the next one goes on with what is
-    stored. A batch whose `write` raised is there whole or not at all: `len` tells which.
+    A call that raises or is interrupted loses nothing, and the next call continues from what is
+    stored. The batch of a `write` that raised is stored whole or not at all; `len` shows which.
 
     Parameters
     ----------
     store : StoreLike
-        Path, URL, zarr Store or StorePath, or a dict; it is created by the first write.
+        Path, URL, zarr Store or StorePath, or a dict. The first write creates it.
     capacity : int
         Most samples that the sink may hold.
     config : ZarrWriteConfig or mapping, optional
-        Chunks and codecs of the arrays that are created. By default arrays are uncompressed,
-        which is what can be appended to in place and mapped.
+        Chunks and codecs of new arrays. The default is uncompressed, so that arrays can be
+        appended to in place and mapped.
     durable : bool
-        Whether what `write` stored outlasts a loss of power once it returns, for which each write
-        waits for the disk. Without it, what was written outlasts the process, whatever ends it. A
-        store that is not local is as durable as it says itself; one in memory is not.
+        Whether `write` waits for the disk, so that stored samples survive a power cut. Without it,
+        they survive the process, however it ends. Stores that are not local are as durable as
+        their service; a store in memory is not durable.
     buffer : int, optional
-        Number of samples that wait in memory, on their device, before a thread appends them
-        together. `write` then copies a batch and returns in microseconds, so that a simulation on
-        a device hands over every step. What waits is written when there are so many samples, when
-        the first has waited for `buffer_seconds`, and by `flush`, `read`, `drain`, `zero`, `close`
-        and the end of the interpreter. **A kill loses what waits**: what was handed over in the
-        last `buffer_seconds` and one write, and at most twice `buffer` samples, for which `write`
-        waits. `len` counts what waits; other readers see it when it is written. A batch of other
-        fields than the last one is written at once, after what waits. An error of the thread is
-        raised by the next `write` as `DeferredWriteError`, and its batch stays queued.
+        Number of samples to collect in memory, on their device, before a thread appends them
+        together. `write` then copies the batch and returns in microseconds, so that a simulation
+        can hand over every step. The thread writes when `buffer` samples have been collected or
+        the oldest has waited for `buffer_seconds`; `flush`, `read`, `drain`, `zero`, `close` and
+        the end of the interpreter write too. **A kill loses the samples that are still in
+        memory**: those of the last `buffer_seconds` and of one write, never more than twice
+        `buffer`, because `write` blocks there. `len` counts them; other readers see them once they
+        are written. A batch with other fields than the last one empties the buffer and is then
+        written at once. If the thread fails, the next `write` raises `DeferredWriteError`, and the
+        batch stays queued.
     buffer_seconds : float
-        Longest time that a sample waits.
+        Longest time that a sample stays in the buffer.
     if_exists : {"append", "error", "replace"}
-        Of a store that has samples: go on with it, refuse it, or remove at once all that zarrpipe
-        made for them, and nothing else, as `zero` does. A warning says what is removed, and the
-        sink is the only writer from then on.
+        What to do with a store that has samples: continue it, raise, or remove its samples first,
+        as `zero` does. Only files that zarrpipe made are removed. A warning says what is removed,
+        and the sink locks the store from then on.
 
     Raises
     ------
@@ -219,14 +219,14 @@ class ZarrData(QueuedWrites):
     def write(self, batch: Any, mask: npt.ArrayLike | torch.Tensor | None = None) -> None:
         """Append the systems of a batch for which the mask is True, in order.
 
-        A batch is stored whole or not at all. A dataset or an iterable, as of a generator, is
-        written in batches of about 32 MB, one after the other, so it may be larger than memory.
-        Where that fails midway the batches before are stored, and `len` tells how many samples.
+        A batch is stored whole or not at all. A dataset or an iterable, such as a generator, is
+        written in batches of about 32 MB, so it may be larger than memory. If that fails midway,
+        the batches before the failure are stored, and `len` counts their samples.
 
-        A `UserWarning` says, once for each sink, that all structures of a batch were stored
-        already, as by a cell of a notebook that is run twice. Looked for are the first batch, among
-        at most 4,194,304 samples (65,536 where ids cannot be mapped), and batches that begin as one
-        that this sink wrote.
+        A `UserWarning`, once for each sink, says that all structures of a batch were in the store
+        already, as happens when a notebook cell is run twice. The sink compares its first batch
+        with at most 4,194,304 stored samples (65,536 where ids cannot be mapped), and later batches
+        with those that it wrote itself if they begin alike.
 
         Parameters
         ----------

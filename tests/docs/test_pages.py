@@ -27,6 +27,7 @@ def libraries():
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")
 @pytest.mark.filterwarnings("ignore:The number of training batches:UserWarning")
+@pytest.mark.filterwarnings("ignore:chemiscope.show only displays a widget:UserWarning")
 @pytest.mark.filterwarnings("ignore:Writing into .traj:UserWarning")
 @pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader`:UserWarning")
 @pytest.mark.parametrize("page", PAGES)

@@ -45,38 +45,35 @@ __all__ = ["Index", "ZarrDataset"]
 
 
 class ZarrDataset(SampleTable, Dataset[AtomicData]):
-    """The samples of one store, or of several that follow each other.
+    """The samples of one store, or of several stores one after the other.
 
-    An index means the same sample for as long as the dataset lives: what `refresh` finds gets the
-    indices at the end, whichever store it is in. So indices follow the order of arrival, and
-    `state_dict` says what it was. A dataset that is opened anew has store after store.
+    An index stays the index of the same sample as long as the dataset object exists: samples that
+    `refresh` finds are appended at the end, whichever store they are in. `state_dict` records this
+    order of arrival. A dataset that is opened anew lists the stores one after the other.
 
     Parameters
     ----------
     store_or_stores : StoreLike or sequence of StoreLike
         At least one store that exists.
     fields : sequence of str, optional
-        The fields to read; by default all. Positions and atomic numbers always come. A sample
-        whose store lacks a field has it filled and marked as absent.
+        The fields to read, besides positions and atomic numbers; all by default. Where a store
+        lacks a field, its samples get fill values and are marked as lacking it.
     transform : callable or sequence of callable, optional
-        Called with each `Batch` that is read (with a batch of one for ``dataset[i]``) and gives
-        the `Batch` to use; several are called one after the other. It has to be picklable where
-        worker processes are used. What a random one of `zarrpipe.transforms` draws belongs to the
-        sample and to the epoch that `set_epoch` says.
+        Maps each `Batch` that is read (a batch of one for ``dataset[i]``) to the `Batch` to use;
+        several run in order. Worker processes need it to be picklable. The random ones of
+        `zarrpipe.transforms` draw by sample and by the epoch of `set_epoch`.
     cache_dir : str or Path, optional
-        Directory on a local disk for the rows of stores that are compressed or not local. Each is
-        fetched and decoded once, and found again by other processes and later runs. By default
+        Directory on a local disk for decoded rows of stores that are compressed or not local. Rows
+        are fetched and decoded once; other processes and later runs find them there. By default
         they are held in memory.
     cache_bytes : int, optional
-        Most bytes that are held of each such store; by default all that was read. What was used
-        longest ago makes room.
-
+        Limit of the cache of each such store, which drops the rows that were used longest ago; by
+        default there is no limit.
     where : str, optional
-        Condition that a sample has to meet to be in the dataset; see `where`. `refresh` takes in
-        new samples that meet it.
+        Condition for samples of the dataset; see `where`. `refresh` adds new samples that meet it.
     resident : str or torch.device, optional
-        Device ("cpu", "cuda") on which all samples are held from the first batch on, and on which
-        batches are. It needs the memory for them all, and one process that reads.
+        Device ("cpu", "cuda") that holds all samples from the first batch on, and on which batches
+        are made. It needs the memory for all of them, and a single process that reads.
 
     Raises
     ------

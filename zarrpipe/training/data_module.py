@@ -36,78 +36,83 @@ from zarrpipe.transforms.compose import as_transform
 
 
 class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is not followed
-    """Training, validation and test batches out of stores that may grow meanwhile.
+    """Training, validation and test batches from stores that may grow during the run.
 
-    Each training epoch begins with what is committed then, the same on every rank: Lightning is
-    asked to fetch the loader anew each epoch (``reload_dataloaders_every_n_epochs``, which is
-    set to 1 if it is 0), and a fetch looks into the stores. A checkpoint says which samples its
-    epoch has and how far it came, so a resumed run, on any number of devices, goes through exactly
-    the rest. No Trainer flag is needed for several devices.
+    Each training epoch takes all samples that are committed when it begins, the same on every
+    rank. For this, Lightning asks for the loader again each epoch
+    (``reload_dataloaders_every_n_epochs``, which is set to 1 if it is 0). A checkpoint records the
+    samples of its epoch and the position in it, so a resumed run goes through exactly the rest, on
+    any number of devices. Several devices need no Trainer flag.
 
-    Each argument is an attribute. Those of batches, order, draws, augmentation and reading
+    Each argument is an attribute. Those of batches, order, augmentation and reading
     (``batch_size`` to ``samples_per_epoch``, ``train_transform``, ``seed``, ``shuffle``,
-    ``num_workers``, ``prefetch``) may be assigned, for the next epoch. So Lightning's batch size
-    finder works, for a budget with ``batch_arg_name="max_atoms"``. The others cannot be assigned.
+    ``num_workers``, ``prefetch``) may be assigned and take effect in the next epoch. So Lightning's
+    batch size finder works; for a budget, with ``batch_arg_name="max_atoms"``. The others cannot be
+    assigned.
 
     Parameters
     ----------
     store : StoreLike or sequence of StoreLike
-        The stores to split; they must exist when `setup` is called.
+        The stores to split. They must exist when `setup` is called.
     batch_size : int, optional
-        Systems in a batch of each rank, beside the budgets the most; 32 if there is no budget.
+        Number of systems in a batch of each rank. With a budget, an upper limit; 32 without one.
     max_atoms, max_edges : int, optional
-        Most atoms and edges of a batch, which training batches fill; see `GraphBatchSampler`.
+        Budgets: training batches are filled up to so many atoms and edges; see
+        `GraphBatchSampler`.
     balance : bool
-        Whether training batches of `batch_size` have nearly the same number of atoms.
+        Whether training batches of `batch_size` get nearly equal numbers of atoms.
     weights, samples_per_epoch : optional
-        Weights that training epochs are drawn by, and their number of samples over all devices; see
-        `GraphBatchSampler`. The weights are those of the samples that an epoch begins with.
+        Weights by which the samples of training epochs are drawn, and their number over all
+        devices; see `GraphBatchSampler`. An epoch uses the weights of the samples that it begins
+        with.
     split : sequence of float, or mapping of str to index file or float
-        Shares of training, validation and test. Those of validation and test go to training
-        where `val_store` or `test_store` is given. Or, for "train", "val" and "test", index files
-        (``.npy`` with ids, which `write_split` writes; or arrays of ids, uint64) or shares of the
-        samples that no file names; None is none. A split that is not named has all other samples:
-        "train", or where that is named the only other one. Samples with equal ids are in one split.
+        Shares of training, validation and test. Where `val_store` or `test_store` is given, that
+        share goes to training. A mapping gives "train", "val" and "test" by index files (``.npy``
+        with ids, as `write_split` writes; or arrays of ids, uint64) or by shares of the samples
+        that no file names; None means no samples. A split that is not named gets all other samples:
+        "train", or the only one that is missing. Samples with equal ids are in one split.
     split_by : str
-        "id" assigns each structure to a split by the hash of its id; the name of a field
-        at system level keeps samples with equal values of it together. A sample never changes
-        splits while its store grows, or is merged, compacted or reordered.
+        "id" assigns each structure to a split by the hash of its id. The name of a field at system
+        level keeps samples with equal values of that field in one split. A sample never changes its
+        split while its store grows or is merged, compacted or reordered.
     where : str, optional
-        Condition that a sample has to meet to be in any split, such as ``"round >= 3 and
-        has(forces)"``; see `ZarrDataset.where`. What arrives later has to meet it too.
+        Condition for samples of all splits, such as ``"round >= 3 and has(forces)"``; see
+        `ZarrDataset.where`. It applies to samples that arrive later too.
     val_store, test_store : StoreLike or sequence of StoreLike, optional
-        Stores used whole for validation and test. A warning before a fit says how many of their
-        structures are trained on.
+        Stores that are used whole for validation and test. A warning before a fit says how many of
+        their structures are also trained on.
     fields : sequence of str, optional
-        Fields of the batches; by default all.
+        Fields of the batches; all by default.
     transform : callable or sequence of callable, optional
-        Makes the `Batch` to use from each `Batch` that is read, in every split: a function or
-        an object, or several that follow each other; see `zarrpipe.transforms`. In a configuration
-        file a dotted path, or ``class_path`` and ``init_args`` of a class with ``__call__``, or a
-        list of such. With workers it runs in them.
+        Maps each `Batch` that is read to the `Batch` to use, in every split: one function or
+        object, or several in order; see `zarrpipe.transforms`. In a configuration file, a dotted
+        path, or ``class_path`` and ``init_args`` of a class with ``__call__``, or a list of these.
+        Workers, if there are any, run it.
     train_transform : callable or sequence of callable, optional
-        The same for training batches alone, before `transform`: augmentation. What random ones
-        draw follows from `seed`, the epoch and the id of a structure. Random ones in `transform`
-        draw the same in each validation.
+        Augmentation: the same for training batches only, before `transform`. Random transforms draw
+        from `seed`, the epoch and the id of the structure. In `transform`, they draw the same in
+        each validation.
     convert : callable, optional
-        Makes what a training loop is given from each `Batch`, in this process and where the batch
-        is on the device of training, in every split: the batch of another library, for example. In
-        a configuration file as `transform`.
+        Maps each `Batch` to what the training loop gets, such as the batch of another library. It
+        runs in this process, on the device of training, in every split. In a configuration file as
+        `transform`.
     seed : int
-        Of the order of training samples. The split does not depend on it. A resumed run goes on
-        with the seed of its checkpoint, and warns if that is another.
+        Seed of the order of training samples; the split does not depend on it. A resumed run keeps
+        the seed of its checkpoint, and warns if that differs.
     shuffle : str, optional
-        "samples" shuffles all training samples among each other; "blocks" shuffles them near each
-        other, so that each chunk of a store is fetched once an epoch. By default "blocks" where
-        `cache_bytes` does not hold what is read, and else "samples".
+        "samples" shuffles all training samples. "blocks" shuffles blocks of neighbouring samples
+        and the samples within a few of them at a time, so that each chunk of a store is fetched
+        once an epoch. The default is "blocks" if `cache_bytes` is smaller than the data, and
+        "samples" otherwise.
     num_workers, prefetch : int
-        Worker processes of each loader, or batches that a thread reads ahead; see `GraphLoader`.
+        Number of worker processes of each loader, or of batches that a thread reads ahead; see
+        `GraphLoader`.
     device : str or torch.device, optional
-        Where batches are moved to; by default where Lightning has the model.
+        Device of the batches; by default that of the model under Lightning.
     resident : bool
-        Whether all samples are held on `device` (by default in memory); see `ZarrDataset`.
+        Whether all samples are held on `device` (in memory by default); see `ZarrDataset`.
     cache_dir, cache_bytes : optional
-        Where rows of compressed or remote stores are kept, and how much; see `ZarrDataset`.
+        Place and size of the cache for rows of compressed or remote stores; see `ZarrDataset`.
 
     Raises
     ------

@@ -25,15 +25,14 @@ from zarrpipe.training.epoch.packing import Budgets
 
 
 class GraphBatchSampler:
-    """Batches of sample indices: each sample once an epoch, the same number for every rank.
+    """Batches of sample indices: each sample once an epoch, as many batches on every rank.
 
-    It works as ``batch_sampler`` of torch's DataLoader and as the sampler of our own loader.
-    An epoch keeps the samples that it began with; new ones of `data` or `resample` wait for the
-    next epoch.
+    It is a ``batch_sampler`` for torch's DataLoader and the sampler of `GraphLoader`. An epoch
+    keeps the samples that it began with; samples that arrive meanwhile wait for the next epoch.
 
-    With `weights` or `samples_per_epoch` an epoch is drawn instead: a sample that is expected c
-    times comes floor(c) or ceil(c) times, and the number of samples is exact. The draw depends on
-    the seed, the epoch, its samples and their weights alone.
+    With `weights` or `samples_per_epoch`, epochs are drawn: a sample with the expected count c
+    comes floor(c) or ceil(c) times, and the total is exact. The draw depends only on the seed, the
+    epoch, its samples and their weights.
 
     Parameters
     ----------
@@ -41,15 +40,15 @@ class GraphBatchSampler:
         The dataset, or anything that has one entry for each sample; budgets of atoms and edges
         and `balance` ask it for ``num_atoms`` and ``num_edges`` [N].
     batch_size : int, optional
-        Samples in a batch; beside the budgets, the most that it may have.
+        Number of samples in a batch; with a budget, an upper limit.
     max_atoms, max_edges : int, optional
-        Most atoms and edges of a batch. With either, each epoch packs its samples anew so that
-        batches fill the budgets; neighbouring batches have similar cost, so that all ranks have
-        equal work in each step. Without `shuffle` a batch is the next samples that fit.
+        Budgets: the most atoms and edges in a batch. Each epoch packs its samples anew to fill
+        them, and gives neighbouring batches a similar cost, so that ranks have equal work in each
+        step. Without `shuffle`, a batch is the next samples that fit.
     balance : bool
         Whether to pack batches of `batch_size` with nearly equal numbers of atoms.
     shuffle : bool
-        Whether each epoch has an order of its own; otherwise it is that of the indices.
+        Whether each epoch has its own order; otherwise samples come in the order of the indices.
     seed : int
         Non-negative; with the epoch it decides the order.
     index : array [n] of int, optional
@@ -68,7 +67,7 @@ class GraphBatchSampler:
     samples_per_epoch : int, optional
         Samples of an epoch that is drawn, over all ranks; by default as many as there are.
     rank, world_size : int, optional
-        By default torch.distributed is asked, once batches are needed.
+        By default those of torch.distributed when batches are needed.
 
     Raises
     ------
