@@ -32,11 +32,12 @@ _FIELDS = ("forces", "energy", "stress", "cell", "pbc")
 class SampleValues:
     """Quantities of K samples, [K] each; NaN where a sample lacks one.
 
-    `stress` is its largest component and `principal` [K, 3] its eigenvalues, eV/Angstrom^3. `mass`
-    is in amu, `span` the largest extent of the positions along an axis, Angstrom. `rows` are
-    places in the dataset, `present` which samples have a field, and `not_finite` which have it
-    with NaN or infinity in it. `force_counts` [119, bins] counts force norms by element between
-    `FORCE_EDGES`, `with_element` [119] samples and `of_element` [119] atoms.
+    `rms_norm` is the root mean square of the norms of the forces, eV/Angstrom, `stress` its largest
+    component and `principal` [K, 3] its eigenvalues, eV/Angstrom^3. `mass` is in amu, `span` the
+    largest extent of the positions along an axis, Angstrom. `rows` are places in the dataset,
+    `present` which samples have a field, and `not_finite` which have it with NaN or infinity in it.
+    `force_counts` [119, bins] counts force norms by element between `FORCE_EDGES`, `with_element`
+    [119] samples and `of_element` [119] atoms.
     """
 
     rows: Int64Array
@@ -45,6 +46,7 @@ class SampleValues:
     ids: UInt64Array
     energy: FloatArray
     max_force: FloatArray
+    rms_norm: FloatArray
     stress: FloatArray
     pressure: FloatArray
     principal: FloatArray
@@ -71,6 +73,12 @@ class SampleValues:
     def energy_per_atom(self) -> FloatArray:
         """Energy of each sample by its number of atoms, eV."""
         return self.energy / self.atoms
+
+    @property
+    def rms_force(self) -> FloatArray:
+        """Root mean square of the components of the forces [K], eV/Angstrom."""
+        size: FloatArray = self.rms_norm / np.sqrt(3.0)
+        return size
 
     @property
     def atoms_per_volume(self) -> FloatArray:
@@ -138,7 +146,7 @@ class _Scan:
         self._present = {name: dataset.present(name, rows) for name in schema}
         labels = [name for name in self._fields if name not in ("cell", "pbc")]
         self._bad = {name: np.zeros(len(rows), dtype=bool) for name in ("positions", *labels)}
-        names = ("energy", "max_force", "stress", "pressure", "mass", "volume", "span")
+        names = ("energy", "max_force", "rms_norm", "stress", "pressure", "mass", "volume", "span")
         self._numbers = {name: np.full(len(rows), np.nan) for name in names}
         self._principal = np.full((len(rows), 3 if "stress" in self._fields else 0), np.nan)
         self._codes = np.zeros(len(rows), dtype=np.uint64)
@@ -201,6 +209,8 @@ class _Scan:
         norms = np.sqrt(np.einsum("ij,ij->i", forces, forces, dtype=np.float64))
         largest = np.maximum.reduceat(norms, starts[:-1])
         self._numbers["max_force"][here] = np.where(has, largest, np.nan)
+        squares = np.add.reduceat(norms**2, starts[:-1]) / np.diff(starts)
+        self._numbers["rms_norm"][here] = np.where(has, np.sqrt(squares), np.nan)
         self._bad["forces"][here] = has & ~np.isfinite(largest)
         kept = np.repeat(has, np.diff(starts)) & np.isfinite(norms)
         numbers = as_elements(batch.atomic_numbers.numpy())[kept]
