@@ -165,7 +165,8 @@ def test_plain_types(report):
     assert plain["findings"][0]["severity"] == "error"
     assert plain["structures"].keys() == {"samples", "properties", "units", "orders"}
     assert {*plain} == {
-        *("stores", "facts", "findings", "sections", "structures", "looked_at", "samples")
+        *("stores", "facts", "findings", "sections", "structures", "looked_at", "samples"),
+        "not_checked",
     }
 
 
@@ -178,6 +179,13 @@ def test_runs_of_samples_of_a_store_with_too_many_atoms(faulty):
     assert not values.complete
     assert np.array_equal(values.rows, rows)
     assert np.array_equal(values.energy, dataset.system_field("energy").reshape(-1)[rows])
+
+
+def test_memory_is_bounded_by_samples(faulty):
+    rows = scanned_rows(np.ones(5_000, dtype=np.int64), 10_000, 0, most=1024)
+    assert len(rows) == 1024
+    assert rows.max() > 4_900
+    assert len(scan(zp.ZarrDataset(faulty.store), 0, most=30)) == 30
 
 
 def test_runs_follow_the_order_of_the_store():

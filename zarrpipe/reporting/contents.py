@@ -133,6 +133,8 @@ class Report:
         Chosen ones; None if the store is empty.
     looked_at, samples : int
         Samples whose distances were searched, and all samples.
+    not_checked : tuple of str
+        What the findings do not judge, each with the reason.
     """
 
     stores: tuple[str, ...]
@@ -142,6 +144,7 @@ class Report:
     structures: Structures | None
     looked_at: int
     samples: int
+    not_checked: tuple[str, ...] = ()
 
     def _repr_html_(self) -> str:
         """Facts and findings for notebooks; `write_page` writes the whole report."""

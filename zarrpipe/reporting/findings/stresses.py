@@ -90,9 +90,29 @@ def stress_limits(atoms_per_volume: FloatArray) -> FloatArray:
 
 
 def pressure_sign(one: Measured, broken: BoolArray) -> Iterator[Finding]:
-    """Whether pressures rise with the volume in most compositions, as with the wrong sign.
+    """Whether pressures rise with the volume in most compositions, as with the wrong sign."""
+    found, weights, places = pressures_by_volume(one, broken)
+    mean = float(np.average(found, weights=weights)) if found else 0.0
+    if mean > _RISING and np.arctanh(min(mean, 0.999)) * np.sqrt(sum(weights)) > _SURE:
+        yield finding(
+            one,
+            Severity.ERROR,
+            "Stress may have the sign of a pressure",
+            "Among samples of one composition those of larger volume have the larger pressure "
+            f"(correlation {mean:.2f}); a stress is positive under tension",
+            "import again with stress_sign='pressure' (--stress-sign pressure)",
+            places=places,
+            section="stress",
+        )
 
-    They are multiplied by the volume, as a vacuum above a slab lessens each stress in proportion.
+
+def pressures_by_volume(
+    one: Measured, broken: BoolArray
+) -> tuple[list[float], list[int], Int64Array]:
+    """Correlation of pressure and volume in each composition whose volume varies, and its weight.
+
+    Pressures are multiplied by the volume, as a vacuum above a slab lessens each stress in
+    proportion. The last array are the places of the samples that have both.
     """
     values = one.values
     volume = 1 / values.atoms_per_volume
@@ -111,15 +131,4 @@ def pressure_sign(one: Measured, broken: BoolArray) -> Iterator[Finding]:
             continue
         found.append(float(np.corrcoef(own, work[here])[0, 1]))
         weights.append(len(here) - 3)
-    mean = float(np.average(found, weights=weights)) if found else 0.0
-    if mean > _RISING and np.arctanh(min(mean, 0.999)) * np.sqrt(sum(weights)) > _SURE:
-        yield finding(
-            one,
-            Severity.ERROR,
-            "Stress may have the sign of a pressure",
-            "Among samples of one composition those of larger volume have the larger pressure "
-            f"(correlation {mean:.2f}); a stress is positive under tension",
-            "import again with stress_sign='pressure' (--stress-sign pressure)",
-            places=places_of(good),
-            section="stress",
-        )
+    return found, weights, places_of(good)
