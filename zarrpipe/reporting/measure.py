@@ -36,9 +36,9 @@ def report(
 
     Sizes, elements, labels, presence, repeated structures and splits are counted in all samples, up
     to 2 million samples of 67 million atoms, and in evenly spread runs of larger stores. Distances
-    between atoms are those of `max_samples` evenly spread samples, and of those that are most likely
-    broken: the largest forces, stresses and densities, and the most unusual energies. Nothing is
-    written and nothing is locked; a writer may go on.
+    between atoms are those of `max_samples` evenly spread samples, and of those that are most
+    likely broken: the largest forces, stresses and densities, and the most unusual energies.
+    Nothing is written and nothing is locked; a writer may go on.
 
     Parameters
     ----------
