@@ -36,13 +36,17 @@ class Severity(StrEnum):
 
 @dataclass(frozen=True)
 class Series:
-    """Values of one kind in a figure; points may name their samples [K] of the store."""
+    """Values of one kind in a figure; points may name their samples [K] of the store.
+
+    `shades` [K], if they are given, are numbers that the colours of points show.
+    """
 
     name: str
     y: FloatArray
     x: FloatArray = field(default_factory=lambda: np.empty(0))
     labels: tuple[str, ...] = ()
     samples: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    shades: FloatArray = field(default_factory=lambda: np.empty(0))
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,7 @@ class Figure:
     log_x: bool = False
     log_y: bool = False
     note: str = ""
+    shade_label: str = ""
 
 
 @dataclass(frozen=True)

@@ -135,6 +135,12 @@ def plain(text: str) -> str:
 
 
 def _histogram(axes: "Axes", figure: Figure) -> None:
+    edges = figure.series[0].x
+    if edges[0] == edges[-1]:
+        text = f"all are {edges[0]:.6g}"
+        axes.text(0.5, 0.5, text, ha="center", va="center", transform=axes.transAxes, fontsize=12)
+        axes.set(xlabel=plain(symbols(figure.x_label)), xticks=[], yticks=[])
+        return
     for place, series in enumerate(figure.series):
         colour = COLOURS[place % len(COLOURS)]
         style: dict[str, Any] = {"fill": True, "alpha": 0.75, "color": colour}
@@ -142,6 +148,10 @@ def _histogram(axes: "Axes", figure: Figure) -> None:
             style = {"linewidth": 1.6, "color": colour, "linestyle": _dash(place)}
         axes.stairs(_known(series.y), series.x, label=plain(series.name), **style)
     _finish(axes, figure)
+    if not figure.log_x:
+        whole = bool((edges % 1 == 0.5).all())  # bins around integers
+        axes.locator_params(axis="x", nbins=7, integer=whole)
+        axes.ticklabel_format(axis="x", useOffset=False)
     if figure.log_y:
         axes.set_ylim(bottom=0.5)
 
@@ -188,15 +198,34 @@ def _points(axes: "Axes", figure: Figure) -> None:
             "marker": _MARKERS[place % len(_MARKERS)],
             "linewidths": 0,
         }
-        colour = COLOURS[place % len(COLOURS)]
-        axes.scatter(
-            x, y, alpha=0.7, color=colour, label=plain(series.name), rasterized=many, **style
-        )
+        style |= {"alpha": 0.7, "label": plain(series.name), "rasterized": many}
+        if len(series.shades):
+            _shaded(axes, figure, series, style)
+        else:
+            axes.scatter(x, y, color=COLOURS[place % len(COLOURS)], **style)
         for at_x, at_y, label in zip(x, y, labels, strict=False):
             axes.annotate(
                 plain(label), (at_x, at_y), (3, 3), textcoords="offset points", fontsize=8
             )
     _finish(axes, figure)
+
+
+def _shaded(axes: "Axes", figure: Figure, series: Series, style: dict[str, Any]) -> None:
+    """Points in colours of one scale, which leaves out a few per cent at each end."""
+    low, high = np.percentile(series.shades[np.isfinite(series.shades)], [2, 98])
+    kept = np.isfinite(series.y) & np.isfinite(series.x)
+    shades = np.where(np.isfinite(series.shades), series.shades, np.nan)[kept]
+    drawn = axes.scatter(
+        *(series.x[kept], series.y[kept]),
+        c=shades,
+        cmap="viridis",
+        vmin=low,
+        vmax=high,
+        plotnonfinite=True,
+        **style,
+    )
+    bar = axes.figure.colorbar(drawn, ax=axes, extend="both")
+    bar.set_label(plain(symbols(figure.shade_label)))
 
 
 def _finish(axes: "Axes", figure: Figure, *, swapped: bool = False) -> None:
@@ -211,7 +240,8 @@ def _finish(axes: "Axes", figure: Figure, *, swapped: bool = False) -> None:
         axes.set_yscale("log")
     axes.margins(x=0.02)
     if len(figure.series) > 1:
-        axes.legend(fontsize=8)
+        outside: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}
+        axes.legend(fontsize=8, **(outside if figure.kind is Kind.POINTS else {}))
 
 
 def _finite(series: Series) -> tuple[FloatArray, FloatArray, list[str]]:
