@@ -58,7 +58,8 @@ def test_a_single_value_is_text_and_integers_have_integer_ticks(clean):
     found = {
         figure.name: figure for part in report(clean.store).sections for figure in part.figures
     }
-    assert "all are 8" in texts(found["sizes"])
+    assert texts(found["sizes"]) == ["all are 8", "atoms"]
+    assert found["energies"].log_y is (found["energies"].series[0].y.max() >= 20)
     assert not found["volumes"].log_x  # less than a decade
     ticks = [one for one in texts(found["volumes"]) if one.replace(".", "").isdigit()]
     assert len(ticks) == len({*ticks}) >= 4

@@ -8,9 +8,11 @@ from ase.data import covalent_radii
 
 import zarrpipe as zp
 from zarrpipe.reporting.contents import Kind
+from zarrpipe.reporting.sections.plots import summary
 from zarrpipe.reporting.values import distances
 from zarrpipe.reporting.values.distances import RADII
 from zarrpipe.reporting.values.energies import robust_fit
+from zarrpipe.reporting.values.measured import Settings, measured
 from zarrpipe.reporting.values.scan import scan, scanned_rows, spread_rows
 
 from .faulty import FEW
@@ -177,6 +179,12 @@ def test_runs_of_samples_of_a_store_with_too_many_atoms(faulty):
     assert not values.complete
     assert np.array_equal(values.rows, rows)
     assert np.array_equal(values.energy, dataset.system_field("energy").reshape(-1)[rows])
+
+
+def test_medians_near_zero_are_zero(clean):
+    side = measured(clean.store, "clean", Settings())
+    values = np.array([-2.0, -3e-14, 3.0])
+    assert summary([side], {"x": lambda one: values}, "").rows == (("x", "-2", "0", "3", "3"),)
 
 
 def test_memory_is_bounded_by_samples(faulty):

@@ -25,6 +25,7 @@ INK = "#2f3437"
 _DASHES = ("-", "--", ":", "-.")
 _MARKERS = ("o", "^", "s", "D", "v", "P", "X")
 _WIDTH, _HEIGHT = 5.4, 3.2  # inches
+_LOW = 1.0  # inches of a single value
 _ROW = 0.17  # inches more for each bar beyond _MANY_BARS
 _LONG_LABEL, _MANY_BARS, _MANY_POINTS = 6, 16, 800
 _SHORTER = (
@@ -119,6 +120,8 @@ def _drawn(figure: Figure) -> "Iterator[Canvas]":
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # the page's font may have it
         rows = len(figure.series[0].labels) if figure.kind is Kind.BARS and figure.series else 0
         size = (_WIDTH, _HEIGHT + _ROW * max(0, rows - _MANY_BARS))
+        if _is_one_value(figure):
+            size = (_WIDTH, _LOW)
         canvas = require("matplotlib.figure", "report").Figure(figsize=size, layout="constrained")
         axes = canvas.add_subplot()
         if any(np.isfinite(series.y).any() for series in figure.series):
@@ -129,6 +132,14 @@ def _drawn(figure: Figure) -> "Iterator[Canvas]":
         yield canvas
 
 
+def _is_one_value(figure: Figure) -> bool:
+    """Whether all values of a histogram are the same."""
+    if figure.kind is not Kind.HISTOGRAM or not figure.series:
+        return False
+    edges = figure.series[0].x
+    return len(edges) > 1 and bool(edges[0] == edges[-1])
+
+
 def plain(text: str) -> str:
     """Text of which matplotlib reads no dollar as the begin of a formula."""
     return text.replace("$", r"\$")
@@ -136,14 +147,15 @@ def plain(text: str) -> str:
 
 def _histogram(axes: "Axes", figure: Figure) -> None:
     edges = figure.series[0].x
-    if edges[0] == edges[-1]:
-        text = f"all are {edges[0]:.6g}"
-        axes.text(0.5, 0.5, text, ha="center", va="center", transform=axes.transAxes, fontsize=12)
-        axes.set(xlabel=plain(symbols(figure.x_label)), xticks=[], yticks=[])
+    if _is_one_value(figure):
+        style: dict[str, Any] = {"ha": "center", "va": "center", "transform": axes.transAxes}
+        axes.text(0.5, 0.65, f"all are {edges[0]:.6g}", fontsize=12, **style)
+        axes.text(0.5, 0.2, plain(symbols(figure.x_label)), **style)
+        axes.set_axis_off()
         return
     for place, series in enumerate(figure.series):
         colour = COLOURS[place % len(COLOURS)]
-        style: dict[str, Any] = {"fill": True, "alpha": 0.75, "color": colour}
+        style = {"fill": True, "alpha": 0.75, "color": colour}
         if place:  # an outline over what is filled: both stay visible
             style = {"linewidth": 1.6, "color": colour, "linestyle": _dash(place)}
         axes.stairs(_known(series.y), series.x, label=plain(series.name), **style)

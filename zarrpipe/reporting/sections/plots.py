@@ -15,7 +15,8 @@ _TAIL = 0.5
 _FAR = 10.0
 _SAME = 1e-5
 """Relative difference of values that are shown as one."""
-_ZERO = 1e-9
+_ZERO, _MANY = 1e-9, 20
+"""Part of the largest value that is shown as zero, and counts that need a logarithmic axis."""
 _LONGEST = 24
 
 ValuesOf = Callable[[Measured], FloatArray]
@@ -69,7 +70,7 @@ def histogram(
     return Figure(
         *(name, title, Kind.HISTOGRAM, series, x_label, y_label),
         log_x=log_x,
-        log_y=not several,
+        log_y=not several and max(one.y.max() for one in series) >= _MANY,
         note=note,
     )
 
