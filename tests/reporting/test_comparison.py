@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import zarrpipe as zp
+from zarrpipe.reporting.contents import Kind
 
 from .faulty import FEW, crystals
 from .test_findings import written
@@ -35,7 +36,11 @@ def test_contents(report):
 def test_each_figure_has_both(report):
     for part in report.sections:
         for figure in part.figures:
-            assert [one.name for one in figure.series] == ["A", "B"], figure.name
+            assert [one.name[:2] for one in figure.series] == ["A:", "B:"], figure.name
+            if figure.kind is Kind.HISTOGRAM:
+                assert figure.y_label.startswith("share of")
+                assert not figure.log_y
+                assert [0.9 < one.y.sum() <= 1.001 for one in figure.series] == [True, True]
 
 
 def test_structures_of_both(report):

@@ -11,6 +11,7 @@ import pytest
 from zarrpipe.reporting import periodic_table
 from zarrpipe.reporting.contents import Figure, Kind, Series
 from zarrpipe.reporting.figures import svg, write_plots
+from zarrpipe.reporting.measure import report
 from zarrpipe.reporting.periodic_table import PLACES
 from zarrpipe.store.query.elements import SYMBOLS
 
@@ -50,7 +51,29 @@ def test_small_numbers_and_long_names_are_whole():
     edges = np.array([0.0, 0.002, 0.004])
     series = (Series("v1.23456", np.ones(2), edges), Series("b", np.ones(2), edges))
     found = texts(Figure("small", "Small", Kind.HISTOGRAM, series))
-    assert {"0.0025", "0.0040", "v1.23456"} <= {*found}
+    assert {"0.001", "0.004", "v1.23456"} <= {*found}
+
+
+def test_a_single_value_is_text_and_integers_have_integer_ticks(clean):
+    found = {
+        figure.name: figure for part in report(clean.store).sections for figure in part.figures
+    }
+    assert texts(found["sizes"]) == ["all are 8", "atoms"]
+    assert found["energies"].log_y is (found["energies"].series[0].y.max() >= 20)
+    assert not found["volumes"].log_x  # less than a decade
+    ticks = [one for one in texts(found["volumes"]) if one.replace(".", "").isdigit()]
+    assert len(ticks) == len({*ticks}) >= 4
+    edges = np.arange(1.5, 5)
+    whole = Figure("n", "N", Kind.HISTOGRAM, (Series("atoms", np.ones(3), edges),))
+    assert texts(whole)[:3] == ["2", "3", "4"]
+
+
+def test_shades_have_a_colour_bar():
+    points = examples.FIGURES[3]
+    shaded = replace(points.series[0], shades=np.linspace(-0.5, 0.5, 2000))
+    drawn = replace(points, series=(shaded,), shade_label="energy off (eV/atom)")
+    assert "energy off (eV/atom)" in texts(drawn)
+    assert "energy off (eV/atom)" not in texts(replace(points, shade_label="energy off (eV/atom)"))
 
 
 def test_svg_is_the_same_twice_and_takes_the_colour_of_the_page():

@@ -50,7 +50,7 @@ def test_a_repeated_structure_with_another_energy(report):
     one = only(report, "another energy")
     assert {*one.samples} == {ORIGINAL, *FEW["duplicate"]}
     assert one.severity is Severity.ERROR
-    assert "Samples 18 and 66" in one.text
+    assert "Samples 18 = 66" in one.text
 
 
 def test_nothing_else_is_said(report):
@@ -175,6 +175,7 @@ def test_equal_samples_are_a_note():
     made[31] = dict(made[1])
     one = only(zp.report(written(made)), "structure of an earlier one")
     assert one.samples == (31, 1)
+    assert one.text.startswith("1 = 31;")
     assert one.severity is Severity.WARNING  # more than a per cent
 
 

@@ -3,6 +3,7 @@
 import io
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -120,11 +121,41 @@ def test_size_and_first_screen(visit, tmp_path):
     for place, (severity, title, _, count) in enumerate(examples.FAULTS):
         box = found.nth(place).bounding_box()
         assert box["y"] + box["height"] <= 800
-        text = found.nth(place).inner_text()
+        text = " ".join(found.nth(place).text_content().split())
         assert f"{severity.value} {title}" in text.replace(":", "")
+        assert (found.nth(place).locator("details").get_attribute("open") is not None) == (
+            place < 3
+        )
         assert f"{count} sample" in text
         assert "zarrpipe delete" in text
     assert "2,000 of 5,000 samples" in opened.locator("header").inner_text()
+
+
+@pytest.mark.parametrize("viewport", [{"width": 1440, "height": 900}, PHONE])
+def test_ten_findings_are_on_the_first_screen(visit, viewport):
+    made = examples.example()
+    facts = {**dict.fromkeys("abcdef", 5_000), "elements": ["H", "O"]}
+    opened = visit(
+        replace(made, findings=(*made.findings, *made.findings[:4]), facts=facts), viewport
+    )
+    found = opened.locator(".finding")
+    assert found.count() == 10
+    assert found.first.bounding_box()["y"] < 400
+    if viewport is not PHONE:
+        box = found.last.bounding_box()
+        assert box["y"] + box["height"] <= 900
+    text = found.last.locator(".text")
+    assert not text.is_visible()
+    found.last.locator("summary").click()
+    assert text.is_visible()
+
+
+def test_samples_of_tables_are_shown(visit, faulty):
+    opened = visit(report(faulty.store))
+    opened.locator("#section-outliers .tables button.sample", has_text="41").first.click()
+    assert current(opened) == "41"
+    hint = opened.get_by_role("button", name="energy off").get_attribute("title")
+    assert "reference energies" in hint
 
 
 def test_findings_lead_to_their_section(visit):
@@ -160,7 +191,9 @@ def test_structures_turn_and_rows_choose_them(visit):
 def test_sample_of_a_finding_is_shown(visit):
     opened = visit(examples.example(), webgl=True)
     assert opened.locator(".finding button.sample").count() == 8
-    assert opened.locator(".finding span.sample").inner_text() == "999"  # not among the structures
+    assert opened.locator(".finding span.sample").text_content() == "999"
+    absent = opened.locator(".finding .absent").text_content()
+    assert absent == "1 of these is not among the structures shown"
     opened.locator(".finding").nth(2).locator("button.sample").click()
     assert current(opened) == "40"
     start_viewer(opened)
@@ -320,9 +353,9 @@ def test_print(visit):
 
 FAULTS_IN_ORDER = {
     "likely bar": ("7", "stress"),
-    "likely kcal/mol": ("33", "energies"),
+    "likely kcal/mol": ("12", "energies"),
     "blown up": ("41", "outliers"),
-    "another energy": ("66", "repeated"),
+    "another energy": ("18", "repeated"),
     "without forces": ("5", "presence"),
     "element in very few": ("49", "elements"),
 }
@@ -338,7 +371,7 @@ def test_six_faults_are_on_the_first_screen(visit, faulty):
         box = one.bounding_box()
         assert box["y"] + box["height"] <= 800, words
         assert words in one.locator("h3").inner_text()
-        assert one.locator("button.sample").first.inner_text() == sample
+        assert one.locator("button.sample").first.text_content() == sample
         assert one.locator("a.to").get_attribute("href") == f"#section-{section}"
         assert opened.locator(f"#section-{section}").count() == 1
     found.nth(2).locator("button.sample").click()

@@ -36,13 +36,17 @@ class Severity(StrEnum):
 
 @dataclass(frozen=True)
 class Series:
-    """Values of one kind in a figure; points may name their samples [K] of the store."""
+    """Values of one kind in a figure; points may name their samples [K] of the store.
+
+    `shades` [K], if they are given, are numbers that the colours of points show.
+    """
 
     name: str
     y: FloatArray
     x: FloatArray = field(default_factory=lambda: np.empty(0))
     labels: tuple[str, ...] = ()
     samples: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    shades: FloatArray = field(default_factory=lambda: np.empty(0))
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,7 @@ class Figure:
     log_x: bool = False
     log_y: bool = False
     note: str = ""
+    shade_label: str = ""
 
 
 @dataclass(frozen=True)
@@ -133,6 +138,8 @@ class Report:
         Chosen ones; None if the store is empty.
     looked_at, samples : int
         Samples whose distances were searched, and all samples.
+    not_checked : tuple of str
+        What the findings do not judge, each with the reason.
     """
 
     stores: tuple[str, ...]
@@ -142,6 +149,7 @@ class Report:
     structures: Structures | None
     looked_at: int
     samples: int
+    not_checked: tuple[str, ...] = ()
 
     def _repr_html_(self) -> str:
         """Facts and findings for notebooks; `write_page` writes the whole report."""

@@ -25,6 +25,7 @@ INK = "#2f3437"
 _DASHES = ("-", "--", ":", "-.")
 _MARKERS = ("o", "^", "s", "D", "v", "P", "X")
 _WIDTH, _HEIGHT = 5.4, 3.2  # inches
+_LOW = 1.0  # inches of a single value
 _ROW = 0.17  # inches more for each bar beyond _MANY_BARS
 _LONG_LABEL, _MANY_BARS, _MANY_POINTS = 6, 16, 800
 _SHORTER = (
@@ -119,6 +120,8 @@ def _drawn(figure: Figure) -> "Iterator[Canvas]":
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # the page's font may have it
         rows = len(figure.series[0].labels) if figure.kind is Kind.BARS and figure.series else 0
         size = (_WIDTH, _HEIGHT + _ROW * max(0, rows - _MANY_BARS))
+        if _is_one_value(figure):
+            size = (_WIDTH, _LOW)
         canvas = require("matplotlib.figure", "report").Figure(figsize=size, layout="constrained")
         axes = canvas.add_subplot()
         if any(np.isfinite(series.y).any() for series in figure.series):
@@ -129,19 +132,38 @@ def _drawn(figure: Figure) -> "Iterator[Canvas]":
         yield canvas
 
 
+def _is_one_value(figure: Figure) -> bool:
+    """Whether all values of a histogram are the same."""
+    if figure.kind is not Kind.HISTOGRAM or not figure.series:
+        return False
+    edges = figure.series[0].x
+    return len(edges) > 1 and bool(edges[0] == edges[-1])
+
+
 def plain(text: str) -> str:
     """Text of which matplotlib reads no dollar as the begin of a formula."""
     return text.replace("$", r"\$")
 
 
 def _histogram(axes: "Axes", figure: Figure) -> None:
+    edges = figure.series[0].x
+    if _is_one_value(figure):
+        style: dict[str, Any] = {"ha": "center", "va": "center", "transform": axes.transAxes}
+        axes.text(0.5, 0.65, f"all are {edges[0]:.6g}", fontsize=12, **style)
+        axes.text(0.5, 0.2, plain(symbols(figure.x_label)), **style)
+        axes.set_axis_off()
+        return
     for place, series in enumerate(figure.series):
         colour = COLOURS[place % len(COLOURS)]
-        style: dict[str, Any] = {"fill": True, "alpha": 0.75, "color": colour}
+        style = {"fill": True, "alpha": 0.75, "color": colour}
         if place:  # an outline over what is filled: both stay visible
             style = {"linewidth": 1.6, "color": colour, "linestyle": _dash(place)}
         axes.stairs(_known(series.y), series.x, label=plain(series.name), **style)
     _finish(axes, figure)
+    if not figure.log_x:
+        whole = bool((edges % 1 == 0.5).all())  # bins around integers
+        axes.locator_params(axis="x", nbins=7, integer=whole)
+        axes.ticklabel_format(axis="x", useOffset=False)
     if figure.log_y:
         axes.set_ylim(bottom=0.5)
 
@@ -188,15 +210,34 @@ def _points(axes: "Axes", figure: Figure) -> None:
             "marker": _MARKERS[place % len(_MARKERS)],
             "linewidths": 0,
         }
-        colour = COLOURS[place % len(COLOURS)]
-        axes.scatter(
-            x, y, alpha=0.7, color=colour, label=plain(series.name), rasterized=many, **style
-        )
+        style |= {"alpha": 0.7, "label": plain(series.name), "rasterized": many}
+        if len(series.shades):
+            _shaded(axes, figure, series, style)
+        else:
+            axes.scatter(x, y, color=COLOURS[place % len(COLOURS)], **style)
         for at_x, at_y, label in zip(x, y, labels, strict=False):
             axes.annotate(
                 plain(label), (at_x, at_y), (3, 3), textcoords="offset points", fontsize=8
             )
     _finish(axes, figure)
+
+
+def _shaded(axes: "Axes", figure: Figure, series: Series, style: dict[str, Any]) -> None:
+    """Points in colours of one scale, which leaves out a few per cent at each end."""
+    low, high = np.percentile(series.shades[np.isfinite(series.shades)], [2, 98])
+    kept = np.isfinite(series.y) & np.isfinite(series.x)
+    shades = np.where(np.isfinite(series.shades), series.shades, np.nan)[kept]
+    drawn = axes.scatter(
+        *(series.x[kept], series.y[kept]),
+        c=shades,
+        cmap="viridis",
+        vmin=low,
+        vmax=high,
+        plotnonfinite=True,
+        **style,
+    )
+    bar = axes.figure.colorbar(drawn, ax=axes, extend="both")
+    bar.set_label(plain(symbols(figure.shade_label)))
 
 
 def _finish(axes: "Axes", figure: Figure, *, swapped: bool = False) -> None:
@@ -211,7 +252,8 @@ def _finish(axes: "Axes", figure: Figure, *, swapped: bool = False) -> None:
         axes.set_yscale("log")
     axes.margins(x=0.02)
     if len(figure.series) > 1:
-        axes.legend(fontsize=8)
+        outside: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}
+        axes.legend(fontsize=8, **(outside if figure.kind is Kind.POINTS else {}))
 
 
 def _finite(series: Series) -> tuple[FloatArray, FloatArray, list[str]]:

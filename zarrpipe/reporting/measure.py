@@ -35,10 +35,10 @@ def report(
     """Report what a store has and what looks wrong in it, or compare two.
 
     Sizes, elements, labels, presence, repeated structures and splits are counted in all samples, up
-    to 67 million atoms, and in evenly spread runs of samples of larger stores. Distances between
-    atoms are those of `max_samples` evenly spread samples, and of those that are most likely
-    broken: the largest forces, stresses and densities, and the most unusual energies. Nothing is
-    written and nothing is locked; a writer may go on.
+    to 2 million samples of 67 million atoms, and in evenly spread runs of larger stores. Distances
+    between atoms are those of `max_samples` evenly spread samples, and of those that are most
+    likely broken: the largest forces, stresses and densities, and the most unusual energies.
+    Nothing is written and nothing is locked; a writer may go on.
 
     Parameters
     ----------
@@ -95,7 +95,7 @@ def report(
     sides = [measured(stores, _text(stores), settings)]
     if other is not None:
         sides.append(measured(other, _text(other), settings))
-    findings, mapped = _findings(sides), map_of(sides, seed)
+    (findings, unchecked), mapped = _findings(sides), map_of(sides, seed)
     return Report(
         stores=tuple(one.place for one in sides),
         facts=facts_of(sides),
@@ -104,15 +104,20 @@ def report(
         structures=structures_of(sides, findings, mapped, seed),
         looked_at=sum(len(one.distances.chosen) for one in sides),
         samples=sum(len(one) for one in sides),
+        not_checked=unchecked,
     )
 
 
-def _findings(sides: Sequence[Measured]) -> tuple[Finding, ...]:
-    """Findings of each store, with its place among them, and those of the comparison."""
-    found = [replace(one, store=store) for store, side in enumerate(sides) for one in find(side)]
+def _findings(sides: Sequence[Measured]) -> tuple[tuple[Finding, ...], tuple[str, ...]]:
+    """Findings of each store and of the comparison, and what was not checked."""
+    found, unchecked = [], list[str]()
+    for store, side in enumerate(sides):
+        own, left = find(side)
+        found += [replace(one, store=store) for one in own]
+        unchecked += [f"of {'AB'[store]}: {one}" if len(sides) > 1 else one for one in left]
     if len(sides) > 1 and all(map(len, sides)):
         found += comparison_findings(sides)
-    return worst_first(found)
+    return worst_first(found), tuple(unchecked)
 
 
 def _text(stores: Stored) -> str:

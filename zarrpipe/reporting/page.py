@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
+from zarrpipe.data.tables import Table
 from zarrpipe.libraries import require
 from zarrpipe.reporting.contents import Finding, Report, Severity, Structures
 from zarrpipe.reporting.figures import svg
@@ -24,7 +25,18 @@ from zarrpipe.reporting.viewer import (
 )
 
 _SHOWN_SAMPLES = 12  # sample numbers of a finding before "and more"
-_SHOWN_FINDINGS = 12  # findings before the rest is folded
+_OPEN, _FEW = 3, 8  # findings that are unfolded where there are few
+_HINTS = {
+    "sample": "number of the sample in a dataset of the store",
+    "energy_per_atom": "energy of the label by the number of atoms",
+    "energy_off": "energy per atom after the reference energies of the elements, from the median",
+    "max_force": "largest norm of the forces on an atom",
+    "max_stress": "largest component of the stress",
+    "nearest_distance": "shortest distance between two atoms",
+    "nearest_ratio": "shortest distance by the sum of the covalent radii; below 0.5 is impossible",
+    "density": "mass density of periodic samples",
+    "split": "split of the sample, as a ZarrDataModule makes it",
+}
 
 
 @dataclass(frozen=True)
@@ -35,6 +47,7 @@ class _Column:
     unit: str
     is_number: bool
     cells: tuple[tuple[str, str], ...]  # text and the value to sort by
+    hint: str
 
 
 def write_page(report: Report, path: str | Path) -> Path:
@@ -82,7 +95,14 @@ def page(report: Report) -> str:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"anchor": _anchor, "last_part": _last_part, "svg": svg, "words": words}
+    environment.filters |= {
+        "anchor": _anchor,
+        "last_part": _last_part,
+        "not_shown": _not_shown,
+        "row_key": _row_key,
+        "svg": svg,
+        "words": words,
+    }
     structures = None if report.structures is None else that_fit(report.structures)
     script = None if structures is None else chemiscope_script()
     own_script = (folder / "page.js").read_text("utf-8")
@@ -95,7 +115,7 @@ def page(report: Report) -> str:
         findings=report.findings,
         section_titles={section.name: section.title for section in report.sections},
         counts=_counts(report.findings),
-        shown_findings=_SHOWN_FINDINGS,
+        open_findings=_OPEN if len(report.findings) <= _FEW else 0,
         shown_samples=_SHOWN_SAMPLES,
         signs={Severity.ERROR: "✕", Severity.WARNING: "!", Severity.NOTE: "i"},
         structures=structures,
@@ -153,6 +173,16 @@ def _keys(structures: Structures) -> list[str]:
     return [f"{'AB'.index(one)}:{number}" for one, number in zip(letters, numbers, strict=True)]
 
 
+def _not_shown(finding: Finding, keys: Sequence[str], most: int) -> int:
+    """How many of the samples that a finding names first are not among the structures."""
+    return sum(f"{finding.store}:{one}" not in keys for one in finding.samples[:most])
+
+
+def _row_key(table: Table, cell: str, letters: str) -> str:
+    """Store and number of the sample in a cell, as `_keys`; the title of a table begins with A."""
+    return f"{int(bool(letters) and table.title.startswith('B '))}:{cell}"
+
+
 def _columns(structures: Structures) -> tuple[_Column, ...]:
     properties = {"sample": structures.samples.tolist(), **structures.properties}
     first = ("sample", "store")  # of which the second is there where two stores are compared
@@ -164,7 +194,11 @@ def _columns(structures: Structures) -> tuple[_Column, ...]:
         texts = [str(value) if name == "sample" else text_of(value) for value in values]
         keys = [repr(float(value)) if is_number else str(value) for value in values]
         unit = symbols(structures.units.get(name, ""))
-        columns.append(_Column(name, unit, is_number, tuple(zip(texts, keys, strict=True))))
+        columns.append(
+            _Column(
+                name, unit, is_number, tuple(zip(texts, keys, strict=True)), _HINTS.get(name, "")
+            )
+        )
     return tuple(columns)
 
 

@@ -18,25 +18,43 @@ HUGE_FORCE, LARGE_FORCE = 1000.0, 50.0
 """Forces that no usable frame has, and that few have, eV/Angstrom."""
 _MUCH_LARGER = 20.0
 """Times the median of the largest forces, which a large force exceeds."""
+_OPPOSITE, _SCAN = 1e-3, 3
+"""Relative difference of the two forces of a dimer, and dimers from which they are a scan."""
 _DENSEST = 0.8
 """Atoms for each Angstrom^3; hydrogen at 500 GPa has 0.6."""
 
 
-def broken_frames(one: Measured) -> BoolArray:
-    """Which scanned samples [K] have a geometry or forces that no usable frame has."""
-    values = one.values
+def broken_geometry(one: Measured) -> BoolArray:
+    """Which scanned samples [K] have a geometry that no usable frame has; dimers may."""
     with np.errstate(invalid="ignore"):
         close = one.ratio < TOO_CLOSE
-        huge = (values.max_force > HUGE_FORCE) & np.isfinite(values.max_force)
-    dense = np.nan_to_num(values.atoms_per_volume) > _DENSEST
-    broken: BoolArray = close | huge | dense | values.not_finite["positions"]
+    dense = np.nan_to_num(one.values.atoms_per_volume) > _DENSEST
+    broken: BoolArray = close & ~short_dimers(one) | dense | one.values.not_finite["positions"]
     return broken
 
 
-def broken_findings(one: Measured, explained: Int64Array) -> Iterator[Finding]:
-    """Findings about broken frames; `explained` are places whose labels are in another unit."""
-    values, broken = one.values, broken_frames(one)
-    bad = values.not_finite["positions"]
+def broken_frames(one: Measured) -> BoolArray:
+    """Which scanned samples [K] have a geometry or forces that no usable frame has."""
+    force = one.values.max_force
+    with np.errstate(invalid="ignore"):
+        huge = (force > HUGE_FORCE) & np.isfinite(force)
+    broken: BoolArray = broken_geometry(one) | huge & ~short_dimers(one)
+    return broken
+
+
+def short_dimers(one: Measured) -> BoolArray:
+    """Which samples [K] are two close atoms without a cell and with opposite, finite forces."""
+    values = one.values
+    with np.errstate(invalid="ignore"):
+        close = one.ratio < CLOSE
+        opposite = np.abs(values.rms_norm - values.max_force) <= _OPPOSITE * values.max_force
+    dimers: BoolArray = close & opposite & (values.atoms == 2) & ~values.periodic
+    return dimers
+
+
+def broken_findings(one: Measured, broken: BoolArray, explained: Int64Array) -> Iterator[Finding]:
+    """Findings about `broken` frames [K]; `explained` are places of labels in another unit."""
+    bad = one.values.not_finite["positions"]
     if bad.any():
         yield finding(
             one,
@@ -57,17 +75,45 @@ def broken_findings(one: Measured, explained: Int64Array) -> Iterator[Finding]:
             f"{_of_one(one, int(order[0]))}. Atoms nearer than {TOO_CLOSE} of the sum of their "
             f"covalent radii, forces above {HUGE_FORCE:g} eV/Angstrom or more than {_DENSEST} "
             "atoms in an Angstrom^3 are counted",
-            "look at them below, and delete them, or leave them out with "
-            f"where='max_force < {LARGE_FORCE:g}'",
+            f"look at them below, and delete them{_condition(one, order)}",
             places=order,
             section="outliers",
         )
     yield from _not_searched(one, broken)
-    apart = np.zeros(len(values), dtype=bool)
+    apart = short_dimers(one)
+    yield from _short_dimers(one, apart)
+    apart = apart | broken
     apart[explained] = True
-    yield from _large_forces(one, broken | apart)
-    yield from _close(one, broken)
+    yield from _large_forces(one, apart)
+    yield from _close(one, broken | short_dimers(one))
     yield from _lonely(one, broken)
+
+
+def _condition(one: Measured, places: Int64Array) -> str:
+    """A condition that leaves out all of these samples, by the forces that they have; or none."""
+    least = float(one.values.max_force[places].min())  # NaN where one has none
+    if not least > LARGE_FORCE:
+        return " by their numbers: no condition on their forces leaves them out"
+    limit = min(HUGE_FORCE, 10 ** np.floor(np.log10(least)))
+    limit = max(limit, LARGE_FORCE)
+    return f", or leave them out with where='max_force < {limit:g}'"
+
+
+def _short_dimers(one: Measured, dimers: BoolArray) -> Iterator[Finding]:
+    """Two atoms that are very close, as in a scan of their distance."""
+    places = places_of(dimers)
+    if len(places):
+        order = places[np.argsort(one.ratio[places])]
+        yield finding(
+            one,
+            Severity.NOTE if len(order) >= _SCAN else Severity.WARNING,
+            f"{_number(len(order), 'dimer', 'dimers')} with a short distance",
+            f"{_distance_text(one, int(order[0]))}; the forces on the two atoms are finite and "
+            "opposite, as in a scan of the distance",
+            "keep them if they are meant, and look at their weight in the loss of forces",
+            places=order,
+            section="distances",
+        )
 
 
 def _not_searched(one: Measured, broken: BoolArray) -> Iterator[Finding]:
@@ -133,7 +179,7 @@ def _lonely(one: Measured, broken: BoolArray) -> Iterator[Finding]:
     lonely = np.zeros(len(one.values), dtype=np.int64)
     lonely[found.chosen] = found.lonely
     lonely[one.energies.free | broken | (one.values.atoms < 3)] = 0
-    places = places_of((lonely > 0) & (lonely < one.values.atoms))
+    places = places_of(lonely > 0)
     if len(places):
         order = places[np.argsort(-lonely[places], kind="stable")]
         yield finding(
@@ -165,7 +211,7 @@ def _of_one(one: Measured, place: int) -> str:
         parts.append(f"largest force {values.max_force[place]:.4g} eV/Angstrom")
     if np.isfinite(one.energies.residual[place]):
         off = one.energies.residual[place] - one.energies.median
-        parts.append(f"energy {off:+.4g} eV an atom")
+        parts.append(f"energy off {off:+.4g} eV an atom")
     if values.atoms_per_volume[place] > _DENSEST:
         parts.append(f"{values.atoms_per_volume[place]:.3g} atoms in an Angstrom^3")
     return f"Sample {one.samples([place])[0]}: {', '.join(parts)}"

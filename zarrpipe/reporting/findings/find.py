@@ -3,32 +3,46 @@
 import numpy as np
 
 from zarrpipe.reporting.contents import Finding, Severity
-from zarrpipe.reporting.findings.broken import broken_findings, broken_frames
+from zarrpipe.reporting.findings.broken import (
+    broken_findings,
+    broken_frames,
+    broken_geometry,
+    short_dimers,
+)
 from zarrpipe.reporting.findings.finding import worst_first
+from zarrpipe.reporting.findings.forces import forces_in_units
 from zarrpipe.reporting.findings.labels import label_findings
 from zarrpipe.reporting.findings.samples import repeats, sample_findings
+from zarrpipe.reporting.findings.unchecked import unchecked
 from zarrpipe.reporting.findings.units import energies_in_units, unit_findings
 from zarrpipe.reporting.values.measured import Measured
 
 
-def find(one: Measured) -> tuple[Finding, ...]:
-    """Look for every fault; where one fault of a sample explains another, report only the first."""
+def find(one: Measured) -> tuple[tuple[Finding, ...], tuple[str, ...]]:
+    """Look for every fault, and say what was not checked.
+
+    Where one fault of a sample explains another, only the first is reported.
+    """
     if not len(one):
-        return (_empty(one),)
+        return (_empty(one),), ()
+    forces = forces_in_units(one, broken_geometry(one) | short_dimers(one))
     broken = broken_frames(one)
-    in_units = np.array([*energies_in_units(one, broken)], dtype=np.int64)
-    explained = broken.copy()
+    broken[[*forces]] = False
+    energies = energies_in_units(one, broken)
+    in_units = np.array([*energies, *forces], dtype=np.int64)
+    explained = broken | short_dimers(one)
     explained[in_units] = True
     found = repeats(one)
     explained[found.later[found.differs]] = True
-    return worst_first(
+    findings = worst_first(
         [
-            *unit_findings(one, broken),
-            *broken_findings(one, in_units),
+            *unit_findings(one, broken, energies, forces),
+            *broken_findings(one, broken, in_units),
             *label_findings(one, explained),
             *sample_findings(one),
         ]
     )
+    return findings, tuple(unchecked(one, broken))
 
 
 def _empty(one: Measured) -> Finding:

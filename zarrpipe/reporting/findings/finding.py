@@ -11,6 +11,12 @@ from zarrpipe.reporting.values.measured import Measured
 MOST_SAMPLES = 100
 """Numbers of samples that a finding names, at most."""
 
+WAY_OUT = (
+    "import these samples again with their unit (units=, --units), or delete them and write them "
+    "converted"
+)
+"""Of labels in another unit."""
+
 _ORDER = tuple(Severity)
 
 

@@ -19,7 +19,8 @@ LEAST_OFF, _ANY_COMPOSITION = 0.2, 5.0
 """Energy per atom, eV, by which an outlier is off at least, and by which no composition is."""
 _COMPOSITIONS_OF_AN_ELEMENT = 3
 """Compositions for each element, from which the spread about the reference energies is known."""
-_NO_LABELS = frozenset({"positions", "atomic_numbers", "cell", "pbc"})
+_LABELS = frozenset({"energy", "forces", "stress", "virial", "charges", "dipole"})
+"""Labels of the registry; other fields of it, as momenta, are there or not."""
 
 
 def label_findings(one: Measured, explained: BoolArray) -> Iterator[Finding]:
@@ -35,7 +36,7 @@ def _not_finite(one: Measured) -> Iterator[Finding]:
         if name != "positions" and bad.any():
             yield finding(
                 one,
-                Severity.ERROR,
+                Severity.ERROR if name in CORE_FIELDS else Severity.WARNING,
                 f"{count_text(int(bad.sum()))} with NaN or infinite {name}",
                 "The store says that these samples have the label, so a loss over them is NaN",
                 f"write them without {name}, or delete them",
@@ -79,7 +80,7 @@ def _missing(one: Measured) -> Iterator[Finding]:
         if name == "stress":
             lacks &= one.values.periodic
         places = places_of(lacks)
-        if name in _NO_LABELS or not len(places) or not has.any():
+        if (name in CORE_FIELDS and name not in _LABELS) or not len(places) or not has.any():
             continue
         if name not in CORE_FIELDS:
             others += [] if one.dataset.schema[name].categories else [f"{name} ({len(places):,})"]

@@ -16,7 +16,7 @@ from zarrpipe.training.splits.assignment import SPLITS
 
 SAME_ENERGY = 1e-4
 """Energy per atom, eV, by which equal structures may differ."""
-_RARE, _FEW_ELEMENTS, _NAMED = 3, 12, 8
+_RARE, _FEW_ELEMENTS, _NAMED, _STRUCTURES = 3, 12, 8, 4
 _NOBLE_GASES = (2, 10, 18, 36, 54, 86)
 _FITS = (0.7, 1.3)
 """Median distances of nearest neighbours, by the covalent radii, that fit an element."""
@@ -65,30 +65,40 @@ def _repeated(one: Measured) -> Iterator[Finding]:
         energy = one.values.energy_per_atom
         off = np.abs(energy[found.first] - energy[found.later])
         worse = worse[np.argsort(-off[worse])]
-        pair = one.samples([found.first[worse[0]], found.later[worse[0]]])
+        named = _equal(one, found, worse[:1])
         yield finding(
             one,
             Severity.ERROR,
             f"{count_text(len(worse))} with the structure of another one and another energy",
-            f"Samples {pair[0]} and {pair[1]} are the same structure, and their energies differ by "
+            f"Samples {named} are the same structure, and their energies differ by "
             f"{off[worse[0]]:.3g} eV an atom",
             "keep the one whose label is right: the same structure cannot have two energies",
             places=_pairs(found, worse),
             section="repeated",
         )
     if len(equal):
-        pair = one.samples([found.first[equal[0]], found.later[equal[0]]])
         many = len(equal) > 0.01 * len(one.values)
         yield finding(
             one,
             Severity.WARNING if many else Severity.NOTE,
             f"{count_text(len(equal))} with the structure of an earlier one",
-            f"Samples {pair[0]} and {pair[1]}, for example; {len(equal) / len(one.values):.2%} of "
+            f"{_equal(one, found, equal)}; {len(equal) / len(one.values):.2%} of "
             "all. Splits by id keep equal structures in one split",
             "keep them as weights, or copy the store without them",
             places=_pairs(found, equal),
             section="repeated",
         )
+
+
+def _equal(one: Measured, found: Repeats, which: Int64Array) -> str:
+    """Numbers of equal samples, as "0 = 71 = 142; 5 = 9", of a few structures."""
+    texts = []
+    for first in dict.fromkeys(found.first[which].tolist()):
+        later = found.later[which[found.first[which] == first]][:_NAMED]
+        texts.append(" = ".join(map(str, sorted(one.samples([first, *later])))))
+        if len(texts) == _STRUCTURES:
+            break
+    return "; ".join(texts)
 
 
 def _pairs(found: Repeats, which: Int64Array) -> Int64Array:

@@ -5,21 +5,22 @@ All samples and groups are judged by sizes that labels in ASE's units cannot hav
 off, and are among the others once they are converted from a unit.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 
 import numpy as np
 
 from zarrpipe.data.csr import Int64Array
-from zarrpipe.formats.read.plausibility import LARGEST_STRESS, USUAL_DENSITY, doubts
-from zarrpipe.reporting.contents import Finding, FloatArray, Severity
-from zarrpipe.reporting.findings.finding import count_text, finding, places_of
+from zarrpipe.formats.read.plausibility import doubts
+from zarrpipe.reporting.contents import Finding, Severity
+from zarrpipe.reporting.findings.finding import WAY_OUT, count_text, finding, places_of
+from zarrpipe.reporting.findings.forces import force_unit_findings, forces_too
+from zarrpipe.reporting.findings.stresses import few_stresses, is_compressed, pressure_sign
 from zarrpipe.reporting.values.energies import spread_about
 from zarrpipe.reporting.values.measured import Measured
 from zarrpipe.store.query.derived import BoolArray
 from zarrpipe.training.statistics import sample_blocks
 from zarrpipe.transforms.units import parse
 
-_STRESS_UNITS = ("GPa", "kbar", "bar")
 _ENERGY_UNITS = ("kcal/mol", "Hartree", "Rydberg", "kJ/mol")
 _LABELS = ("energy", "forces", "stress", "virial", "cell")
 _SECTIONS = {"energy": "energies", "forces": "forces", "cell": "volume"}
@@ -30,26 +31,26 @@ _FAR, _NEAR = 12.0, 8.0
 """Deviations, in spreads, of an energy that is far off, and of one that is among the others."""
 _LEAST_OFF = 0.3
 """Energy per atom, eV, by which an energy in another unit is off at least."""
-_RISING, _SURE = 0.6, 3.0
-"""Correlation of pressure and volume that a stress has with the wrong sign at least, and standard
-deviations by which its Fisher transform is above that of chance."""
-_WAY_OUT = (
-    "import these samples again with their unit (units=, --units), or delete them and write them "
-    "converted"
-)
 
 
-def unit_findings(one: Measured, broken: BoolArray) -> Iterator[Finding]:
-    """Findings about units and signs; `broken` [K] are samples whose geometry has blown up."""
+def unit_findings(
+    one: Measured, broken: BoolArray, energies: Mapping[int, str], forces: Mapping[int, str]
+) -> Iterator[Finding]:
+    """Findings about units and signs; `broken` [K] are samples whose geometry has blown up.
+
+    `energies` and `forces` are the places of the samples with labels in another unit, and it.
+    """
     judged = places_of(~broken)
     every = _doubts(one, judged)
     for label, text in every.items():
         yield _of_all(one, label, text)
     few = []
     if "stress" not in every:
-        few = [*_few_stresses(one, broken), *_pressure_sign(one, broken)]
+        few = [*few_stresses(one, broken), *pressure_sign(one, broken)]
     yield from few
-    yield from _few_energies(one, broken)
+    yield from _few_energies(one, energies, forces)
+    if "forces" not in every:
+        yield from force_unit_findings(one, forces, energies)
     yield from _of_groups(one, broken, {*every, *(["stress"] if few else [])})
 
 
@@ -57,11 +58,13 @@ def _of_all(one: Measured, label: str, text: str) -> Finding:
     """A doubt about a label of all samples."""
     said, _, way_out = text.rpartition("give ")
     has = places_of(one.values.present[label])
+    meant = label == "stress" and "sign" not in text and is_compressed(one)
     return finding(
         one,
-        Severity.ERROR,
+        Severity.WARNING if meant else Severity.ERROR,
         f"{label} of all samples may be in another unit or sign",
-        said.rstrip(" :;,"),
+        said.rstrip(" :;,")
+        + (", or are meant: atoms are as near as at high pressure" if meant else ""),
         f"import the files again and give {way_out}, or convert with transforms.ConvertUnits",
         places=has,
         section=_SECTIONS.get(label, "stress"),
@@ -82,92 +85,24 @@ def _doubts(one: Measured, places: Int64Array) -> dict[str, str]:
     return doubts(batches) if batches else {}
 
 
-def _few_stresses(one: Measured, broken: BoolArray) -> Iterator[Finding]:
-    """Stresses that are too large, of samples whose forces are not."""
-    values = one.values
-    limits = stress_limits(values.atoms_per_volume)
-    off = (values.stress > limits) & ~broken
-    usual = values.stress[np.isfinite(values.stress) & ~off & ~broken & (values.stress > 0)]
-    places = places_of(off)
-    if not len(places) or not len(usual):
-        return
-    size, typical = float(np.median(values.stress[places])), float(np.median(usual))
-    factors = {name: 1 / parse(name).value for name in _STRESS_UNITS}
-    unit = min(factors, key=lambda name: abs(np.log10(size / factors[name] / typical)))
-    near = abs(np.log10(size / factors[unit] / typical)) < 1.0
-    looks = f"they look like {unit}" if near else "their unit is not clear"
-    order = places[np.argsort(-values.stress[places])]
-    yield finding(
-        one,
-        Severity.ERROR,
-        f"Stress of {count_text(len(places))} is in another unit, likely {unit}"
-        if near
-        else f"Stress of {count_text(len(places))} is too large",
-        f"Their largest components are typically {size:.3g} eV/Angstrom^3 ({size * 160.2:.3g} "
-        f"GPa), those of the others {typical:.3g}: {looks}",
-        _WAY_OUT,
-        places=order,
-        section="stress",
-    )
-
-
-def stress_limits(atoms_per_volume: FloatArray) -> FloatArray:
-    """Largest plausible stress [K] at a density, eV/Angstrom^3."""
-    density = np.nan_to_num(atoms_per_volume, nan=0.0, posinf=0.0)
-    limits: FloatArray = LARGEST_STRESS * np.maximum(1.0, density / USUAL_DENSITY) ** 2
-    return limits
-
-
-def _pressure_sign(one: Measured, broken: BoolArray) -> Iterator[Finding]:
-    """Whether pressures rise with the volume in most compositions, as with the wrong sign.
-
-    They are multiplied by the volume, as a vacuum above a slab lessens each stress in proportion.
-    """
-    values = one.values
-    volume = 1 / values.atoms_per_volume
-    work = values.pressure * volume
-    good = np.isfinite(work) & ~broken
-    good &= values.stress <= stress_limits(values.atoms_per_volume)
-    found, weights = [], []
-    codes = values.codes[good]
-    _, inverse, counts = np.unique(codes, return_inverse=True, return_counts=True)
-    for group in np.argsort(-counts)[:50]:
-        if counts[group] < 2 * _LEAST_OF_A_GROUP:
-            break
-        here = places_of(good)[inverse.reshape(-1) == group]
-        own = volume[here]
-        if own.std() < 0.01 * own.mean() or work[here].std() == 0:
-            continue
-        found.append(float(np.corrcoef(own, work[here])[0, 1]))
-        weights.append(len(here) - 3)
-    mean = float(np.average(found, weights=weights)) if found else 0.0
-    if mean > _RISING and np.arctanh(min(mean, 0.999)) * np.sqrt(sum(weights)) > _SURE:
-        yield finding(
-            one,
-            Severity.ERROR,
-            "Stress may have the sign of a pressure",
-            "Among samples of one composition those of larger volume have the larger pressure "
-            f"(correlation {mean:.2f}); a stress is positive under tension",
-            "import again with stress_sign='pressure' (--stress-sign pressure)",
-            places=places_of(good),
-            section="stress",
-        )
-
-
-def _few_energies(one: Measured, broken: BoolArray) -> Iterator[Finding]:
+def _few_energies(
+    one: Measured, found: Mapping[int, str], forces: Mapping[int, str]
+) -> Iterator[Finding]:
     """Energies that are far off, and fit after conversion from a unit."""
-    found = energies_in_units(one, broken)
     for unit in sorted({*found.values()}):
         places = np.array([place for place, own in found.items() if own == unit])
         order = places[np.argsort(-np.abs(one.energies.deviation[places]))]
         off = float(np.median(np.abs(one.energies.residual[order])))
+        both = all(at in forces and forces_too(at, forces[at], found) for at in places.tolist())
+        what = "Energy and forces" if both else "Energy"
+        verb = "are" if both else "is"
         yield finding(
             one,
             Severity.ERROR,
-            f"Energy of {count_text(len(places))} is in another unit, likely {unit}",
+            f"{what} of {count_text(len(places))} {verb} in another unit, likely {unit}",
             f"They are typically {off:.3g} eV an atom from the energies that the composition "
             f"suggests, and fit when they are taken as {unit}{_forces_too(one, order, unit)}",
-            _WAY_OUT,
+            WAY_OUT,
             places=order,
             section="energies",
         )

@@ -8,7 +8,15 @@ import numpy as np
 from zarrpipe.data.tables import Table
 from zarrpipe.dataset.store_info import number_text
 from zarrpipe.reporting.contents import Figure, Kind, Section, Series
-from zarrpipe.reporting.sections.plots import MOST_BARS, bars, histogram, names_of, summary, there
+from zarrpipe.reporting.sections.plots import (
+    MOST_BARS,
+    bars,
+    histogram,
+    legend,
+    names_of,
+    summary,
+    there,
+)
 from zarrpipe.reporting.values.measured import Group, Measured, counts_of
 from zarrpipe.store.query.elements import SYMBOLS, formulas
 
@@ -41,7 +49,7 @@ def elements(sides: Sequence[Measured]) -> Section:
             Kind.ELEMENTS,
             tuple(
                 Series(label, _by_element(one, what)[known].astype(np.float64), labels=symbols)
-                for label, one in zip(names_of(sides, what), sides, strict=True)
+                for label, one in zip(legend(sides, what), sides, strict=True)
             ),
             y_label=what,
             log_y=True,
@@ -122,7 +130,7 @@ def groups(sides: Sequence[Measured]) -> Section | None:
 def growth(sides: Sequence[Measured]) -> Figure:
     """Samples until each round."""
     series = []
-    for label, one in zip(names_of(sides), sides, strict=True):
+    for label, one in zip(legend(sides), sides, strict=True):
         counts = _counts(one, "round")
         rounds = np.array([int(text) for text in counts], dtype=np.float64)
         series.append(Series(label, np.cumsum([*counts.values()]).astype(np.float64), rounds))

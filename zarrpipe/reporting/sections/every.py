@@ -25,18 +25,19 @@ def facts_of(sides: Sequence[Measured]) -> Mapping[str, Any]:
 
 
 def _facts(one: Measured) -> dict[str, Any]:
-    values, sizes = one.values, [facts.bytes_stored for facts in one.infos]
-    known = [size for size in sizes if size is not None]
+    values = one.values
     facts: dict[str, Any] = {
         "samples": len(one),
         "atoms": int(one.dataset.num_atoms.sum()),
         "elements": [SYMBOLS[z] for z in np.flatnonzero(values.of_element)],
         "compositions": len(np.unique(values.codes)),
-        "labels read of": len(values),
-        "distances searched of": len(one.distances.chosen),
-        "deleted": sum(facts.deleted for facts in one.infos),
-        "bytes": sum(known) if len(known) == len(sizes) else None,
     }
+    if not values.complete:
+        facts["labels read of"] = len(values)
+    if len(one.distances.chosen) < len(one):
+        facts["distances searched of"] = len(one.distances.chosen)
+    if deleted := sum(facts.deleted for facts in one.infos):
+        facts["deleted"] = deleted
     for name in ("energy", "forces", "stress"):
         if name in values.present:
             facts[f"with {name}"] = int(values.present[name].sum())

@@ -1,6 +1,5 @@
 """Sections on volumes, distances and the structure-property map."""
 
-import itertools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -8,14 +7,14 @@ import numpy as np
 from zarrpipe.data.tables import Table
 from zarrpipe.dataset.store_info import number_text
 from zarrpipe.reporting.contents import Figure, FloatArray, Kind, Section, Series
-from zarrpipe.reporting.sections.plots import histogram, names_of, summary, there
+from zarrpipe.reporting.sections.plots import histogram, legend, names_of, summary, there
 from zarrpipe.reporting.values.distances import CUTOFF, RADII
 from zarrpipe.reporting.values.measured import Measured
 from zarrpipe.reporting.values.structure_map import StructureMap
 from zarrpipe.store.query.derived import BoolArray
 from zarrpipe.store.query.elements import SYMBOLS
 
-_PAIRS, _MOST_KINDS, _PARTS = 30, 8, 5
+_PAIRS, _MOST_KINDS = 30, 8
 
 
 def volume(sides: Sequence[Measured]) -> Section | None:
@@ -110,15 +109,18 @@ def structure_map(sides: Sequence[Measured], mapped: StructureMap | None) -> Sec
     )
     series = []
     for label, one, places, points in zip(
-        names_of(sides, ""), sides, mapped.places, mapped.points, strict=True
+        legend(sides, ""), sides, mapped.places, mapped.points, strict=True
     ):
         parts = [(label, np.ones(len(places), dtype=bool))] if label else _kinds(one, places)
+        energy: FloatArray = (one.energies.residual - one.energies.median)[places]
+        shaded = len(parts) == 1 and not label and bool(np.isfinite(energy).any())
         series += [
             Series(
                 name,
                 points[here, 1],
                 points[here, 0],
                 samples=np.array(one.samples(places[here]), dtype=np.int64),
+                shades=energy[here] if shaded else np.empty(0),
             )
             for name, here in parts
             if here.any()
@@ -130,26 +132,17 @@ def structure_map(sides: Sequence[Measured], mapped: StructureMap | None) -> Sec
         tuple(series),
         f"component 1 ({first:.0%})",
         f"component 2 ({second:.0%})",
+        shade_label="energy off (eV/atom)",
     )
     return Section("map", "Structure-property map", text, (), (figure,))
 
 
 def _kinds(one: Measured, places: np.ndarray) -> list[tuple[str, BoolArray]]:
-    """Points by the strings of a field that has a few, or else by energy in five equal parts."""
+    """Points by the strings of a field that has a few, or else all of them."""
     for group in sorted(one.groups, key=lambda group: group.name == "round"):
         codes = group.codes[places]
         used = np.unique(codes[codes >= 0])
         if 2 <= len(used) <= _MOST_KINDS:
             parts = [(f"{group.name} {group.text(code)}", codes == code) for code in used]
             return [*parts, (f"no {group.name}", codes < 0)]
-    energy: FloatArray = (one.energies.residual - one.energies.median)[places]
-    known = np.isfinite(energy)
-    if not known.any():
-        return [("samples", ~known)]
-    bounds = np.quantile(energy[known], np.linspace(0, 1, _PARTS + 1))
-    part = np.searchsorted(bounds[1:-1], energy, side="right")
-    texts = [
-        f"{low:+.3g} to {high:+.3g} eV/atom" for low, high in itertools.pairwise(bounds.tolist())
-    ]
-    parts = [(text, known & (part == place)) for place, text in enumerate(texts)]
-    return [*parts, ("no energy", ~known)]
+    return [("samples", np.ones(len(places), dtype=bool))]

@@ -7,7 +7,7 @@ import numpy as np
 from zarrpipe.data.tables import Table
 from zarrpipe.dataset.store_info import number_text
 from zarrpipe.reporting.contents import Figure, FloatArray, Kind, Section, Series
-from zarrpipe.reporting.sections.plots import histogram, names_of, summary, there
+from zarrpipe.reporting.sections.plots import histogram, legend, names_of, summary, there
 from zarrpipe.reporting.values.measured import Measured
 from zarrpipe.reporting.values.scan import FORCE_EDGES
 from zarrpipe.store.query.elements import SYMBOLS
@@ -112,10 +112,11 @@ def forces(sides: Sequence[Measured]) -> Section | None:
     if not len(used):
         return None
     here = slice(int(used[0]), int(used[-1]) + 1)
+    several = len(sides) > 1
     edges = FORCE_EDGES[here.start : here.stop + 1]
     series = [
-        Series(label, one[:, 1:-1].sum(axis=0)[here].astype(np.float64), edges)
-        for label, one in zip(names_of(sides, "all elements"), counts, strict=True)
+        Series(label, one[:, 1:-1].sum(axis=0)[here] / (one.sum() or 1 if several else 1), edges)
+        for label, one in zip(legend(sides, "all elements"), counts, strict=True)
     ]
     if len(sides) == 1:
         order = np.argsort(-counts[0].sum(axis=1), kind="stable")[:_ELEMENTS]
@@ -134,9 +135,9 @@ def forces(sides: Sequence[Measured]) -> Section | None:
             Kind.HISTOGRAM,
             tuple(series),
             "force (eV/Angstrom)",
-            "atoms",
+            "share of atoms" if several else "atoms",
             log_x=True,
-            log_y=True,
+            log_y=not several,
             note=note.lstrip("; "),
         ),
         histogram(

@@ -13,6 +13,11 @@ BINS, MOST_BARS = 60, 30
 _TAIL = 0.5
 """Per cent of the values at each end that a histogram may leave out if they are far away."""
 _FAR = 10.0
+_SAME = 1e-5
+"""Relative difference of values that are shown as one."""
+_ZERO, _MANY = 1e-9, 20
+"""Part of the largest value that is shown as zero, and counts that need a logarithmic axis."""
+_LONGEST = 24
 
 ValuesOf = Callable[[Measured], FloatArray]
 
@@ -20,6 +25,14 @@ ValuesOf = Callable[[Measured], FloatArray]
 def names_of(sides: Sequence[Measured], alone: str = "samples") -> tuple[str, ...]:
     """Name of each series: A and B, or what is counted where there is one data set."""
     return (alone,) if len(sides) == 1 else ("A", "B")
+
+
+def legend(sides: Sequence[Measured], alone: str = "samples") -> tuple[str, ...]:
+    """As `names_of`, with the name of each of two stores."""
+    if len(sides) == 1:
+        return (alone,)
+    names = [one.place.rstrip("/").rpartition("/")[2][:_LONGEST] for one in sides]
+    return tuple(f"{letter}: {name}" for letter, name in zip("AB", names, strict=True))
 
 
 def histogram(
@@ -38,25 +51,45 @@ def histogram(
     if not len(every):
         return None
     low, high = _range(every)
-    edges = np.linspace(low, high, BINS + 1)
-    outside = every[(every < low) | (every > high)]
+    if log_x and high - low < 1:  # less than a decade
+        return histogram(sides, name, title, values_of, x_label, y_label=y_label)
+    edges = _edges(every, low, high)
+    outside = every[(every < edges[0]) | (every > edges[-1])]
     note = (
         f"{len(outside):,} values are outside: from {_text(outside.min(), log_x=log_x)} to "
         f"{_text(outside.max(), log_x=log_x)}"
         if len(outside)
         else ""
     )
+    several = len(sides) > 1
     series = tuple(
-        Series(
-            label,
-            np.histogram(part, edges)[0].astype(np.float64),
-            10**edges if log_x else edges,
-        )
-        for label, part in zip(names_of(sides, y_label), parts, strict=True)
+        Series(label, _counts(part, edges, share=several), 10**edges if log_x else edges)
+        for label, part in zip(legend(sides, y_label), parts, strict=True)
     )
+    y_label = f"share of {y_label}" if several else y_label
     return Figure(
-        name, title, Kind.HISTOGRAM, series, x_label, y_label, log_x=log_x, log_y=True, note=note
+        *(name, title, Kind.HISTOGRAM, series, x_label, y_label),
+        log_x=log_x,
+        log_y=not several and max(one.y.max() for one in series) >= _MANY,
+        note=note,
     )
+
+
+def _edges(values: FloatArray, low: float, high: float) -> FloatArray:
+    """Edges of the bins: twice the value where there is one, and around integers."""
+    if high - low <= _SAME * max(abs(low), abs(high)):
+        return np.full(2, float(np.median(values)))
+    if high - low <= BINS and np.array_equal(values, np.round(values)):
+        return np.arange(np.floor(low), np.ceil(high) + 2) - 0.5
+    return np.linspace(low, high, BINS + 1)
+
+
+def _counts(values: FloatArray, edges: FloatArray, *, share: bool) -> FloatArray:
+    """Values in each bin, or the share of them."""
+    same = edges[0] == edges[-1]
+    found = np.array([len(values)]) if same else np.histogram(values, edges)[0]
+    counts: FloatArray = found / max(1, len(values)) if share else found.astype(np.float64)
+    return counts
 
 
 def _usable(values: FloatArray, *, log_x: bool) -> FloatArray:
@@ -75,9 +108,6 @@ def _range(values: FloatArray) -> tuple[float, float]:
     width = max(float(last - first), 1e-6 * max(abs(first), abs(last), 1e-6))
     low = low if first - low < _FAR * width else float(first - width)
     high = high if high - last < _FAR * width else float(last + width)
-    if high - low <= 0:
-        room = max(abs(low), 1.0) * 1e-3
-        low, high = low - room, high + room
     return low, high
 
 
@@ -104,9 +134,15 @@ def bars(
     largest = {*sorted(totals, key=lambda label: -totals[label])[:MOST_BARS]}
     shown = tuple(label for label in totals if label in largest)
     series = tuple(
-        Series(label, np.array([float(table.get(one, 0)) for one in shown]), labels=shown)
-        for label, table in zip(names_of(sides, y_label), tables, strict=True)
+        Series(
+            label,
+            np.array([float(table.get(one, 0)) for one in shown])
+            / (max(1, len(side.values)) if len(sides) > 1 else 1),
+            labels=shown,
+        )
+        for label, table, side in zip(legend(sides, y_label), tables, sides, strict=True)
     )
+    y_label = f"share of {y_label}" if len(sides) > 1 else y_label
     left = len(totals) - len(shown)
     note = f"the {len(shown)} largest; {left:,} more are not shown" if left else ""
     return Figure(name, title, Kind.BARS, series, y_label=y_label, note=note)
@@ -127,7 +163,8 @@ def summary(
             values = values_of(one)
             finite = values[np.isfinite(values)]
             if len(finite):
-                numbers = finite.min(), np.median(finite), finite.max()
+                numbers = np.array([finite.min(), np.median(finite), finite.max()])
+                numbers[np.abs(numbers) < _ZERO * np.abs(numbers).max()] = 0.0
                 side = [label] if len(sides) > 1 else []
                 cells.append((what, *side, *map(number_text, numbers), f"{len(finite):,}"))
     side = ["store"] if len(sides) > 1 else []

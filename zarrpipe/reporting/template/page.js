@@ -143,7 +143,7 @@
     next.querySelector("button").focus();
     choose(Number(next.dataset.place));
   });
-  for (const button of document.querySelectorAll(".finding button.sample")) {
+  for (const button of document.querySelectorAll(".finding button.sample, .tables button.sample")) {
     button.addEventListener("click", () => {
       const row = rows.find((one) => one.dataset.sample === button.dataset.sample);
       document.getElementById("structures").scrollIntoView();

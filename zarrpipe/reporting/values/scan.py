@@ -9,14 +9,16 @@ from zarrpipe.data.batch import Batch
 from zarrpipe.data.csr import Int64Array
 from zarrpipe.data.fields import REQUIRED_FIELDS
 from zarrpipe.data.ids import UInt64Array
+from zarrpipe.data.levels import Level
+from zarrpipe.data.schema import Field
 from zarrpipe.dataset.zarr_dataset import ZarrDataset
 from zarrpipe.reporting.contents import FloatArray
 from zarrpipe.store.query.derived import BoolArray
 from zarrpipe.store.query.elements import MASSES, SYMBOLS, as_elements, composition_codes
 from zarrpipe.training.statistics import sample_blocks
 
-MOST_ATOMS = 1 << 26
-"""Atoms that are read; of stores with more, evenly spread runs of samples."""
+MOST_ATOMS, MOST_SAMPLES = 1 << 26, 2_000_000
+"""Atoms and samples that are read; of stores with more, evenly spread runs of samples."""
 _RUNS, _KEPT_BLOCKS = 256, 16
 
 FORCE_EDGES = np.logspace(-4, 5, 91)
@@ -26,17 +28,33 @@ GRAMS_PER_CUBIC_CENTIMETRE = 1.66053906892
 """One amu in a cubic Angstrom."""
 
 _FIELDS = ("forces", "energy", "stress", "cell", "pbc")
+WIDE = 16
+"""Numbers for each atom, from which a field is not searched for NaN."""
+
+
+def floats_to_check(schema: Mapping[str, Field], *, wide: bool = False) -> list[str]:
+    """Fields of floats whose only check is that they are finite; `wide`: those left out of it."""
+    return [
+        name
+        for name, item in schema.items()
+        if name not in (*REQUIRED_FIELDS, *_FIELDS)
+        and item.level in (Level.SYSTEM, Level.ATOM)
+        and item.categories is None
+        and item.dtype.kind not in "iub"
+        and (item.level is Level.ATOM and int(np.prod(item.shape)) >= WIDE) is wide
+    ]
 
 
 @dataclass(frozen=True)
 class SampleValues:
     """Quantities of K samples, [K] each; NaN where a sample lacks one.
 
-    `stress` is its largest component and `principal` [K, 3] its eigenvalues, eV/Angstrom^3. `mass`
-    is in amu, `span` the largest extent of the positions along an axis, Angstrom. `rows` are
-    places in the dataset, `present` which samples have a field, and `not_finite` which have it
-    with NaN or infinity in it. `force_counts` [119, bins] counts force norms by element between
-    `FORCE_EDGES`, `with_element` [119] samples and `of_element` [119] atoms.
+    `rms_norm` is the root mean square of the norms of the forces, eV/Angstrom, `stress` its largest
+    component and `principal` [K, 3] its eigenvalues, eV/Angstrom^3. `mass` is in amu, `span` the
+    largest extent of the positions along an axis, Angstrom. `rows` are places in the dataset,
+    `present` which samples have a field, and `not_finite` which have it with NaN or infinity in it.
+    `force_counts` [119, bins] counts force norms by element between `FORCE_EDGES`, `with_element`
+    [119] samples and `of_element` [119] atoms.
     """
 
     rows: Int64Array
@@ -45,6 +63,7 @@ class SampleValues:
     ids: UInt64Array
     energy: FloatArray
     max_force: FloatArray
+    rms_norm: FloatArray
     stress: FloatArray
     pressure: FloatArray
     principal: FloatArray
@@ -73,6 +92,12 @@ class SampleValues:
         return self.energy / self.atoms
 
     @property
+    def rms_force(self) -> FloatArray:
+        """Root mean square of the components of the forces [K], eV/Angstrom."""
+        size: FloatArray = self.rms_norm / np.sqrt(3.0)
+        return size
+
+    @property
     def atoms_per_volume(self) -> FloatArray:
         """Number density [K] of periodic samples, atoms for each Angstrom^3."""
         volume = np.where(self.periodic & (self.volume > 0), self.volume, np.nan)
@@ -85,10 +110,12 @@ class SampleValues:
         return self.mass / self.atoms * self.atoms_per_volume * GRAMS_PER_CUBIC_CENTIMETRE
 
 
-def scan(dataset: ZarrDataset, seed: int, most_atoms: int = MOST_ATOMS) -> SampleValues:
+def scan(
+    dataset: ZarrDataset, seed: int, most_atoms: int = MOST_ATOMS, most: int = MOST_SAMPLES
+) -> SampleValues:
     """Read the samples block by block, or evenly spread runs of them if there are too many."""
     num_atoms = dataset.num_atoms
-    rows = scanned_rows(num_atoms, most_atoms, seed)
+    rows = scanned_rows(num_atoms, most_atoms, seed, most)
     reader = _Scan(dataset, rows, num_atoms[rows])
     for place, here in enumerate(sample_blocks(reader.atoms)):
         reader.add(slice(int(here[0]), int(here[-1]) + 1))
@@ -101,15 +128,18 @@ def scan(dataset: ZarrDataset, seed: int, most_atoms: int = MOST_ATOMS) -> Sampl
 def _drop_pages(dataset: ZarrDataset) -> None:
     """Release the memory of mapped rows, each of which is read once."""
     for view in dataset._stores.views:
-        view.drop_pages([name for name in (*REQUIRED_FIELDS, *_FIELDS) if name in view.schema])
+        own = floats_to_check(view.schema)
+        view.drop_pages([n for n in (*REQUIRED_FIELDS, *_FIELDS, *own) if n in view.schema])
 
 
-def scanned_rows(num_atoms: Int64Array, most_atoms: int, seed: int) -> Int64Array:
+def scanned_rows(
+    num_atoms: Int64Array, most_atoms: int, seed: int, most: int = MOST_SAMPLES
+) -> Int64Array:
     """All samples, or equally long runs of them at random places in equal parts of the store."""
     count, total = len(num_atoms), int(num_atoms.sum())
-    if total <= most_atoms:
+    if total <= most_atoms and count <= most:
         return np.arange(count)
-    wanted = max(1, int(most_atoms / total * count))
+    wanted = max(1, min(most, int(most_atoms / total * count)))
     runs = min(_RUNS, wanted)
     bounds = np.linspace(0, count, runs + 1).astype(np.int64)
     length = wanted // runs
@@ -128,6 +158,13 @@ def spread_rows(count: int, most: int, rng: np.random.Generator) -> Int64Array:
     return np.unique(np.minimum(places, count - 1))
 
 
+def _finite(batch: Batch, name: str, *, at_atoms: bool) -> BoolArray:
+    """Which systems [B] have only finite values of a field."""
+    values = batch.fields[name]
+    finite: BoolArray = values.isfinite().reshape(len(values), -1).all(dim=1).numpy()
+    return np.logical_and.reduceat(finite, batch.batch_ptr.numpy()[:-1]) if at_atoms else finite
+
+
 class _Scan:
     """Arrays of samples that are filled block by block."""
 
@@ -137,8 +174,10 @@ class _Scan:
         self._fields = [name for name in _FIELDS if name in schema]
         self._present = {name: dataset.present(name, rows) for name in schema}
         labels = [name for name in self._fields if name not in ("cell", "pbc")]
-        self._bad = {name: np.zeros(len(rows), dtype=bool) for name in ("positions", *labels)}
-        names = ("energy", "max_force", "stress", "pressure", "mass", "volume", "span")
+        self._others = floats_to_check(schema)
+        checked = ("positions", *labels, *self._others)
+        self._bad = {name: np.zeros(len(rows), dtype=bool) for name in checked}
+        names = ("energy", "max_force", "rms_norm", "stress", "pressure", "mass", "volume", "span")
         self._numbers = {name: np.full(len(rows), np.nan) for name in names}
         self._principal = np.full((len(rows), 3 if "stress" in self._fields else 0), np.nan)
         self._codes = np.zeros(len(rows), dtype=np.uint64)
@@ -167,7 +206,7 @@ class _Scan:
 
     def add(self, here: slice) -> None:
         """Read a range of the samples."""
-        batch = self._dataset.gather(self.rows[here], self._fields)
+        batch = self._dataset.gather(self.rows[here], [*self._fields, *self._others])
         with np.errstate(all="ignore"):  # of labels that are NaN or overflow
             self._add_atoms(here, batch)
             for name, add in (
@@ -178,6 +217,10 @@ class _Scan:
             ):
                 if name in batch:
                     add(here, batch, self._present[name][here])
+        for name in self._others:
+            at_atoms = self._dataset.schema[name].level is Level.ATOM
+            finite = _finite(batch, name, at_atoms=at_atoms)
+            self._bad[name][here] = self._present[name][here] & ~finite
 
     def _add_atoms(self, here: slice, batch: Batch) -> None:
         starts, kinds = batch.batch_ptr.numpy(), len(SYMBOLS)
@@ -201,6 +244,8 @@ class _Scan:
         norms = np.sqrt(np.einsum("ij,ij->i", forces, forces, dtype=np.float64))
         largest = np.maximum.reduceat(norms, starts[:-1])
         self._numbers["max_force"][here] = np.where(has, largest, np.nan)
+        squares = np.add.reduceat(norms**2, starts[:-1]) / np.diff(starts)
+        self._numbers["rms_norm"][here] = np.where(has, np.sqrt(squares), np.nan)
         self._bad["forces"][here] = has & ~np.isfinite(largest)
         kept = np.repeat(has, np.diff(starts)) & np.isfinite(norms)
         numbers = as_elements(batch.atomic_numbers.numpy())[kept]
