@@ -68,7 +68,7 @@ def test_one_part_that_fails_fails_all(monkeypatch, tmp_path, capsys, failure, c
     assert json.loads(out.read_text().splitlines()[0])["facts"]["device"] == "cpu"
     said = capsys.readouterr().out
     assert ("**wait** ended with exit code 1" in said) is bool(code)
-    assert f"torch {torch.__version__}" in said
+    assert f"torch {torch.__version__.partition('+')[0]}" in said
 
 
 def test_all_parts_together_stay_under_eight_minutes():

@@ -47,7 +47,8 @@ def test_options(tmp_path):
     stress = 'stress="10 0 0 0 20 0 0 0 30" energy=-1.0 REF_energy=-2.0 time=5.0 junk=1'
     path.write_text(frame(f'{stress} Lattice="9 0 0 0 9 0 0 0 9"') * 2)
     options = ["--energy", "REF_energy", "--label", "model=energy", "--ignore", "junk"]
-    options += ["--units", "stress=GPa", "--units", "time=fs", "--stress-sign", "pressure", "--source-fields"]
+    options += ["--units", "stress=GPa", "--units", "time=fs", "--stress-sign", "pressure"]
+    options += ["--source-fields"]
     assert main(["import", *options, str(path), str(store)]) == 0
     dataset = zp.ZarrDataset(store)
     sample = dataset[1]

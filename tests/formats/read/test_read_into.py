@@ -483,7 +483,7 @@ def test_units_of_own_fields_are_kept_with_the_store(write):
         zp.read_into({}, write(water("energy=-1.0 time=5.0")), labels={"time": "clock"})
     with pytest.raises(ArgumentError, match="stress_sign='down', expected one of tension, press"):
         zp.read_into({}, write(water("energy=-1.0")), stress_sign="down")
-    with pytest.raises(ArgumentError, match="no key of the sources is a stress, and a virial keeps"):
+    with pytest.raises(ArgumentError, match="no key of the sources is a stress, and a virial"):
         zp.read_into({}, write(water(f"virial='1 0 0 0 1 0 0 0 1' {CELL}")), stress_sign="pressure")
 
 
