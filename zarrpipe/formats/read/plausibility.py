@@ -204,8 +204,10 @@ def _virial_stresses(batch: Batch) -> FloatArray | None:
 
 
 def _volumes(batch: Batch) -> FloatArray:
-    """Volume [B] of each cell, Angstrom^3."""
-    with np.errstate(invalid="ignore"):  # of systems without a cell
+    """Volume [B] of each cell, Angstrom^3; 0 without one."""
+    if "cell" not in batch.fields:
+        return np.zeros(batch.num_graphs)
+    with np.errstate(invalid="ignore"):  # of systems that lack theirs
         volumes: FloatArray = np.abs(np.linalg.det(batch.cell.numpy().astype(np.float64)))
     return volumes
 
