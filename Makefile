@@ -64,7 +64,7 @@ gpu: ## on a CUDA device, in at most 8 minutes: tests, transfers and gathers bes
 reliability: .venv/.ready ## a night of it: kills, faults, full disks, damaged stores, readers beside writers
 	$(BIN)/python -m reliability all --out runs/reliability/reliability.jsonl
 
-test: .venv/.ready ## every promise of docs/promises.md, in about 10 minutes
+test: .venv/.ready ## every promise of docs/promises.md, in some 12 minutes
 	$(PYTEST) -m "not slow"
 
 docs: .venv/.ready ## the site, in build/docs; a warning, such as a link that leads nowhere, is an error
@@ -73,7 +73,7 @@ docs: .venv/.ready ## the site, in build/docs; a warning, such as a link that le
 links: .venv/.ready ## links of the site to other sites; needs the internet
 	$(SPHINX) --builder linkcheck docs build/links
 
-check: .venv/.ready ## format, lint, types, all tests with branch coverage and the site, in about 15 minutes
+check: .venv/.ready ## format, lint, types, all tests with branch coverage and the site, in some 20 minutes
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
