@@ -11,7 +11,7 @@ import zarr
 from zarr.storage import MemoryStore
 
 from zarrpipe.compat import memory_content
-from zarrpipe.data.csr import AnyArray, Int64Array
+from zarrpipe.data.csr import AnyArray
 from zarrpipe.data.levels import Level
 from zarrpipe.data.schema import Field
 from zarrpipe.dataset.label_ranges import label_ranges, spread_of
@@ -20,12 +20,8 @@ from zarrpipe.store.backend.location import Root, StoreLike
 from zarrpipe.store.backend.lock import holder_of
 from zarrpipe.store.check.stray_files import holder_lives
 from zarrpipe.store.format.layout import ATOMS_PTR, find_arrays, is_plain
-from zarrpipe.store.query.columns import StoreColumns
-from zarrpipe.store.query.elements import SYMBOLS, as_elements
 from zarrpipe.store.read.view import StoreView
-from zarrpipe.store.statistics.stored_sums import valid_sums
-
-_BLOCK = 1 << 16
+from zarrpipe.store.summary import element_counts
 
 
 def info(store: StoreLike) -> StoreInfo:
@@ -102,7 +98,7 @@ class _Examined:
                 self._field(item, arrays[item.path], sizes) for item in self._view.schema.values()
             ),
             levels={str(one): str(one.kind) for one in self._view.schema.own_levels},
-            elements=self._elements(),
+            elements=dict(element_counts(self._view)[0].most_common()),
             atoms_per_sample=spread_of(self._num_atoms, "", self._count, self._count),
             edges_per_sample=spread_of(edges, "", self._count, self._count),
             labels=label_ranges(self._view),
@@ -125,26 +121,6 @@ class _Examined:
             return FieldInfo(*facts, bytes_stored=held)
         shard = array.shards[0] if array.shards else 0
         return FieldInfo(*facts, array.chunks[0], shard, _codec(array), held)
-
-    def _elements(self) -> dict[str, int]:
-        """Atoms by symbol: of the kept sums, and counted in the samples that these lack."""
-        stored, counts = valid_sums(self._snapshot), np.zeros(len(SYMBOLS), dtype=np.int64)
-        known = 0
-        if stored is not None:
-            known = stored.samples
-            counts[stored.sums.elements] += stored.sums.counts.sum(0).astype(np.int64)
-        for columns in self._blocks(np.arange(known, self._count)):
-            for _, batch in columns.batches():
-                numbers = as_elements(batch.fields["atomic_numbers"].numpy())
-                counts += np.bincount(numbers, minlength=len(SYMBOLS))
-        order = np.argsort(-counts, kind="stable")
-        return {SYMBOLS[number]: int(counts[number]) for number in order if counts[number]}
-
-    def _blocks(self, samples: Int64Array) -> Iterator[StoreColumns]:
-        """Columns of samples in blocks."""
-        for start in range(0, len(samples), _BLOCK):
-            block = samples[start : start + _BLOCK]
-            yield StoreColumns(self._view, block, self._view.schema)
 
     def _repeated(self) -> int | None:
         """Samples with the id of an earlier one."""

@@ -2,7 +2,6 @@
 
 import base64
 import hashlib
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from zarrpipe.data.tables import Table
+from zarrpipe.formats.write.target import new_target
 from zarrpipe.libraries import require
 from zarrpipe.reporting.contents import Finding, Report, Severity, Structures
 from zarrpipe.reporting.figures import svg
@@ -78,13 +78,8 @@ def write_page(report: Report, path: str | Path) -> Path:
     if target.exists() and not target.is_file():  # a pipe or a device
         target.write_text(text, encoding="utf-8")
         return target
-    real = target.resolve()  # a link stays one
-    unfinished = real.with_name(f".{real.name}.{os.getpid()}.tmp")
-    try:
+    with new_target(target.resolve(), (), overwrite=True) as unfinished:  # a link stays one
         unfinished.write_text(text, encoding="utf-8")
-        unfinished.replace(real)
-    finally:
-        unfinished.unlink(missing_ok=True)
     return target
 
 

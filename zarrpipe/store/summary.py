@@ -10,30 +10,30 @@ from zarr.storage import LocalStore, MemoryStore
 
 from zarrpipe.data.schema import Field
 from zarrpipe.data.tables import bytes_text, elements_text, html_table
+from zarrpipe.store.query.columns import StoreColumns
 from zarrpipe.store.query.elements import SYMBOLS, as_elements
 from zarrpipe.store.read.view import StoreView
 from zarrpipe.store.statistics.stored_sums import valid_sums
 
-_MOST_COUNTED = 4096
+_MOST_COUNTED, _BLOCK = 4096, 1 << 16
 
 
-def element_counts(view: StoreView) -> tuple[Counter[str], int]:
+def element_counts(view: StoreView, most: int | None = None) -> tuple[Counter[str], int]:
     """Atoms by symbol, and how many of the first samples they are of.
 
-    Counts come from the sums that the store keeps and, in local stores, from up to 4,096 samples
-    after those.
+    Counts come from the sums that the store keeps and from the samples after those, at most `most`.
     """
     stored, counts = valid_sums(view.snapshot), np.zeros(len(SYMBOLS), dtype=np.int64)
     known = 0
     if stored is not None:
         known = stored.samples
         counts[stored.sums.elements] += stored.sums.counts.sum(0).astype(np.int64)
-    near = isinstance(view.snapshot.root.path.store, LocalStore | MemoryStore)
-    end = min(view.num_samples, known + _MOST_COUNTED) if near else known
-    if end > known:
-        batch = view.gather(np.arange(known, end), ())
-        numbers = as_elements(batch["atomic_numbers"].numpy())
-        counts += np.bincount(numbers, minlength=len(SYMBOLS))
+    end = view.num_samples if most is None else min(view.num_samples, known + most)
+    for start in range(known, end, _BLOCK):
+        columns = StoreColumns(view, np.arange(start, min(start + _BLOCK, end)), view.schema)
+        for _, batch in columns.batches():
+            numbers = as_elements(batch.fields["atomic_numbers"].numpy())
+            counts += np.bincount(numbers, minlength=len(SYMBOLS))
     found = Counter({SYMBOLS[z]: int(counts[z]) for z in np.flatnonzero(counts).tolist()})
     return found, max(known, end)
 
@@ -43,7 +43,8 @@ def facts_text(views: Iterable[StoreView]) -> str:
     opened = [*views]
     elements, counted, samples, atoms, held = Counter[str](), 0, 0, 0, 0
     for view in opened:
-        found, of = element_counts(view)
+        near = isinstance(view.snapshot.root.path.store, LocalStore | MemoryStore)
+        found, of = element_counts(view, _MOST_COUNTED if near else 0)
         elements, counted, samples = elements + found, counted + of, samples + view.num_samples
         atoms += int(view.num_atoms.sum())
         directory = view.snapshot.root.directory

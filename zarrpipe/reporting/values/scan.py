@@ -13,7 +13,7 @@ from zarrpipe.data.levels import Level
 from zarrpipe.data.schema import Field
 from zarrpipe.dataset.zarr_dataset import ZarrDataset
 from zarrpipe.reporting.contents import FloatArray
-from zarrpipe.store.query.derived import BoolArray
+from zarrpipe.store.query.derived import GRAMS_PER_CUBIC_CENTIMETRE, BoolArray
 from zarrpipe.store.query.elements import MASSES, SYMBOLS, as_elements, composition_codes
 from zarrpipe.training.statistics import sample_blocks
 
@@ -23,9 +23,6 @@ _RUNS, _KEPT_BLOCKS = 256, 16
 
 FORCE_EDGES = np.logspace(-4, 5, 91)
 """Norms between which forces are counted, eV/Angstrom; smaller ones are in the first bin."""
-
-GRAMS_PER_CUBIC_CENTIMETRE = 1.66053906892
-"""One amu in a cubic Angstrom."""
 
 _FIELDS = ("forces", "energy", "stress", "cell", "pbc")
 WIDE = 16

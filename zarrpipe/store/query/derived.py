@@ -17,7 +17,7 @@ Values = tuple[AnyArray, BoolArray | None]
 """Value of each sample, [K], and which samples have one, [K]; None for all."""
 
 _FLOAT64 = np.dtype("float64")
-_GRAMS_PER_CUBIC_CENTIMETRE = 1.66053906892
+GRAMS_PER_CUBIC_CENTIMETRE = 1.66053906892
 """One amu in a cubic Angstrom."""
 
 
@@ -91,7 +91,7 @@ def _density(rows: SampleRows) -> Values:
     known = (volume > 0) & ~np.isnan(masses)
     density = np.zeros(len(volume))
     np.divide(masses, volume, out=density, where=known)
-    return density * _GRAMS_PER_CUBIC_CENTIMETRE, known
+    return density * GRAMS_PER_CUBIC_CENTIMETRE, known
 
 
 def _formula(rows: SampleRows) -> Values:
