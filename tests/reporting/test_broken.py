@@ -42,6 +42,16 @@ def test_two_atoms_without_opposite_forces_have_blown_up(force):
     assert only(report, "blown up").samples == (90,)
 
 
+def test_close_atoms_are_a_warning_with_their_distance():
+    made = crystals()
+    made[6]["positions"][1] = made[6]["positions"][0] + [1.45, 0.0, 0.0]  # copper: 0.55 of 2.64
+    report = zp.report(written(made))
+    assert found(report, "blown up") == []
+    one = only(report, "close to each other")
+    assert (one.severity.value, one.samples, one.count) == ("warning", (6,), 1)
+    assert "Cu-Cu 1.45 Angstrom (0.55 of the covalent radii)" in one.text
+
+
 def test_the_way_out_leaves_the_frame_out():
     made = crystals()
     made[8]["positions"][1] = made[8]["positions"][0] + [0.05, 0.0, 0.0]
