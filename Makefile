@@ -27,7 +27,7 @@ help:
 
 .venv-oldest/.ready: pyproject.toml constraints-oldest.txt
 	$(PYTHON) -m venv .venv-oldest
-	$(OLDEST)/python -m pip install --quiet --constraint constraints-oldest.txt --editable '.[train,torch-sim,mace,s3]' hypothesis pytest pytest-xdist
+	$(OLDEST)/python -m pip install --quiet --constraint constraints-oldest.txt --editable '.[train,torch-sim,mace,fsspec]' hypothesis pytest pytest-xdist
 	touch $@
 
 .venv-newest/.ready: pyproject.toml
@@ -83,7 +83,7 @@ oldest: .venv-oldest/.ready ## what depends on other libraries, with the oldest 
 	OMP_NUM_THREADS=1 $(OLDEST)/python -m pytest --numprocesses 2 $(OLDEST_TESTS)
 
 newest: .venv-newest/.ready ## all tests with python3.12 and the newest release of everything
-	$(NEWEST)/python -m pip install --quiet --upgrade --upgrade-strategy eager --editable '.[$(EXTRAS),s3]'
+	$(NEWEST)/python -m pip install --quiet --upgrade --upgrade-strategy eager --editable '.[$(EXTRAS),fsspec]'
 	$(NEWEST)/python -m pip list
 	OMP_NUM_THREADS=1 $(NEWEST)/python -m pytest --numprocesses 2 --dist worksteal
 

@@ -118,18 +118,20 @@ class History:
 
     def check(self, steps: list[Step], told: Told, found: Findings) -> str:
         """Compare what is there with what must be; the method that was cut short."""
-        state, pending = self.state, None
+        state, pending, merged = self.state, None, State()
         for step, result in zip(steps, told.ended, strict=False):
+            merged = state if step[0] == "merge" else merged
             if step[0] == "drain" and result is not None:
                 self._compare("what drain gave", state, None, result[0], result[1], found)
             state = state.after(step)
         if told.begun > len(told.ended):
             pending = steps[told.begun - 1]
+            merged = state if pending[0] == "merge" else merged
         where = f"{self.config} store, {pending[0] if pending else 'nothing'} was going on"
         if told.error:
             found.add("stuck", f"{where}: {told.error}; steps {_names(steps)}")
         if self._check_store(where, state, pending, found):
-            self._check_target(where, steps, told, found)
+            self._check_target(where, steps, told, merged, found)
         else:  # from here on a new store, so that one defect is told once
             shutil.rmtree(self.store.parent)
             self.store.parent.mkdir()
@@ -182,8 +184,10 @@ class History:
             found.add(defect[0], f"{where}: {defect[1]}")
         return defect is None
 
-    def _check_target(self, where: str, steps: list[Step], told: Told, found: Findings) -> None:
-        """What a merge left is complete or nothing, and there if the merge came to its end."""
+    def _check_target(
+        self, where: str, steps: list[Step], told: Told, merged: State, found: Findings
+    ) -> None:
+        """What a merge left is twice the `merged` samples or nothing, and there if it ended."""
         ended = [step[0] for step, _ in zip(steps, told.ended, strict=False)]
         if not self.target.exists():
             if "merge" in ended:
@@ -195,8 +199,8 @@ class History:
             found.add("unopened", f"{where}, the merged store: {type(error).__name__}: {error}")
         else:
             numbers = serials(there)
-            half = numbers[: len(numbers) // 2]
-            if not half or half * 2 != numbers or (wrong_values(there, self.state.marks)):
+            expected = list(merged.numbers) * 2
+            if numbers != expected or wrong_values(there, merged.marks):
                 found.add("torn", f"{where}: the merged store has {len(numbers)} samples")
             found.done["merged stores compared"] += 1
         shutil.rmtree(self.target)

@@ -30,7 +30,7 @@ def test_readers_beside_a_writer(tmp_path, seed):
 @pytest.mark.parametrize("party", parties.PARTIES)
 def test_several_writers(tmp_path, seed, party):
     if "without" in party.__name__:
-        pytest.importorskip("fsspec", reason="the extra 's3' is not installed")
+        pytest.importorskip("fsspec", reason="the extra 'fsspec' is not installed")
     found = parties.run(Order(tmp_path, seed, 1, only=party.__name__.strip("_").replace("_", " ")))
     assert found.defects == []
     assert sum(found.done.values()) > 0

@@ -15,7 +15,7 @@ from reliability.report import Findings, Order
 from reliability.scenarios import SCENARIOS, new_hand
 from zarrpipe.store.write.array_writer import ZarrArrayWriter
 
-pytest.importorskip("fsspec", reason="the extra 's3' is not installed")
+pytest.importorskip("fsspec", reason="the extra 'fsspec' is not installed")
 
 
 def test_some_points_of_some_methods(tmp_path, seed, quick):

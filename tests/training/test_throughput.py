@@ -142,7 +142,7 @@ def test_stores_that_are_not_local(store, tmp_path):
     found = measure(memory, num_workers=0, step_ms=1.0, seconds=0.2, repeats=1)
     assert found.notes == ("cold: not measured, since the store is in memory",)
     assert ways(found) == [(WARM, 0, 0.0), (WARM, 0, 1.0)]
-    pytest.importorskip("fsspec", reason="the extra 's3' is not installed")
+    pytest.importorskip("fsspec", reason="the extra 'fsspec' is not installed")
     url = f"memory://{tmp_path.name}/s"
     zp.copy(store, url)
     found = measure(url, num_workers=0, step_ms=1.0, seconds=0.4, repeats=1)

@@ -132,7 +132,7 @@ def twin(store, other) -> None:
 def target(request, tmp_path):
     """A place of each kind."""
     if request.param == "fsspec":
-        pytest.importorskip("fsspec", reason="the extra 's3' is not installed")
+        pytest.importorskip("fsspec", reason="the extra 'fsspec' is not installed")
         return f"memory://{tmp_path.name}/copy"
     return {} if request.param == "dict" else tmp_path / "deep" / "copy"
 
@@ -418,7 +418,7 @@ class TestKilled:
         folder.mkdir()
         target = folder / "copy"
         if kind == "fsspec":
-            pytest.importorskip("fsspec", reason="the extra 's3' is not installed")
+            pytest.importorskip("fsspec", reason="the extra 'fsspec' is not installed")
             target = FsspecStore.from_url(f"local://{folder}/copy", {"auto_mkdir": True})
         command = [sys.executable, "-c", KILLED, str(source), str(folder / "copy"), kind, moment]
         assert subprocess.run(command, check=False, timeout=120).returncode == -signal.SIGKILL
@@ -471,7 +471,7 @@ class TestTarget:
         assert_batches_equal(everything(tmp_path / "held"), rich(range(3)))
 
     def test_a_remote_store_is_not_replaced(self, tmp_path):
-        pytest.importorskip("fsspec", reason="the extra 's3' is not installed")
+        pytest.importorskip("fsspec", reason="the extra 'fsspec' is not installed")
         url = f"memory://{tmp_path.name}/copy"
         store = written(tmp_path / "s", range(5))
         assert copy(store, url, overwrite=True) == 5

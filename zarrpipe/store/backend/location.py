@@ -206,9 +206,9 @@ def _library_of(protocol: str) -> str:
     try:
         from fsspec.registry import known_implementations  # type: ignore[import-untyped]  # noqa: PLC0415  an extra
     except ImportError:
-        return "'zarrpipe[s3]'"
+        return "'zarrpipe[fsspec]'"
     if protocol in ("s3", "s3a"):
-        return "'zarrpipe[s3]'"
+        return "'zarrpipe[fsspec]'"
     known = known_implementations.get(protocol, {}).get("class", protocol)
     return str(known).partition(".")[0]
 
