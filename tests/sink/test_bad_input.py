@@ -350,7 +350,7 @@ class TestPlaces:
         monkeypatch.setattr(fsspec, "url_to_fs", missing)
         monkeypatch.setattr("zarr.storage._fsspec.url_to_fs", missing, raising=False)
         monkeypatch.setattr("fsspec.core.url_to_fs", missing)
-        with refused(MissingLibraryError, ImportError, r"pip install 'zarrpipe\[s3\]'"):
+        with refused(MissingLibraryError, ImportError, r"pip install 'zarrpipe\[fsspec\]'"):
             opened("s3://bucket/store")
         with refused(MissingLibraryError, ImportError, "pip install gcsfs"):
             opened("gs://bucket/store")
