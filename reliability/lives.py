@@ -8,13 +8,13 @@ import ctypes
 import importlib
 import json
 import os
-import select
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -198,7 +198,7 @@ class Lives:
         assert self._host.stdout is not None
         late = None
         while (left := (late or end) - time.monotonic()) > 0 or late:
-            if not select.select([self._host.stdout], [], [], max(left, 0))[0]:
+            if not wait([self._host.stdout], max(left, 0)):
                 if late is not None:
                     late = None
                     yield ["late"]

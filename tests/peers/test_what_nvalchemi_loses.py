@@ -8,12 +8,12 @@ import errno
 import io
 import os
 import random
-import select
 import signal
 from collections import Counter
 from contextlib import suppress
 from functools import partial
 from itertools import count
+from multiprocessing.connection import wait
 from pathlib import Path
 
 import numpy as np
@@ -193,7 +193,7 @@ def _killed_writer(place: Path, appends: int, delay: float) -> int:
     os.close(write_end)
     acknowledged = b""
     while len(acknowledged) < 4 * appends:
-        said = os.read(read_end, 4) if select.select([read_end], [], [], 60)[0] else b""
+        said = os.read(read_end, 4) if wait([read_end], 60) else b""
         assert said, "the writer ended or hangs"
         acknowledged += said
     signal.sigtimedwait((), delay)
