@@ -87,6 +87,8 @@ class WriterLock:
     regular file.
     """
 
+    fence = None  # the system releases the lock when its holder has ended
+
     def __init__(self, directory: Path) -> None:
         self.enforced = False
         self._text = ""
@@ -138,6 +140,12 @@ class WriterLock:
         """The writer that took a lock without enforcement; None while this one has it."""
         text = os.pread(self._descriptor, _MOST_TEXT, 0)
         return None if text == self._text.encode() else _holder(text)
+
+    def check(self, place: object) -> None:
+        """Raise StoreLockedError if another writer took a lock without enforcement."""
+        other = None if self.enforced else self.stolen_by()
+        if other is not None:
+            raise StoreLockedError(f"{place} was taken by {other}: one writer at a time")
 
     def release(self) -> None:
         """Release the lock, even if its file cannot be changed; a second call does nothing.

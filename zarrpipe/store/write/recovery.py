@@ -130,6 +130,18 @@ def clear_uncommitted(arrays: OpenArrays, counts: RowCounts) -> None:
             arrays[path].clear_all()
 
 
+def keep_out(arrays: OpenArrays, counts: RowCounts, fence: int) -> None:
+    """Change the object of the next pointers, so that an earlier writer cannot commit any more.
+
+    That writer puts the object only if it is as it was. The number goes to the last entry of the
+    chunk, where it means nothing to readers: the entries before it are zero.
+    """
+    unit = arrays[ATOMS_PTR].chunk_rows
+    last = (counts.samples + 1) // unit * unit + unit - 1
+    if last > counts.samples + 1:  # else it would be the end pointer of the next sample
+        arrays.carry_out([RowWrite(ATOMS_PTR, last, np.array([-fence], dtype=np.int64))])
+
+
 def settle_deletion(arrays: OpenArrays, published: int, counts: RowCounts) -> None:
     """Undo a deletion that was not published, and complete one that was.
 

@@ -45,6 +45,7 @@ from zarrpipe.store.write.open_for_writing import (
 from zarrpipe.store.write.recovery import (
     check_whole,
     clear_uncommitted,
+    keep_out,
     mask_rows,
     remove_unfinished,
     settle_deletion,
@@ -114,6 +115,8 @@ class StoreWriter:
             nullable = self.attributes.nullable
             take_over(self._arrays, self.schema, nullable, self.counts, damaged=damaged)
         clear_uncommitted(self._arrays, self.counts)
+        if self._session.fence is not None:
+            keep_out(self._arrays, self.counts, self._session.fence)
         if self.counts.samples == 0 and self.schema:  # a writer was killed while emptying it
             self._remove_all()
             return
