@@ -113,19 +113,30 @@ class Stores:
     generations: tuple[str, ...]
     index_map: SampleIndexMap
     schema: Mapping[str, Field]
+    at: tuple[str, ...]
     _gather: Gather = field(repr=False)
 
     @classmethod
-    def open(cls, stores: StoreLike | Sequence[StoreLike], cache_config: CacheConfig) -> Self:
-        """All samples of one store or of several, store after store."""
+    def open(
+        cls,
+        stores: StoreLike | Sequence[StoreLike],
+        cache_config: CacheConfig,
+        at: str | Sequence[str] | None = None,
+    ) -> Self:
+        """All samples of one store or of several, store after store, or those of marks `at`."""
         opened = tuple(StoreView(store, cache_config) for store in _listed(stores))
+        marks = _marks(at, len(opened))
+        counts = (
+            view.marked(mark) if marks else view.num_samples
+            for view, mark in zip(opened, marks or [""] * len(opened), strict=True)
+        )
         generations = tuple(view.generation for view in opened)
-        index_map = SampleIndexMap((place, view.num_samples) for place, view in enumerate(opened))
+        index_map = SampleIndexMap(enumerate(counts))
         schema = common_schema(view.schema for view in opened)
-        return cls(opened, generations, index_map, schema, _gather_of(opened))
+        return cls(opened, generations, index_map, schema, marks, _gather_of(opened))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _unpickled, (self.opened, self.generations, self.index_map, self.schema)
+        return _unpickled, (self.opened, self.generations, self.index_map, self.schema, self.at)
 
     def __len__(self) -> int:
         return len(self.index_map)
@@ -180,7 +191,7 @@ class Stores:
         return [Part(one, row[here], here) for one, here in enumerate(places) if len(here)]
 
     def refreshed(self) -> Self:
-        """State after a refresh of each store; new samples come last.
+        """State after a refresh of each store; new samples come last, and none at marks.
 
         Raises `StoreFormatError` if a store was rewritten, and `SchemaError` if a new field differs
         between stores.
@@ -189,11 +200,19 @@ class Stores:
             view.refresh()
             self._check(place, view)
         known = self.index_map
+        if self.at:
+            return self
         new = [(i, view.num_samples - known.held(i)) for i, view in enumerate(self.opened)]
         return self._of(self.generations, SampleIndexMap([*known.runs, *new]))
 
     def stored_statistics(self) -> tuple[list[LabelSums], Int64Array]:
-        """Sums that the stores keep, by bucket, and the positions [K] that they do not cover."""
+        """Sums that the stores keep, by bucket, and the positions [K] that they do not cover.
+
+        At marks there are none: later the stores keep sums of more samples, and a pass over the
+        samples rounds otherwise.
+        """
+        if self.at:
+            return [], np.arange(len(self))
         found: dict[int, LabelSums] = {}
         for store, view in enumerate(self.views):
             stored = valid_sums(view.snapshot)
@@ -273,8 +292,21 @@ def _unpickled(
     generations: tuple[str, ...],
     index_map: SampleIndexMap,
     schema: Mapping[str, Field],
+    at: tuple[str, ...],
 ) -> Stores:
-    return Stores(opened, generations, index_map, schema, _gather_of(opened))
+    return Stores(opened, generations, index_map, schema, at, _gather_of(opened))
+
+
+def _marks(at: str | Sequence[str] | None, count: int) -> tuple[str, ...]:
+    """Name of a mark for each of the stores; none without `at`."""
+    if at is None:
+        return ()
+    marks = (at,) * count if isinstance(at, str) else tuple(at)
+    if len(marks) != count or not all(isinstance(mark, str) for mark in marks):
+        raise ArgumentError(
+            f"at={at!r}, expected the name of a mark, or one for each of {count} stores"
+        )
+    return marks
 
 
 def _listed(stores: StoreLike | Sequence[StoreLike]) -> Sequence[StoreLike]:
