@@ -3,14 +3,13 @@
 A put of a writer may arrive after another one has taken its lease. It is refused because of three
 rules. It is on condition of the entity tag of the object that it replaces. That tag was read while
 the lease was valid. And no two puts have equal tags, although tags are digests of the content:
-documents end in white space, and zstd chunks in a skippable frame, that hold a random number.
-Where an array is not compressed by zstd, the third rule does not hold for its chunks.
+documents end in random white space, and zstd frames begin with blocks that are empty repetitions of
+random bytes. Where an array is not compressed by zstd, the third rule does not hold for its chunks.
 """
 
 import asyncio
 import json
 import secrets
-import struct
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +20,8 @@ from zarr.storage import ObjectStore
 from zarrpipe.errors import StoreLockedError
 
 _TRIALS, _FIRST_PAUSE = 6, 0.1
-_DOCUMENT, _SKIPPABLE_FRAME = "zarr.json", 0x184D2A50
+_DOCUMENT, _RANDOM = "zarr.json", 16
+_EMPTY_REPETITION = b"\2\0\0"  # header of a zstd block: not the last one, a byte, repeated 0 times
 
 
 class WriterObjects(ObjectStore[Any]):
@@ -118,13 +118,14 @@ class WriterObjects(ObjectStore[Any]):
         (self._compressed.add if last == "zstd" else self._compressed.discard)(_folder(key))
 
     def _made_unique(self, key: str, content: bytes) -> bytes:
-        """Content with an ending that readers skip, so that its digest is like no other one."""
+        """Equal content for readers, whose digest is like no other one."""
         if key.rpartition("/")[2] == _DOCUMENT:
             space = format(secrets.randbits(64), "064b").replace("0", " ").replace("1", "\t")
             return content.rstrip() + space.encode()
         if content and key.partition("/c/")[0] in self._compressed:
-            number = secrets.token_bytes(16)
-            return content + struct.pack("<II", _SKIPPABLE_FRAME, len(number)) + number
+            blocks = [_EMPTY_REPETITION + bytes((one,)) for one in secrets.token_bytes(_RANDOM)]
+            start = _frame_header(content)
+            return b"".join((content[:start], *blocks, content[start:]))
         return content
 
     async def replace_documents(self) -> None:
@@ -201,3 +202,11 @@ class WriterObjects(ObjectStore[Any]):
 
 def _folder(key: str) -> str:
     return key.rpartition("/")[0]
+
+
+def _frame_header(frame: bytes) -> int:
+    """Length of the header of a zstd frame (RFC 8878, section 3.1.1.1)."""
+    descriptor = frame[4]
+    single_segment, size_flag = descriptor >> 5 & 1, descriptor >> 6
+    size = (single_segment, 2, 4, 8)[size_flag]
+    return 5 + (1 - single_segment) + (0, 1, 2, 4)[descriptor & 3] + size
