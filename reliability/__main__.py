@@ -47,6 +47,7 @@ CAMPAIGNS = {
     "disk": Campaign("reliability.disk", "the disk runs full at each step, and has room again"),
     "live": Campaign("reliability.live", "readers beside a writer that does everything", None, 10),
     "parties": Campaign("reliability.parties", "several writers at once", 10),
+    "objects": Campaign("reliability.objects", "writers of an object store that are killed", 200),
     "fuzz": Campaign("reliability.fuzz", "stores that are damaged at random", 10_000),
 }
 """By name, in the order of a run of all."""

@@ -33,7 +33,10 @@ _TRIALS = 8
 
 @dataclass(frozen=True)
 class _Claim:
-    """Content of the lease: its holder, and how often it was renewed."""
+    """Content of the lease: its holder, and how often it was renewed.
+
+    `failed` is True if it was released after a change that failed, of which requests may be late.
+    """
 
     host: str
     pid: int
@@ -43,6 +46,7 @@ class _Claim:
     token: int
     renewed: int = 0
     released: bool = False
+    failed: bool = False
 
     @property
     def holder(self) -> Holder:
@@ -63,17 +67,18 @@ class _Claim:
 class Lease:
     """The right to write a store in an object store, from `acquire` to `release`.
 
-    `fence` is the token of a lease that its last holder did not release, else None.
+    `fence` is the token of a lease whose last holder may still have requests on their way, else
+    None.
     """
 
     enforced = True
 
     def __init__(
-        self, place: "_LeaseObject", claim: _Claim, tag: str, began: float, *, expired: bool
+        self, place: "_LeaseObject", claim: _Claim, tag: str, began: float, *, settled: bool
     ) -> None:
         self._renewal = _Renewal(place, claim, tag, began)
         self._pid = os.getpid()
-        self.fence = claim.token if expired else None
+        self.fence = None if settled else claim.token
         self._finalizer = weakref.finalize(self, self._renewal.end)
         threading.Thread(target=self._renewal.run, name="zarrpipe-lease", daemon=True).start()
 
@@ -89,11 +94,11 @@ class Lease:
             socket.gethostname(), os.getpid(), time.time(), _machine(), uuid4().hex, token=1
         )
         for _ in range(_TRIALS):
-            began, found, expired = time.monotonic(), place.read(), False
+            began, found, settled = _now(), place.read(), True
             if found is not None:
                 held, tag = found
-                expired = not held.released
-                if expired and not place.is_expired(held):
+                settled = held.released and not held.failed
+                if not held.released and not place.is_expired(held):
                     raise StoreLockedError(
                         f"{place} is held by {held.holder}: one writer at a time. If that writer "
                         f"is gone, the lease expires {EXPIRES:.0f} seconds after its last renewal"
@@ -110,7 +115,7 @@ class Lease:
                     stacklevel=6,
                 )
                 return None
-            return cls(place, claim, taken, began, expired=expired)
+            return cls(place, claim, taken, began, settled=settled)
         raise StoreLockedError(f"{place} is being taken by other writers: try again")
 
     @property
@@ -127,11 +132,11 @@ class Lease:
         """Raise StoreLockedError if the lease was taken by another writer, or has expired."""
         self._renewal.check(place)
 
-    def release(self) -> None:
+    def release(self, *, failed: bool = False) -> None:
         """Release the lease; a second call does nothing."""
         if self._finalizer.detach() is not None and self.held:
             self._renewal.end()
-            self._renewal.release()
+            self._renewal.release(failed=failed)
 
 
 class _Renewal:
@@ -152,7 +157,7 @@ class _Renewal:
             with self._lock:
                 if self._ended.is_set():
                     return
-                began = time.monotonic()
+                began = _now()
                 with suppress(Exception):  # the network may come back; `check` looks at the time
                     self._replace(replace(self._claim, renewed=self._claim.renewed + 1))
                     self._valid_until = began + VALID
@@ -173,18 +178,18 @@ class _Renewal:
                 f"{place} was taken by another writer, since the lease of this one had expired: "
                 "open it again"
             )
-        if time.monotonic() > self._valid_until:
+        if _now() > self._valid_until:
             raise StoreLockedError(
                 f"{place}: the lease could not be renewed for {VALID:.0f} seconds, so another "
                 "writer may have taken it: check the connection and open the store again"
             )
 
-    def release(self) -> None:
+    def release(self, *, failed: bool) -> None:
         """Mark the lease as released; where that fails, it expires."""
         with self._lock:
             if not self._lost:
                 with suppress(Exception):  # it expires then, as after a kill
-                    self._replace(replace(self._claim, released=True))
+                    self._replace(replace(self._claim, released=True, failed=failed))
 
 
 class _LeaseObject:
@@ -265,8 +270,8 @@ class _LeaseObject:
         """Whether the holder is gone, or has not renewed the lease by the clock of the store."""
         from obstore import delete, head, put  # noqa: PLC0415  an extra
 
-        if claim.machine == _machine():
-            return not _is_alive(claim.pid)
+        if claim.machine == _machine() and not _is_alive(claim.pid):
+            return True
         probe = f"{self._key}-{uuid4().hex}"
         put(self._store, probe, b"")
         try:
@@ -276,6 +281,12 @@ class _LeaseObject:
         renewed = head(self._store, self._key)["last_modified"]
         # Times are whole seconds.
         return bool((now - renewed).total_seconds() > EXPIRES + 1)
+
+
+def _now() -> float:
+    """Seconds of a clock that runs on while the machine sleeps, where there is one."""
+    clock = getattr(time, "CLOCK_BOOTTIME", None)
+    return time.monotonic() if clock is None else time.clock_gettime(clock)
 
 
 def _machine() -> str:

@@ -5,6 +5,7 @@ import reprlib
 import sys
 from collections.abc import MutableMapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -77,8 +78,11 @@ class StoreLock(Protocol):
         """Raise StoreLockedError if another writer has taken the lock."""
         ...
 
-    def release(self) -> None:
-        """Release the lock; a second call does nothing."""
+    def release(self, *, failed: bool = False) -> None:
+        """Release the lock; a second call does nothing.
+
+        After a failed change, requests may still be on their way.
+        """
         ...
 
 
@@ -114,7 +118,7 @@ class Root:
             if not isinstance(store, WriterObjects):
                 return None
             lease = Lease.acquire(store.store, self.path.path)
-            store.conditional = lease is not None
+            store.begin(None if lease is None else partial(lease.check, str(self)))
             return lease
         if is_vacant(self.directory):
             remove_leftovers(self.directory.resolve())  # restores a store after a kill

@@ -147,11 +147,13 @@ class WriterLock:
         if other is not None:
             raise StoreLockedError(f"{place} was taken by {other}: one writer at a time")
 
-    def release(self) -> None:
+    def release(self, *, failed: bool = False) -> None:
         """Release the lock, even if its file cannot be changed; a second call does nothing.
 
-        After an interrupt, a second call completes the first.
+        After an interrupt, a second call completes the first. A file has no late changes of a
+        `failed` writer.
         """
+        del failed
         try:
             if self.held and (self.enforced or self.stolen_by() is None):
                 files.resize(self._descriptor, 0)

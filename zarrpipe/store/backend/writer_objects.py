@@ -1,7 +1,16 @@
-"""The object store as one writer sees it: it replaces only objects whose state it knows."""
+"""The object store as one writer sees it: it replaces only objects whose state it knows.
+
+A put of a writer may arrive after another one has taken its lease. It is refused because of three
+rules. It is on condition of the entity tag of the object that it replaces. That tag was read while
+the lease was valid. And no two puts have equal tags, although tags are digests of the content:
+documents end in random white space, and zstd frames begin with blocks that are empty repetitions of
+random bytes. Where an array is not compressed by zstd, the third rule does not hold for its chunks.
+"""
 
 import asyncio
-from collections.abc import Iterable
+import json
+import secrets
+from collections.abc import Callable
 from typing import Any
 
 from zarr.abc.store import ByteRequest
@@ -11,15 +20,16 @@ from zarr.storage import ObjectStore
 from zarrpipe.errors import StoreLockedError
 
 _TRIALS, _FIRST_PAUSE = 6, 0.1
+_DOCUMENT, _RANDOM = "zarr.json", 16
+_EMPTY_REPETITION = b"\2\0\0"  # header of a zstd block: not the last one, a byte, repeated 0 times
 
 
 class WriterObjects(ObjectStore[Any]):
     """An object store whose objects are put on condition that no other writer has changed them.
 
     It remembers the entity tag of each object that it reads or puts. An object is put only if it
-    still has that tag, or if it does not exist yet. A writer that has lost its lease without notice
-    can therefore not overwrite what its successor wrote. The last chunk of each array that it read
-    or put is kept in memory, so that an append need not fetch it.
+    still has that tag, or if it does not exist yet. The last chunk of each array that it read or
+    put is kept in memory, so that an append need not fetch it.
 
     An answer that is lost looks like a conflict; then the object is read back and compared.
 
@@ -27,19 +37,28 @@ class WriterObjects(ObjectStore[Any]):
     ----------
     store
         The store of obstore.
-    conditional
-        Whether the place supports conditions; otherwise objects are put as they are.
     """
 
-    def __init__(self, store: Any, *, read_only: bool = False, conditional: bool = True) -> None:
+    def __init__(self, store: Any, *, read_only: bool = False) -> None:
         super().__init__(store, read_only=read_only)
-        self.conditional = conditional
+        self.begin(None)
+        self.conditional = True
+
+    def begin(self, check: Callable[[], None] | None) -> None:
+        """Begin to write with a lease, and forget what was read before.
+
+        `check` raises if the lease is not valid any more. Without a lease, since the place ignores
+        conditions, objects are put as they are.
+        """
+        self.conditional, self._check_lease = check is not None, check
         self._tags: dict[str, str | None] = {}
+        self._documents: dict[str, Buffer] = {}
+        self._compressed: set[str] = set()
         self._last_chunks: dict[str, tuple[str, Buffer]] = {}
 
     def with_read_only(self, read_only: bool = False) -> "WriterObjects":
         """The same store, read-only or not, which knows no object yet."""
-        return type(self)(self.store, read_only=read_only, conditional=self.conditional)
+        return type(self)(self.store, read_only=read_only)
 
     async def get(
         self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
@@ -58,6 +77,8 @@ class WriterObjects(ObjectStore[Any]):
         content = prototype.buffer.from_bytes(found[0])
         if chunk:
             self._last_chunks[array] = key, content
+        else:
+            self._note(key, content)
         return content
 
     async def set(self, key: str, value: Buffer) -> None:
@@ -68,12 +89,48 @@ class WriterObjects(ObjectStore[Any]):
         self._check_writable()
         array, chunk, _ = key.partition("/c/")
         self._last_chunks.pop(array, None)
-        content = value.to_bytes()
         if key not in self._tags:
             self._tags[key] = await self._tag(key)
+        self._check()  # after the tag was read, which is the writer's own then
+        content = self._made_unique(key, value.to_bytes())
         self._tags[key] = await self._put(key, content, self._tags.pop(key))
+        self._check()  # else a sample could be acknowledged that a successor does not know
         if chunk:
             self._last_chunks[array] = key, type(value).from_bytes(content)
+        else:
+            self._note(key, value)
+
+    def _check(self) -> None:
+        """Raise StoreLockedError if the lease is not valid."""
+        if self._check_lease is not None:
+            self._check_lease()
+
+    def _note(self, key: str, document: Buffer) -> None:
+        """Remember a document, and whether the chunks of its array are zstd frames."""
+        if key.rpartition("/")[2] != _DOCUMENT:
+            return
+        self._documents[key] = document
+        try:
+            codecs = json.loads(document.to_bytes()).get("codecs") or [{}]
+            last = codecs[-1].get("name")
+        except (ValueError, AttributeError, TypeError):
+            last = None
+        (self._compressed.add if last == "zstd" else self._compressed.discard)(_folder(key))
+
+    def _made_unique(self, key: str, content: bytes) -> bytes:
+        """Equal content for readers, whose digest is like no other one."""
+        if key.rpartition("/")[2] == _DOCUMENT:
+            space = format(secrets.randbits(64), "064b").replace("0", " ").replace("1", "\t")
+            return content.rstrip() + space.encode()
+        if content and key.partition("/c/")[0] in self._compressed:
+            blocks = [_EMPTY_REPETITION + bytes((one,)) for one in secrets.token_bytes(_RANDOM)]
+            start = _frame_header(content)
+            return b"".join((content[:start], *blocks, content[start:]))
+        return content
+
+    async def replace_documents(self) -> None:
+        """Put all documents that are known again, so that late puts of them are refused."""
+        await asyncio.gather(*[self.set(*item) for item in [*self._documents.items()]])
 
     async def set_if_not_exists(self, key: str, value: Buffer) -> None:
         """Put an object that does not exist; a place that ignores conditions is asked before."""
@@ -85,19 +142,12 @@ class WriterObjects(ObjectStore[Any]):
 
     async def delete(self, key: str) -> None:
         """Remove an object."""
+        self._check()
         self._last_chunks.pop(key.partition("/c/")[0], None)
         self._tags.pop(key, None)
+        self._documents.pop(key, None)
         await super().delete(key)
         self._tags[key] = None
-
-    async def delete_dir(self, prefix: str) -> None:
-        """Remove all objects below a prefix."""
-        await super().delete_dir(prefix)
-        self._forget(key for key in [*self._last_chunks] if key.startswith(prefix))
-
-    def _forget(self, arrays: Iterable[str]) -> None:
-        for array in arrays:
-            self._last_chunks.pop(array, None)
 
     async def _put(self, key: str, content: bytes, tag: str | None) -> str:
         """Put an object that has this tag, or does not exist; its new tag."""
@@ -148,3 +198,15 @@ class WriterObjects(ObjectStore[Any]):
             return str((await head_async(self.store, key))["e_tag"])
         except FileNotFoundError:
             return None
+
+
+def _folder(key: str) -> str:
+    return key.rpartition("/")[0]
+
+
+def _frame_header(frame: bytes) -> int:
+    """Length of the header of a zstd frame (RFC 8878, section 3.1.1.1)."""
+    descriptor = frame[4]
+    single_segment, size_flag = descriptor >> 5 & 1, descriptor >> 6
+    size = (single_segment, 2, 4, 8)[size_flag]
+    return 5 + (1 - single_segment) + (0, 1, 2, 4)[descriptor & 3] + size

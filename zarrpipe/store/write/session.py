@@ -76,8 +76,8 @@ class WriterSession:
                 "at a time; close both and open a new one"
             )
 
-    def end(self) -> None:
+    def end(self, *, failed: bool = False) -> None:
         """Release the lock; a second call does nothing, or completes an interrupted one."""
         self.ended = True
         if self._lock is not None:
-            self._lock.release()
+            self._lock.release(failed=failed)

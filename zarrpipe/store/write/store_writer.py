@@ -118,7 +118,7 @@ class StoreWriter:
             take_over(self._arrays, self.schema, nullable, self.counts, damaged=damaged)
         clear_uncommitted(self._arrays, self.counts)
         if self._session.fence is not None:
-            keep_out(self._arrays, self.counts, self._session.fence)
+            keep_out(self.root, self._arrays, self.counts, self._session.fence)
         if self.counts.samples == 0 and self.schema:  # a writer was killed while emptying it
             self._remove_all()
             return
@@ -373,4 +373,4 @@ class StoreWriter:
         try:
             self._arrays.release()
         finally:
-            self._session.end()
+            self._session.end(failed=self._changing)
