@@ -23,6 +23,7 @@ ROOMS = (
     {"store.write"},
     {"store.rewrite"},
     {"store.check"},
+    {"store.parts"},
     {"store"},
     {"sink"},
     {"ase", "torch_sim"},

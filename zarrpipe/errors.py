@@ -13,6 +13,7 @@ Each is also the builtin that a caller would catch without knowing this package:
       MissingLibraryError (ImportError)   a library, or a release of it, is needed and not installed
       SchemaError (ValueError)            a batch does not fit the fields that a store has fixed
       StoreFormatError (ValueError)       a store is damaged, foreign or of a newer format
+        StorePartsError                   a parent of parts is given where one store is expected
       SourceError (ValueError)            a file of an import cannot be read
       NonFiniteLossError (FloatingPointError) a training step gave NaN or an infinite loss
       StoreFullError (RuntimeError)       a write would pass the capacity of the sink
@@ -76,6 +77,10 @@ class SchemaError(ZarrPipeError, ValueError):
 
 class StoreFormatError(ZarrPipeError, ValueError):
     """A store is damaged, not one of ours, or of a newer format."""
+
+
+class StorePartsError(StoreFormatError):
+    """A parent of parts, which has no samples itself, is given where one store is expected."""
 
 
 class StoreMemoryError(ZarrPipeError, MemoryError):

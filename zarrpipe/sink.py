@@ -27,14 +27,24 @@ from zarrpipe.errors import (
     StoreNotFoundError,
 )
 from zarrpipe.store.backend.location import Root, StoreLike
+from zarrpipe.store.backend.parts import checked_part_name
 from zarrpipe.store.check.report import Report
 from zarrpipe.store.check.run import check
 from zarrpipe.store.format.config import ZarrWriteConfig
 from zarrpipe.store.format.metadata import Mark, check_mark_name
+from zarrpipe.store.parts.batch_ids import (
+    StoredBatchIds,
+    checked_batch_id,
+    of_piece,
+    with_batch_id,
+)
+from zarrpipe.store.parts.siblings import Siblings
+from zarrpipe.store.parts.sink_recipe import SinkRecipe
 from zarrpipe.store.read.view import StoreView
 from zarrpipe.store.summary import facts_text, schema_table
 from zarrpipe.store.write.append_plan import masked
 from zarrpipe.store.write.exclusive_calls import synchronized
+from zarrpipe.store.write.open_for_writing import check_durable
 from zarrpipe.store.write.queued_writes import QueuedWrites
 from zarrpipe.store.write.repetition import Repetitions, are_stored
 
@@ -61,7 +71,7 @@ class ZarrData(QueuedWrites):
     store : StoreLike
         Path, URL, zarr Store or StorePath, or a dict. The first write creates it.
     capacity : int
-        Most samples that the sink may hold.
+        Most samples that the sink may hold; with `part`, those of the part.
     config : ZarrWriteConfig or mapping, optional
         Chunks and codecs of new arrays. The default is uncompressed, so that arrays can be
         appended to in place and mapped.
@@ -86,14 +96,26 @@ class ZarrData(QueuedWrites):
         What to do with a store that has samples: continue it, raise, or remove its samples first,
         as `zero` does. Only files that zarrpipe made are removed. A warning says what is removed,
         and the sink locks the store from then on.
+    part : str, optional
+        Name of the part that this sink writes, where several write at the same time: `store` is
+        then the parent of the parts, and the sink writes the store ``part-<name>`` in it. It is
+        created at once, with nothing in it. `ZarrDataset` of the parent has the samples of all
+        parts. A name has letters, digits, ``.``, ``_`` and ``-``. "auto" is the rank under
+        torch.distributed, torchrun or SLURM, else a new unique name; `part` tells it.
+    total_capacity : int, optional
+        Most samples of all parts together. A write looks at the other parts before it, so that
+        sinks which write at the same moment may pass it, each by one write.
 
     Raises
     ------
     ValueError
         If the capacity is not positive, or the store has more samples, or `if_exists` is none of
-        the three.
+        the three, or `part` is no name.
     StoreExistsError
-        If the store has samples and `if_exists` is "error".
+        If the store has samples and `if_exists` is "error", or `part` is given for a store that
+        is no parent of parts.
+    StorePartsError
+        If the store is a parent of parts and `part` is not given.
     SchemaError
         If the config gives a field another unit than the store.
     StoreFormatError
@@ -122,14 +144,24 @@ class ZarrData(QueuedWrites):
         buffer: int | None = None,
         buffer_seconds: float = 1.0,
         if_exists: Literal["append", "error", "replace"] = "append",
+        part: str | None = None,
+        total_capacity: int | None = None,
     ) -> None:
         capacity = _checked_capacity(capacity)
         if if_exists not in _IF_EXISTS:
             raise ArgumentError(f"if_exists={if_exists!r}, expected one of {', '.join(_IF_EXISTS)}")
-        self._store = store
+        self._store, self._siblings = store, None
+        self._total = None if total_capacity is None else _checked_capacity(total_capacity)
+        self._batch_ids = StoredBatchIds()
+        place, chosen = store, ZarrWriteConfig.of(config)
+        if part is not None:
+            check_durable(Root.of(store), durable=durable)
+            self._siblings = Siblings(store, part, durable=durable)
+            place = self._siblings.place
+        self._place, self._buffer_options = place, (buffer, buffer_seconds)
         super().__init__(
-            Root.of(store),
-            ZarrWriteConfig.of(config),
+            Root.of(place),
+            chosen,
             capacity,
             durable=durable,
             buffer=buffer,
@@ -181,8 +213,50 @@ class ZarrData(QueuedWrites):
 
     @property
     def store(self) -> StoreLike:
-        """The store as it was given."""
+        """The store as it was given: with a part, the parent."""
         return self._store
+
+    @property
+    def part(self) -> str | None:
+        """Name of the part that the sink writes; None for a store without parts."""
+        return None if self._siblings is None else self._siblings.name
+
+    def for_part(self, name: str) -> SinkRecipe[ZarrData]:
+        """Recipe of the sink of another part, which pickles and opens in another process.
+
+        The sink has the arguments of this one, but for `if_exists`.
+
+        Parameters
+        ----------
+        name : str
+            Name of the part, or "auto" for one that the process finds when it opens the sink.
+
+        Returns
+        -------
+        SinkRecipe
+            Its ``open()`` gives the `ZarrData`.
+
+        Raises
+        ------
+        ArgumentError
+            If the name is none that a part can have, or this sink has no part.
+        """
+        if self._siblings is None:
+            raise ArgumentError(
+                f"the sink of {self._root} has no part, so that other sinks cannot have parts "
+                "beside it: open it as ZarrData(store, part='main')"
+            )
+        buffer = self._buffer_options
+        options = {
+            "capacity": self._capacity,
+            "config": self._config,
+            "durable": self._durable,
+            "buffer": buffer[0],
+            "buffer_seconds": buffer[1],
+            "total_capacity": self._total,
+        }
+        part = name if name == "auto" else checked_part_name(name)
+        return SinkRecipe(ZarrData, self._store, part, options)
 
     @property
     def capacity(self) -> int:
@@ -204,7 +278,15 @@ class ZarrData(QueuedWrites):
     @property
     def is_full(self) -> bool:
         """Whether there is no room for another sample."""
-        return len(self) >= self._capacity
+        stored = len(self)
+        return stored >= self._capacity or self._passes_total(stored, 1)
+
+    def _passes_total(self, stored: int, given: int) -> bool:
+        """Whether further samples pass the capacity of all parts together."""
+        if self._total is None:
+            return False
+        others = 0 if self._siblings is None else self._siblings.num_samples()
+        return others + stored + given > self._total
 
     @property
     def global_rank(self) -> int:
@@ -218,7 +300,13 @@ class ZarrData(QueuedWrites):
         """Rank among the processes of this machine, as torchrun gives it, else 0."""
         return int(os.environ.get("LOCAL_RANK", "0"))
 
-    def write(self, batch: Any, mask: npt.ArrayLike | torch.Tensor | None = None) -> None:
+    def write(
+        self,
+        batch: Any,
+        mask: npt.ArrayLike | torch.Tensor | None = None,
+        *,
+        batch_id: str | None = None,
+    ) -> bool | None:
         """Append the systems of a batch for which the mask is True, in order.
 
         A batch is stored whole or not at all. A dataset or an iterable, such as a generator, is
@@ -240,6 +328,19 @@ class ZarrData(QueuedWrites):
         mask : torch.Tensor [B] bool, optional
             Which systems of one batch to write; all by default. It may be on any device, or be an
             array or a list of bools.
+        batch_id : str, optional
+            Name of the task that made the batch, by which a retry is recognized: if the store or
+            another part of it has samples of the batch id, nothing is written. So a task that was
+            killed, before or after its write, can be run again. Each piece of a dataset or an
+            iterable has an id of its own, so that a retry with the same pieces completes them. The
+            field ``batch_id`` (int64) of the samples has its hash, and replaces a field of that
+            name; it is missing in samples without one. The batch is stored when the call returns,
+            even with a buffer. Two attempts of one task must not write at the same time.
+
+        Returns
+        -------
+        bool or None
+            With a batch id, whether something was written; else None.
 
         Raises
         ------
@@ -256,19 +357,33 @@ class ZarrData(QueuedWrites):
             If the batch is of no known kind (ArgumentTypeError).
         """
         self._check_open()
+        name = None if batch_id is None else checked_batch_id(batch_id)
         if not isinstance(batch, Batch) and is_stream(batch):
-            self._check_stream(batch, mask)
-            for chosen in stream_batches(batch):
-                self._write_one(chosen)
-        else:
-            chosen = as_batch(batch)
-            self._write_one(chosen if mask is None else masked(chosen, mask))
+            self._check_stream(batch, mask, repeatable=name is not None)
+            written = [
+                self._write_one(chosen, None if name is None else of_piece(name, number))
+                for number, chosen in enumerate(stream_batches(batch))
+            ]
+            return None if name is None else any(written)
+        chosen = as_batch(batch)
+        done = self._write_one(chosen if mask is None else masked(chosen, mask), name)
+        return None if name is None else done
 
-    def _write_one(self, batch: Batch) -> None:
-        """Append a batch, and warn, for the caller of `write`, where it was stored already."""
-        if self._waits(batch):
-            return
-        ids, stored = self._write(batch)
+    def _write_one(self, batch: Batch, batch_id: str | None) -> bool:
+        """Append a batch, and warn, for the caller of `write`, where it was stored already.
+
+        It returns whether the batch had samples, and its batch id was not stored.
+        """
+        if batch_id is None and self._waits(batch):
+            return True
+        if batch_id is not None:
+            if not batch.num_graphs:
+                return False
+            batch = with_batch_id(batch, batch_id)
+        written = self._write(batch, batch_id)
+        if written is None:
+            return False
+        ids, stored = written
         if self._repetitions.suspects(ids) and self._were_stored(ids, stored):
             self._repetitions.found()
             warnings.warn(
@@ -277,8 +392,9 @@ class ZarrData(QueuedWrites):
                 "if_exists='replace' or 'error'; AtomicDataZarrWriter.delete removes samples",
                 stacklevel=3,
             )
+        return True
 
-    def _check_stream(self, source: Any, mask: object) -> None:
+    def _check_stream(self, source: Any, mask: object, *, repeatable: bool) -> None:
         """Refuse a mask of a dataset or iterable, and a dataset for which there is no room."""
         if mask is not None:
             raise ArgumentError(
@@ -286,7 +402,7 @@ class ZarrData(QueuedWrites):
                 "samples before, as by dataset.index_select(mask)"
             )
         stored, count = len(self), stream_length(source)
-        if count is not None and stored + count > self._capacity:
+        if count is not None and not repeatable and stored + count > self._capacity:
             raise self._full(stored, count)
 
     @synchronized
@@ -302,14 +418,29 @@ class ZarrData(QueuedWrites):
             return False
 
     @synchronized
-    def _write(self, batch: Batch) -> tuple[UInt64Array, int]:
-        """Append a batch; its ids [B], and the number of samples that were stored before it."""
+    def _write(self, batch: Batch, batch_id: str | None = None) -> tuple[UInt64Array, int] | None:
+        """Append a batch; its ids [B], and the number of samples that were stored before it.
+
+        None, and nothing is appended, if a batch id is stored already.
+        """
         self._check_open()
         self._write_deferred(done=False)
+        if batch_id is not None and self._is_stored(batch_id):
+            return None
         written = self._append(batch)
         self._let_wait(batch)
         self._write_deferred(done=True)
         return written
+
+    def _is_stored(self, batch_id: str) -> bool:
+        """Whether the store or another part has a batch; no other writer changes the store then."""
+        self._open_writer()
+        view = self._reader()
+        if view is not None:
+            view.refresh()
+            if self._batch_ids.has(view, batch_id):
+                return True
+        return self._siblings is not None and self._siblings.have(batch_id)
 
     def defer(self, batch: Any, mask: npt.ArrayLike | torch.Tensor | None = None) -> None:
         """Queue a batch from a place where `write` cannot be called, as in a signal handler.
@@ -406,13 +537,17 @@ class ZarrData(QueuedWrites):
             return _NO_IDS, 0
         check_new_names(batch.fields, self._stored_fields)
         stored = self._count()
-        if stored + batch.num_graphs > self._capacity:
-            raise self._full(stored, batch.num_graphs)
+        given = batch.num_graphs
+        if stored + given > self._capacity or self._passes_total(stored, given):
+            raise self._full(stored, given)
         return self._open_writer().append(batch), stored
 
     def _full(self, stored: int, given: int) -> StoreFullError:
+        of = f"{self._capacity}"
+        if stored + given <= self._capacity and self._total is not None:
+            of += f" samples, and with the other parts all of total_capacity={self._total},"
         return StoreFullError(
-            f"the sink is full: {stored} of {self._capacity} samples are stored and {given} more "
+            f"the sink is full: {stored} of {of} samples are stored and {given} more "
             "were given, none of which was written; drain it or give it a larger capacity"
         )
 
@@ -524,7 +659,7 @@ class ZarrData(QueuedWrites):
 
     def check(self) -> Report:
         """Look the store through for damage; see `zarrpipe.check`."""
-        return check(self._store)
+        return check(self._place)
 
     @synchronized
     def _record_import(self, record: Mapping[str, Any], *, new: bool) -> None:
@@ -575,7 +710,8 @@ class ZarrData(QueuedWrites):
         raise ArgumentTypeError(
             f"the sink of {self._root} can be neither pickled nor copied: it is the one writer of "
             "its store and stays in its process; hand the store's path over and open a sink, or a "
-            "ZarrDataset for reading, there"
+            "ZarrDataset for reading, there; for_part(name) pickles, the recipe of another part's "
+            "sink"
         )
 
     def __repr__(self) -> str:

@@ -25,6 +25,9 @@ from zarrpipe.cli.output import show as printed
 from zarrpipe.data.tables import Table
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from zarrpipe.dataset.store_info import StoreInfo
     from zarrpipe.dataset.zarr_dataset import ZarrDataset
 
 Limit = Annotated[
@@ -37,13 +40,33 @@ def info(store: Store, *, as_json: Json = False) -> int:
 
     Fields with levels, units and presence, sizes, elements, ranges of labels, rounds, strings,
     chunks, bytes, and who writes it. It takes about a second for a million samples; the ranges of
-    labels are those of a part of them then, and the column "of" says so.
+    labels are those of a part of them then, and the column "of" says so. Of a parent of parts, it
+    lists the parts; give one of them for its fields.
     """
     from zarrpipe.dataset.info import info as examined
+    from zarrpipe.store.backend.parts import parts
 
+    if places := parts(store):
+        every = {name: examined(place) for name, place in places.items()}
+        facts_by_part = {name: one.to_dict() for name, one in every.items()}
+        printed({"parts": facts_by_part}, _parts_table(store, every), as_json=as_json)
+        return GOOD
     facts = examined(store)
     printed(facts.to_dict(), facts.tables(), as_json=as_json)
     return GOOD
+
+
+def _parts_table(store: str, every: "Mapping[str, StoreInfo]") -> list[object]:
+    """Table of the parts of a parent, with their totals."""
+    counts = [(one.samples, one.atoms, one.edges, one.bytes_stored or 0) for one in every.values()]
+    totals = [f"{sum(column):,}" for column in zip(*counts, strict=True)]
+    rows = [
+        (name, *(f"{count:,}" for count in own), one.writer if one.writing else "")
+        for (name, one), own in zip(every.items(), counts, strict=True)
+    ]
+    header = ("part", "samples", "atoms", "edges", "bytes", "writer")
+    title = f"{store}: {totals[0]} samples in {len(every)} parts"
+    return [Table(header, (*rows, ("all", *totals, "")), numbers={1, 2, 3, 4}, title=title)]
 
 
 def stats(

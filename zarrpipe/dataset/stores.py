@@ -10,10 +10,17 @@ from zarrpipe.data.batch import Batch
 from zarrpipe.data.csr import AnyArray, Int64Array, pointers
 from zarrpipe.data.levels import Level, united
 from zarrpipe.data.schema import Field, levels_of, with_strings_of
-from zarrpipe.errors import ArgumentError, FieldError, SchemaError, StoreFormatError
+from zarrpipe.errors import (
+    ArgumentError,
+    FieldError,
+    SchemaError,
+    StoreFormatError,
+    StoreNotFoundError,
+)
 from zarrpipe.store.backend.location import StoreLike
 from zarrpipe.store.cache.directory import CacheConfig
 from zarrpipe.store.read.gather import Gather, Part
+from zarrpipe.store.read.part_views import PartViews
 from zarrpipe.store.read.view import StoreView
 from zarrpipe.store.statistics.stored_sums import valid_sums
 from zarrpipe.store.statistics.sums import LabelSums
@@ -95,6 +102,8 @@ class SampleIndexMap:
 
     def collect(self, by_store: Sequence[AnyArray]) -> AnyArray:
         """One array in the order of positions from one array per store."""
+        if not by_store:
+            return np.zeros(0, dtype=np.int64)
         parts = [
             by_store[store][first : first + count]
             for (store, count), first in zip(self.runs, self._first, strict=True)
@@ -102,13 +111,20 @@ class SampleIndexMap:
         return parts[0] if len(parts) == 1 else np.concatenate([by_store[0][:0], *parts])
 
 
+Place = tuple[int, str | None]
+"""Which of the given stores, and the name of its part; None for a store without parts."""
+
+
 @dataclass(frozen=True, eq=False)
 class Stores:
     """The known samples of open stores; `refreshed` and `restored` return another state of them.
 
-    Others may refresh the `opened` stores. Positions belong to `generations`, one for each store.
+    A store that was given is itself opened, or each of its parts is. `places` says which each of
+    the `opened` is. Others may refresh these. Positions belong to `generations`, one for each.
     """
 
+    given: tuple[PartViews, ...]
+    places: tuple[Place, ...]
     opened: tuple[StoreView, ...]
     generations: tuple[str, ...]
     index_map: SampleIndexMap
@@ -123,20 +139,28 @@ class Stores:
         cache_config: CacheConfig,
         at: str | Sequence[str] | None = None,
     ) -> Self:
-        """All samples of one store or of several, store after store, or those of marks `at`."""
-        opened = tuple(StoreView(store, cache_config) for store in _listed(stores))
-        marks = _marks(at, len(opened))
-        counts = (
-            view.marked(mark) if marks else view.num_samples
-            for view, mark in zip(opened, marks or [""] * len(opened), strict=True)
-        )
+        """All samples of one store or of several, store after store, part after part.
+
+        With marks `at` those that they name, of the parts that have the mark.
+        """
+        given = tuple(PartViews(store, cache_config) for store in _listed(stores))
+        found, marks = _found(given), _marks(at, len(given))
+        if marks:
+            found = _with_mark(found, marks)
+        opened = tuple(found.values())
+        counts = [
+            view.marked(marks[number]) if marks else view.num_samples
+            for (number, _), view in found.items()
+        ]
         generations = tuple(view.generation for view in opened)
         index_map = SampleIndexMap(enumerate(counts))
         schema = common_schema(view.schema for view in opened)
-        return cls(opened, generations, index_map, schema, marks, _gather_of(opened))
+        gather = _gather_of(opened)
+        return cls(given, (*found,), opened, generations, index_map, schema, marks, gather)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _unpickled, (self.opened, self.generations, self.index_map, self.schema, self.at)
+        known = {name: value for name, value in self.__dict__.items() if name != "_gather"}
+        return _unpickled, (known,)
 
     def __len__(self) -> int:
         return len(self.index_map)
@@ -155,14 +179,28 @@ class Stores:
     def _check(self, place: int, view: StoreView) -> None:
         if view.generation != self.generations[place]:
             raise StoreFormatError(
-                f"store {place} was rewritten: samples were deleted or moved, so indices mean "
-                "others than before; open a new dataset"
+                f"{self._named(place)} was rewritten: samples were deleted or moved, so indices "
+                "mean others than before; open a new dataset"
             )
 
     def begin_as(self, other: Self, count: int) -> bool:
         """Whether the first `count` samples are those of `other`."""
-        same = self.generations == other.generations
-        return same and self.index_map.begin_as(other.index_map, count)
+        if not self.index_map.begin_as(other.index_map, count):
+            return False
+        used = {store for store, _ in other.index_map.until(count).runs}
+        return all(self._identity(store) == other._identity(store) for store in used)
+
+    def _identity(self, store: int) -> tuple[Place, str]:
+        return self.places[store], self.generations[store]
+
+    def _named(self, store: int) -> str:
+        """Name of an opened store in messages."""
+        return _name_of(*self.places[store])
+
+    def given_of(self, rows: Int64Array) -> Int64Array:
+        """Which of the given stores has each position [K]."""
+        of_opened = np.array([given for given, _ in self.places], dtype=np.int64)
+        return of_opened[self.index_map.locate(rows)[0]]
 
     def read(self, rows: Int64Array, fields: tuple[str, ...] | None) -> Batch:
         """Batch of the samples at positions [K]; a caller need not check that they exist.
@@ -191,7 +229,10 @@ class Stores:
         return [Part(one, row[here], here) for one, here in enumerate(places) if len(here)]
 
     def refreshed(self) -> Self:
-        """State after a refresh of each store; new samples come last, and none at marks.
+        """State after a refresh of each store; new samples come last, new parts after them.
+
+        At marks nothing is new.
+
 
         Raises `StoreFormatError` if a store was rewritten, and `SchemaError` if a new field differs
         between stores.
@@ -199,11 +240,20 @@ class Stores:
         for place, view in enumerate(self.opened):
             view.refresh()
             self._check(place, view)
-        known = self.index_map
         if self.at:
             return self
-        new = [(i, view.num_samples - known.held(i)) for i, view in enumerate(self.opened)]
-        return self._of(self.generations, SampleIndexMap([*known.runs, *new]))
+        found = _found(self.given) if self._may_get_parts else {}
+        new = {place: view for place, view in found.items() if place not in self.places}
+        for view in new.values():
+            view.refresh()  # another dataset may have opened it
+        views = (*self.opened, *new.values())
+        came = [(i, view.num_samples - self.index_map.held(i)) for i, view in enumerate(views)]
+        return self._of(
+            (*self.places, *new),
+            views,
+            (*self.generations, *(view.generation for view in new.values())),
+            SampleIndexMap([*self.index_map.runs, *came]),
+        )
 
     def stored_statistics(self) -> tuple[list[LabelSums], Int64Array]:
         """Sums that the stores keep, by bucket, and the positions [K] that they do not cover.
@@ -225,37 +275,118 @@ class Stores:
             end += count
         return list(found.values()), np.concatenate(rest)
 
+    @property
+    def _may_get_parts(self) -> bool:
+        return any(one.is_parent for one in self.given)
+
     def state_dict(self) -> dict[str, Any]:
-        """Index map and generations as plain types."""
-        return {
+        """Index map and generations as plain types, and the places of parts if there are any."""
+        state: dict[str, Any] = {
             "arrivals": [list(run) for run in self.index_map.runs],
             "generations": list(self.generations),
         }
+        if self._may_get_parts:
+            state["parts"] = [list(place) for place in self.places]
+        return state
 
     def restored(self, state: Mapping[str, Any]) -> Self:
-        """State that `state_dict` saved; raises `StoreFormatError` for other stores."""
+        """State that `state_dict` saved; raises `StoreFormatError` for other stores.
+
+        Parts are found by their names. Those that the state does not name come with the next
+        refresh.
+        """
         index_map = SampleIndexMap((store, count) for store, count in state["arrivals"])
-        generations = state["generations"]
-        if len(generations) != len(self.opened):
+        generations = tuple(state["generations"])
+        if "parts" in state:
+            places: tuple[Place, ...] = tuple((given, part) for given, part in state["parts"])
+            opened = tuple(self._view_of(given, part) for given, part in places)
+        else:
+            places, opened = self.places, self.opened
+        if len(generations) != len(opened) or ("parts" in state) is not self._may_get_parts:
             raise StoreFormatError(
-                f"the state is of {len(generations)} stores, here are {len(self.opened)}: give "
-                "those that it was saved with, in the same order"
+                f"the state is of {len(generations)} stores, here are {len(opened)} "
+                f"({'parts of a parent' if self._may_get_parts else 'without parts'}): give those "
+                "that it was saved with, in the same order"
             )
-        for place, (view, generation) in enumerate(zip(self.opened, generations, strict=True)):
+        for place, (view, generation) in enumerate(zip(opened, generations, strict=True)):
             count = index_map.held(place)
             if view.num_samples < count:
                 view.refresh()
             if view.num_samples < count or view.generation != generation:
                 raise StoreFormatError(
-                    f"store {place} has {view.num_samples} samples, the state counts {count} (of "
-                    f"{generation!r}, the store is {view.generation!r}): give the stores that it "
-                    "was saved with, in the same order and as they were"
+                    f"{_name_of(*places[place])} has {view.num_samples} samples, the state counts "
+                    f"{count} (of {generation!r}, the store is {view.generation!r}): give the "
+                    "stores that it was saved with, in the same order and as they were"
                 )
-        return self._of(tuple(generations), index_map)
+        return self._of(places, opened, generations, index_map)
 
-    def _of(self, generations: tuple[str, ...], index_map: SampleIndexMap) -> Self:
-        schema = common_schema(view.schema for view in self.opened)
-        return replace(self, generations=generations, index_map=index_map, schema=schema)
+    def _view_of(self, given: int, part: str | None) -> StoreView:
+        """View of a place that a state names."""
+        try:
+            return self.given[given].view(part)
+        except (IndexError, StoreNotFoundError) as error:
+            raise StoreFormatError(
+                f"the state has samples of {_name_of(given, part)}, which is not there ({error}): "
+                "give the stores that it was saved with, in the same order, with all of their parts"
+            ) from error
+
+    def _of(
+        self,
+        places: tuple[Place, ...],
+        opened: tuple[StoreView, ...],
+        generations: tuple[str, ...],
+        index_map: SampleIndexMap,
+    ) -> Self:
+        schema = common_schema(view.schema for view in opened)
+        gather = self._gather if opened == self.opened else _gather_of(opened)
+        return replace(
+            self,
+            places=places,
+            opened=opened,
+            generations=generations,
+            index_map=index_map,
+            schema=schema,
+            _gather=gather,
+        )
+
+
+def _name_of(given: int, part: str | None) -> str:
+    """Name of a place in messages."""
+    return f"store {given}" if part is None else f"part {part!r} of store {given}"
+
+
+def _found(given: Sequence[PartViews]) -> dict[Place, StoreView]:
+    """What each of the given stores has now, in order."""
+    found: dict[Place, StoreView] = {}
+    for number, one in enumerate(given):
+        found.update(((number, name), view) for name, view in one.found().items())
+    return found
+
+
+def common_state(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """First of the states of `Stores` without the parts that another of them does not have.
+
+    Examples
+    --------
+    >>> first = {"arrivals": [[0, 2], [1, 1], [0, 3]], "generations": ["a", "b"]}
+    >>> common_state([{**first, "parts": [[0, "x"], [0, "y"]]}, {"parts": [[0, "x"]]}])
+    {'arrivals': [[0, 5]], 'generations': ['a'], 'parts': [[0, 'x']]}
+    """
+    first = dict(states[0])
+    if "parts" not in first:
+        return first
+    seen = [{tuple(place) for place in state.get("parts", ())} for state in states]
+    kept = [
+        number
+        for number, place in enumerate(first["parts"])
+        if all(tuple(place) in places for places in seen)
+    ]
+    number_of = {old: new for new, old in enumerate(kept)}
+    runs = [(number_of[old], count) for old, count in first["arrivals"] if old in number_of]
+    first["arrivals"] = [list(run) for run in SampleIndexMap(runs).runs]
+    for name in ("generations", "parts"):
+        first[name] = [first[name][old] for old in kept]
+    return first
 
 
 def common_schema(schemas: Iterable[Mapping[str, Field]]) -> Mapping[str, Field]:
@@ -287,14 +418,8 @@ def _gather_of(opened: Sequence[StoreView]) -> Gather:
     return opened[0].rows if len(opened) == 1 else Gather([view.snapshot for view in opened])
 
 
-def _unpickled(
-    opened: tuple[StoreView, ...],
-    generations: tuple[str, ...],
-    index_map: SampleIndexMap,
-    schema: Mapping[str, Field],
-    at: tuple[str, ...],
-) -> Stores:
-    return Stores(opened, generations, index_map, schema, at, _gather_of(opened))
+def _unpickled(known: Mapping[str, Any]) -> Stores:
+    return Stores(**known, _gather=_gather_of(known["opened"]))
 
 
 def _marks(at: str | Sequence[str] | None, count: int) -> tuple[str, ...]:
@@ -307,6 +432,22 @@ def _marks(at: str | Sequence[str] | None, count: int) -> tuple[str, ...]:
             f"at={at!r}, expected the name of a mark, or one for each of {count} stores"
         )
     return marks
+
+
+def _with_mark(found: Mapping[Place, StoreView], marks: Sequence[str]) -> dict[Place, StoreView]:
+    """The stores, and of parents the parts that have the mark; raises ArgumentError for none."""
+    kept = {
+        (number, part): view
+        for (number, part), view in found.items()
+        if part is None or marks[number] in view.marks
+    }
+    for number, mark in enumerate(marks):
+        if not any(place[0] == number for place in kept):
+            raise ArgumentError(
+                f"no part of store {number} has a mark {mark!r}: make one with ZarrData.mark in "
+                "each part"
+            )
+    return kept
 
 
 def _listed(stores: StoreLike | Sequence[StoreLike]) -> Sequence[StoreLike]:

@@ -63,12 +63,15 @@ class SampleTable:
 
     @property
     def num_stores(self) -> int:
-        """Number of stores, those without samples included."""
-        return len(self._stores.opened)
+        """Number of stores as they were given, those without samples included."""
+        return len(self._stores.given)
 
     def store_of(self, index: Index | None = None) -> Int64Array:
-        """Place of the store of every sample, [N] int64, or of those at integers [K]."""
-        return self._stores.index_map.locate(self._rows_or_all(index))[0]
+        """Place of the store of every sample, [N] int64, or of those at integers [K].
+
+        All parts of a store have its place.
+        """
+        return self._stores.given_of(self._rows_or_all(index))
 
     @property
     def ids(self) -> npt.NDArray[np.uint64]:
@@ -77,7 +80,7 @@ class SampleTable:
 
     def ids_of(self, index: Index) -> npt.NDArray[np.uint64]:
         """64-bit name of the structures of the samples at integers [K], uint64."""
-        return self._collected(self._rows(index), StoreView.ids_of)
+        return self._collected(self._rows(index), StoreView.ids_of, np.dtype("uint64"))
 
     def system_field(self, name: str, index: Index | None = None) -> AnyArray:
         """Field at system level of every sample, [N, ...], or of those at integers [K].
@@ -90,6 +93,8 @@ class SampleTable:
             If a store that has one of the samples lacks the field.
         """
         views = self._stores.views
+        if not views:
+            check_fields([name], self.schema)
 
         def values_of(view: StoreView, samples: Int64Array) -> AnyArray:
             if name not in view.schema:
@@ -138,7 +143,7 @@ class SampleTable:
                 return np.zeros(len(samples), dtype=bool)
             return view.present(name, samples)
 
-        return self._collected(self._rows_or_all(index), present_of)
+        return self._collected(self._rows_or_all(index), present_of, np.dtype("bool"))
 
     def where(
         self,
@@ -338,10 +343,15 @@ class SampleTable:
         return values if self._chosen is None else values[self._chosen]
 
     def _collected(
-        self, rows: Int64Array, values_of: Callable[[StoreView, Int64Array], npt.NDArray[Scalar]]
+        self,
+        rows: Int64Array,
+        values_of: Callable[[StoreView, Int64Array], npt.NDArray[Scalar]],
+        dtype: np.dtype[Scalar] | None = None,
     ) -> npt.NDArray[Scalar]:
-        """Values of samples [K], one call per store."""
+        """Values of samples [K], one call per store; `dtype` is that of no values without parts."""
         views = self._stores.views
+        if not views:
+            return np.zeros(len(rows), dtype)
         if len(views) == 1:
             return values_of(views[0], rows)
         found = [

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch.utils.data import Dataset
 
@@ -16,6 +17,7 @@ from zarrpipe.data.csr import Int64Array, position_of
 from zarrpipe.data.levels import Level, pointer_levels
 from zarrpipe.data.schema import Field, levels_of
 from zarrpipe.data.system import AtomicData
+from zarrpipe.data.validate import check_flag
 from zarrpipe.dataset.blocks import Blocks, exceed_caches, shuffled_blocks
 from zarrpipe.dataset.resident import Resident, device_named
 from zarrpipe.dataset.stores import Stores
@@ -41,6 +43,7 @@ from zarrpipe.transforms.compose import (
 from zarrpipe.transforms.random_numbers import sample_keys
 
 _INT64 = np.dtype("int64")
+_NO_IDS = np.zeros(0, dtype=np.uint64)
 
 __all__ = ["Index", "ZarrDataset"]
 
@@ -48,9 +51,13 @@ __all__ = ["Index", "ZarrDataset"]
 class ZarrDataset(SampleTable, Dataset[AtomicData]):
     """The samples of one store, or of several stores one after the other.
 
+    The parent of parts (see ``ZarrData(..., part=)``) has the samples of its parts, in natural
+    order of their names: 2 comes before 10.
+
     An index stays the index of the same sample as long as the dataset object exists: samples that
-    `refresh` finds are appended at the end, whichever store they are in. `state_dict` records this
-    order of arrival. A dataset that is opened anew lists the stores one after the other.
+    `refresh` finds are appended at the end, whichever store or new part they are in. `state_dict`
+    records this order of arrival. A dataset that is opened anew lists the stores one after the
+    other.
 
     Parameters
     ----------
@@ -78,6 +85,11 @@ class ZarrDataset(SampleTable, Dataset[AtomicData]):
     resident : str or torch.device, optional
         Device ("cpu", "cuda") that holds all samples from the first batch on, and on which batches
         are made. It needs the memory for all of them, and a single process that reads.
+    unique : bool
+        Whether samples with the structure (id) of an earlier one are left out, in whichever store
+        or part either is, of those that meet `where`. What is in the dataset stays in it:
+        `refresh` leaves out new samples with a structure that it has, also where another order of
+        the parts would have chosen these. It needs the ids of all samples, 16 bytes each.
 
     Raises
     ------
@@ -103,6 +115,7 @@ class ZarrDataset(SampleTable, Dataset[AtomicData]):
         where: str | None = None,
         at: str | Sequence[str] | None = None,
         resident: str | torch.device | None = None,
+        unique: bool = False,
     ) -> None:
         self._transform, self._draw = as_transform(transform), (0, 0)
         cache_config = CacheConfig.of(cache_dir, cache_bytes)
@@ -113,8 +126,15 @@ class ZarrDataset(SampleTable, Dataset[AtomicData]):
         check_fields(self._fields or (), self.schema)
         check_reads(self._transform, self._fields, self.schema)
         self._where = None if where is None else Condition.of(where).text
-        if self._where is not None:
-            self._chosen = self.where(self._where)
+        check_flag("unique", unique)
+        self._unique = unique
+        if self._is_filtered:
+            self._follow(self._stores, None)
+
+    @property
+    def _is_filtered(self) -> bool:
+        """Whether only some samples of the stores belong to the dataset, also of new ones."""
+        return self._where is not None or self._unique
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -270,7 +290,7 @@ class ZarrDataset(SampleTable, Dataset[AtomicData]):
         Groups of them fit the caches of their stores, so that each chunk is fetched once an epoch.
         What came after these samples changes nothing.
         """
-        if self._where is None or self._chosen is None:
+        if not self._is_filtered or self._chosen is None:
             count = len(self._stores) if count is None else count
             return shuffled_blocks(self._stores, self._fields, count)
         chosen = self._chosen[:count]
@@ -292,7 +312,8 @@ class ZarrDataset(SampleTable, Dataset[AtomicData]):
     def index_select(self, index: Index) -> Self:
         """Dataset of the samples at integers [K], over the same open stores; it never grows."""
         selected = copy.copy(self)
-        selected._chosen, selected._where = self._rows(index).copy(), None
+        selected._chosen = self._rows(index).copy()
+        selected._where, selected._unique = None, False
         return selected
 
     def refresh(self) -> int:
@@ -300,7 +321,7 @@ class ZarrDataset(SampleTable, Dataset[AtomicData]):
 
         A selection by indices stays as it is; one by a condition takes in what meets it.
         """
-        if self._chosen is not None and self._where is None:
+        if self._chosen is not None and not self._is_filtered:
             return 0
         before, stores = len(self), self._stores.refreshed()
         self._follow(stores, self._chosen)
@@ -308,11 +329,15 @@ class ZarrDataset(SampleTable, Dataset[AtomicData]):
 
     def _follow(self, stores: Stores, chosen: Int64Array | None) -> None:
         """Go to another state of the stores, whose first samples `chosen` were looked at."""
-        if self._where is not None:
+        if self._is_filtered:
             every = copy.copy(self)
             every._stores, every._chosen = stores, None
             known = len(self._stores) if chosen is not None else 0
-            new = every.where(self._where, np.arange(known, len(stores)))
+            new = np.arange(known, len(stores))
+            if self._where is not None:
+                new = every.where(self._where, new)
+            if self._unique:
+                new = _first_of_each(new, every.ids_of(new), self.ids if known else _NO_IDS)
             chosen = new if chosen is None else np.concatenate([chosen, new])
         self._stores, self._chosen, self._agreed = stores, chosen, None
 
@@ -330,9 +355,12 @@ class ZarrDataset(SampleTable, Dataset[AtomicData]):
         """The meaning of each index, as plain types.
 
         ``arrivals`` is ``[[store, number of samples], ...]``, ``generations`` names each store as
-        it was rewritten last, ``where`` is the condition if there is one.
+        it was rewritten last, ``where`` is the condition if there is one. Where there are parts,
+        each counts as a store, and ``parts`` is ``[[place of the parent, name], ...]``.
         """
         state = self._stores.state_dict()
+        if self._unique:
+            state["unique"] = True
         return state if self._where is None else {**state, "where": self._where}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -341,21 +369,37 @@ class ZarrDataset(SampleTable, Dataset[AtomicData]):
         Raises
         ------
         StoreFormatError
-            If the stores are not those of the state: there are more or fewer, one was rewritten
-            since, or has fewer samples than the state counts.
+            If the stores are not those of the state: there are more or fewer, a part of it is not
+            there, one was rewritten since, or has fewer samples than the state counts. Parts that
+            the state does not name come with the next `refresh`.
         ValueError
-            If the state is of another condition `where`.
+            If the state is of another condition `where`, or of another `unique`.
         """
         if state.get("where") != self._where:
             raise ArgumentError(
                 f"the state is of a dataset with where={state.get('where')!r}, this one has "
                 f"where={self._where!r}: open it with the condition of the state"
             )
+        if state.get("unique", False) is not self._unique:
+            raise ArgumentError(
+                f"the state is of a dataset with unique={not self._unique}, this one has "
+                f"unique={self._unique}: open it as the one of the state"
+            )
         before = self._stores
-        self._follow(before.restored(state), None if self._where is not None else self._chosen)
+        self._follow(before.restored(state), None if self._is_filtered else self._chosen)
         resident = self._resident
         if resident is not None and not self._stores.begin_as(before, len(resident)):
             self._resident = Resident(resident.device)  # selections keep theirs
+
+
+def _first_of_each(
+    positions: Int64Array, ids: npt.NDArray[np.uint64], known: npt.NDArray[np.uint64]
+) -> Int64Array:
+    """Ascending positions [K] of the first sample with each id [N], without ids that are known."""
+    found, first = np.unique(ids, return_index=True)
+    # NumPy 2.0 overflows in a table of 64-bit ids.
+    new = ~np.isin(found, known, kind="sort")
+    return np.sort(positions[first[new]])
 
 
 def check_reads(

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
+from zarrpipe.dataset.stores import common_state
 from zarrpipe.dataset.zarr_dataset import ZarrDataset
 from zarrpipe.errors import ArgumentError, StoreFormatError
 
@@ -26,12 +27,15 @@ def world_size() -> int:
 
 
 def refresh_all_ranks(dataset: ZarrDataset) -> None:
-    """Refresh a dataset on every rank to the samples that rank 0 sees."""
+    """Refresh a dataset on every rank to the samples that rank 0 sees.
+
+    Those of a new part wait until all ranks see the part.
+    """
     if not _distributed():
         dataset.refresh()
         return
     for _ in range(_TRIALS):
-        state = all_ranks(partial(_look, dataset))[0]
+        state = common_state(all_ranks(partial(_look, dataset)))
         first, *others = all_ranks(partial(_restore, dataset, state))
         if all(names == first for names in others):
             return

@@ -1,11 +1,13 @@
 """Which stores and logs there are under the paths that are to be watched."""
 
+import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from zarrpipe.errors import ArgumentError
+from zarrpipe.errors import ArgumentError, ZarrPipeError
+from zarrpipe.store.backend.parts import parts
 from zarrpipe.store.format.layout import ATOMS_PTR
 
 LOG = "metrics.csv"
@@ -49,7 +51,7 @@ def find(places: Sequence[str]) -> Found:
     left = _MOST_FOLDERS
     for place in places:
         if "://" in place:
-            stores[place] = None
+            stores.update(dict.fromkeys(_at_url(place)))
         elif _is_log(Path(place)):
             logs[Path(place)] = None
         else:
@@ -68,22 +70,40 @@ def _is_log(path: Path) -> bool:
     return path.suffix == ".csv" and path.is_file()
 
 
+def _at_url(place: str) -> list[str]:
+    """A store at a URL, or its parts; a place that cannot be read is left to the watch of it."""
+    try:
+        found = [str(part) for part in parts(place).values()]
+    except (ZarrPipeError, OSError):
+        return [place]
+    return found or [place]
+
+
 def _is_store(folder: str) -> bool:
     """Whether a folder is a store of atomic systems, or becomes one."""
-    if not os.path.isfile(os.path.join(folder, "zarr.json")):  # noqa: PTH113, PTH118
+    if not _is_group(folder):
         return False
-    if Path(folder, ATOMS_PTR).is_dir():
-        return True
+    return Path(folder, ATOMS_PTR).is_dir() or _has_parts(folder) is False
+
+
+def _is_group(folder: str) -> bool:
+    return os.path.isfile(os.path.join(folder, "zarr.json"))  # noqa: PTH113, PTH118
+
+
+def _has_parts(folder: str) -> bool | None:
+    """Whether a group of zarrpipe is a parent of parts; None for another group."""
     try:
-        return '"zarrpipe"' in Path(folder, "zarr.json").read_text(errors="replace")
-    except OSError:
-        return False
+        attributes = json.loads(Path(folder, "zarr.json").read_bytes())["attributes"]
+        found = "parts" in attributes["zarrpipe"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return found
 
 
 def _folders(folder: str, depth: int) -> Iterator[str]:
     """A folder and those in it; what a store, a run or a hidden folder holds is left out."""
     yield folder
-    if depth == 0 or os.path.isfile(os.path.join(folder, "zarr.json")):  # noqa: PTH113, PTH118
+    if depth == 0 or (_is_group(folder) and not _has_parts(folder)):
         return
     try:
         with os.scandir(folder) as entries:

@@ -8,7 +8,12 @@ from dataclasses import replace
 import zarr
 
 from zarrpipe.data.levels import Level
-from zarrpipe.errors import StoreFormatError, StoreNotFoundError, StoreReadOnlyError
+from zarrpipe.errors import (
+    StoreFormatError,
+    StoreNotFoundError,
+    StorePartsError,
+    StoreReadOnlyError,
+)
 from zarrpipe.progress import progress_bar
 from zarrpipe.store.backend.location import Root, StoreLike
 from zarrpipe.store.backend.lock import WriterLock, holder_of
@@ -95,6 +100,8 @@ def check(
         If a repair is requested and a writer has the store open.
     StoreReadOnlyError
         If a repair is requested and the store was opened read-only.
+    StorePartsError
+        If it is a parent of parts; `zarrpipe.parts` lists them, and the command checks each.
 
     Examples
     --------
@@ -153,6 +160,8 @@ def _examine_settled(root: Root, progress: bool | None) -> Examination:
 def _attributes(root: Root) -> Attributes | None:
     try:
         return Attributes.read(_root_group(root))
+    except StorePartsError:
+        raise
     except StoreFormatError:  # reported as a finding
         return None
 
@@ -171,6 +180,8 @@ def _examine(root: Root, *, locked: bool = False, progress: bool | None = None) 
     holder = None if locked or root.directory is None else holder_of(root.directory)
     try:
         attributes = Attributes.read(group)
+    except StorePartsError:
+        raise
     except StoreFormatError as error:
         message = f"{error}; put zarr.json back from a copy of the store"
         finding = Finding("attributes", Severity.ERROR, "zarr.json", message)

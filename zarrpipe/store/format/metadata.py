@@ -13,10 +13,16 @@ from zarrpipe.data.categories import Vocabulary, checked_vocabulary
 from zarrpipe.data.fields import CORE_FIELDS, level_of
 from zarrpipe.data.levels import Level, defined
 from zarrpipe.data.schema import Schema
-from zarrpipe.errors import ArgumentError, FieldError, StoreFormatError
+from zarrpipe.errors import ArgumentError, FieldError, StoreFormatError, StorePartsError
 
 FORMAT = 1
 """Version of the format that this package writes, and newest version that it reads."""
+
+PARTS_FORMAT = 2
+"""Format that the parent of parts states, so that releases without parts refuse it."""
+
+PARTS_VERSION = 1
+"""Version of the layout of parts that this package writes, and newest version that it reads."""
 
 _MOST_FIELDS, _LONGEST_NAME, _LEVELS_VERSION = 1024, 255, 1
 
@@ -79,7 +85,11 @@ class Attributes:
 
     @classmethod
     def read(cls, group: zarr.Group) -> "Attributes":
-        """Read and validate the attributes; raises StoreFormatError if damaged or too new."""
+        """Read and validate the attributes.
+
+        Raises StoreFormatError if they are damaged or too new, and StorePartsError for a parent of
+        parts.
+        """
         attributes: dict[str, Any] = dict(group.attrs.asdict())
         own, fields = attributes.get("zarrpipe", {}), attributes.get("fields", {})
         count = attributes.get("num_samples", 0)
@@ -88,6 +98,8 @@ class Attributes:
                 f"{group.store_path}: 'zarrpipe' and 'fields' must be objects and 'num_samples' a "
                 f"number, found {_shown(own)}, {_shown(fields)} and {_shown(count)}"
             )
+        if "parts" in own:
+            raise _parent_of_parts(group, own["parts"])
         version = own.get("format", FORMAT)
         if type(version) is not int or not 1 <= version <= FORMAT:
             raise StoreFormatError(
@@ -188,6 +200,25 @@ def check_mark_name(name: str) -> None:
 def new_generation() -> str:
     """Create a unique name of a generation."""
     return uuid.uuid4().hex
+
+
+def parent_attributes() -> dict[str, Any]:
+    """Attributes of the parent of parts."""
+    return {"zarrpipe": {"format": PARTS_FORMAT, "parts": PARTS_VERSION}}
+
+
+def _parent_of_parts(group: zarr.Group, version: object) -> StoreFormatError:
+    """Error about the parent of parts, or about parts of a newer version."""
+    if version != PARTS_VERSION:
+        return StoreFormatError(
+            f"{group.store_path} has parts of version {_shown(version)}, this zarrpipe reads "
+            f"version {PARTS_VERSION}: upgrade zarrpipe"
+        )
+    return StorePartsError(
+        f"{group.store_path} is a parent of parts, each of which is a store: read all of them with "
+        "ZarrDataset, write with ZarrData(..., part='name'), fold them into one store with "
+        "zarrpipe.merge, or give one of the parts, such as those that zarrpipe.parts lists"
+    )
 
 
 def _levels(group: zarr.Group, fields: Mapping[str, Any]) -> dict[str, str]:

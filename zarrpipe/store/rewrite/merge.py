@@ -8,9 +8,16 @@ from typing import Any
 from zarrpipe.data.levels import Level
 from zarrpipe.data.schema import Field
 from zarrpipe.data.validate import check_count
-from zarrpipe.errors import ArgumentError, FieldError, SchemaError, StoreNotFoundError
+from zarrpipe.errors import (
+    ArgumentError,
+    FieldError,
+    SchemaError,
+    StoreEmptyError,
+    StoreNotFoundError,
+)
 from zarrpipe.progress import progress_bar
 from zarrpipe.store.backend.location import Root, StoreLike
+from zarrpipe.store.backend.parts import is_parent, parts
 from zarrpipe.store.format.config import ZarrWriteConfig
 from zarrpipe.store.query.columns import check_fields, field_names
 from zarrpipe.store.query.conditions import Condition
@@ -51,7 +58,8 @@ def merge(
     Parameters
     ----------
     stores : StoreLike or sequence of StoreLike
-        At least one store that exists.
+        At least one store that exists. A parent of parts stands for the parts that it has when the
+        call begins, in natural order of their names.
     target : StoreLike
         Place without samples.
     where : str, optional
@@ -79,6 +87,8 @@ def merge(
     ------
     StoreNotFoundError
         If there is no store at one of the places.
+    StoreEmptyError
+        If nothing was written to any part of a parent.
     StoreExistsError
         If there are samples at the target, or something other than a store.
     SchemaError
@@ -109,7 +119,7 @@ def merge(
     condition = None if where is None else Condition.of(where)
     check_vacant(tidied(root))
     scratch = scratch_of(root)
-    sources = [MergeSource(one, scratch) for one in _listed(stores)]
+    sources = [MergeSource(one, scratch) for store in _listed(stores) for one in _roots_of(store)]
     _select(sources, condition, fields)
     plan = MergePlan(sources, shuffle)
     plan.warn_of_lost_marks(stacklevel=3)
@@ -184,13 +194,27 @@ def compact(
     return plan.counts.samples
 
 
-def _listed(stores: StoreLike | Sequence[StoreLike]) -> list[Root]:
-    """Places of one or many stores."""
-    if isinstance(stores, Sequence) and not isinstance(stores, str):
-        if not stores:
-            raise FieldError("an empty list of stores cannot be merged: expected at least one")
-        return [Root.of(store) for store in stores]
-    return [Root.of(stores)]
+def _listed(stores: StoreLike | Sequence[StoreLike]) -> Sequence[StoreLike]:
+    """One or many stores as a list."""
+    if not isinstance(stores, Sequence) or isinstance(stores, str):
+        return [stores]
+    if not stores:
+        raise FieldError("an empty list of stores cannot be merged: expected at least one")
+    return stores
+
+
+def _roots_of(store: StoreLike) -> list[Root]:
+    """Place of a store, or of each part of a parent in natural order."""
+    root = Root.of(store)
+    group = root.open_group()
+    if group is None or not is_parent(group):
+        return [root]
+    places = parts(store)
+    if not places:
+        raise StoreEmptyError(
+            f"{root} is a parent of parts, and nothing was written to any of them: merge it later"
+        )
+    return [Root.of(place) for place in places.values()]
 
 
 def _select(
