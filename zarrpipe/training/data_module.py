@@ -19,7 +19,7 @@ from zarrpipe.store.cache.directory import CacheConfig
 from zarrpipe.store.query.conditions import Condition
 from zarrpipe.training.lightning_resume import ResumeFix, check_finders, check_reloading
 from zarrpipe.training.loader import GraphLoader
-from zarrpipe.training.ranks import all_ranks, check_alike
+from zarrpipe.training.ranks import all_ranks, check_alike, check_slurm_tasks
 from zarrpipe.training.settings import (
     Fixed,
     Setting,
@@ -261,10 +261,13 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
         Raises
         ------
         ValueError
-            If `device` is not there, or `max_edges` is given and no store has edges.
+            If `device` is not there, `max_edges` is given and no store has edges, or before a fit
+            several SLURM tasks are not ranks of one run.
         StoreEmptyError
             If there is no sample to train on.
         """
+        if stage == "fit":
+            check_slurm_tasks()
         all_ranks(partial(check_device, self.device))
         self._loaders.close()
         self._loaders.resume_from = None
