@@ -40,8 +40,9 @@ _MONOTONIC = 1
 
 def _live(life: Mapping[str, Any]) -> None:
     """Carry out the steps of a life, saying so; arm the kill as its step begins."""
-    store = Path(life["store"])
-    hand = Hand(store, store.with_name(TARGET), CONFIGS[life["config"]])
+    store = life["store"] if "://" in life["store"] else Path(life["store"])
+    target = f"{store}-{TARGET}" if isinstance(store, str) else store.with_name(TARGET)
+    hand = Hand(store, target, CONFIGS[life["config"]])
     for number, (name, given) in enumerate(life["steps"]):
         _say("begin", number)
         if life["delay"] is not None and number == life["armed"]:
@@ -155,7 +156,7 @@ class Lives:
 
     def live(
         self,
-        store: Path,
+        store: Path | str,
         config: str,
         steps: Sequence[Step],
         *,

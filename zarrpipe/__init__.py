@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from zarrpipe.store.api import AtomicDataZarrWriter
     from zarrpipe.store.check.run import check
     from zarrpipe.store.format.config import ZarrArrayConfig, ZarrWriteConfig
+    from zarrpipe.store.format.metadata import Mark
     from zarrpipe.store.reader import AtomicDataZarrReader
     from zarrpipe.store.rewrite.copy import copy
     from zarrpipe.store.rewrite.merge import compact, merge
@@ -37,6 +38,7 @@ __all__ = [
     "DataMonitor",
     "GraphBatchSampler",
     "Level",
+    "Mark",
     "StoreInfo",
     "ZarrArrayConfig",
     "ZarrData",
@@ -68,6 +70,7 @@ _HOMES = {
     "DataMonitor": "training.monitor",
     "GraphBatchSampler": "training.sampler",
     "Level": "data.levels",
+    "Mark": "store.format.metadata",
     "StoreInfo": "dataset.store_info",
     "ZarrArrayConfig": "store.format.config",
     "ZarrData": "sink",

@@ -31,6 +31,7 @@ from zarrpipe.store.backend.parts import checked_part_name
 from zarrpipe.store.check.report import Report
 from zarrpipe.store.check.run import check
 from zarrpipe.store.format.config import ZarrWriteConfig
+from zarrpipe.store.format.metadata import Mark, check_mark_name
 from zarrpipe.store.parts.batch_ids import (
     StoredBatchIds,
     checked_batch_id,
@@ -464,6 +465,71 @@ class ZarrData(QueuedWrites):
         self._check_open()
         chosen = as_batch(batch) if mask is None else masked(as_batch(batch), mask)
         self._defer(chosen)
+
+    def mark(self, name: str, note: str | None = None) -> int:
+        """Name the samples that are stored now, so that they can be read by that name later.
+
+        ``ZarrDataset(store, at=name)`` and ``ZarrDataModule(store, at=name)`` have exactly these
+        samples, whatever is appended since. What is buffered or deferred is written before.
+
+        Parameters
+        ----------
+        name : str
+            Letters, digits and ``._-``, at most 100 characters, such as "round-3".
+        note : str, optional
+            Text that is kept with it.
+
+        Returns
+        -------
+        int
+            Number of samples that have the name.
+
+        Raises
+        ------
+        ArgumentError
+            If it is no name, or the store has given it to other samples. A name that these
+            samples have already is no error, so that a call can be repeated.
+        StoreEmptyError
+            If no sample is stored.
+
+        Examples
+        --------
+        >>> import zarrpipe as zp
+        >>> store = {}
+        >>> with zp.ZarrData(store) as sink:
+        ...     sink.write(zp.AtomicData([[0.0, 0.0, 0.0]], [8]))
+        ...     marked = sink.mark("round-0")
+        ...     sink.write(zp.AtomicData([[0.0, 0.0, 0.0]], [1]))
+        >>> marked, len(zp.ZarrDataset(store, at="round-0")), len(zp.ZarrDataset(store))
+        (1, 1, 2)
+        """
+        check_mark_name(name)
+        if note is not None and not isinstance(note, str):
+            raise ArgumentTypeError(f"note={note!r}, expected a text")
+        return self._mark(name, note)
+
+    @synchronized
+    def _mark(self, name: str, note: str | None) -> int:
+        self._check_open()
+        self._write_deferred(done=False)
+        if not self._count():
+            raise StoreEmptyError(
+                f"nothing was written to {self._root}, so there is nothing to mark"
+            )
+        return self._open_writer().mark(name, note).count
+
+    @property
+    def marks(self) -> Mapping[str, Mark]:
+        """Marks of the store, by name."""
+        return self._marks()
+
+    @synchronized
+    def _marks(self) -> Mapping[str, Mark]:
+        view = self._reader()
+        if view is None:
+            return {}
+        view.refresh()
+        return view.marks
 
     def _append(self, batch: Batch) -> tuple[UInt64Array, int]:
         """Append a batch if there is room for it; see `_write`."""

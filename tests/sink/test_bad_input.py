@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
@@ -345,15 +346,16 @@ class TestPlaces:
         fsspec = pytest.importorskip("fsspec")
 
         def missing(*args, **kwargs):
-            raise ImportError("Install s3fs to access S3")
+            raise ImportError("Install huggingface_hub")
 
         monkeypatch.setattr(fsspec, "url_to_fs", missing)
         monkeypatch.setattr("zarr.storage._fsspec.url_to_fs", missing, raising=False)
         monkeypatch.setattr("fsspec.core.url_to_fs", missing)
-        with refused(MissingLibraryError, ImportError, r"pip install 'zarrpipe\[fsspec\]'"):
+        monkeypatch.setitem(sys.modules, "obstore.store", None)
+        with refused(MissingLibraryError, ImportError, r"pip install 'zarrpipe\[s3\]'"):
             opened("s3://bucket/store")
-        with refused(MissingLibraryError, ImportError, "pip install gcsfs"):
-            opened("gs://bucket/store")
+        with refused(MissingLibraryError, ImportError, "pip install huggingface_hub"):
+            opened("hf://datasets/store")
 
     @pytest.mark.parametrize("place", ["file", "file/below", "archive.zip"])
     def test_a_file(self, opened, tmp_path, place):

@@ -8,6 +8,7 @@ import typer
 from zarrpipe.cli.exit_codes import GOOD
 from zarrpipe.cli.options import (
     FRACTIONS,
+    At,
     By,
     Fields,
     Fractions,
@@ -51,6 +52,7 @@ def export(
     fractions: Fractions = FRACTIONS,
     by: By = "id",
     sort: Sort = None,
+    at: At = None,
     limit: Annotated[
         int | None, typer.Option("--limit", metavar="N", help="Most samples to write.")
     ] = None,
@@ -79,13 +81,15 @@ def export(
     """
     if out is None and not card:
         raise typer.BadParameter("it is missing, and --card was not given", param_hint="'OUT'")
+    from zarrpipe.dataset.zarr_dataset import ZarrDataset
     from zarrpipe.formats.write.card import write_card
     from zarrpipe.formats.write.write_out import write_out
 
     done: list[Written] = []
     if out is not None:
+        marked = None if at is None else ZarrDataset(store, names_of(fields), at=at)
         chosen = write_out(
-            store,
+            store if marked is None else marked,
             out,
             format=form,
             where=where,

@@ -7,6 +7,7 @@ import typer
 from zarrpipe.cli.exit_codes import GOOD
 from zarrpipe.cli.options import (
     FRACTIONS,
+    At,
     By,
     Fields,
     Fractions,
@@ -75,6 +76,7 @@ def stats(
     split: Split = None,
     fractions: Fractions = FRACTIONS,
     by: By = "id",
+    at: At = None,
     as_json: Json = False,
 ) -> int:
     """Give reference energies, mean and spread of the labels.
@@ -87,17 +89,24 @@ def stats(
     from zarrpipe.training.splits.of_dataset import rows_of_split
     from zarrpipe.training.statistics import SplitStatistics
 
-    dataset = ZarrDataset(stores)
+    dataset = ZarrDataset(stores, at=at)
     chosen = rows_of_split(dataset, split, fractions_of(fractions), by=by, where=where)
     found = SplitStatistics().of(dataset, *chosen)
-    facts = {"stores": stores, "where": where, "split": split, **facts_of(found)}
+    facts = {"stores": stores, "where": where, "split": split, "at": at, **facts_of(found)}
     printed(facts, found.tables(), as_json=as_json)
     return GOOD
 
 
-def head(stores: Stores, *, limit: Limit = 10, fields: Fields = None, as_json: Json = False) -> int:
+def head(
+    stores: Stores,
+    *,
+    limit: Limit = 10,
+    fields: Fields = None,
+    at: At = None,
+    as_json: Json = False,
+) -> int:
     """Show the first samples."""
-    return show(stores, limit=limit, fields=fields, as_json=as_json)
+    return show(stores, limit=limit, fields=fields, at=at, as_json=as_json)
 
 
 def show(
@@ -110,6 +119,7 @@ def show(
     ] = False,
     limit: Limit = 10,
     fields: Fields = None,
+    at: At = None,
     as_json: Json = False,
 ) -> int:
     """Show samples as a table.
@@ -123,7 +133,7 @@ def show(
     from zarrpipe.store.query.conditions import Condition
     from zarrpipe.store.query.evaluation import check as check_condition
 
-    dataset, names = ZarrDataset(stores), names_of(fields)
+    dataset, names = ZarrDataset(stores, at=at), names_of(fields)
     if sort is not None:
         check_condition(Condition.of(sort, "--sort", "max_force"), dataset.schema, number=True)
     matching = dataset.where(where) if where is not None else np.arange(len(dataset))

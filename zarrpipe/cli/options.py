@@ -27,6 +27,15 @@ Where = Annotated[
         show_default=False,
     ),
 ]
+At = Annotated[
+    str | None,
+    typer.Option(
+        "--at",
+        metavar="MARK",
+        help="Only the samples that were stored when a mark was made; zarrpipe info lists marks.",
+        show_default=False,
+    ),
+]
 Fields = Annotated[
     str | None,
     typer.Option(

@@ -7,6 +7,7 @@ import typer
 from zarrpipe.cli.exit_codes import GOOD
 from zarrpipe.cli.options import (
     FRACTIONS,
+    At,
     By,
     Fields,
     Fractions,
@@ -46,6 +47,7 @@ def split(
     fractions: Fractions = FRACTIONS,
     by: By = "id",
     where: Where = None,
+    at: At = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace index files that are there.")
     ] = False,
@@ -59,7 +61,7 @@ def split(
     from zarrpipe.dataset.zarr_dataset import ZarrDataset
     from zarrpipe.training.splits.of_dataset import write_splits
 
-    dataset, shares = ZarrDataset(stores), fractions_of(fractions)
+    dataset, shares = ZarrDataset(stores, at=at), fractions_of(fractions)
     written, shared = write_splits(
         directory, dataset, shares, by=by, where=where, overwrite=overwrite
     )

@@ -106,6 +106,7 @@ class _Examined:
             rounds=self._rounds(),
             categories=dict(self._categories()),
             imports=attributes.imports,
+            marks=attributes.marks,
         )
 
     def _field(

@@ -6,11 +6,13 @@ import dataclasses
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any
 
 from zarrpipe.data.tables import Table, html_tables
 from zarrpipe.store.check.report import FieldFacts, shape_text
+from zarrpipe.store.format.metadata import Mark
 
 _FIRST = 12
 _NONE: Mapping[Any, Any] = MappingProxyType({})
@@ -104,6 +106,8 @@ class StoreInfo:
         Number of samples by string, the most frequent first, by field of strings.
     imports : tuple
         What imports have recorded in the attributes of the store.
+    marks : mapping of str to Mark
+        Marks of the store, by name; see `ZarrData.mark`.
     """
 
     store: str
@@ -126,6 +130,7 @@ class StoreInfo:
     rounds: Mapping[int, int] = field(default_factory=lambda: _NONE)
     categories: Mapping[str, Mapping[str, int]] = field(default_factory=lambda: _NONE)
     imports: tuple[Any, ...] = ()
+    marks: Mapping[str, Mark] = field(default_factory=lambda: _NONE)
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to plain types, for JSON; the keys are the names of the parameters."""
@@ -162,6 +167,8 @@ class StoreInfo:
             yield f"level {name}", kind
         for one in self.imports:
             yield "import", _import_text(one)
+        for name, mark in self.marks.items():
+            yield f"mark {name}", _mark_text(mark, self.deleted)
         yield "stored", self._stored()
         yield "generation", self.generation or "none: another library wrote the store"
         yield "writer", self._lock()
@@ -247,7 +254,18 @@ def _import_text(record: Any) -> str:
         return json.dumps(record, ensure_ascii=False)
 
 
+def _mark_text(mark: Mark, deleted: int) -> str:
+    """Number of samples of a mark, its time and note."""
+    when = datetime.fromtimestamp(mark.time, UTC)
+    text = f"{mark.count:,} samples, {when:%Y-%m-%d %H:%M:%S} UTC"
+    if mark.deleted != deleted:
+        text += f", of which {deleted - mark.deleted:,} were deleted since"
+    return text if mark.note is None else f"{text}: {mark.note}"
+
+
 def _plain(value: Any) -> Any:
+    if isinstance(value, Mark):
+        return vars(value)
     if isinstance(value, Spread):
         return {**vars(value), "estimated": value.estimated}
     if isinstance(value, FieldInfo):

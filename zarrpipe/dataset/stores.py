@@ -129,18 +129,31 @@ class Stores:
     generations: tuple[str, ...]
     index_map: SampleIndexMap
     schema: Mapping[str, Field]
+    at: tuple[str, ...]
     _gather: Gather = field(repr=False)
 
     @classmethod
-    def open(cls, stores: StoreLike | Sequence[StoreLike], cache_config: CacheConfig) -> Self:
-        """All samples of one store or of several, store after store, part after part."""
+    def open(
+        cls,
+        stores: StoreLike | Sequence[StoreLike],
+        cache_config: CacheConfig,
+        at: str | Sequence[str] | None = None,
+    ) -> Self:
+        """All samples of one store or of several, store after store, or those of marks `at`."""
         given = tuple(PartViews(store, cache_config) for store in _listed(stores))
-        found = _found(given)
+        marks = _marks(at, len(given))
+        found = _at_marks(given, marks) if marks else _found(given)
         opened = tuple(found.values())
+        counts = (
+            view.marked(marks[number]) if marks else view.num_samples
+            for (number, _), view in found.items()
+        )
         generations = tuple(view.generation for view in opened)
-        index_map = SampleIndexMap((place, view.num_samples) for place, view in enumerate(opened))
+        index_map = SampleIndexMap(enumerate(counts))
         schema = common_schema(view.schema for view in opened)
-        return cls(given, (*found,), opened, generations, index_map, schema, _gather_of(opened))
+        return cls(
+            given, (*found,), opened, generations, index_map, schema, marks, _gather_of(opened)
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:
         known = {name: value for name, value in self.__dict__.items() if name != "_gather"}
@@ -213,7 +226,9 @@ class Stores:
         return [Part(one, row[here], here) for one, here in enumerate(places) if len(here)]
 
     def refreshed(self) -> Self:
-        """State after a refresh of each store; new samples come last, new parts after them.
+        """State after a refresh of each store; new samples come last, and none at marks.
+
+        Those of new parts come after others.
 
         Raises `StoreFormatError` if a store was rewritten, and `SchemaError` if a new field differs
         between stores.
@@ -221,6 +236,8 @@ class Stores:
         for place, view in enumerate(self.opened):
             view.refresh()
             self._check(place, view)
+        if self.at:
+            return self
         found = _found(self.given) if self._may_get_parts else {}
         new = {place: view for place, view in found.items() if place not in self.places}
         for view in new.values():
@@ -235,7 +252,13 @@ class Stores:
         )
 
     def stored_statistics(self) -> tuple[list[LabelSums], Int64Array]:
-        """Sums that the stores keep, by bucket, and the positions [K] that they do not cover."""
+        """Sums that the stores keep, by bucket, and the positions [K] that they do not cover.
+
+        At marks there are none: later the stores keep sums of more samples, and a pass over the
+        samples rounds otherwise.
+        """
+        if self.at:
+            return [], np.arange(len(self))
         found: dict[int, LabelSums] = {}
         for store, view in enumerate(self.views):
             stored = valid_sums(view.snapshot)
@@ -323,6 +346,25 @@ class Stores:
         )
 
 
+def _at_marks(given: Sequence[PartViews], marks: Sequence[str]) -> dict[Place, StoreView]:
+    """What each of the given stores has, without parts that lack its mark.
+
+    Raises ArgumentError if no part of a store has it.
+    """
+    found = _found(given)
+    for number, (one, mark) in enumerate(zip(given, marks, strict=True)):
+        parts = [place for place in found if place[0] == number] if one.is_parent else []
+        lacking = [place for place in parts if mark not in found[place].marks]
+        if one.is_parent and len(lacking) == len(parts):
+            raise ArgumentError(
+                f"store {number} has {len(parts)} parts, and none has the mark {mark!r}: make it "
+                "with ZarrData.mark of the sink of each part"
+            )
+        for place in lacking:
+            del found[place]
+    return found
+
+
 def _name_of(given: int, part: str | None) -> str:
     """Name of a place in messages."""
     return f"store {given}" if part is None else f"part {part!r} of store {given}"
@@ -393,6 +435,18 @@ def _gather_of(opened: Sequence[StoreView]) -> Gather:
 
 def _unpickled(known: Mapping[str, Any]) -> Stores:
     return Stores(**known, _gather=_gather_of(known["opened"]))
+
+
+def _marks(at: str | Sequence[str] | None, count: int) -> tuple[str, ...]:
+    """Name of a mark for each of the stores; none without `at`."""
+    if at is None:
+        return ()
+    marks = (at,) * count if isinstance(at, str) else tuple(at)
+    if len(marks) != count or not all(isinstance(mark, str) for mark in marks):
+        raise ArgumentError(
+            f"at={at!r}, expected the name of a mark, or one for each of {count} stores"
+        )
+    return marks
 
 
 def _listed(stores: StoreLike | Sequence[StoreLike]) -> Sequence[StoreLike]:

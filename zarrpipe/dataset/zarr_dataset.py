@@ -27,6 +27,7 @@ from zarrpipe.store.backend.location import StoreLike
 from zarrpipe.store.cache.directory import CacheConfig
 from zarrpipe.store.check.report import Report
 from zarrpipe.store.check.run import check
+from zarrpipe.store.format.metadata import Mark
 from zarrpipe.store.query.columns import check_fields, field_names
 from zarrpipe.store.query.conditions import Condition
 from zarrpipe.store.statistics.sums import LabelSums
@@ -78,6 +79,9 @@ class ZarrDataset(SampleTable, Dataset[AtomicData]):
         default there is no limit.
     where : str, optional
         Condition for samples of the dataset; see `where`. `refresh` adds new samples that meet it.
+    at : str or sequence of str, optional
+        Mark of the store, or one for each store; see `ZarrData.mark`. The dataset has the samples
+        that were stored when the mark was made, and `refresh` finds no others.
     resident : str or torch.device, optional
         Device ("cpu", "cuda") that holds all samples from the first batch on, and on which batches
         are made. It needs the memory for all of them, and a single process that reads.
@@ -94,6 +98,10 @@ class ZarrDataset(SampleTable, Dataset[AtomicData]):
     SchemaError
         If no store has a field that is asked for, or two stores have a field at different
         levels, dtypes or row shapes, or in different units.
+    ArgumentError
+        If a store has no such mark.
+    StoreFormatError
+        If samples were deleted since the mark was made.
     """
 
     def __init__(
@@ -105,11 +113,13 @@ class ZarrDataset(SampleTable, Dataset[AtomicData]):
         cache_dir: str | Path | None = None,
         cache_bytes: int | None = None,
         where: str | None = None,
+        at: str | Sequence[str] | None = None,
         resident: str | torch.device | None = None,
         unique: bool = False,
     ) -> None:
         self._transform, self._draw = as_transform(transform), (0, 0)
-        super().__init__(Stores.open(store_or_stores, CacheConfig.of(cache_dir, cache_bytes)))
+        cache_config = CacheConfig.of(cache_dir, cache_bytes)
+        super().__init__(Stores.open(store_or_stores, cache_config, at))
         self._fields = field_names(fields)
         self._resident = None if resident is None else Resident(device_named(resident))
         self._agreed: Stores | None = None
@@ -221,6 +231,11 @@ class ZarrDataset(SampleTable, Dataset[AtomicData]):
     def random(self) -> bool:
         """Whether its transform, or one of them, draws for each sample."""
         return is_random(self._transform)
+
+    @property
+    def marks(self) -> tuple[Mapping[str, Mark], ...]:
+        """Marks of each store, by name; see `ZarrData.mark`."""
+        return tuple(view.marks for view in self._stores.opened)
 
     def set_epoch(self, epoch: int, seed: int = 0) -> None:
         """Let a random transform draw what belongs to an epoch and a seed, 0 and 0 at first.

@@ -19,7 +19,7 @@ from zarrpipe.store.cache.directory import CacheConfig
 from zarrpipe.store.query.conditions import Condition
 from zarrpipe.training.lightning_resume import ResumeFix, check_finders, check_reloading
 from zarrpipe.training.loader import GraphLoader
-from zarrpipe.training.ranks import all_ranks, check_alike
+from zarrpipe.training.ranks import all_ranks, check_alike, check_slurm_tasks
 from zarrpipe.training.settings import (
     Fixed,
     Setting,
@@ -78,6 +78,9 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
     where : str, optional
         Condition for samples of all splits, such as ``"round >= 3 and has(forces)"``; see
         `ZarrDataset.where`. It applies to samples that arrive later too.
+    at : str or sequence of str, optional
+        Mark of `store`, or one for each of its stores; see `ZarrData.mark`. Training and its splits
+        use the samples that were stored when the mark was made.
     val_store, test_store : StoreLike or sequence of StoreLike, optional
         Stores that are used whole for validation and test. A warning before a fit says how many of
         their structures are also trained on.
@@ -127,7 +130,7 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
     balance, weights, samples_per_epoch = Setting(), Setting(), Setting()
     seed, shuffle, train_transform = Setting(), Setting(), Setting()
     num_workers, prefetch = Setting(), Setting()
-    split, split_by, where = Fixed(), Fixed(), Fixed()
+    split, split_by, where, at = Fixed(), Fixed(), Fixed(), Fixed()
     fields, transform, convert, device = Fixed(), Fixed(), Fixed(), Fixed()
     store, val_store, test_store = Fixed(), Fixed(), Fixed()
     resident, cache_dir, cache_bytes = Fixed(), Fixed(), Fixed()
@@ -145,6 +148,7 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
         split: Sequence[float] | Mapping[str, Any] = (0.9, 0.05, 0.05),
         split_by: str = "id",
         where: str | None = None,
+        at: str | Sequence[str] | None = None,
         val_store: StoreLike | Sequence[StoreLike] | None = None,
         test_store: StoreLike | Sequence[StoreLike] | None = None,
         fields: Sequence[str] | None = None,
@@ -177,7 +181,7 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
         )
         CacheConfig.of(cache_dir, cache_bytes)
         self.split, self.split_by, self.fields = split, split_by, fields
-        self.where = None if where is None else Condition.of(where).text
+        self.where, self.at = None if where is None else Condition.of(where).text, at
         self.transform, self.convert = as_transform(transform), checked_converter(convert)
         self.device = None if device is None else checked_device(device)
         self.store, self.val_store, self.test_store = store, val_store, test_store
@@ -257,10 +261,13 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
         Raises
         ------
         ValueError
-            If `device` is not there, or `max_edges` is given and no store has edges.
+            If `device` is not there, `max_edges` is given and no store has edges, or before a fit
+            several SLURM tasks are not ranks of one run.
         StoreEmptyError
             If there is no sample to train on.
         """
+        if stage == "fit":
+            check_slurm_tasks()
         all_ranks(partial(check_device, self.device))
         self._loaders.close()
         self._loaders.resume_from = None
@@ -393,13 +400,14 @@ class ZarrDataModule(LightningDataModule):  # type: ignore[misc]  # lightning is
         self._loaders.close()
         self._statistics = SplitStatistics()
 
-    def _opened(self, stored: Stored) -> ZarrDataset:
+    def _opened(self, name: str, stored: Stored) -> ZarrDataset:
         return ZarrDataset(
             stored,
             self.fields,
             self.transform,
             cache_dir=self.cache_dir,
             cache_bytes=self.cache_bytes,
+            at=self.at if name == "all" else None,
             resident=(self.device or "cpu") if self.resident else None,
         )
 

@@ -1,5 +1,6 @@
 """Agreement between the ranks of a training run."""
 
+import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, TypeVar
@@ -8,7 +9,7 @@ import torch.distributed as dist
 
 from zarrpipe.dataset.stores import common_state
 from zarrpipe.dataset.zarr_dataset import ZarrDataset
-from zarrpipe.errors import StoreFormatError
+from zarrpipe.errors import ArgumentError, StoreFormatError
 
 _TRIALS = 100
 
@@ -89,6 +90,24 @@ def check_alike(look: Callable[[], Mapping[str, Any]]) -> None:
                 f"{[first.get(name) for name in names]} and {[own.get(name) for name in names]}; "
                 "give all of them the same stores, index files and settings"
             )
+
+
+def check_slurm_tasks() -> None:
+    """Refuse to train in several SLURM tasks that are not ranks of one training run.
+
+    Each of them would train the same model. `srun` says how many tasks a step has; a batch script
+    and an interactive shell have no step.
+    """
+    tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "")
+    if _distributed() or not tasks.isdecimal() or int(tasks) < 2:
+        return
+    number = os.environ.get("SLURM_PROCID", "?")
+    raise ArgumentError(
+        f"this is task {number} of {tasks} of a SLURM step, and no rank of a distributed run, so "
+        "that each task would train the same model: give Trainer(devices=..., num_nodes=..., "
+        "strategy='ddp') the tasks as ranks, or start one task (srun --ntasks=1); for runs that "
+        "are meant to be independent unset SLURM_STEP_NUM_TASKS"
+    )
 
 
 def _distributed() -> bool:

@@ -5,6 +5,7 @@ import reprlib
 import sys
 from collections.abc import MutableMapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -13,7 +14,7 @@ from urllib.request import url2pathname
 import zarr
 from zarr.abc.store import Store
 from zarr.errors import ContainsArrayError, GroupNotFoundError
-from zarr.storage import FsspecStore, LocalStore, MemoryStore, StorePath
+from zarr.storage import FsspecStore, LocalStore, MemoryStore, ObjectStore, StorePath
 
 from zarrpipe.errors import (
     ArgumentError,
@@ -22,10 +23,13 @@ from zarrpipe.errors import (
     StoreFormatError,
     StoreNotADirectoryError,
 )
+from zarrpipe.store.backend.lease import Lease
 from zarrpipe.store.backend.local_store import LocalFiles
-from zarrpipe.store.backend.lock import Holder, WriterLock
+from zarrpipe.store.backend.lock import WriterLock
 from zarrpipe.store.backend.mapped_memory import libc
+from zarrpipe.store.backend.object_urls import is_object_url, open_url
 from zarrpipe.store.backend.swap import is_vacant, remove_leftovers
+from zarrpipe.store.backend.writer_objects import WriterObjects
 from zarrpipe.store.format.validate import translate_zarr_errors
 
 StoreLike = str | Path | Store | StorePath | dict[str, Any]
@@ -61,16 +65,24 @@ class StoreLock(Protocol):
         """Whether the place refuses other writers."""
         ...
 
+    @property
+    def fence(self) -> int | None:
+        """Number of a lock whose last holder may still be writing; None if it cannot."""
+        ...
+
     def guards(self, directory: Path) -> bool:
         """Whether this is the lock of the present store at a directory."""
         ...
 
-    def stolen_by(self) -> Holder | None:
-        """The writer that took a lock without enforcement; None while this one has it."""
+    def check(self, place: object) -> None:
+        """Raise StoreLockedError if another writer has taken the lock."""
         ...
 
-    def release(self) -> None:
-        """Release the lock; a second call does nothing."""
+    def release(self, *, failed: bool = False) -> None:
+        """Release the lock; a second call does nothing.
+
+        After a failed change, requests may still be on their way.
+        """
         ...
 
 
@@ -100,19 +112,29 @@ class Root:
         return bool(self.path.store.read_only)
 
     def acquire_lock(self) -> StoreLock | None:
-        """Lock the store; None for object stores and memory, which have no locks."""
+        """Lock the store; None where it is in memory, or on a service that has no locks."""
         if self.directory is None:
-            return None
+            store = self.path.store
+            if not isinstance(store, WriterObjects):
+                return None
+            lease = Lease.acquire(store.store, self.path.path)
+            store.begin(None if lease is None else partial(lease.check, str(self)))
+            return lease
         if is_vacant(self.directory):
             remove_leftovers(self.directory.resolve())  # restores a store after a kill
         return WriterLock.of_place(self.directory)
 
     def for_writing(self, *, durable: bool = False) -> "Root":
-        """The same place, where `backend.files` makes all changes of a local store.
+        """The same place, as one writer changes it.
 
-        A user's own subclass of LocalStore is replaced only if changes have to be durable.
+        `backend.files` makes all changes of a local store, and objects of an object store are put
+        on conditions. A user's own subclass of LocalStore is replaced only if changes have to be
+        durable.
         """
         store = self.path.store
+        if type(store) is ObjectStore:
+            objects = WriterObjects(store.store, read_only=store.read_only)
+            return replace(self, path=StorePath(objects, self.path.path))
         if isinstance(store, LocalStore) and (durable or type(store) is LocalFiles):
             wrapped = LocalFiles(store.root, read_only=store.read_only, durable=durable)
             return replace(self, path=StorePath(wrapped, self.path.path))
@@ -174,7 +196,7 @@ def _store_path(store: StoreLike) -> StorePath:
     if isinstance(store, str) and store.startswith("file://"):
         store = url2pathname(urlsplit(store).path)
     if isinstance(store, str) and "://" in store:
-        return StorePath(_from_url(store))
+        return StorePath(open_url(store) if is_object_url(store) else _from_url(store))
     if isinstance(store, str | Path):
         if "\0" in str(store):
             raise ArgumentError(f"{str(store)!r} has a NUL character, which no path may have")
@@ -206,8 +228,6 @@ def _library_of(protocol: str) -> str:
     try:
         from fsspec.registry import known_implementations  # type: ignore[import-untyped]  # noqa: PLC0415  an extra
     except ImportError:
-        return "'zarrpipe[fsspec]'"
-    if protocol in ("s3", "s3a"):
         return "'zarrpipe[fsspec]'"
     known = known_implementations.get(protocol, {}).get("class", protocol)
     return str(known).partition(".")[0]

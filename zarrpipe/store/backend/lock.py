@@ -87,6 +87,8 @@ class WriterLock:
     regular file.
     """
 
+    fence = None  # the system releases the lock when its holder has ended
+
     def __init__(self, directory: Path) -> None:
         self.enforced = False
         self._text = ""
@@ -139,11 +141,19 @@ class WriterLock:
         text = os.pread(self._descriptor, _MOST_TEXT, 0)
         return None if text == self._text.encode() else _holder(text)
 
-    def release(self) -> None:
+    def check(self, place: object) -> None:
+        """Raise StoreLockedError if another writer took a lock without enforcement."""
+        other = None if self.enforced else self.stolen_by()
+        if other is not None:
+            raise StoreLockedError(f"{place} was taken by {other}: one writer at a time")
+
+    def release(self, *, failed: bool = False) -> None:
         """Release the lock, even if its file cannot be changed; a second call does nothing.
 
-        After an interrupt, a second call completes the first.
+        After an interrupt, a second call completes the first. A file has no late changes of a
+        `failed` writer.
         """
+        del failed
         try:
             if self.held and (self.enforced or self.stolen_by() is None):
                 files.resize(self._descriptor, 0)

@@ -16,7 +16,7 @@ import numpy as np
 from zarrpipe.data.csr import AnyArray, Int64Array
 from zarrpipe.data.ids import structure_ids, zero_missing
 from zarrpipe.store.backend import files
-from zarrpipe.store.backend.lock import WriterLock
+from zarrpipe.store.backend.location import StoreLock
 from zarrpipe.store.backend.swap import remove_leftovers
 from zarrpipe.store.check.check_samples import GIVEN_UP, SampleFindings, compute_ids
 from zarrpipe.store.check.check_statistics import DISCARD
@@ -65,7 +65,7 @@ class Examination:
     live: bool = False
 
 
-def repair_store(found: Examination, lock: WriterLock | None, log: Log, *, drop: bool) -> None:
+def repair_store(found: Examination, lock: StoreLock | None, log: Log, *, drop: bool) -> None:
     """Carry out the plan of an examination, and release the lock under which it was made.
 
     Raises StoreFormatError before any change if there is a link inside the store.
@@ -126,7 +126,7 @@ def _write_anew(
     store: CheckedStore,
     counts: CheckedCounts,
     found: SampleFindings,
-    lock: WriterLock | None,
+    lock: StoreLock | None,
     log: Log,
     *,
     drop: bool,

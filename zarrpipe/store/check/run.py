@@ -132,7 +132,11 @@ def _repair(
     root: Root, log: Callable[[str], object], *, drop: bool, progress: bool | None
 ) -> Examination:
     """Lock a store, examine it and repair it."""
-    lock = None if root.directory is None else WriterLock.of_place(root.directory)
+    if root.directory is None:
+        root = root.for_writing()
+        lock = root.acquire_lock()
+    else:
+        lock = WriterLock.of_place(root.directory)
     try:
         found = _examine(root, locked=True, progress=progress)
         with translate_zarr_errors(f"{root}, while it was repaired,"):

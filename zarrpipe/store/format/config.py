@@ -30,13 +30,15 @@ class ZarrArrayConfig:
     ----------
     compressors, filters : tuple, optional
         Zarr codecs, by name (``"zstd"``), as metadata (``{"name": "zstd", "configuration":
-        {"level": 3}}``) or as objects. None and ``()`` mean uncompressed: only such arrays can be
-        written in place and mapped.
+        {"level": 3}}``) or as objects. ``()`` means uncompressed: only such arrays can be written
+        in place and mapped. None means the same, except in an object store: there it is zstd, since
+        each append puts the last chunk of each array, of which most rows may be empty.
     serializer : optional
         Zarr's array-to-bytes codec in the same forms; None for Zarr's default for the dtype.
     chunk_size : int, optional
         Rows of a chunk; by default a power of two that grows with the capacity of the sink, of at
-        least 65,536 if rows are written in place and 16,384 otherwise.
+        least 65,536 if rows are written in place and 16,384 otherwise. In an object store it does
+        not grow.
     shard_size : int, optional
         Rows of a shard, a multiple of `chunk_size`.
     sharded : bool

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import zarr
 from zarr.codecs import BytesCodec
-from zarr.storage import LocalStore, MemoryStore
+from zarr.storage import LocalStore, MemoryStore, ObjectStore
 
 from zarrpipe.compat import row_chunks
 from zarrpipe.data.fields import CORE_FIELDS, REQUIRED_FIELDS, Kind
@@ -48,6 +48,7 @@ _LITTLE_ENDIAN = (
 )
 _LEAST_ROWS, _LEAST_ROWS_IN_PLACE = 16_384, 65_536
 _LARGEST_PAGE = 65_536
+_UNTIL_FULL = ({"name": "zstd", "configuration": {"level": 1, "checksum": False}},)
 _MOST_CHUNKS = 4_096
 
 
@@ -131,7 +132,11 @@ def create_array(
         group.require_group(folder)
     chosen = config.for_array(spec.path)
     in_place = chosen.is_plain and isinstance(group.store, LocalStore)
-    rows = chosen.chunk_size or chunk_rows(spec, capacity, in_place=in_place)
+    objects = isinstance(group.store, ObjectStore)  # an append puts the last chunk of each array
+    rows = chosen.chunk_size or chunk_rows(spec, 1 if objects else capacity, in_place=in_place)
+    compressors = chosen.compressors
+    if objects and compressors is None:
+        compressors = _UNTIL_FULL
     dense = chosen.write_empty_chunks or in_place or name in REQUIRED_FIELDS
     dense &= spec.path not in ROW_MASKS
     options: dict[str, Any] = {} if chosen.serializer is None else {"serializer": chosen.serializer}
@@ -143,7 +148,7 @@ def create_array(
         chunks=(rows, *row_chunks(spec.shape)),
         dtype=spec.dtype,
         fill_value=spec.fill,
-        compressors=chosen.compressors,
+        compressors=compressors,
         filters=chosen.filters,
         config={"write_empty_chunks": chosen.write_empty_chunks or dense},
         attributes={MARK: {"format": FORMAT, "dense": dense, "rows": 0}},

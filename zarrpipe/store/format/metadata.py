@@ -1,8 +1,10 @@
 """The attributes of a store's root, which are validated when they are read."""
 
+import re
+import reprlib
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import zarr
@@ -11,7 +13,7 @@ from zarrpipe.data.categories import Vocabulary, checked_vocabulary
 from zarrpipe.data.fields import CORE_FIELDS, level_of
 from zarrpipe.data.levels import Level, defined
 from zarrpipe.data.schema import Schema
-from zarrpipe.errors import FieldError, StoreFormatError, StorePartsError
+from zarrpipe.errors import ArgumentError, FieldError, StoreFormatError, StorePartsError
 
 FORMAT = 1
 """Version of the format that this package writes, and newest version that it reads."""
@@ -29,6 +31,33 @@ NO_LEVELS: Mapping[str, Any] = {"version": _LEVELS_VERSION, "definitions": {}}
 
 
 @dataclass(frozen=True)
+class Mark:
+    """The samples that a store had at some moment, by a name; see `ZarrData.mark`.
+
+    Parameters
+    ----------
+    samples : int
+        Number of samples that had been written, deleted ones included.
+    deleted : int
+        How many of them had been deleted.
+    time : float
+        When it was made, in seconds since 1970.
+    note : str, optional
+        Text of the one who made it.
+    """
+
+    samples: int
+    deleted: int
+    time: float
+    note: str | None = None
+
+    @property
+    def count(self) -> int:
+        """Number of samples, without deleted ones."""
+        return self.samples - self.deleted
+
+
+@dataclass(frozen=True)
 class Attributes:
     """The attributes of a root group.
 
@@ -38,7 +67,7 @@ class Attributes:
     store. `ours` is True if zarrpipe wrote the store. `own_levels` are the levels
     that users have defined, by name, and `index_of` the levels whose rows own fields count, by
     field name. `categories` are the vocabularies of fields of strings. `imports` says for each
-    import of files what was read as what.
+    import of files what was read as what. `marks` are by name.
     """
 
     num_samples: int
@@ -52,6 +81,7 @@ class Attributes:
     index_of: Mapping[str, str] = field(default_factory=dict)
     categories: Mapping[str, Vocabulary] = field(default_factory=dict)
     imports: tuple[Mapping[str, Any], ...] = ()
+    marks: Mapping[str, Mark] = field(default_factory=dict)
 
     @classmethod
     def read(cls, group: zarr.Group) -> "Attributes":
@@ -99,7 +129,8 @@ class Attributes:
             raise _wrong(group, "imports", "a list of objects", imports)
         ours = "zarrpipe" in attributes
         known = (count, levels, frozenset(nullable), deleted, generation, ours, units)
-        return cls(*known, own_levels, index_of, _vocabularies(group, own), tuple(imports))
+        others = _vocabularies(group, own), tuple(imports), _marks(group, own)
+        return cls(*known, own_levels, index_of, *others)
 
     def level_of(self, name: str) -> Level:
         """Level of a field; raises FieldError if it is not one of the store."""
@@ -148,11 +179,22 @@ class Attributes:
             own["categories"] = categories
         if self.imports:
             own["imports"] = list(self.imports)
+        if self.marks:
+            own["marks"] = {name: asdict(mark) for name, mark in self.marks.items()}
         content = {"num_samples": self.num_samples, "fields": levels, "zarrpipe": own}
         if schema.own_levels:
             definitions = {str(level): level.definition for level in schema.own_levels}
             content["levels"] = {"version": _LEVELS_VERSION, "definitions": definitions}
         return content
+
+
+def check_mark_name(name: str) -> None:
+    """Refuse what cannot be the name of a mark."""
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+        raise ArgumentError(
+            f"{reprlib.repr(name)} cannot be the name of a mark: expected up to 100 letters, "
+            "digits and ._-, such as 'round-3'"
+        )
 
 
 def new_generation() -> str:
@@ -236,6 +278,22 @@ def _vocabularies(group: zarr.Group, own: Mapping[str, Any]) -> dict[str, Vocabu
         return {name: checked_vocabulary(name, strings) for name, strings in given.items()}
     except (FieldError, TypeError) as error:
         raise StoreFormatError(f"{group.store_path}: {error}") from error
+
+
+def _marks(group: zarr.Group, own: Mapping[str, Any]) -> dict[str, Mark]:
+    """Marks by name."""
+    given = own.get("marks", {})
+    expected = "an object that maps names to objects with samples, deleted and time"
+    if not isinstance(given, dict) or not all(isinstance(one, dict) for one in given.values()):
+        raise _wrong(group, "marks", expected, given)
+    marks = {}
+    for name, one in given.items():
+        samples, deleted, when = one.get("samples"), one.get("deleted", 0), one.get("time", 0.0)
+        counted = _is_count(samples) and _is_count(deleted) and deleted <= samples
+        if not counted or not isinstance(when, int | float):
+            raise _wrong(group, "marks", expected, given)
+        marks[name] = Mark(samples, deleted, float(when), _text(one.get("note")))
+    return marks
 
 
 def _is_count(value: object) -> bool:

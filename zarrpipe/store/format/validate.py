@@ -55,14 +55,19 @@ def translate_zarr_errors(place: object, cannot: str = "cannot be read") -> Iter
             raise
         if type(error).__module__.lstrip("_").partition(".")[0] in _DECODERS:
             raise _damaged(f"{place} {cannot}", error) from error
-        raise OSError(f"{place} {cannot}: {error!r}") from error
+        text = f"{type(error).__name__}: {_first_line(error)}"
+        raise OSError(f"{place} {cannot}: {text}") from error
 
 
 def _damaged(what: str, error: Exception) -> StoreFormatError:
-    text = (str(error).splitlines() or [""])[0][:300]
     return StoreFormatError(
-        f"{what}, it is damaged or in an unknown format: {type(error).__name__}: {text}"
+        f"{what}, it is damaged or in an unknown format: {type(error).__name__}: "
+        f"{_first_line(error)}"
     )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0][:300]
 
 
 def check_array(array: zarr.Array[Any]) -> None:

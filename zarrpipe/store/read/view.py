@@ -1,6 +1,6 @@
 """A store as a reader sees it: the committed samples of one moment, and batches of them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,13 +10,14 @@ from zarrpipe.data.csr import AnyArray, Int64Array
 from zarrpipe.data.ids import UInt64Array, batch_ids
 from zarrpipe.data.levels import Level
 from zarrpipe.data.schema import Schema
-from zarrpipe.errors import FieldError, StoreClosedError
+from zarrpipe.errors import ArgumentError, FieldError, StoreClosedError, StoreFormatError
 from zarrpipe.store.backend.location import Root, StoreLike
 from zarrpipe.store.cache.directory import CacheConfig
 from zarrpipe.store.format.layout import (
     IDS,
     present_path,
 )
+from zarrpipe.store.format.metadata import Mark
 from zarrpipe.store.read.gather import Gather, Part
 from zarrpipe.store.read.snapshot import Snapshot
 from zarrpipe.store.read.source import Unit
@@ -69,6 +70,37 @@ class StoreView:
     def generation(self) -> str:
         """Name that changes when samples were deleted, removed or moved."""
         return self._snapshot.generation
+
+    @property
+    def marks(self) -> Mapping[str, Mark]:
+        """Marks of the store, by name."""
+        return self._snapshot.attributes.marks
+
+    def marked(self, name: str) -> int:
+        """Number of samples that a mark names.
+
+        Raises ArgumentError if there is no such mark, and StoreFormatError if samples were deleted
+        since it was made.
+        """
+        mark = self.marks.get(name)
+        if mark is None:
+            known = f"it has {', '.join(self.marks)}" if self.marks else "it has none"
+            raise ArgumentError(
+                f"{self._root} has no mark {name!r}, {known}: make one with ZarrData.mark"
+            )
+        deleted = self._snapshot.attributes.deleted
+        if mark.deleted != deleted:
+            raise StoreFormatError(
+                f"{deleted - mark.deleted} samples of {self._root} were deleted since the mark "
+                f"{name!r} was made, so the samples that it named are not all there: take another "
+                "mark, or a copy of the store from before"
+            )
+        if mark.samples > self._snapshot.extent.samples:
+            raise StoreFormatError(
+                f"{self._root} has a mark {name!r} that names {mark.samples} samples, and has "
+                f"{self._snapshot.extent.samples}: samples were lost; see zarrpipe check"
+            )
+        return mark.count
 
     @property
     def num_atoms(self) -> Int64Array:

@@ -79,6 +79,7 @@ def defragment(writer: StoreWriter, config: ZarrWriteConfig | None) -> StoreWrit
     chosen = config or as_stored(writer.group, {path: path for path in writer.paths}, writer.config)
     writer.flush(every=True)
     plan = MergePlan([MergeSource(writer.root, scratch_of(writer.root))])
+    plan.warn_of_lost_marks(stacklevel=5)
     durable, lock = writer.durable, None
     try:
         lock = rewrite_in_place(writer, plan, chosen, capacity=writer.capacity)

@@ -8,7 +8,13 @@ from typing import Any
 from zarrpipe.data.levels import Level
 from zarrpipe.data.schema import Field
 from zarrpipe.data.validate import check_count
-from zarrpipe.errors import FieldError, SchemaError, StoreEmptyError, StoreNotFoundError
+from zarrpipe.errors import (
+    ArgumentError,
+    FieldError,
+    SchemaError,
+    StoreEmptyError,
+    StoreNotFoundError,
+)
 from zarrpipe.progress import progress_bar
 from zarrpipe.store.backend.location import Root, StoreLike
 from zarrpipe.store.backend.parts import is_parent, parts
@@ -116,6 +122,7 @@ def merge(
     sources = [MergeSource(one, scratch) for store in _listed(stores) for one in _roots_of(store)]
     _select(sources, condition, fields)
     plan = MergePlan(sources, shuffle)
+    plan.warn_of_lost_marks(stacklevel=3)
     with progress_bar(progress, f"merge into {root}", field_bytes(plan)) as done:
         write_plan(plan, root, chosen, done)
     return plan.counts.samples
@@ -171,6 +178,13 @@ def compact(
     try:
         writer.flush(every=True)
         plan = MergePlan([MergeSource(root, scratch_of(root))], shuffle)
+        if shuffle is not None and writer.attributes.marks:
+            raise ArgumentError(
+                f"{root} has marks ({', '.join(writer.attributes.marks)}), which name its first "
+                "samples, and another order would lose them: leave shuffle out, or merge the "
+                "store to another place"
+            )
+        plan.warn_of_lost_marks(stacklevel=3)
         with progress_bar(progress, f"compact {root}", field_bytes(plan)) as done:
             lock = rewrite_in_place(writer, plan, chosen, done=done)
     finally:

@@ -3,6 +3,7 @@
 import itertools
 import mmap
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,6 +17,7 @@ from zarrpipe.data.schema import Field, Schema, field_from_array, levels_of, wit
 from zarrpipe.errors import FieldError, SchemaError, StoreFormatError
 from zarrpipe.store.format.commit_log import RowCounts
 from zarrpipe.store.format.layout import field_spec
+from zarrpipe.store.format.metadata import Mark
 from zarrpipe.store.read.gather import copy_segments
 from zarrpipe.store.rewrite.merge_source import MergeSource
 
@@ -71,6 +73,34 @@ class MergePlan:
             for name, value in first.items()
             if all(name in other and other[name] == value for other in rest)
         }
+
+    @property
+    def marks(self) -> dict[str, Mark]:
+        """Marks of the first source, whose samples come first and in order.
+
+        A mark of that name in another source, as in each part of a parent, names samples of both.
+        """
+        first, *rest = self.sources
+        if self._order is not None or first.is_selected:
+            return {}
+        return {
+            name: replace(
+                mark, samples=int(np.searchsorted(first.samples, mark.samples)), deleted=0
+            )
+            for name, mark in first.attributes.marks.items()
+            if mark.deleted == first.attributes.deleted
+            and not any(name in source.attributes.marks for source in rest)
+        }
+
+    def warn_of_lost_marks(self, stacklevel: int) -> None:
+        """Warn of marks that name other samples than the first of the new store."""
+        lost = {name for source in self.sources for name in source.attributes.marks} - {*self.marks}
+        if lost:
+            warnings.warn(
+                f"the marks {', '.join(sorted(lost))} are not kept: they are not of the first "
+                "samples of the new store in their order, or samples were deleted since",
+                stacklevel=stacklevel,
+            )
 
     def ptr(self, level: Level) -> Int64Array:
         """Pointers [N+1] to atoms or edges of the new store."""

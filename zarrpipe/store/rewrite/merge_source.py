@@ -63,6 +63,7 @@ class MergeSource:
         self._decoded: dict[str, AnyArray] = {}
         self._codes: dict[str, AnyArray] = {}
         self._is_whole = True
+        self.is_selected = False
         self._dropped: frozenset[Level] = frozenset()
 
     def select_samples(self, condition: Condition, schema: Mapping[str, Field]) -> None:
@@ -77,7 +78,7 @@ class MergeSource:
             self.samples = self.samples[which_meet(condition, view, schema, len(self.samples))]
         finally:
             view.close()
-        self._is_whole = False
+        self._is_whole, self.is_selected = False, True
 
     def select_fields(self, names: Collection[str]) -> None:
         """Keep the fields of some names; a level that loses all its fields has no rows any more."""

@@ -40,14 +40,13 @@ def write_plan(
             if root.directory is None and not overwrite:
                 writer.zero()
                 writer.close()
-                write_store(plan, root, config, others=plan.others, done=done)
+                _write_far(plan, root, config, done)
             else:
                 lock = rewrite_in_place(writer, plan, config, done=done)
         finally:
             writer.abandon()
     elif root.directory is None:
-        with _removed_on_error(root, plan):
-            write_store(plan, root, config, others=plan.others, done=done)
+        _write_far(plan, root, config, done)
     else:
         place = root.directory.resolve()
         with temp_sibling(place) as (sibling, lock):
@@ -55,6 +54,23 @@ def write_plan(
             move_into_place(sibling, place)
     if lock is not None:
         lock.release()
+
+
+def _write_far(
+    plan: MergePlan, root: Root, config: ZarrWriteConfig, done: Callable[[int], object]
+) -> None:
+    """Write a plan to an empty place that is not local, with its lease if it has one."""
+    root = root.for_writing()
+    lock = root.acquire_lock()
+    try:
+        if check_vacant(root):  # what an empty store has is left as it is
+            write_store(plan, root, config, others=plan.others, done=done)
+        else:
+            with _removed_on_error(root, plan):
+                write_store(plan, root, config, others=plan.others, done=done)
+    finally:
+        if lock is not None:
+            lock.release()
 
 
 @contextmanager

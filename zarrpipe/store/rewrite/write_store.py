@@ -68,6 +68,7 @@ def write_store(
         nullable=frozenset(plan.present),
         generation=new_generation(),
         imports=tuple(record for source in plan.sources for record in source.imports()),
+        marks=plan.marks,
     )
     group = _vacated(root, attributes)
     arrays = _create(group, root, plan, config, capacity)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from zarrpipe.compat import sync
 from zarrpipe.data.csr import AnyArray
 from zarrpipe.data.ids import structure_ids, zero_missing
 from zarrpipe.data.levels import Level
@@ -13,6 +14,7 @@ from zarrpipe.data.schema import Field, Schema
 from zarrpipe.errors import StoreFormatError
 from zarrpipe.store.backend import files
 from zarrpipe.store.backend.location import Root
+from zarrpipe.store.backend.writer_objects import WriterObjects
 from zarrpipe.store.format.commit_log import RowCounts
 from zarrpipe.store.format.layout import (
     ATOMS_MASK,
@@ -128,6 +130,20 @@ def clear_uncommitted(arrays: OpenArrays, counts: RowCounts) -> None:
     if counts.samples == 0:  # the store is new, or a writer was killed while emptying it
         for path in ROW_MASKS:
             arrays[path].clear_all()
+
+
+def keep_out(root: Root, arrays: OpenArrays, counts: RowCounts, fence: int) -> None:
+    """Change documents and the object of the next pointers, so that late puts of them are refused.
+
+    An earlier writer puts them only if they are as they were. The number goes to the last entry of
+    the chunk of pointers, where it means nothing to readers: the entries before it are zero.
+    """
+    if isinstance(root.path.store, WriterObjects):
+        sync(root.path.store.replace_documents())
+    unit = arrays[ATOMS_PTR].chunk_rows
+    last = (counts.samples + 1) // unit * unit + unit - 1
+    number = -fence if last > counts.samples + 1 else 0  # else it would be the next end pointer
+    arrays.carry_out([RowWrite(ATOMS_PTR, last, np.array([number], dtype=np.int64))])
 
 
 def settle_deletion(arrays: OpenArrays, published: int, counts: RowCounts) -> None:

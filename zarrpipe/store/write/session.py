@@ -30,6 +30,11 @@ class WriterSession:
         return self._lock is not None and self._lock.enforced
 
     @property
+    def fence(self) -> int | None:
+        """Number with which to keep out a writer that lost its lock and may still be writing."""
+        return None if self._lock is None else self._lock.fence
+
+    @property
     def lost(self) -> bool:
         """Whether the lock belongs to the process from which this one was forked."""
         return self._lock is not None and not self._lock.held
@@ -60,11 +65,9 @@ class WriterSession:
         `counts` are the committed rows that this writer knows.
         """
         if self._lock is not None:
+            self._lock.check(self._root)
             if self._lock.enforced:
                 return
-            other = self._lock.stolen_by()
-            if other is not None:
-                raise StoreLockedError(f"{self._root} was taken by {other}: one writer at a time")
         stored, samples = find_array(group, ATOMS_PTR), counts.samples
         ends = [] if stored is None else np.asarray(stored[samples : samples + 2]).tolist()
         if (samples and not (ends and ends[0] == counts.atoms)) or any(ends[1:]):
@@ -73,8 +76,8 @@ class WriterSession:
                 "at a time; close both and open a new one"
             )
 
-    def end(self) -> None:
+    def end(self, *, failed: bool = False) -> None:
         """Release the lock; a second call does nothing, or completes an interrupted one."""
         self.ended = True
         if self._lock is not None:
-            self._lock.release()
+            self._lock.release(failed=failed)

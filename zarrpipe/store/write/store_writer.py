@@ -1,6 +1,7 @@
 """The writer of a store: opens or creates it, appends, and leaves it exact when closed."""
 
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -12,6 +13,7 @@ import zarr
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.ids import UInt64Array
 from zarrpipe.data.schema import Field, Schema, batch_signature
+from zarrpipe.errors import ArgumentError
 from zarrpipe.store.backend import files
 from zarrpipe.store.backend.location import Root, StoreLock
 from zarrpipe.store.format.config import ZarrWriteConfig
@@ -23,7 +25,7 @@ from zarrpipe.store.format.layout import (
     SAMPLES_MASK,
     field_spec,
 )
-from zarrpipe.store.format.metadata import Attributes
+from zarrpipe.store.format.metadata import Attributes, Mark
 from zarrpipe.store.statistics.label_rows import SUMMED_LABELS
 from zarrpipe.store.statistics.stored_sums import StatisticsUpdater, remove_sums
 from zarrpipe.store.write.append_plan import (
@@ -45,6 +47,7 @@ from zarrpipe.store.write.open_for_writing import (
 from zarrpipe.store.write.recovery import (
     check_whole,
     clear_uncommitted,
+    keep_out,
     mask_rows,
     remove_unfinished,
     settle_deletion,
@@ -114,6 +117,8 @@ class StoreWriter:
             nullable = self.attributes.nullable
             take_over(self._arrays, self.schema, nullable, self.counts, damaged=damaged)
         clear_uncommitted(self._arrays, self.counts)
+        if self._session.fence is not None:
+            keep_out(self.root, self._arrays, self.counts, self._session.fence)
         if self.counts.samples == 0 and self.schema:  # a writer was killed while emptying it
             self._remove_all()
             return
@@ -263,6 +268,25 @@ class StoreWriter:
             kept = before if new else before[:-1]
             self._metadata.publish(self.schema, imports=(*kept, record))
 
+    def mark(self, name: str, note: str | None) -> Mark:
+        """Publish a name for the samples that are stored now; the same name again is refused.
+
+        A name that these samples have already is no error, so that a call can be repeated.
+        """
+        self._check_change()
+        known, attributes = self.attributes.marks.get(name), self.attributes
+        mark = Mark(self.counts.samples, attributes.deleted, time.time(), note)
+        if known is not None:
+            if (known.samples, known.deleted) != (mark.samples, mark.deleted):
+                raise ArgumentError(
+                    f"{self.root} has a mark {name!r} of {known.count} samples, and now it has "
+                    f"{mark.count}: give another name"
+                )
+            return known
+        with self.changing():
+            self._metadata.publish(self.schema, marks={**attributes.marks, name: mark})
+        return mark
+
     def mask_rows(self) -> None:
         """Apply the masks of samples to their atoms and edges."""
         kept = self.array(SAMPLES_MASK).read(0, self.counts.samples)
@@ -349,4 +373,4 @@ class StoreWriter:
         try:
             self._arrays.release()
         finally:
-            self._session.end()
+            self._session.end(failed=self._changing)

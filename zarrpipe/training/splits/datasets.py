@@ -33,13 +33,13 @@ class SplitDatasets:
     """The datasets of a data module and the rows of each split; stores open at the first use.
 
     `stores` has the stores to split as "all", and those of each split that has its own. `split`
-    applies to "all", and `where` to every sample. `opened` returns the dataset of stores.
+    applies to "all", and `where` to every sample. `opened` returns the dataset of named stores.
     """
 
     def __init__(
         self,
         stores: Mapping[str, Stored | None],
-        opened: Callable[[Stored], ZarrDataset],
+        opened: Callable[[str, Stored], ZarrDataset],
         split: SplitRule,
         where: str | None,
     ) -> None:
@@ -74,7 +74,7 @@ class SplitDatasets:
         return self._datasets
 
     def _open(self) -> dict[str, ZarrDataset]:
-        return {name: self._opened(own) for name, own in self._stores.items()}
+        return {name: self._opened(name, own) for name, own in self._stores.items()}
 
     def _schema(self) -> dict[str, Field]:
         """Fields of all stores."""
