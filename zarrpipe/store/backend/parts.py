@@ -1,5 +1,7 @@
 """Parts: the stores of several writers below one parent group."""
 
+from __future__ import annotations
+
 import json
 import re
 from pathlib import Path
