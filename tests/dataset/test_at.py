@@ -67,3 +67,23 @@ def test_sums_of_later_samples_are_not_used(store):
     assert data.statistics.num_samples == 20
     energies = expected.statistics.reference_energies
     assert dict(data.statistics.reference_energies) == pytest.approx(dict(energies))
+
+
+def test_marks_of_parts(tmp_path):
+    """A mark of a parent is the one that its parts have; parts without it came later."""
+    parent = tmp_path / "run.zarr"
+    for number, name in enumerate(("a", "b", "c")):
+        with zp.ZarrData(parent, part=name) as sink:
+            sink.write(batch(1000 * number))
+            if name != "c":
+                sink.mark("round-0")
+            sink.write(batch(1000 * number + 100))
+    dataset = zp.ZarrDataset(parent, at="round-0")
+    expected = [*numbers_of(0, 20).tolist(), *numbers_of(1000, 20).tolist()]
+    assert serials(dataset.read(slice(None))) == expected
+    with zp.ZarrData(parent, part="d") as sink:
+        sink.write(batch(5000))
+    assert dataset.refresh() == 0
+    assert len(pickle.loads(pickle.dumps(dataset))) == 40
+    with pytest.raises(ValueError, match="no part of store 0 has a mark 'round-1'"):
+        zp.ZarrDataset(parent, at="round-1")

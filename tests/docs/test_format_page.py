@@ -23,7 +23,7 @@ from zarrpipe.data.ids import structure_ids
 from zarrpipe.data.schema import Schema
 from zarrpipe.errors import StoreFormatError
 from zarrpipe.store.backend import files
-from zarrpipe.store.format.metadata import FORMAT, Attributes
+from zarrpipe.store.format.metadata import FORMAT, Attributes, Mark
 from zarrpipe.testing import numbered_batch
 
 ROOT = Path(__file__).parents[2]
@@ -438,7 +438,9 @@ def test_the_keys_of_the_attributes_are_those_of_the_page(tmp_path):
     listed = {*re.findall(r"^\| `([a-z_.]+)` \|", TEXT, re.MULTILINE)}
     attributes = Attributes.read(zarr.open_group(path))
     written = Attributes.to_dict(
-        Attributes(0, own_levels=attributes.own_levels, imports=({"a": 1},)),
+        Attributes(
+            0, own_levels=attributes.own_levels, imports=({"a": 1},), marks={"m": Mark(1, 0, 0.0)}
+        ),
         Schema(zp.ZarrDataset(path).schema),
     )
     assert written.keys() == root.keys()

@@ -197,6 +197,32 @@ def test_a_commit_whose_answer_comes_after_the_lease_expired_is_not_acknowledged
     assert written(url) == [1, 1, 2, 2, 3, 3]
 
 
+def test_a_sink_whose_lease_expired_goes_on_where_nobody_took_it(url):
+    sink = zp.ZarrData(url)
+    sink.write(batch(1))
+    sink._writer._session._lock._renewal._valid_until = 0.0  # as after a night in which it slept
+    with zp.ZarrData(url) as other, pytest.raises(StoreLockedError):
+        other.write(batch(2))
+    sink.write(batch(3))
+    sink.close()
+    assert written(url) == [1, 1, 3, 3]
+
+
+def test_a_sink_whose_lease_was_taken_is_refused_and_closes(url, expired):
+    old, new = zp.ZarrData(url), zp.ZarrData(url)
+    old.write(batch(1))
+    new.write(batch(2))
+    old._writer._session._lock._renewal._lost = True
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lease._LeaseObject, "is_expired", lambda *_: False)
+        with pytest.raises(StoreLockedError, match="is held by"):
+            old.write(batch(3))
+        old.close()
+        new.write(batch(4))
+    new.close()
+    assert written(url) == [1, 1, 2, 2, 4, 4]
+
+
 @pytest.mark.parametrize("document", ["zarr.json", "core/positions/zarr.json"])
 def test_a_late_document_is_refused(url, late, expired, document):
     """The attributes of a new field, and the shape that a writer leaves when it closes."""

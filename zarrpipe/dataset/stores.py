@@ -139,21 +139,24 @@ class Stores:
         cache_config: CacheConfig,
         at: str | Sequence[str] | None = None,
     ) -> Self:
-        """All samples of one store or of several, store after store, or those of marks `at`."""
+        """All samples of one store or of several, store after store, part after part.
+
+        With marks `at` those that they name, of the parts that have the mark.
+        """
         given = tuple(PartViews(store, cache_config) for store in _listed(stores))
-        marks = _marks(at, len(given))
-        found = _at_marks(given, marks) if marks else _found(given)
+        found, marks = _found(given), _marks(at, len(given))
+        if marks:
+            found = _with_mark(found, marks)
         opened = tuple(found.values())
-        counts = (
+        counts = [
             view.marked(marks[number]) if marks else view.num_samples
             for (number, _), view in found.items()
-        )
+        ]
         generations = tuple(view.generation for view in opened)
         index_map = SampleIndexMap(enumerate(counts))
         schema = common_schema(view.schema for view in opened)
-        return cls(
-            given, (*found,), opened, generations, index_map, schema, marks, _gather_of(opened)
-        )
+        gather = _gather_of(opened)
+        return cls(given, (*found,), opened, generations, index_map, schema, marks, gather)
 
     def __reduce__(self) -> tuple[Any, ...]:
         known = {name: value for name, value in self.__dict__.items() if name != "_gather"}
@@ -226,9 +229,10 @@ class Stores:
         return [Part(one, row[here], here) for one, here in enumerate(places) if len(here)]
 
     def refreshed(self) -> Self:
-        """State after a refresh of each store; new samples come last, and none at marks.
+        """State after a refresh of each store; new samples come last, new parts after them.
 
-        Those of new parts come after others.
+        At marks nothing is new.
+
 
         Raises `StoreFormatError` if a store was rewritten, and `SchemaError` if a new field differs
         between stores.
@@ -346,25 +350,6 @@ class Stores:
         )
 
 
-def _at_marks(given: Sequence[PartViews], marks: Sequence[str]) -> dict[Place, StoreView]:
-    """What each of the given stores has, without parts that lack its mark.
-
-    Raises ArgumentError if no part of a store has it.
-    """
-    found = _found(given)
-    for number, (one, mark) in enumerate(zip(given, marks, strict=True)):
-        parts = [place for place in found if place[0] == number] if one.is_parent else []
-        lacking = [place for place in parts if mark not in found[place].marks]
-        if one.is_parent and len(lacking) == len(parts):
-            raise ArgumentError(
-                f"store {number} has {len(parts)} parts, and none has the mark {mark!r}: make it "
-                "with ZarrData.mark of the sink of each part"
-            )
-        for place in lacking:
-            del found[place]
-    return found
-
-
 def _name_of(given: int, part: str | None) -> str:
     """Name of a place in messages."""
     return f"store {given}" if part is None else f"part {part!r} of store {given}"
@@ -447,6 +432,22 @@ def _marks(at: str | Sequence[str] | None, count: int) -> tuple[str, ...]:
             f"at={at!r}, expected the name of a mark, or one for each of {count} stores"
         )
     return marks
+
+
+def _with_mark(found: Mapping[Place, StoreView], marks: Sequence[str]) -> dict[Place, StoreView]:
+    """The stores, and of parents the parts that have the mark; raises ArgumentError for none."""
+    kept = {
+        (number, part): view
+        for (number, part), view in found.items()
+        if part is None or marks[number] in view.marks
+    }
+    for number, mark in enumerate(marks):
+        if not any(place[0] == number for place in kept):
+            raise ArgumentError(
+                f"no part of store {number} has a mark {mark!r}: make one with ZarrData.mark in "
+                "each part"
+            )
+    return kept
 
 
 def _listed(stores: StoreLike | Sequence[StoreLike]) -> Sequence[StoreLike]:

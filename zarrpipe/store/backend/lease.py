@@ -123,6 +123,11 @@ class Lease:
         """Whether this process has the lease."""
         return os.getpid() == self._pid
 
+    @property
+    def lapsed(self) -> bool:
+        """Whether the lease was taken by another writer, or has expired."""
+        return self._renewal.lapsed
+
     def guards(self, directory: Path) -> bool:
         """Whether this is the lease of the store at a directory: it is of no directory."""
         del directory
@@ -171,6 +176,11 @@ class _Renewal:
         else:
             self._claim, self._tag = claim, tag
 
+    @property
+    def lapsed(self) -> bool:
+        """See `Lease.lapsed`."""
+        return self._lost or _now() > self._valid_until
+
     def check(self, place: object) -> None:
         """See `Lease.check`."""
         if self._lost:
@@ -178,7 +188,7 @@ class _Renewal:
                 f"{place} was taken by another writer, since the lease of this one had expired: "
                 "open it again"
             )
-        if _now() > self._valid_until:
+        if self.lapsed:
             raise StoreLockedError(
                 f"{place}: the lease could not be renewed for {VALID:.0f} seconds, so another "
                 "writer may have taken it: check the connection and open the store again"

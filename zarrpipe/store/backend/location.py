@@ -70,6 +70,11 @@ class StoreLock(Protocol):
         """Number of a lock whose last holder may still be writing; None if it cannot."""
         ...
 
+    @property
+    def lapsed(self) -> bool:
+        """Whether the right has ended without a release."""
+        ...
+
     def guards(self, directory: Path) -> bool:
         """Whether this is the lock of the present store at a directory."""
         ...

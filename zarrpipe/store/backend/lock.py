@@ -87,7 +87,7 @@ class WriterLock:
     regular file.
     """
 
-    fence = None  # the system releases the lock when its holder has ended
+    fence, lapsed = None, False  # the system releases the lock when its holder has ended
 
     def __init__(self, directory: Path) -> None:
         self.enforced = False

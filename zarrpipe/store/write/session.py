@@ -35,6 +35,11 @@ class WriterSession:
         return None if self._lock is None else self._lock.fence
 
     @property
+    def lapsed(self) -> bool:
+        """Whether a lease has expired or was taken, so that the store has to be opened anew."""
+        return self._lock is not None and self._lock.lapsed
+
+    @property
     def lost(self) -> bool:
         """Whether the lock belongs to the process from which this one was forked."""
         return self._lock is not None and not self._lock.held

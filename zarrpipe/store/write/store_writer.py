@@ -154,8 +154,8 @@ class StoreWriter:
 
     @property
     def closed(self) -> bool:
-        """Whether the writer was closed, or an exception interrupted a change."""
-        return self._session.ended or self._changing
+        """Whether the writer was closed, a change was interrupted, or the lease is gone."""
+        return self._session.ended or self._changing or self._session.lapsed
 
     @property
     def appends_in_place(self) -> bool:
