@@ -46,6 +46,7 @@ CAMPAIGNS = {
     "interrupts": Campaign("reliability.interrupts", "Ctrl-C and signal handlers at every line"),
     "disk": Campaign("reliability.disk", "the disk runs full at each step, and has room again"),
     "live": Campaign("reliability.live", "readers beside a writer that does everything", None, 10),
+    "parts": Campaign("reliability.parts", "killed writers of parts, readers, ranks", 20, 5),
     "parties": Campaign("reliability.parties", "several writers at once", 10),
     "objects": Campaign("reliability.objects", "writers of an object store that are killed", 200),
     "fuzz": Campaign("reliability.fuzz", "stores that are damaged at random", 10_000),
@@ -64,7 +65,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add = arguments.add_argument
     add("campaign", choices=[*CAMPAIGNS, "all"], help="what to run")
-    add("--count", type=int, help="how many trials")
+    add("--count", "--kills", type=int, dest="count", help="how many trials")
     add("--minutes", type=float, help="how long")
     add("--seed", type=int, help="of all that is drawn; by default another in each run")
     add("--only", default="", help="only parts whose name contains this text")

@@ -221,3 +221,26 @@ def test_the_sums_of_all_parts(store):
     assert parts.element_counts == one.element_counts
     assert parts.forces_rms == pytest.approx(one.forces_rms)
     assert parts.reference_energies == pytest.approx(one.reference_energies)
+
+
+def test_marks_of_parts(store):
+    first, second = zp.ZarrData(store, part="1"), zp.ZarrData(store, part="2")
+    for sink, number in ((first, 1), (second, 2)):
+        sink.write(batch(number))
+        sink.mark("round-0")
+        sink.write(batch(number + 2))
+    first.mark("round-1")
+    write(store, "3", 5)
+    assert numbers_of(zp.ZarrDataset(store, at="round-0")) == [1, 2]
+    marked = zp.ZarrDataset(store, at="round-1")
+    assert numbers_of(marked) == [1, 3]
+    assert marked.refresh() == 0
+    assert numbers_of(zp.ZarrDataset(store)) == [1, 3, 2, 4, 5]
+    with pytest.raises(ArgumentError, match="no part of store 0 has a mark 'round-7'"):
+        zp.ZarrDataset(store, at="round-7")
+    for sink in (first, second):
+        sink.close()
+    whole = {}
+    with pytest.warns(UserWarning, match="the marks round-0 are not kept"):
+        zp.merge(store, whole)
+    assert numbers_of(zp.ZarrDataset(whole, at="round-1")) == [1, 3]

@@ -1,6 +1,7 @@
 """Ranks that look into stores at different moments, as two threads that take turns."""
 
 import threading
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -252,3 +253,26 @@ def test_a_setting_that_one_rank_assigned_inside_of_an_epoch_ends_both(ranks, mo
         assert "ranks 0 and 1 begin an epoch of other ['settings assigned']" in str(error)
     modules[0].batch_size = 3
     assert [loader.sampler.batch_size for loader in ranks.run(fetch)] == [3, 3]
+
+
+def test_a_new_part_that_only_one_rank_sees(tmp_path, ranks):
+    """It waits until both see it, so that the samples of both are the same in every epoch."""
+    store = tmp_path / "store"
+    with ZarrData(store, part="b") as sink:
+        sink.write(numbered_batch(range(4)))
+    datasets = [ZarrDataset(store), ZarrDataset(store)]
+    with ZarrData(store, part="a") as sink:
+        sink.write(numbered_batch(range(10, 13)))
+    with ZarrData(store, part="b") as sink:
+        sink.write(numbered_batch(range(4, 6)))
+    blind = datasets[1]._stores.given[0]
+    blind.found = lambda but=None: {"b": blind.view("b")}  # as of a directory on another machine
+    agreed = [partial(ranks_module.refresh_all_ranks, dataset) for dataset in datasets]
+    assert ranks.run(agreed) == [None, None]
+    first, second = (dataset.system_field("serial").tolist() for dataset in datasets)
+    assert first == second == [0, 1, 2, 3, 4, 5]
+    del blind.found
+    assert ranks.run(agreed) == [None, None]
+    first, second = (dataset.system_field("serial").tolist() for dataset in datasets)
+    assert first == second == [0, 1, 2, 3, 4, 5, 10, 11, 12]
+    assert datasets[0].state_dict() == datasets[1].state_dict()

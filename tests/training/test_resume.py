@@ -251,3 +251,27 @@ def test_a_second_fit_of_a_trainer_begins_with_what_is_new(training, growing, gr
     assert run.codes == [0], run.text
     assert run["epoch"] == grown["epoch"]
     assert run["train"] == grown["train"]
+
+
+def test_parts_may_come_before_a_run_is_resumed(training, stores, growing, tmp_path):
+    """A part that sorts before the others comes after them, as in the run that was not killed."""
+    _, new = growing("of parts")
+
+    def union(name):
+        ZarrData(tmp_path / name, part="1").close()  # the parent
+        for store, part in (("0", "part-1"), ("1", "part-2")):
+            shutil.copytree(stores / store, tmp_path / name / part)
+        targets = [str(tmp_path / name / part) for part in ("part-1", "part-0")]
+        module = {"store": str(tmp_path / name), "split": [0.85, 0.15, 0.0], **BUDGET}
+        return {"module": module, "saving": SAVED["inside"]}, {**new, "to": targets}
+
+    job, more = union("whole")
+    whole = training(tmp_path / "whole run", **job, grow={"at": [0, 3], **more})
+    assert whole.codes == [0], whole.text
+    assert [rest[1] for rest in whole["epoch"]] == [54, 77, 77]
+    job, more = union("killed")
+    killed = training(tmp_path / "run", **job, kill=[18, "start"])
+    assert killed.codes == [-9], killed.text
+    grow(more)
+    resumed = training(tmp_path / "run", **job, resume=killed.last)
+    assert assert_goes_on(resumed, whole) == 18

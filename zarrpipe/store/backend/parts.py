@@ -1,8 +1,9 @@
 """Parts: the stores of several writers below one parent group."""
 
+from __future__ import annotations
+
 import json
 import re
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import zarr
@@ -68,14 +69,15 @@ def part_names(root: Root) -> list[str]:
             "one"
         )
     else:
-        entries = sync(_collected(root.path.store.list_dir(root.path.path)))
+        entries = sync(_listed(root.path))
     found = {one.strip("/").rpartition("/")[2] for one in entries}
     names = [one.removeprefix(_PREFIX) for one in found if one.startswith(_PREFIX)]
     return sorted(filter(_NAME.fullmatch, names), key=natural_order)
 
 
-async def _collected(names: AsyncIterator[str]) -> list[str]:
-    return [name async for name in names]
+async def _listed(path: StorePath) -> list[str]:
+    """Names of what is directly below a path."""
+    return [name async for name in path.store.list_dir(path.path)]
 
 
 def is_parent(group: zarr.Group) -> bool:

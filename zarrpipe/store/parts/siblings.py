@@ -18,7 +18,8 @@ class Siblings:
     def __init__(self, parent: StoreLike, part: str, *, durable: bool) -> None:
         self.name = auto_part_name() if part == "auto" else checked_part_name(part)
         self._parent = parent
-        ensure_parent(Root.of(parent).for_writing(durable=durable))
+        root = Root.of(parent)
+        ensure_parent(root if root.directory is None else root.for_writing(durable=durable))
         self.place = part_store(parent, self.name)
         self._parts: PartViews | None = None
         self._batch_ids: dict[str, StoredBatchIds] = {}

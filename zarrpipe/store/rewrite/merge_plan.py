@@ -76,8 +76,11 @@ class MergePlan:
 
     @property
     def marks(self) -> dict[str, Mark]:
-        """Marks of the first source, whose samples come first and in order."""
-        first = self.sources[0]
+        """Marks of the first source, whose samples come first and in order.
+
+        A mark of that name in another source, as in each part of a parent, names samples of both.
+        """
+        first, *rest = self.sources
         if self._order is not None or first.is_selected:
             return {}
         return {
@@ -86,6 +89,7 @@ class MergePlan:
             )
             for name, mark in first.attributes.marks.items()
             if mark.deleted == first.attributes.deleted
+            and not any(name in source.attributes.marks for source in rest)
         }
 
     def warn_of_lost_marks(self, stacklevel: int) -> None:
