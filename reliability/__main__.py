@@ -48,6 +48,7 @@ CAMPAIGNS = {
     "live": Campaign("reliability.live", "readers beside a writer that does everything", None, 10),
     "parties": Campaign("reliability.parties", "several writers at once", 10),
     "objects": Campaign("reliability.objects", "writers of an object store that are killed", 200),
+    "parsl": Campaign("reliability.parsl_loop", "the Parsl recipe, whose workers are killed", 6),
     "fuzz": Campaign("reliability.fuzz", "stores that are damaged at random", 10_000),
 }
 """By name, in the order of a run of all."""
