@@ -84,7 +84,8 @@ def aside(out):
     """Why structures have no label, by round, walker and frame."""
     batch = zp.ZarrDataset(out / "set_aside.zarr").__getitems__(slice(None))
     keys = [batch[name].flatten().tolist() for name in ("round", "walker", "frame")]
-    kinds = [batch.get_data(index)["status"] for index in range(batch.num_graphs)]
+    names = batch.categories("status")
+    kinds = [names[code] for code in batch["status"].flatten().tolist()]
     found = list(zip(zip(*keys, strict=True), kinds, strict=True))
     assert len({key for key, _ in found}) == len(found)
     return dict(found)
