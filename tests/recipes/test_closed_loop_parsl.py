@@ -155,7 +155,8 @@ def test_a_killed_main_process_leaves_nothing_behind_and_goes_on(tmp_path, undis
     assert aside(out) == undisturbed[1]
 
 
-def test_labels_say_why_they_are_none():
+def test_labels_say_why_they_are_none(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parent)
     numbers, positions = np.array([6, 8]), np.array([[0.0, 0, 0], [0, 0, 1.2]])
     status, energy, forces = label("ase.calculators.emt.EMT", {}, numbers, positions, 60.0)
     assert status == "ok"
