@@ -132,7 +132,7 @@ def test_killed_workers_change_no_label_and_lose_none(tmp_path, undisturbed):
 @pytest.mark.slow
 def test_a_killed_main_process_leaves_nothing_behind_and_goes_on(tmp_path, undisturbed):
     out, log = tmp_path / "run", tmp_path / "log"
-    process = start(out, log)
+    process = start(out, log, config_options={"patience": 60})  # the pools end after that
     assert family(out)
     deadline = time.monotonic() + DEADLINE
     while time.monotonic() < deadline:
@@ -188,7 +188,9 @@ def test_wrong_settings_are_one_line(wrong):
         Settings(**wrong)
 
 
-def test_the_configs_are_what_the_loop_needs(tmp_path, monkeypatch):
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # Parsl, as it lists addresses
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_the_configs_are_what_the_loop_needs(tmp_path):
     for name in ("local", "slurm"):
         config = run_path(str(CONFIGS / f"{name}.py"))["config"](tmp_path, 3)
         assert {executor.label for executor in config.executors} == {"work", "train"}
