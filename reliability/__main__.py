@@ -49,6 +49,7 @@ CAMPAIGNS = {
     "parts": Campaign("reliability.parts", "killed writers of parts, readers, ranks", 20, 5),
     "parties": Campaign("reliability.parties", "several writers at once", 10),
     "objects": Campaign("reliability.objects", "writers of an object store that are killed", 200),
+    "parsl": Campaign("reliability.parsl_loop", "the Parsl recipe, whose workers are killed", 6),
     "fuzz": Campaign("reliability.fuzz", "stores that are damaged at random", 10_000),
 }
 """By name, in the order of a run of all."""
