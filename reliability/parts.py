@@ -98,8 +98,9 @@ def _ended(job: subprocess.Popen[str], found: Findings, what: str) -> int:
         job.communicate()
         found.add("crashed", f"a {what} hung: {job.args!r}")
         return -1
-    if told.strip():
-        found.merge(Findings.from_json(told.splitlines()[-1]))
+    lines = told.split("\n")[:-1]  # a kill may cut the last one off
+    if lines:
+        found.merge(Findings.from_json(lines[-1]))
     return job.returncode
 
 
@@ -122,15 +123,18 @@ def noted(work: Path, writer: int) -> list[int]:
 
 
 def write() -> None:
-    """Write tasks into a part until there is a file that says stop."""
+    """Write tasks into a part until there is a file that says stop, but at least one.
+
+    The first is the one that a killed writer may have written and not noted.
+    """
     work, (seed, writer, life) = _given()
     found, rng = Findings(), np.random.default_rng([seed, writer, life])
     part = f"{writer}-{life if life % 2 else 0}"
     before = noted(work, writer)
     others = [(one, noted(work, one)[-_AGAIN:]) for one in range(WRITERS) if one != writer]
-    task = len(before)
+    begun, task = before, len(before)
     with (work / f"ledger-{writer}").open("a") as ledger:
-        while not (work / "stop").exists() and task < _MOST_TASKS:
+        while task == len(begun) or (not (work / "stop").exists() and task < _MOST_TASKS):
             with ZarrData(work / "run.zarr", capacity=1 << 20, part=part) as sink:
                 for owner, tasks in [(writer, before[-_AGAIN:]), *others]:
                     for again in tasks:
@@ -140,16 +144,17 @@ def write() -> None:
                         found.done["retries of noted batches"] += 1
                 before, others = [], []
                 for _ in range(int(rng.integers(1, 60))):
-                    if (work / "stop").exists():
+                    if task > len(begun) and (work / "stop").exists():
                         break
                     new = sink.write(
                         samples(task_numbers(writer, task)), batch_id=f"{writer}/{task}"
                     )
                     found.done["batches written" if new else "batches of killed writers met"] += 1
-                    time.sleep(float(rng.uniform(0, 0.05)))  # a kill may come before the note
+                    time.sleep(float(rng.uniform(0, 0.3)))  # so that kills come before the note
                     ledger.write(f"{task}\n")
                     ledger.flush()
                     task += 1
+            print(found.as_json(), flush=True)
     print(found.as_json())
 
 
@@ -246,8 +251,10 @@ def _look_at_all(order: Order, found: Findings) -> None:
     union = Counter(serials_of(dataset))
     if lost := expected - union:
         found.add("lost", f"{len(lost)} noted samples are not there")
-    if more := union - expected:  # all writers have ended by themselves and noted everything
-        found.add("torn", f"{len(more)} samples are there twice, or were not noted")
+    if twice := [number for number, count in union.items() if count > 1]:
+        found.add("torn", f"{len(twice)} samples are there twice")
+    if more := union.keys() - expected.keys():  # all writers have ended and noted everything
+        found.add("torn", f"{len(more)} samples were not noted")
     for start in range(0, len(dataset), _BLOCK):
         batch = dataset.read(np.arange(start, min(start + _BLOCK, len(dataset))))
         if wrong := _wrong(batch):
