@@ -284,7 +284,7 @@ def test_to_dict_is_json(written):
     assert [*shown] == [
         *("store", "samples", "deleted", "atoms", "edges", "allocated", "generation", "writer"),
         *("writing", "bytes_stored", "fields", "levels", "elements", "atoms_per_sample"),
-        *("edges_per_sample", "labels", "repeated", "rounds", "categories", "imports"),
+        *("edges_per_sample", "labels", "repeated", "rounds", "categories", "imports", "marks"),
     ]
 
 
