@@ -66,6 +66,7 @@ nitpick_ignore = [
         "reporting.contents.Kind",
         "reporting.contents.Severity",
         "store.check.report.Severity",
+        "store.parts.sink_recipe.Sink",
         "store.statistics.sums.LabelSums",
         "torch_sim._Trajectory",
         "training.epoch.batch_plan.Plan",
