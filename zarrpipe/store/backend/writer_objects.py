@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from zarr.abc.store import ByteRequest
-from zarr.core.buffer import Buffer, BufferPrototype
+from zarr.abc.buffer import Buffer, BufferPrototype
 from zarr.storage import ObjectStore
 
 from zarrpipe.errors import StoreLockedError
