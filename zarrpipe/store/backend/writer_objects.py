@@ -13,8 +13,8 @@ import secrets
 from collections.abc import Callable
 from typing import Any
 
-from zarr.abc.store import ByteRequest
 from zarr.abc.buffer import Buffer, BufferPrototype
+from zarr.abc.store import ByteRequest
 from zarr.storage import ObjectStore
 
 from zarrpipe.errors import StoreLockedError
