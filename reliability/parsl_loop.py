@@ -23,7 +23,12 @@ def run(order: Order) -> Findings:
     """Compare the labels of the two runs, of four workers each; `count` is that of rounds."""
     findings = Findings()
     calm, killed = order.work / "calm", order.work / "killed"
-    options = [f"--seed={order.seed}", f"--rounds={order.count or 6}", "--patience=200"]
+    options = [
+        f"--seed={order.seed}",
+        f"--rounds={order.count or 6}",
+        "--timeout=30",
+        "--patience=90",
+    ]
     for out, rng in ((calm, None), (killed, random.Random(order.seed))):
         started = time.perf_counter()
         process = _start(out, options)
@@ -76,7 +81,7 @@ def _kill_a_worker(out: Path, rng: random.Random) -> bool:
     workers = []
     for one in psutil.process_iter():
         try:
-            if "process_worker_pool" not in " ".join(one.cmdline()):
+            if "parsl_pool" not in " ".join(one.cmdline()):
                 continue
             if one.environ().get(_MARK) == str(out):
                 started = [part for part in one.children() if "spawn_main" in str(part.cmdline())]

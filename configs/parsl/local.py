@@ -5,6 +5,7 @@ from pathlib import Path
 
 from parsl.config import Config
 from parsl.executors import HighThroughputExecutor
+from parsl.executors.high_throughput.executor import DEFAULT_LAUNCH_CMD
 from parsl.providers import LocalProvider
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
@@ -21,6 +22,11 @@ threading.Thread(target=watch, daemon=True).start()
 runpy.run_module("parsl.executors.high_throughput.interchange", run_name="__main__")
 """
 """Parsl's interchange, which outlives a main process that is killed unless something ends it."""
+
+POOL = DEFAULT_LAUNCH_CMD.replace(
+    "process_worker_pool.py", f"{sys.executable} -c 'import parsl_pool; parsl_pool.start()'"
+)
+"""Parsl's pool of workers, which none of them leaves locked where it is killed."""
 
 
 def config(run_dir: Path, workers: int, *, heartbeat: int = 2, patience: int = 120) -> Config:
@@ -60,6 +66,7 @@ def _pool(label: str, workers: int, heartbeat: int, patience: int) -> HighThroug
         heartbeat_period=heartbeat,
         heartbeat_threshold=patience,
         encrypted=False,  # nothing leaves the machine
+        launch_cmd=POOL,
         interchange_launch_cmd=[sys.executable, "-c", INTERCHANGE],
         provider=LocalProvider(
             init_blocks=1, min_blocks=1, max_blocks=1, worker_init=environment()

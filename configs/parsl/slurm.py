@@ -59,6 +59,7 @@ def config(
             heartbeat_period=15,
             heartbeat_threshold=120,
             encrypted=True,
+            launch_cmd=LOCAL["POOL"],
             interchange_launch_cmd=[sys.executable, "-c", LOCAL["INTERCHANGE"]],
             provider=provider,
             **address,

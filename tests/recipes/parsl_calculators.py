@@ -1,4 +1,4 @@
-"""Calculators of the test of the Parsl loop, which its workers import."""
+"""What tests of the Parsl loop run in other processes, which import it by name."""
 
 import os
 import signal
@@ -47,3 +47,8 @@ class NotConverging(EMT):
 
     def calculate(self, atoms=None, *rest):
         raise CalculationFailed("no SCF")
+
+
+def wait_for_item(items, taken):
+    """Take one item of a queue and hand it on."""
+    taken.put(items.get())

@@ -1,5 +1,6 @@
 import importlib
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 
 pytest.importorskip("parsl", reason="the extra 'parsl' is not installed")
 
+import parsl_pool
 import zarrpipe as zp
 from closed_loop_parsl import CONFIGS, Settings, check_same_run, cost, read_settings
 from parsl_tasks import checkpoint, label
@@ -167,6 +169,30 @@ def test_labels_say_why_they_are_none(monkeypatch):
     assert status == "no convergence"
     assert np.isnan(energy)
     assert np.isnan(forces).all()
+
+
+def test_a_worker_killed_while_it_waits_leaves_no_queue_locked(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    wait_for_item = importlib.import_module("parsl_calculators").wait_for_item
+    spawn = multiprocessing.get_context("spawn")
+    items, taken = parsl_pool.queue(), parsl_pool.queue()
+    waiting = spawn.Process(target=wait_for_item, args=(items, taken))
+    waiting.start()
+    deadline = time.monotonic() + DEADLINE
+    while items._rlock.acquire(block=False):  # until the process has it
+        items._rlock.release()
+        assert time.monotonic() < deadline
+        assert waiting.is_alive()
+        time.sleep(0.01)
+    assert not items._rlock.acquire(timeout=0.05)
+    waiting.kill()
+    waiting.join()
+    other = spawn.Process(target=wait_for_item, args=(items, taken))
+    other.start()
+    items.put("task")
+    assert taken.get(timeout=DEADLINE) == "task"
+    other.join(DEADLINE)
+    assert other.exitcode == 0
 
 
 def test_a_lost_worker_counts_less_than_a_failure():
