@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from zarrpipe.ml.labels import Prediction
     from zarrpipe.ml.potentials import POTENTIALS, Edges, MACEPotential, Potential, SchNetPotential
     from zarrpipe.ml.predictions import CommitteePredictor, PredictionWriter
+    from zarrpipe.ml.selection import Selection
     from zarrpipe.ml.torch_sim import TorchSimModel
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "Prediction",
     "PredictionWriter",
     "SchNetPotential",
+    "Selection",
     "TorchSimModel",
     "WeightEMA",
     "load",
@@ -51,6 +53,7 @@ _HOMES = {
     "Prediction": "labels",
     "PredictionWriter": "predictions",
     "SchNetPotential": "potentials",
+    "Selection": "selection",
     "TorchSimModel": "torch_sim",
     "WeightEMA": "averaging",
     "load": "committee",

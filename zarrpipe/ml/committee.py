@@ -1,5 +1,6 @@
 """Several force fields as one: mean predictions and by how much the members deviate."""
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -52,6 +53,22 @@ class Committee(nn.Module):
             Prediction(energy.mean(0), forces.mean(0), mean),
             Prediction(energy.std(0, correction=0), forces.std(0, correction=0), spread),
         )
+
+    def deviation(self, batch: Batch) -> Tensor:
+        """Largest deviation of the members' forces on an atom of each system, [B] eV/Angstrom."""
+        return force_deviation(self.predict_members(batch).forces, batch)
+
+    def features(self, batch: Batch) -> Tensor:
+        """Features of each structure by all members, [B, D]; see `ForceField.features`."""
+        return torch.cat([cast(ForceField, one).features(batch) for one in self.members], dim=1)
+
+    def fingerprint(self) -> str:
+        """Hash of all weights, 16 hexadecimal digits, by which a label's model is known again."""
+        digest = hashlib.blake2b(digest_size=8)
+        for name, value in self.state_dict().items():
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
 
 
 def force_deviation(forces: Tensor, batch: Batch) -> Tensor:

@@ -1,4 +1,4 @@
-"""Forces and stress as derivatives of the energy of a potential."""
+"""Forces and stress as derivatives of the energy of a potential, and its features."""
 
 import torch
 from torch import Tensor
@@ -42,6 +42,19 @@ def interaction(
         volume = batch.cell.detach().det().abs().to(dtype)[:, None, None]
         found = torch.where(volume > 0, slopes[1] / volume, torch.nan)
     return Prediction(energy if differentiable else energy.detach(), -slopes[0], found)
+
+
+def mean_features(potential: Potential, batch: Batch, edges: Edges) -> Tensor:
+    """Mean of the features of the atoms of each system, [B, D]; shifts are numbers of cells."""
+    dtype = next(potential.parameters()).dtype
+    positions, shifts = batch.positions.to(dtype), edges.shifts.to(dtype)
+    if "cell" in batch:
+        cell = batch.cell.to(dtype).nan_to_num(0.0)
+        shifts = _times(shifts, cell[batch.batch_idx[edges.pairs[0]]])
+    of_atoms = potential.atom_features(batch, positions, Edges(edges.pairs, shifts))
+    sums = of_atoms.new_zeros(batch.num_graphs, of_atoms.shape[1])
+    sums.index_add_(0, batch.batch_idx, of_atoms)
+    return sums / batch.num_nodes_per_graph[:, None]
 
 
 def _times(rows: Tensor, matrices: Tensor) -> Tensor:

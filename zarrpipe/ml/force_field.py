@@ -12,7 +12,7 @@ from torch import Tensor
 
 from zarrpipe.data.batch import Batch
 from zarrpipe.errors import ArgumentError, NonFiniteLossError
-from zarrpipe.ml.derivatives import interaction
+from zarrpipe.ml.derivatives import interaction, mean_features
 from zarrpipe.ml.from_data import (
     check_data,
     check_validation,
@@ -246,6 +246,19 @@ class ForceField(pl.LightningModule):  # type: ignore[misc]  # lightning is not 
                 self._built(), batch, edges, scale, stress=stress, differentiable=differentiable
             )
         return found._replace(energy=found.energy.double() + isolated)
+
+    @torch.no_grad()
+    def features(self, batch: Batch) -> Tensor:
+        """What the potential sees in each structure: the mean features of its atoms, [B, D].
+
+        They do not change when a structure is turned or its atoms are numbered otherwise.
+
+        Raises
+        ------
+        ArgumentError
+            If the potential has no `Potential.atom_features`.
+        """
+        return mean_features(self._built(), batch, find_edges(batch, self.cutoff))
 
     def _isolated(self, batch: Batch) -> Tensor:
         """Sum of the reference energies of each system, [B, 1]; 0 before any is known."""

@@ -63,6 +63,19 @@ class Potential(nn.Module):
         """Energy of interaction, [B, 1] in eV, differentiable in `positions` [V, 3]."""
         raise NotImplementedError
 
+    def atom_features(self, batch: Batch, positions: Tensor, edges: Edges) -> Tensor:
+        """What the potential has learnt to see around each atom, [V, D]; a subclass may have it.
+
+        Raises
+        ------
+        ArgumentError
+            If it has not.
+        """
+        raise ArgumentError(
+            f"{type(self).__name__} has no atom_features, by which structures are compared: define "
+            "it, or select by rule='deviation' or 'random'"
+        )
+
 
 class SchNetPotential(Potential):
     """SchNet of PyTorch Geometric (Schuett et al., arXiv 1706.08566), molecules and crystals.
@@ -108,6 +121,16 @@ class SchNetPotential(Potential):
         finally:
             self._graph = None  # a module that is copied must not hold a graph of gradients
 
+    def atom_features(self, batch: Batch, positions: Tensor, edges: Edges) -> Tensor:
+        """Features of the atoms after the last interaction, [V, features]."""
+        found: list[Tensor] = []
+        hook = self.network.lin1.register_forward_pre_hook(lambda _, given: found.append(given[0]))
+        try:
+            self(batch, positions, edges)
+        finally:
+            hook.remove()
+        return found[0]
+
 
 class MACEPotential(Potential):
     """Small MACE of mace-torch (Batatia et al., arXiv 2206.07697), molecules and crystals.
@@ -139,13 +162,23 @@ class MACEPotential(Potential):
         correlation: int = 2,
     ) -> None:
         super().__init__(cutoff)
-        numbers = as_numbers(elements)
+        numbers, self._channels = as_numbers(elements), channels
         shape = (channels, max_l, correlation)
         self.network = _scale_shift_mace(numbers, cutoff, mean_neighbors, shape)
         _undo_dilution(self.network, len(numbers))
 
     def forward(self, batch: Batch, positions: Tensor, edges: Edges) -> Tensor:
         """Energy of interaction, [B, 1] in eV."""
+        energy = self._outputs(batch, positions, edges)["interaction_energy"]
+        return cast(Tensor, energy).unsqueeze(-1)
+
+    def atom_features(self, batch: Batch, positions: Tensor, edges: Edges) -> Tensor:
+        """Invariant features of the atoms after each of both interactions, [V, 2 channels]."""
+        found = cast(Tensor, self._outputs(batch, positions, edges)["node_feats"])
+        return torch.cat([found[:, : self._channels], found[:, -self._channels :]], dim=1)
+
+    def _outputs(self, batch: Batch, positions: Tensor, edges: Edges) -> Any:
+        """What MACE computes without forces."""
         elements = self.network.atomic_numbers
         one_hot = (batch.atomic_numbers[:, None] == elements).to(positions.dtype)
         if not bool(one_hot.any(1).all()):
@@ -165,8 +198,7 @@ class MACEPotential(Potential):
             "batch": batch.batch_idx,
             "ptr": batch.batch_ptr,
         }
-        energy = self.network(inputs, compute_force=False)["interaction_energy"]
-        return cast(Tensor, energy).unsqueeze(-1)
+        return self.network(inputs, compute_force=False)
 
 
 def _scale_shift_mace(
