@@ -8,7 +8,7 @@ import json
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -95,12 +95,9 @@ class ObjectServer:
 
 
 @contextmanager
-def object_server(address: str = "127.0.0.1", prefix: Sequence[str] = ()) -> Iterator[ObjectServer]:
-    """Run a server until the end of the with statement, or of this process.
-
-    It listens at `address`. `prefix` is a command that runs it, as in a network namespace.
-    """
-    command = [*prefix, sys.executable, "-m", "reliability.object_proxy", address]
+def object_server() -> Iterator[ObjectServer]:
+    """Run a server until the end of the with statement, or of this process."""
+    command = [sys.executable, "-m", "reliability.object_proxy"]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert process.stdin is not None
     assert process.stdout is not None
@@ -108,7 +105,7 @@ def object_server(address: str = "127.0.0.1", prefix: Sequence[str] = ()) -> Ite
         said = process.stdout.readline()
         if not said:
             raise ChildProcessError("the S3 server did not start")
-        yield ObjectServer(f"http://{address}:{int(said)}")
+        yield ObjectServer(f"http://127.0.0.1:{int(said)}")
     finally:
         process.stdin.close()
         process.wait(60)
