@@ -236,6 +236,7 @@ FIXED = (
     "split",
     "split_by",
     "where",
+    "at",
     "val_store",
     "test_store",
     "fields",
