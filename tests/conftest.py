@@ -46,6 +46,8 @@ _REPEATED = ("benchmarks", "peers", "recipes", "reliability")
 
 
 _NOT_SLOW = pytest.StashKey[set[Path]]()
+_SKIPPED = pytest.StashKey[set[Path]]()
+"""Modules that need what this machine does not have, such as a browser."""
 
 
 def _is_quick(config: pytest.Config) -> bool:
@@ -66,10 +68,22 @@ def pytest_collect_file() -> Generator[None, list[pytest.Collector], list[pytest
     return [one for one in collectors if type(one).__name__ != "DoctestModule"]
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Remember the modules that are skipped as a whole."""
+    report = yield
+    if report.skipped:
+        collector.config.stash.setdefault(_SKIPPED, set()).add(collector.path)
+    return report
+
+
 @pytest.hookimpl(tryfirst=True)  # before any test is deselected
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Trace neither repetitions nor slow tests: tracing can take as long as the test itself."""
     config.stash[_NOT_SLOW] = {one.path for one in items if not one.get_closest_marker("slow")}
+    config.stash[_NOT_SLOW] |= config.stash.get(_SKIPPED, set())
     if not config.pluginmanager.hasplugin("_cov"):
         return
     for item in items:
@@ -80,7 +94,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session")
 def modules_not_slow(pytestconfig: pytest.Config) -> set[Path]:
-    """The collected modules that have a test which `make test` runs."""
+    """The modules that have a test which `make test` runs, or that cannot run on this machine."""
     return pytestconfig.stash[_NOT_SLOW]
 
 
