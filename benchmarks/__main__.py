@@ -11,7 +11,19 @@ from benchmarks.machine import facts, on_cores
 from benchmarks.rows import Row, by_case, table, write_rows
 from benchmarks.settings import SIZES, Settings
 
-SUITES = ("reads", "writes", "whole", "loop", "cold", "far", "memory", "scale", "plans", "files")
+SUITES = (
+    "reads",
+    "writes",
+    "whole",
+    "loop",
+    "cold",
+    "far",
+    "objects",
+    "memory",
+    "scale",
+    "plans",
+    "files",
+)
 """Modules of this package, each with ``run(settings) -> list[Row]``."""
 
 

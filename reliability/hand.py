@@ -20,16 +20,21 @@ class Hand:
         The store, and where merges go.
     config
         Of what is written.
+    stage
+        Directory of the sink's stage; None for a sink that writes directly.
     """
 
-    def __init__(self, store: StoreLike, target: StoreLike, config: Any) -> None:
+    def __init__(
+        self, store: StoreLike, target: StoreLike, config: Any, stage: str | None = None
+    ) -> None:
         self.store, self.target, self._config = store, target, config
+        self._options: dict[str, Any] = {"stage": stage or False, "flush_seconds": 0.2}
         self._held: ZarrData | AtomicDataZarrWriter | None = None
 
     def sink(self) -> ZarrData:
         """The sink, where a sink or nothing is at hand."""
         if not isinstance(self._held, ZarrData):
-            self._held = ZarrData(self.store, config=self._config)
+            self._held = ZarrData(self.store, config=self._config, **self._options)
         return self._held
 
     def writer(self) -> AtomicDataZarrWriter:

@@ -42,7 +42,7 @@ def _live(life: Mapping[str, Any]) -> None:
     """Carry out the steps of a life, saying so; arm the kill as its step begins."""
     store = life["store"] if "://" in life["store"] else Path(life["store"])
     target = f"{store}-{TARGET}" if isinstance(store, str) else store.with_name(TARGET)
-    hand = Hand(store, target, CONFIGS[life["config"]])
+    hand = Hand(store, target, CONFIGS[life["config"]], life["stage"])
     for number, (name, given) in enumerate(life["steps"]):
         _say("begin", number)
         if life["delay"] is not None and number == life["armed"]:
@@ -163,6 +163,7 @@ class Lives:
         armed: int = 0,
         delay: float | None = None,
         outside: float | None = None,
+        stage: Path | None = None,
     ) -> Told:
         """Let a process carry out steps until it is killed; what it said.
 
@@ -174,10 +175,12 @@ class Lives:
             Its kill: so many seconds after this step began, by a timer of the system.
         outside
             Kill it from here instead, so many seconds after it was forked.
+        stage
+            Directory of the sink's stage, for a store in an object store.
         """
         assert self._host.stdin is not None
         life: dict[str, Any] = {"store": str(store), "config": config, "steps": steps}
-        life |= {"armed": armed, "delay": delay}
+        life |= {"armed": armed, "delay": delay, "stage": None if stage is None else str(stage)}
         self._host.stdin.write(json.dumps(life).encode() + b"\n")
         self._host.stdin.flush()
         told, pid = Told(), 0

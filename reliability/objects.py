@@ -3,7 +3,7 @@
 The S3 server stands behind a proxy that answers 2 % of requests by an error, closes the connection
 of 1 % after they took effect, and takes 20 ms for each. Each life opens the store that the last one
 left, and is killed at a random moment. What readers see is compared by value with what was
-acknowledged.
+acknowledged; for half of the stores after another sink has uploaded what waited in the stage.
 """
 
 import os
@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from threading import Barrier
 
 import numpy as np
@@ -34,9 +35,9 @@ _PROMISED = 1.0  # seconds until a second writer is refused
 def run(order: Order) -> Findings:
     """Kill `order.count` writers, let two meet a tenth as often, and count requests."""
     found, count = Findings(), order.count or 0
-    with object_server() as server, _environment(server):
+    with object_server() as server, _environment(server, order.work):
         parts = {
-            "kills": lambda: _kills(server, count, order.seed, found),
+            "kills": lambda: _kills(server, count, order, found),
             "two writers": lambda: _two_writers(server, max(1, count // 10), order.seed, found),
             "requests": lambda: _requests(server, found),
         }
@@ -47,10 +48,10 @@ def run(order: Order) -> Findings:
 
 
 @contextmanager
-def _environment(server: ObjectServer) -> Iterator[None]:
-    """Let clients of this process and of its children find the server."""
+def _environment(server: ObjectServer, work: Path) -> Iterator[None]:
+    """Let this process and its children find the server, and keep their stages in `work`."""
     before = dict(os.environ)
-    os.environ.update(server.environment)
+    os.environ.update(server.environment, XDG_CACHE_HOME=str(work))
     try:
         yield
     finally:
@@ -58,14 +59,17 @@ def _environment(server: ObjectServer) -> Iterator[None]:
         os.environ.update(before)
 
 
-def _kills(server: ObjectServer, count: int, seed: int, found: Findings) -> None:
+def _kills(server: ObjectServer, count: int, order: Order, found: Findings) -> None:
     """Kill a writer after the other, and compare what each one left."""
+    seed = order.seed
     rng, state, first = np.random.default_rng(seed), State(), 0
+    each = min(_EACH, max(1, count // 2))
     usual = {"write": 0.6, "flush": 1.0, "close": 1.0}
     with Lives() as lives:
         for number in range(count):
-            url = server.url(f"kills-{number // _EACH}")
-            if number % _EACH == 0:
+            url = server.url(f"kills-{number // each}")
+            stage = order.work / "stage" if number // each % 2 else None
+            if number % each == 0:
                 state = State()
             names = [*rng.choice(("write", "write", "flush"), 3), "write", "close"]
             steps: list[Step] = [(str(name), {}) for name in names]
@@ -74,10 +78,15 @@ def _kills(server: ObjectServer, count: int, seed: int, found: Findings) -> None
                     given |= {"start": first, "count": int(rng.choice((1, 7, 64)))}
                     first = int(numbers_of(**given)[-1]) + 1
             armed = int(rng.integers(len(steps)))
-            delay = float(rng.uniform(0, 1.2 * usual[steps[armed][0]] + 2.0 * (armed == 0)))
+            took = 1.2 * usual[steps[armed][0]] if stage is None or armed == 0 else 0.3
+            delay = float(rng.uniform(0, took + 2.0 * (armed == 0)))
             server.behave(Behaviour(**_BAD, seed=seed + number))
-            told = lives.live(url, "default", steps, armed=armed, delay=delay)
+            told = lives.live(url, "default", steps, armed=armed, delay=delay, stage=stage)
             server.behave(Behaviour())
+            if stage is not None:
+                with ZarrData(url, stage=stage) as rest:
+                    found.done["samples left in the stage"] += rest._buffer.count
+                found.done["kills of staged writers"] += 1
             state = _compared(url, f"life {number}", state, steps, told, found)
             found.done["kills"] += 1
 
@@ -119,7 +128,7 @@ def _two_writers(server: ObjectServer, count: int, seed: int, found: Findings) -
     for number in range(count):
         url, barrier = server.url(f"two-{number}"), Barrier(2)
         if number % 2:
-            with ZarrData(url) as sink:
+            with ZarrData(url, stage=False) as sink:
                 sink.write(samples(numbers_of(0, 5)))
         server.behave(Behaviour(delay=_BAD["delay"], seed=seed + number))
 
@@ -174,13 +183,13 @@ def _requests(server: ObjectServer, found: Findings) -> None:
     url, there, capacity = server.url("requests"), 0, 2 * max(_SIZES)
     server.behave(Behaviour())
     for size in _SIZES:
-        with ZarrData(url, capacity=capacity) as sink:
+        with ZarrData(url, capacity=capacity, stage=False) as sink:
             while there < size:
                 more = min(100_000, size - there)
                 sink.write(_molecules(there, more, 1))
                 there += more
         facts = {}
-        sink = ZarrData(url, capacity=capacity)
+        sink = ZarrData(url, capacity=capacity, stage=False)
         for name in ("first append", "append", "append", "close", "reader"):
             server.behave(Behaviour())
             start = time.perf_counter()

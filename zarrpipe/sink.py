@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 import numpy as np
@@ -45,23 +46,26 @@ from zarrpipe.store.summary import facts_text, schema_table
 from zarrpipe.store.write.append_plan import masked
 from zarrpipe.store.write.exclusive_calls import synchronized
 from zarrpipe.store.write.open_for_writing import check_durable
-from zarrpipe.store.write.queued_writes import QueuedWrites
 from zarrpipe.store.write.repetition import Repetitions, are_stored
+from zarrpipe.store.write.stage import FLUSH_SAMPLES, FLUSH_SECONDS
+from zarrpipe.store.write.staged_writes import StagedWrites
 
 _MOST_SAMPLES = 1 << 40
 _IF_EXISTS = ("append", "error", "replace")
 _NO_IDS = np.zeros(0, dtype=np.uint64)
 
 
-class ZarrData(QueuedWrites):
+class ZarrData(StagedWrites):
     """Sink for batches of atomic systems, in one Zarr store.
 
     A sink continues a store that exists. Samples can be read as soon as `write` returns, by this
-    object, by other processes and by any Zarr tool, whether or not the sink is ever closed.
-    From its first write until `close`, a sink on a local store is its only writer. Other stores
-    have no lock; there, a write raises if another writer has written in between. Threads may share
-    a sink; their calls run one after the other. A call from inside another call of the same thread,
-    such as in a signal handler, raises `StoreBusyError`; use `defer` or `close` there.
+    object, by other processes and by any Zarr tool, whether or not the sink is ever closed; those
+    of a store in an object store once they are uploaded, see `stage`.
+    From its first write until `close`, a sink on a local store or in an object store is its only
+    writer. Other stores have no lock; there, a write raises if another writer has written in
+    between. Threads may share a sink; their calls run one after the other. A call from inside
+    another call of the same thread, such as in a signal handler, raises `StoreBusyError`; use
+    `defer` or `close` there.
 
     A call that raises or is interrupted loses nothing, and the next call continues from what is
     stored. The batch of a `write` that raised is stored whole or not at all; `len` shows which.
@@ -102,6 +106,26 @@ class ZarrData(QueuedWrites):
         created at once, with nothing in it. `ZarrDataset` of the parent has the samples of all
         parts. A name has letters, digits, ``.``, ``_`` and ``-``. "auto" is the rank under
         torch.distributed, torchrun or SLURM, else a new unique name; `part` tells it.
+    stage : str or Path or bool, optional
+        Directory on a local disk in which samples wait for their upload, where `store` is in an
+        object store (S3, Google, Azure). By default it is ``zarrpipe/stages`` in the user's cache
+        (``$XDG_CACHE_HOME`` or ``~/.cache``), unless there is a `buffer`; False writes each batch
+        into the object store at once. With a stage, `write` returns when the batch is on the disk,
+        at about the speed of a local store. Readers see it once it is uploaded, which happens in
+        the background, when `flush_samples` wait or the oldest has waited for `flush_seconds`, and
+        in `flush`, `read`, `mark`, `drain`, `zero`, `close` and at the end of the interpreter.
+        What a killed process left is uploaded by the next sink of the store on this machine.
+        **If the machine or its disk is lost, so are the samples that were not uploaded**: while
+        uploads succeed those of the last `flush_seconds` and of one upload, and never more than
+        twice `flush_samples` or one larger batch, because `write` blocks there. An upload that
+        fails, as without network, is repeated for five minutes; then the next `write` raises
+        `DeferredWriteError`, and all that waits stays in the stage. The first batch, those with
+        other fields than the one before, and those with a batch id go into the object store at
+        once, after what waits. `len` counts what waits.
+    flush_seconds : float
+        Longest time that a sample waits in the stage before its upload begins.
+    flush_samples : int
+        Number of samples in the stage at which their upload begins.
     total_capacity : int, optional
         Most samples of all parts together. A write looks at the other parts before it, so that
         sinks which write at the same moment may pass it, each by one write.
@@ -146,6 +170,9 @@ class ZarrData(QueuedWrites):
         if_exists: Literal["append", "error", "replace"] = "append",
         part: str | None = None,
         total_capacity: int | None = None,
+        stage: str | Path | bool | None = None,
+        flush_seconds: float = FLUSH_SECONDS,
+        flush_samples: int = FLUSH_SAMPLES,
     ) -> None:
         capacity = _checked_capacity(capacity)
         if if_exists not in _IF_EXISTS:
@@ -158,15 +185,15 @@ class ZarrData(QueuedWrites):
             check_durable(Root.of(store), durable=durable)
             self._siblings = Siblings(store, part, durable=durable)
             place = self._siblings.place
-        self._place, self._buffer_options = place, (buffer, buffer_seconds)
-        super().__init__(
-            Root.of(place),
-            chosen,
-            capacity,
-            durable=durable,
-            buffer=buffer,
-            buffer_seconds=buffer_seconds,
-        )
+        self._place = place
+        self._timing: dict[str, Any] = {
+            "buffer": buffer,
+            "buffer_seconds": buffer_seconds,
+            "stage": stage,
+            "flush_seconds": flush_seconds,
+            "flush_samples": flush_samples,
+        }
+        super().__init__(Root.of(place), chosen, capacity, durable=durable, **self._timing)
         self._view: StoreView | None = None
         self._removed: frozenset[str] = frozenset()  # fields of what was drained or removed
         self._repetitions = Repetitions()
@@ -174,11 +201,12 @@ class ZarrData(QueuedWrites):
             self._replace()
             return
         view, count = self._reader(), self._count()
-        if count and if_exists == "error":
+        waiting = 0 if self._buffer is None else self._buffer.count
+        if count + waiting and if_exists == "error":
             raise StoreExistsError(
-                f"{self._root} has {count} samples and if_exists='error': give another place, or "
-                "if_exists='append' (--if-exists append) to go on with them, or 'replace' to "
-                "remove them"
+                f"{self._root} has {count + waiting} samples and if_exists='error': give another "
+                "place, or if_exists='append' (--if-exists append) to go on with them, or "
+                "'replace' to remove them"
             )
         if view is not None:
             view.schema.with_units(self._config.units)  # refuses what the first write would
@@ -246,14 +274,12 @@ class ZarrData(QueuedWrites):
                 f"the sink of {self._root} has no part, so that other sinks cannot have parts "
                 "beside it: open it as ZarrData(store, part='main')"
             )
-        buffer = self._buffer_options
         options = {
             "capacity": self._capacity,
             "config": self._config,
             "durable": self._durable,
-            "buffer": buffer[0],
-            "buffer_seconds": buffer[1],
             "total_capacity": self._total,
+            **self._timing,
         }
         part = name if name == "auto" else checked_part_name(name)
         return SinkRecipe(ZarrData, self._store, part, options)
@@ -540,6 +566,7 @@ class ZarrData(QueuedWrites):
         given = batch.num_graphs
         if stored + given > self._capacity or self._passes_total(stored, given):
             raise self._full(stored, given)
+        self._forget_held()
         return self._open_writer().append(batch), stored
 
     def _full(self, stored: int, given: int) -> StoreFullError:
@@ -620,6 +647,7 @@ class ZarrData(QueuedWrites):
         writer = self._open_writer()
         self._removed |= frozenset(writer.schema)
         self._let_wait(None)
+        self._forget_held()
         try:
             writer.zero()
         except Exception as error:
@@ -673,6 +701,9 @@ class ZarrData(QueuedWrites):
         return () if self._root.open_group() is None else self._open_writer().attributes.imports
 
     def __len__(self) -> int:
+        held = None if self._stage is None else self._stage.held
+        if held is not None:
+            return held + self._num_deferred()
         if self._mutex.mine:  # from inside another call, which may be half done
             try:
                 return StoreView(self._root.path).num_samples

@@ -9,7 +9,7 @@ import zarr
 
 import zarrpipe as zp
 from benchmarks import __main__ as command
-from benchmarks import loop, memory, plans, probe, report, scale
+from benchmarks import loop, memory, objects, plans, probe, report, scale
 from benchmarks.engines import ENGINES
 from benchmarks.machine import facts
 from benchmarks.rows import read_rows
@@ -140,6 +140,20 @@ def test_far(run):
         names = [name for other, name in rows if other == case]
         assert names[0] == "local store"
         assert {"first epoch", "opening and first epoch", "second epoch"} <= set(names)
+
+
+def test_objects(run, monkeypatch):
+    pytest.importorskip("obstore", reason="the extra 's3' is not installed")
+    pytest.importorskip("moto", reason="moto is not installed")
+    for name, value in {"WRITES": 5, "DIRECT_WRITES": 2, "RATES": (2,), "INTERVALS": 2}.items():
+        monkeypatch.setattr(objects, name, value)
+    rows = run("objects")
+    assert [name for _, name in rows] == [
+        "local store",
+        "with a stage",
+        "without",
+        "2 writes between uploads",
+    ]
 
 
 @pytest.mark.usefixtures("here")

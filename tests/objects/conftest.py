@@ -19,8 +19,9 @@ def server():
 
 
 @pytest.fixture
-def url(server, monkeypatch):
-    """URL of a place where no store is yet."""
+def url(server, monkeypatch, tmp_path):
+    """URL of a place where no store is yet, whose stage is in a directory of the test."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user-cache"))
     for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
     server.behave(Behaviour())

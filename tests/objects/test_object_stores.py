@@ -60,13 +60,13 @@ def test_urls_that_obstore_opens(url_of):
 
 
 def test_what_is_written_is_read(url):
-    with zp.ZarrData(url) as sink:
+    with zp.ZarrData(url, stage=False) as sink:
         sink.write(batch(0))
         check_values(url, [0])
         sink.write(batch(100))
         assert len(sink) == 10
     check_values(url, [0, 100])
-    with zp.ZarrData(url) as sink:
+    with zp.ZarrData(url, stage=False) as sink:
         sink.write(batch(200))
         assert len(sink) == 15
     check_values(url, [0, 100, 200])
@@ -74,15 +74,18 @@ def test_what_is_written_is_read(url):
 
 def test_a_store_that_is_handed_over_is_locked_too(url):
     store = ObjectStore(objects(url))
-    with zp.ZarrData(store) as sink:
+    with zp.ZarrData(store, stage=False) as sink:
         sink.write(batch(0))
-        with zp.ZarrData(url) as other, pytest.raises(StoreLockedError, match="is held by process"):
+        with (
+            zp.ZarrData(url, stage=False) as other,
+            pytest.raises(StoreLockedError, match="is held by process"),
+        ):
             other.write(batch(100))
     check_values(store, [0])
 
 
 def test_an_append_fetches_nothing(url, server):
-    with zp.ZarrData(url) as sink:
+    with zp.ZarrData(url, stage=False) as sink:
         sink.write(batch(0))
         server.behave(Behaviour())
         sink.write(batch(100))
@@ -94,7 +97,7 @@ def test_an_append_fetches_nothing(url, server):
 def test_bytes_of_an_append_do_not_follow_the_capacity(url, server):
     sent = {}
     for capacity in (10_000, 100_000_000):
-        with zp.ZarrData(f"{url}-{capacity}", capacity=capacity) as sink:
+        with zp.ZarrData(f"{url}-{capacity}", capacity=capacity, stage=False) as sink:
             sink.write(batch(0))
             server.behave(Behaviour())
             sink.write(batch(100))
@@ -103,12 +106,15 @@ def test_bytes_of_an_append_do_not_follow_the_capacity(url, server):
 
 
 def test_a_second_writer_is_refused_and_changes_nothing(url):
-    with zp.ZarrData(url) as sink:
+    with zp.ZarrData(url, stage=False) as sink:
         sink.write(batch(0))
-        with zp.ZarrData(url) as other, pytest.raises(StoreLockedError, match=str(os.getpid())):
+        with (
+            zp.ZarrData(url, stage=False) as other,
+            pytest.raises(StoreLockedError, match=str(os.getpid())),
+        ):
             other.write(batch(100))
         sink.write(batch(200))
-    with zp.ZarrData(url) as other:
+    with zp.ZarrData(url, stage=False) as other:
         other.write(batch(300))
     check_values(url, [0, 200, 300])
 
@@ -117,21 +123,21 @@ def test_the_lease_of_a_killed_process_is_taken_over_at_once(url):
     code = (
         "import os, signal, sys, zarrpipe as zp\n"
         "from reliability.truth import numbers_of, samples\n"
-        "sink = zp.ZarrData(sys.argv[1])\n"
+        "sink = zp.ZarrData(sys.argv[1], stage=False)\n"
         "sink.write(samples(numbers_of(0, 5)))\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     subprocess.run([sys.executable, "-c", code, url], check=False, timeout=600)
-    with zp.ZarrData(url) as sink:
+    with zp.ZarrData(url, stage=False) as sink:
         sink.write(batch(100))
     check_values(url, [0, 100])
 
 
 def test_a_lease_of_another_machine_expires(url, monkeypatch):
-    with zp.ZarrData(url) as sink:
+    with zp.ZarrData(url, stage=False) as sink:
         sink.write(batch(0))
     held_lease(url)
-    sink = zp.ZarrData(url)
+    sink = zp.ZarrData(url, stage=False)
     with pytest.raises(StoreLockedError, match="process 1 on elsewhere"):
         sink.write(batch(100))
     monkeypatch.setattr(lease, "EXPIRES", -2.0)
@@ -142,16 +148,16 @@ def test_a_lease_of_another_machine_expires(url, monkeypatch):
 
 def test_a_writer_that_lost_its_lease_cannot_commit(url):
     """The old writer has not noticed; its objects are not those that it knows."""
-    old = zp.ZarrData(url)
+    old = zp.ZarrData(url, stage=False)
     old.write(batch(0))
     held_lease(url, machine=lease._machine(), pid=2**22 + 1)  # its process is gone
-    with zp.ZarrData(url) as new:
+    with zp.ZarrData(url, stage=False) as new:
         new.write(batch(100))
         with pytest.raises((StoreLockedError, OSError)):
             old.write(batch(200))
         new.write(batch(300))
     check_values(url, [0, 100, 300])
-    with zp.ZarrData(url) as again:
+    with zp.ZarrData(url, stage=False) as again:
         again.write(batch(400))
     check_values(url, [0, 100, 300, 400])
     old.close()
@@ -159,12 +165,12 @@ def test_a_writer_that_lost_its_lease_cannot_commit(url):
 
 
 def test_a_fence_changes_the_object_of_pointers_and_no_reader_sees_it(url):
-    with zp.ZarrData(url) as sink:
+    with zp.ZarrData(url, stage=False) as sink:
         sink.write(batch(0))
     held_lease(url, machine=lease._machine(), pid=2**22 + 1)
     place = objects(url)
     before = obstore.head(place, "meta/atoms_ptr/c/0")["e_tag"]
-    sink = zp.ZarrData(url)
+    sink = zp.ZarrData(url, stage=False)
     sink.write(batch(100)[:0])
     assert sink._open_writer().num_samples == 5
     assert obstore.head(place, "meta/atoms_ptr/c/0")["e_tag"] != before
@@ -182,7 +188,7 @@ def test_a_fence_changes_the_object_of_pointers_and_no_reader_sees_it(url):
 def test_failing_requests_and_lost_answers_lose_and_double_nothing(url, server, seed):
     server.behave(Behaviour(fail=0.05, drop=0.03, seed=seed))
     written = []
-    with zp.ZarrData(url) as sink:
+    with zp.ZarrData(url, stage=False) as sink:
         for start in range(0, 1000, 100):
             try:
                 sink.write(batch(start))
@@ -199,7 +205,7 @@ def test_failing_requests_and_lost_answers_lose_and_double_nothing(url, server, 
 def test_a_place_that_ignores_conditions_is_recognised(url, server):
     server.behave(Behaviour(conditional=False))
     for start in (0, 100):
-        with zp.ZarrData(url) as sink, pytest.warns(UserWarning, match="have no lock"):
+        with zp.ZarrData(url, stage=False) as sink, pytest.warns(UserWarning, match="have no lock"):
             sink.write(batch(start))
     check_values(url, [0, 100])
 

@@ -117,7 +117,7 @@ LATE = [
 @pytest.mark.parametrize(("key", "moment", "empty"), LATE)
 def test_a_late_put_harms_nothing(url, late, expired, key, moment, empty):
     number = 30 if empty else 3
-    old, new = zp.ZarrData(url), zp.ZarrData(url)
+    old, new = zp.ZarrData(url, stage=False), zp.ZarrData(url, stage=False)
     acknowledged = [1, 1]
     old.write(batch(1))
     late.hold(KEYS[key])
@@ -148,7 +148,7 @@ def test_a_late_put_harms_nothing(url, late, expired, key, moment, empty):
         late.release()
         assert isinstance(stale.exception(SECONDS), StoreLockedError)
     assert written(url) == acknowledged
-    with zp.ZarrData(url) as again:
+    with zp.ZarrData(url, stage=False) as again:
         again.write(batch(5))
     assert written(url) == [*acknowledged, 5, 5]
     assert zp.check(url).ok
@@ -158,9 +158,9 @@ def test_a_writer_that_stops_before_it_reads_cannot_go_on_from_what_another_wrot
     url, monkeypatch, expired
 ):
     """A put on condition of what was read is no protection if it was read after the takeover."""
-    with zp.ZarrData(url) as first:
+    with zp.ZarrData(url, stage=False) as first:
         first.write(batch(1))
-    old, new = zp.ZarrData(url), zp.ZarrData(url)
+    old, new = zp.ZarrData(url, stage=False), zp.ZarrData(url, stage=False)
     writer = old._open_writer()
     held, released, get = threading.Event(), Future(), obstore.get_async
 
@@ -184,7 +184,7 @@ def test_a_writer_that_stops_before_it_reads_cannot_go_on_from_what_another_wrot
 
 
 def test_a_commit_whose_answer_comes_after_the_lease_expired_is_not_acknowledged(url, late):
-    sink = zp.ZarrData(url)
+    sink = zp.ZarrData(url, stage=False)
     sink.write(batch(1))
     late.hold(KEYS["commit"])
     with ThreadPoolExecutor(1) as pool:
@@ -198,10 +198,10 @@ def test_a_commit_whose_answer_comes_after_the_lease_expired_is_not_acknowledged
 
 
 def test_a_sink_whose_lease_expired_goes_on_where_nobody_took_it(url):
-    sink = zp.ZarrData(url)
+    sink = zp.ZarrData(url, stage=False)
     sink.write(batch(1))
     sink._writer._session._lock._renewal._valid_until = 0.0  # as after a night in which it slept
-    with zp.ZarrData(url) as other, pytest.raises(StoreLockedError):
+    with zp.ZarrData(url, stage=False) as other, pytest.raises(StoreLockedError):
         other.write(batch(2))
     sink.write(batch(3))
     sink.close()
@@ -209,7 +209,7 @@ def test_a_sink_whose_lease_expired_goes_on_where_nobody_took_it(url):
 
 
 def test_a_sink_whose_lease_was_taken_is_refused_and_closes(url, expired):
-    old, new = zp.ZarrData(url), zp.ZarrData(url)
+    old, new = zp.ZarrData(url, stage=False), zp.ZarrData(url, stage=False)
     old.write(batch(1))
     new.write(batch(2))
     old._writer._session._lock._renewal._lost = True
@@ -226,7 +226,7 @@ def test_a_sink_whose_lease_was_taken_is_refused_and_closes(url, expired):
 @pytest.mark.parametrize("document", ["zarr.json", "core/positions/zarr.json"])
 def test_a_late_document_is_refused(url, late, expired, document):
     """The attributes of a new field, and the shape that a writer leaves when it closes."""
-    old, new = zp.ZarrData(url), zp.ZarrData(url)
+    old, new = zp.ZarrData(url, stage=False), zp.ZarrData(url, stage=False)
     old.write(batch(1))
     late.hold(f"^{document}$")
     with ThreadPoolExecutor(1) as pool:
@@ -243,7 +243,7 @@ def test_a_late_document_is_refused(url, late, expired, document):
 
 def test_a_failed_writer_leaves_a_lease_that_the_next_one_fences(url, monkeypatch):
     """Its requests may still be on their way, although it is no more."""
-    sink = zp.ZarrData(url)
+    sink = zp.ZarrData(url, stage=False)
     sink.write(batch(1))
     put = obstore.put_async
 
@@ -256,9 +256,9 @@ def test_a_failed_writer_leaves_a_lease_that_the_next_one_fences(url, monkeypatc
         broken.setattr(obstore, "put_async", failing)
         with pytest.raises(OSError, match="the network is gone"):
             sink.write(batch(2))
-    with zp.ZarrData(url) as after:
+    with zp.ZarrData(url, stage=False) as after:
         assert after._open_writer()._session.fence == 2
-    with zp.ZarrData(url) as later:
+    with zp.ZarrData(url, stage=False) as later:
         assert later._open_writer()._session.fence is None
 
 
@@ -266,7 +266,10 @@ def test_a_failed_writer_leaves_a_lease_that_the_next_one_fences(url, monkeypatc
 def test_pointers_are_fenced_wherever_the_next_one_goes(url, expired, samples):
     """Also where it is the last entry of its chunk, or the first of one that does not exist."""
     config = {group: {"chunk_size": 4096} for group in ("meta", "core", "custom")}
-    old, new = zp.ZarrData(url, config=config), zp.ZarrData(url, config=config)
+    old, new = (
+        zp.ZarrData(url, stage=False, config=config),
+        zp.ZarrData(url, stage=False, config=config),
+    )
     old.write(batch(1, samples))
     place = Root.of(url).path.store.store
     key = f"meta/atoms_ptr/c/{(samples + 1) // 4096}"
@@ -287,7 +290,7 @@ def tag(place, key):
 
 def test_equal_contents_have_different_tags(url):
     """S3's tags are digests of the content, which other Zarr tools must be able to read."""
-    with zp.ZarrData(url) as sink:
+    with zp.ZarrData(url, stage=False) as sink:
         sink.write(batch(1))
         place, keys = Root.of(url).path.store.store, ("zarr.json", "meta/ids/c/0")
         before = [tag(place, key) for key in keys]

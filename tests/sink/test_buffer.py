@@ -131,6 +131,16 @@ def test_other_fields_are_written_at_once_and_in_order(tmp_path):
         assert sink.read().serial.flatten().tolist() == [0, 1, 2, 3]
 
 
+def test_strings_that_are_new_wait_like_others(tmp_path):
+    kinds = ["water", "ice", "steam"]
+    with zp.ZarrData(tmp_path / "s", buffer=100, buffer_seconds=NEVER) as sink:
+        for number, kind in enumerate(kinds):
+            sink.write(numbered_batch([number]).add_field("kind", [kind], "system"))
+        assert len(stored(tmp_path / "s")) == 1
+        found = sink.read()
+    assert list(found.strings("kind")) == kinds
+
+
 def test_capacity_counts_what_waits(tmp_path):
     with zp.ZarrData(tmp_path / "s", 5, buffer=100, buffer_seconds=NEVER) as sink:
         sink.write(numbered_batch([0, 1]))

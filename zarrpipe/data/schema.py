@@ -205,13 +205,19 @@ def with_strings_of(first: Field, other: Field) -> Field:
 
 
 def batch_signature(
-    batch: Batch, arrays: Mapping[str, np.ndarray | torch.Tensor]
+    batch: Batch, arrays: Mapping[str, np.ndarray | torch.Tensor], *, any_strings: bool = False
 ) -> tuple[object, ...]:
-    """Key that is equal for batches that fit the same schemas; `arrays` has their fields."""
+    """Key that is equal for batches that fit the same schemas; `arrays` has their fields.
+
+    With `any_strings`, batches that differ in the strings of their fields have equal keys, too.
+    """
     rows = [(values.dtype, values.shape[1:]) for values in arrays.values()]
     levels = batch.pointer_levels
     kinds = [(level.kind, level.parents) for level in levels]  # levels compare by name alone
-    roles = batch.roles.values()
+    roles = [
+        replace(role, categories=()) if any_strings and role.categories is not None else role
+        for role in batch.roles.values()
+    ]
     return (*arrays, *roles, *rows, batch.partly_present, levels, *kinds)
 
 

@@ -178,7 +178,8 @@ def read_into(
         importer = Importer(plan, report, dtype, source_fields=source_fields, strict=strict)
         config = _with_units(ZarrWriteConfig.of(config), plan)
         room = max(1_000_000, plan.num_frames) if capacity is None else capacity
-        with ZarrData(store, room, config, if_exists="append" if resume else if_exists) as sink:
+        existing = "append" if resume else if_exists
+        with ZarrData(store, room, config, if_exists=existing, stage=False) as sink:
             record = ImportRecord.resume(sink._imports(), plan, options) if resume else None
             if capacity is None:
                 sink.resize(len(sink) + plan.num_frames)

@@ -68,9 +68,11 @@ class QueuedWrites(WriterOwner):
 
     def _num_waiting(self) -> int:
         """Number of samples that wait, if there is a buffer; else deferred ones are not counted."""
-        if self._buffer is None:
-            return 0
-        return sum(batch.num_graphs for batch in self._deferred) + self._buffer.count
+        return 0 if self._buffer is None else self._num_deferred() + self._buffer.count
+
+    def _num_deferred(self) -> int:
+        """Number of samples in deferred batches."""
+        return sum(batch.num_graphs for batch in self._deferred)
 
     @synchronized
     def _write_waiting(self) -> None:

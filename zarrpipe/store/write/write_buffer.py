@@ -27,7 +27,8 @@ class WriteBuffer:
 
     The thread lives while something waits. It calls `flush` when `samples` wait, or when the first
     of them has waited for `seconds`; whoever holds the right to write calls `take`. Up to twice as
-    many samples wait while a flush is under way; then `put` waits as well.
+    many samples wait while a flush is under way; then `put` waits as well. `Stage` keeps them on
+    disk instead.
     """
 
     def __init__(self, samples: int, seconds: float, flush: Callable[[], object]) -> None:
@@ -55,46 +56,52 @@ class WriteBuffer:
 
     def accept(self, batch: Batch | None, room: int = 0) -> None:
         """Let batches like one that the store has taken wait, up to `room` samples of them."""
-        self._accepted = None if batch is None else batch_signature(batch, batch.fields)
+        self._accepted = None if batch is None else _signature(batch)
         with self._changed:
-            self._room = room - self._count
+            self._room = room - self.count
 
     def takes(self, batch: Batch) -> bool:
         """Whether the store will take a batch, as far as can be known without it."""
         self._forget_parent()
         fits = 0 < batch.num_graphs <= self._room
-        return fits and batch_signature(batch, batch.fields) == self._accepted
+        return fits and _signature(batch) == self._accepted
 
     def put(self, batch: Batch) -> bool:
         """Queue a copy of a batch, or raise the error of the last flush of the thread.
 
         False, and the batch is not queued, if another thread has taken the room for it.
         """
-        copy, count = batch.detach().clone(), batch.num_graphs
-        copied = (
-            torch.cuda.current_stream(copy.device).record_event()
-            if copy.device.type == "cuda"
-            else None
-        )
+        count, kept = batch.num_graphs, self._copy(batch)
         with self._changed:
-            while self._waiting and self._count + count > 2 * self.samples and not self._failure:
+            while 0 < self.count > 2 * self.samples - count and not self._failure:
                 self._changed.wait()
             if self._failure is not None:
                 failure, self._failure = self._failure, None
                 raise failure
             if count > self._room:
                 return False
-            if not self._waiting:
+            if not self.count:
                 self._since = time.monotonic()
-            self._waiting.append((copy, copied))
-            self._count += count
+            self._keep(kept)
             self._room -= count
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="zarrpipe-buffer")
                 self._thread.start()
-            elif self._count >= self.samples:
+            elif self.count >= self.samples:
                 self._changed.notify_all()
         return True
+
+    def _copy(self, batch: Batch) -> tuple[Batch, torch.cuda.Event | None]:
+        """Copy of a batch on its device, and the event by which it is complete."""
+        copy = batch.detach().clone()
+        if copy.device.type != "cuda":
+            return copy, None
+        return copy, torch.cuda.current_stream(copy.device).record_event()
+
+    def _keep(self, kept: tuple[Batch, torch.cuda.Event | None]) -> None:
+        """Let a copy wait."""
+        self._waiting.append(kept)
+        self._count += kept[0].num_graphs
 
     def take(self) -> list[Batch]:
         """Remove all that waits, as at most one batch on the CPU."""
@@ -119,7 +126,7 @@ class WriteBuffer:
         """
         self._forget_parent()
         try:
-            if self._waiting or self._failure is not None:
+            if self.count or self._failure is not None:
                 self._flush()
             self.raise_lost()
         except Exception as error:  # noqa: BLE001  others are flushed, and the executors ended
@@ -138,22 +145,29 @@ class WriteBuffer:
             try:
                 self._flush()
             except BaseException as error:  # noqa: BLE001  the next `put` raises it
+                if self._tries_again(error):
+                    continue
                 with self._changed:
                     self._failure, self._thread = error, None
                     self._changed.notify_all()
                 return
 
+    def _tries_again(self, error: BaseException) -> bool:
+        """Whether the thread flushes again after an error, for which this waits."""
+        del error
+        return False
+
     def _is_due(self) -> bool:
         """Wait until a flush is due; False, and the thread ends, if nothing waits."""
         with self._changed:
-            while self._waiting and self._count < self.samples:
+            while 0 < self.count < self.samples:
                 left = self._since + self.seconds - time.monotonic()
                 if left <= 0 or not threading.main_thread().is_alive():
                     break
                 self._changed.wait(min(left, _PATIENCE))
-            if not self._waiting:
+            if not self.count:
                 self._thread = None
-            return bool(self._waiting)
+            return self.count > 0
 
     def _forget_parent(self) -> None:
         """Drop in a forked child what its parent is going to write."""
@@ -168,13 +182,22 @@ def _end(reference: weakref.ref[WriteBuffer]) -> None:
         buffer.end()
 
 
+def _signature(batch: Batch) -> tuple[object, ...]:
+    """Key of batches that may wait together: strings that are new can be added later."""
+    return batch_signature(batch, batch.fields, any_strings=True)
+
+
 def make_buffer(samples: Any, seconds: Any, flush: Callable[[], object]) -> WriteBuffer:
     """Buffer of valid sizes; raises ArgumentError for others."""
     count = check_count("buffer", samples, 1, _MOST_SAMPLES, unit="samples", error=ArgumentError)
+    return WriteBuffer(count, check_seconds("buffer_seconds", seconds), flush)
+
+
+def check_seconds(name: str, seconds: Any) -> float:
+    """A positive number of seconds; raises ArgumentError for anything else."""
     number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
     if not number or not 0 < seconds <= _MOST_SECONDS:
         raise ArgumentError(
-            f"buffer_seconds={seconds!r}, expected a positive number of seconds, at most "
-            f"{_MOST_SECONDS}"
+            f"{name}={seconds!r}, expected a positive number of seconds, at most {_MOST_SECONDS}"
         )
-    return WriteBuffer(count, float(seconds), flush)
+    return float(seconds)
