@@ -24,6 +24,7 @@ from zarrpipe.store.format.layout import ATOMS_PTR, IDS, find_array, is_empty, r
 from zarrpipe.store.format.metadata import Attributes
 from zarrpipe.store.read.loaded import LoadedArray
 from zarrpipe.store.read.mapped import MappedArray
+from zarrpipe.store.read.open_ahead import fetch_ahead, for_reading, opening
 from zarrpipe.store.read.store_arrays import StoreArrays
 
 _ATTEMPTS = 100
@@ -50,9 +51,9 @@ class Snapshot:
     schema: Schema
 
     def __init__(self, root: Root, cache_config: CacheConfig | None = None) -> None:
-        self.root, self._cache_config = root, cache_config or CacheConfig()
+        self.root, self._cache_config = for_reading(root), cache_config or CacheConfig()
         this = weakref.ref(self)
-        self._arrays = StoreArrays(root, self._cache_config, lambda: _still_current(this))
+        self._arrays = StoreArrays(self.root, self._cache_config, lambda: _still_current(this))
         self.extent = RowCounts()
         self.active: Int64Array | None = None
         self._deleted: int | None = None  # number of deleted samples at the time of `active`
@@ -260,12 +261,15 @@ class Snapshot:
         """
         between: tuple[str, int] | None = None
         for _ in range(_ATTEMPTS):
-            seen = root_fingerprint(self.root)
-            try:
-                known = self._read_root(known)
-            except (StoreFormatError, FileNotFoundError, KeyError):
+            with opening(self.root):
+                seen, failure = root_fingerprint(self.root), None
+                try:
+                    known = self._read_root(known)
+                except (StoreFormatError, FileNotFoundError, KeyError) as error:
+                    failure = error
+            if failure is not None:
                 if root_fingerprint(self.root) == seen:
-                    raise
+                    raise failure
                 between = None
                 continue
             settled = root_fingerprint(self.root) == seen
@@ -284,6 +288,8 @@ class Snapshot:
         if group is None:
             raise StoreNotFoundError.at(self.root)
         attributes = Attributes.read(group)
+        same = known is not None and attributes.generation == known.generation
+        fetch_ahead(self.root, attributes, self.extent.samples if same else 0)
         schema = read_schema(group, attributes)
         if not attributes.ours and find_array(group, ATOMS_PTR) is None:
             if is_empty(group):
@@ -292,7 +298,7 @@ class Snapshot:
                 f"{self.root} is a Zarr group without {ATOMS_PTR}: expected a store that "
                 "zarrpipe or nvalchemi wrote"
             )
-        if known is None or attributes.generation != known.generation:
+        if not same:
             self._arrays.release()
             self.extent, self.active, self._deleted = RowCounts(), None, None
             self._last_sample = {}
