@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from zarrpipe.store.check.run import check
     from zarrpipe.store.format.config import ZarrArrayConfig, ZarrWriteConfig
     from zarrpipe.store.format.metadata import Mark
+    from zarrpipe.store.parts.parent_marks import mark
     from zarrpipe.store.reader import AtomicDataZarrReader
     from zarrpipe.store.rewrite.copy import copy
     from zarrpipe.store.rewrite.merge import compact, merge
@@ -53,6 +54,7 @@ __all__ = [
     "copy",
     "info",
     "length_fn",
+    "mark",
     "merge",
     "parts",
     "read_into",
@@ -85,6 +87,7 @@ _HOMES = {
     "copy": "store.rewrite.copy",
     "info": "dataset.info",
     "length_fn": "training.flow",
+    "mark": "store.parts.parent_marks",
     "merge": "store.rewrite.merge",
     "parts": "store.backend.parts",
     "read_into": "formats.read.read_into",

@@ -8,7 +8,12 @@ import torch
 
 import zarrpipe as zp
 from reliability.numbered_systems import batch, numbers_of
-from zarrpipe.errors import ArgumentError, StoreEmptyError, StoreFormatError
+from zarrpipe.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    StoreEmptyError,
+    StoreFormatError,
+)
 
 
 def write(store, part, *numbers):
@@ -221,6 +226,67 @@ def test_the_sums_of_all_parts(store):
     assert parts.element_counts == one.element_counts
     assert parts.forces_rms == pytest.approx(one.forces_rms)
     assert parts.reference_energies == pytest.approx(one.reference_energies)
+
+
+def test_a_mark_of_the_parent_is_what_all_parts_had(store):
+    sinks = [zp.ZarrData(store, part=name) for name in ("10", "2", "empty")]
+    sinks[0].write(batch(1))
+    sinks[1].write(batch(2, 3))
+    assert zp.mark(store, "round-0", note="first") == 3
+    assert zp.mark(store, "round-0") == 3  # a repetition
+    expected = numbers_of(zp.ZarrDataset(store))
+    sinks[1].write(batch(4))
+    sinks[0].write(batch(5))
+    sinks[2].write(batch(6))
+    write(store, "3", 7)
+    marked = zp.ZarrDataset(store, at="round-0")
+    assert numbers_of(marked) == expected == [2, 3, 1]
+    assert marked.refresh() == 0
+    assert numbers_of(pickle.loads(pickle.dumps(marked))) == expected
+    data = zp.ZarrDataModule(store, at="round-0", batch_size=1, split=(1, 0, 0))
+    assert data.statistics.num_samples == 3
+    with pytest.raises(
+        ArgumentError, match="has a mark 'round-0' of 3 samples in 2 parts, and now"
+    ):
+        zp.mark(store, "round-0")
+    assert zp.mark(store, "round-1") == 7
+    assert len(zp.ZarrDataset(store, at="round-1")) == 7
+    sinks[1].mark("round-0")  # the mark of the parent is meant by its name
+    assert numbers_of(zp.ZarrDataset(store, at="round-0")) == expected
+    with pytest.raises(ArgumentError, match=r"make one with zarrpipe\.mark"):
+        zp.ZarrDataset(store, at="round-7")
+
+
+def test_a_mark_of_the_parent_is_refused_where_its_samples_are_gone(store):
+    for name in ("1", "2"):
+        write(store, name, int(name), int(name) + 2)
+    zp.mark(store, "round-0")
+    with zp.AtomicDataZarrWriter(zp.parts(store)["2"]) as writer:
+        writer.delete([0])
+    with pytest.raises(StoreFormatError, match="part '2' of store 0 was emptied or rewritten"):
+        zp.ZarrDataset(store, at="round-0")
+    assert zp.mark(store, "round-1") == 3
+    assert numbers_of(zp.ZarrDataset(store, at="round-1")) == [1, 3, 4]
+    with zp.ZarrData(store, part="1") as sink:
+        sink.zero()
+        sink.write(batch(8, 9))
+    with pytest.raises(StoreFormatError, match="part '1' of store 0 was emptied or rewritten"):
+        zp.ZarrDataset(store, at="round-1")
+    assert numbers_of(zp.ZarrDataset(store)) == [8, 9, 4]
+
+
+def test_what_cannot_be_marked(store, tmp_path):
+    zp.ZarrData(store, part="1").close()
+    with pytest.raises(StoreEmptyError, match="has samples, so there is nothing to mark"):
+        zp.mark(store, "round-0")
+    with pytest.raises(ArgumentError, match="cannot be the name of a mark"):
+        zp.mark(store, "a/b")
+    with pytest.raises(ArgumentTypeError, match="expected a text"):
+        zp.mark(store, "round-0", note=3)
+    with zp.ZarrData(tmp_path / "plain.zarr") as sink:
+        sink.write(batch(1))
+    with pytest.raises(ArgumentError, match="is a store without parts"):
+        zp.mark(tmp_path / "plain.zarr", "round-0")
 
 
 def test_marks_of_parts(store):

@@ -45,11 +45,18 @@ def info(store: Store, *, as_json: Json = False) -> int:
     """
     from zarrpipe.dataset.info import info as examined
     from zarrpipe.store.backend.parts import parts
+    from zarrpipe.store.parts.parent_marks import parent_marks
 
     if places := parts(store):
         every = {name: examined(place) for name, place in places.items()}
         facts_by_part = {name: one.to_dict() for name, one in every.items()}
-        printed({"parts": facts_by_part}, _parts_table(store, every), as_json=as_json)
+        marks = parent_marks(store)
+        counts = {name: {"samples": one.count, "note": one.note} for name, one in marks.items()}
+        tables = _parts_table(store, every)
+        if marks:
+            rows = tuple((name, f"{one.count:,}", one.note or "") for name, one in marks.items())
+            tables.append(Table(("mark", "samples", "note"), rows, numbers={1}))
+        printed({"parts": facts_by_part, "marks": counts}, tables, as_json=as_json)
         return GOOD
     facts = examined(store)
     printed(facts.to_dict(), facts.tables(), as_json=as_json)

@@ -19,6 +19,7 @@ from zarrpipe.errors import (
 )
 from zarrpipe.store.backend.location import StoreLike
 from zarrpipe.store.cache.directory import CacheConfig
+from zarrpipe.store.parts.parent_marks import ParentMark
 from zarrpipe.store.read.gather import Gather, Part
 from zarrpipe.store.read.part_views import PartViews
 from zarrpipe.store.read.view import StoreView
@@ -141,19 +142,18 @@ class Stores:
     ) -> Self:
         """All samples of one store or of several, store after store, part after part.
 
-        With marks `at` those that they name, of the parts that have the mark.
+        With marks `at` those that they name: of a parent what its mark of that name says, or else
+        those of the parts that have the mark.
         """
         given = tuple(PartViews(store, cache_config) for store in _listed(stores))
         found, marks = _found(given), _marks(at, len(given))
+        counts = {place: view.num_samples for place, view in found.items()}
         if marks:
-            found = _with_mark(found, marks)
+            counts = _marked_counts(given, found, marks)
+            found = {place: found[place] for place in counts}
         opened = tuple(found.values())
-        counts = [
-            view.marked(marks[number]) if marks else view.num_samples
-            for (number, _), view in found.items()
-        ]
         generations = tuple(view.generation for view in opened)
-        index_map = SampleIndexMap(enumerate(counts))
+        index_map = SampleIndexMap(enumerate(counts.values()))
         schema = common_schema(view.schema for view in opened)
         gather = _gather_of(opened)
         return cls(given, (*found,), opened, generations, index_map, schema, marks, gather)
@@ -434,20 +434,39 @@ def _marks(at: str | Sequence[str] | None, count: int) -> tuple[str, ...]:
     return marks
 
 
-def _with_mark(found: Mapping[Place, StoreView], marks: Sequence[str]) -> dict[Place, StoreView]:
-    """The stores, and of parents the parts that have the mark; raises ArgumentError for none."""
-    kept = {
-        (number, part): view
-        for (number, part), view in found.items()
-        if part is None or marks[number] in view.marks
-    }
-    for number, mark in enumerate(marks):
-        if not any(place[0] == number for place in kept):
+def _marked_counts(
+    given: Sequence[PartViews], found: Mapping[Place, StoreView], marks: Sequence[str]
+) -> dict[Place, int]:
+    """Marked samples of each store or part that has some; raises ArgumentError for none.
+
+    Raises StoreFormatError if samples that the mark of a parent names are gone.
+    """
+    counts: dict[Place, int] = {}
+    for number, (one, mark) in enumerate(zip(given, marks, strict=True)):
+        own = {place: view for place, view in found.items() if place[0] == number}
+        of_parent = ParentMark.read(one.store, mark) if one.is_parent else None
+        if of_parent is not None:
+            for part, there in of_parent.parts.items():
+                name = _name_of(number, part)
+                if (number, part) not in own:
+                    raise StoreFormatError(
+                        f"{name} is gone, of which the mark {mark!r} names samples: put it back, "
+                        "or take another mark"
+                    )
+                counts[number, part] = there.count_in(own[number, part], name)
+            continue
+        some = {
+            place: view.marked(mark)
+            for place, view in own.items()
+            if place[1] is None or mark in view.marks
+        }
+        if not some:
             raise ArgumentError(
-                f"no part of store {number} has a mark {mark!r}: make one with ZarrData.mark in "
-                "each part"
+                f"no part of store {number} has a mark {mark!r}: make one with zarrpipe.mark, or "
+                "with ZarrData.mark in each part"
             )
-    return kept
+        counts |= some
+    return counts
 
 
 def _listed(stores: StoreLike | Sequence[StoreLike]) -> Sequence[StoreLike]:

@@ -61,6 +61,11 @@ def part_names(root: Root) -> list[str]:
 
     Raises StoreFormatError for a store that cannot be listed.
     """
+    return sorted(filter(_NAME.fullmatch, member_names(root, _PREFIX)), key=natural_order)
+
+
+def member_names(root: Root, prefix: str) -> list[str]:
+    """Names, without it, of what is directly in a parent and begins with a prefix; see above."""
     if root.directory is not None:
         entries = [entry.name for entry in root.directory.iterdir()]
     elif not root.path.store.supports_listing:
@@ -71,8 +76,7 @@ def part_names(root: Root) -> list[str]:
     else:
         entries = sync(_listed(root.path))
     found = {one.strip("/").rpartition("/")[2] for one in entries}
-    names = [one.removeprefix(_PREFIX) for one in found if one.startswith(_PREFIX)]
-    return sorted(filter(_NAME.fullmatch, names), key=natural_order)
+    return [one.removeprefix(prefix) for one in found if one.startswith(prefix)]
 
 
 async def _listed(path: StorePath) -> list[str]:
