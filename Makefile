@@ -49,7 +49,8 @@ help:
 demo: .venv/.ready ## the closed loop: simulate, select, label, train, repeat; both arms
 	$(BIN)/python recipes/closed_loop.py --out runs/demo
 
-results: .venv/.ready ## the README's table: three seeds of the demo and their stability
+results: .venv/.ready ## the README's tables: strategies on six molecules, and three seeds of the demo with their stability
+	$(BIN)/python recipes/strategies.py --task.out runs/strategies
 	$(BIN)/python recipes/seeds.py --out runs/seeds
 
 bench: .venv/.ready ## zarrpipe beside other engines, in about 15 minutes; docs/understanding/benchmarks.md says what is measured
