@@ -25,6 +25,11 @@ help:
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'
 	touch $@
 
+.venv-demo/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-demo
+	.venv-demo/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[demo]'
+	touch $@
+
 .venv-oldest/.ready: pyproject.toml constraints-oldest.txt
 	$(PYTHON) -m venv .venv-oldest
 	$(OLDEST)/python -m pip install --quiet --constraint constraints-oldest.txt --editable '.[train,torch-sim,mace,fsspec]' hypothesis pytest pytest-xdist
@@ -46,12 +51,11 @@ help:
 	.venv-$*/bin/python -m pip install --quiet --requirement trainers/$*.txt
 	touch $@
 
-demo: .venv/.ready ## the closed loop: simulate, select, label, train, repeat; both arms
-	$(BIN)/python recipes/closed_loop.py --out runs/demo
+demo: .venv-demo/.ready ## the closed loop: simulate, select, label, train, repeat
+	OMP_NUM_THREADS=1 .venv-demo/bin/python recipes/closed_loop.py --out runs/demo
 
-results: .venv/.ready ## the README's tables: strategies on six molecules, and three seeds of the demo with their stability
+results: .venv/.ready ## the README's table of strategies on six molecules, in some 20 minutes
 	$(BIN)/python recipes/strategies.py --task.out runs/strategies
-	$(BIN)/python recipes/seeds.py --out runs/seeds
 
 bench: .venv/.ready ## zarrpipe beside other engines, in about 15 minutes; docs/understanding/benchmarks.md says what is measured
 	$(BIN)/python -m benchmarks --out runs/bench/bench.jsonl

@@ -200,4 +200,4 @@ def _parity(axis: Any, label: Label, true: np.ndarray, predicted: np.ndarray) ->
     for one in (axis.xaxis, axis.yaxis):
         one.set_major_locator(ticker.MaxNLocator(5))
     axis.set(xlabel=f"{label.title} ({label.unit})", ylabel=f"predicted ({label.unit})")
-    axis.legend(frameon=False, fontsize=9, handlelength=0.8)
+    axis.legend(loc="upper left", frameon=False, fontsize=9, handlelength=0.8)

@@ -14,7 +14,6 @@ prints a table.
 """
 
 import csv
-import os
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from ase.build import molecule
 from ase.md.langevin import Langevin
 
 import zarrpipe as zp
+from xtb import start_worker
 
 # ruff: noqa: PLC0415  what a worker process does not always need is imported where it is used
 
@@ -104,9 +104,7 @@ def main(task: Task = Task(), seeds: tuple[int, ...] = (0, 1, 2), processes: int
     """
     from tqdm import tqdm
 
-    os.environ["OMP_NUM_THREADS"] = "1"
-    context = get_context("spawn")
-    with ProcessPoolExecutor(processes, context) as pool:
+    with ProcessPoolExecutor(processes, get_context("spawn"), start_worker) as pool:
         for path, parts in frames_to_make(task).items():
             if not is_complete(path, sum(count for *_, count, _ in parts)):
                 write_frames(path, pool.map(partial(frames, task.calculator), parts))

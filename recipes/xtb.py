@@ -61,18 +61,6 @@ def _exit_with_parent() -> None:
         os._exit(1)
 
 
-def label(numbers: NDArray[np.int64], positions: Array) -> tuple[float, Array] | None:
-    """Energy in eV and forces [n, 3] in eV/Angstrom, or None where xTB does not converge."""
-    from ase.calculators.calculator import CalculationFailed, InputError
-    from tblite.ase import TBLite
-
-    atoms = Atoms(numbers, positions, calculator=TBLite(method="GFN2-xTB", verbosity=0))
-    try:
-        return float(atoms.get_potential_energy()), atoms.get_forces()
-    except (CalculationFailed, InputError):
-        return None
-
-
 def trajectory(
     temperature: float, frames: int, seed: int, stride: int = 20, burn_in: int = 400
 ) -> Frames:

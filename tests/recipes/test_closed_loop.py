@@ -1,307 +1,233 @@
+"""The closed loop, tiny: the life of its labels, kills at any moment, and an oracle that fails."""
+
 import csv
 import os
-import signal
 import subprocess
 import sys
-import time
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from ase.calculators.calculator import CalculationFailed
+from ase.calculators.emt import EMT
 
+import closed_loop
 import zarrpipe as zp
-from closed_loop import read_settings
-from records import Row, read_rows, write_rows
-from rounds import open_arm
-from seeds import markdown, summary
-from settings import Settings
-from stability import intact
-from stores import batch_of_frames, read_all, write_once
-from walkers import Band, Walkers, explore
-from xtb import Frames, ethanol, label, start_worker, trajectory
-from zarrpipe.ml import Committee, ForceField, Prediction, TorchSimModel
-from zarrpipe.ml.committee import force_deviation
+from closed_loop import HEADER, Settings, main, read_settings
+from zarrpipe.ml import load
+from zarrpipe.testing import assert_batches_equal
 
-LOOP = Path(__file__).parents[2] / "recipes" / "closed_loop.py"
+LOOP = Path(closed_loop.__file__)
 TINY = {
-    "labels": (8, 12, 16),
+    "labels": (6, 4),
+    "rounds": 2,
     "members": 2,
-    "steps": 40,
-    "batch_size": 4,
-    "walkers": 4,
+    "steps": 4,
+    "batch_size": 3,
+    "walkers": 3,
     "snapshots": 3,
-    "stride": 4,
-    "burn_in": 5,
-    "trust": 1000.0,
-    "known_quantile": 0.0,
-    "test_frames": 4,
-    "options": {"features": 8, "interactions": 1, "gaussians": 12},
+    "stride": 2,
+    "ceiling": 1e9,
+    "test_frames": 3,
 }
 
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::RuntimeWarning"),
+]
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing in the recipe catches it."""
+
+
+def here(function, *arguments, chunksize=1):
+    """Map of a pool, in this process."""
+    del chunksize
+    return [function(*given) for given in zip(*arguments, strict=False)]
+
+
+def labelled(out):
+    return zp.ZarrData(out / "labelled.zarr").read()
+
+
+@pytest.fixture(autouse=True)
+def _quick_oracle(monkeypatch):
+    monkeypatch.setattr(closed_loop, "oracle", EMT)
+    monkeypatch.setattr(closed_loop, "finish", lambda _: None)
+
 
 @pytest.fixture(scope="module")
-def oracle():
-    """Worker process, as the loop has two: one thread, so that labels are the same each time."""
-    with ProcessPoolExecutor(1, get_context("spawn"), initializer=start_worker) as pool:
-        yield pool
+def whole(tmp_path_factory):
+    """Directory of a run that nothing disturbed."""
+    out, threads = tmp_path_factory.mktemp("whole"), torch.get_num_threads()
+    torch.set_num_threads(1)  # sums in another order differ in the last bit
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(closed_loop, "oracle", EMT)
+        patch.setattr(closed_loop, "finish", lambda _: None)
+        main(Settings(out, **TINY), here)
+    torch.set_num_threads(threads)
+    return out
 
 
-@pytest.fixture(scope="module")
-def test_dir(tmp_path_factory):
-    """Test set that the tiny loops share."""
-    settings = Settings(test_dir=tmp_path_factory.mktemp("test"), **TINY)
-    for kelvin in (500, 800):
-        write_once(
-            settings.test_store(kelvin), 4, lambda kelvin=kelvin: trajectory(kelvin, 4, 0, 2, 5)
-        )
-    return settings.test_dir
+def test_each_label_has_its_life(whole):
+    found = labelled(whole)
+    assert found["round"].flatten().tolist() == [0] * 6 + [1] * 4 + [2] * 4
+    assert list(found.strings("selected_by")) == ["dynamics of the oracle"] * 6 + ["diverse"] * 8
+    assert set(found.strings("source")) == {"500 K", "650 K", "800 K"}
+    assert set(found.strings("status")) == {"labelled"}
+    deviation = found["deviation"].flatten().numpy()
+    assert np.isnan(deviation[:6]).all()
+    assert (deviation[6:] > 0).all()
+    for number in (1, 2):
+        members = [whole / f"checkpoints/round-{number - 1}-member-{m}.ckpt" for m in (0, 1)]
+        models = set(found.index_select(found["round"].flatten() == number).strings("model"))
+        assert models == {load(members).fingerprint()}
+    with zp.ZarrData(whole / "labelled.zarr") as sink:
+        assert [mark.count for mark in sink.marks.values()] == [6, 10, 14]
+    newest = zp.ZarrDataset(whole / "labelled.zarr", where="round == 2 and status == 'labelled'")
+    assert len(newest) == 4
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory, test_dir, oracle):
-    """Directory of a tiny loop that nobody stopped, and its rows."""
-    out = tmp_path_factory.mktemp("whole")
-    return out, run_arm(out, test_dir, oracle)
+def test_labels_are_those_of_the_oracle(whole):
+    for atoms in zp.adapters.to_ase(labelled(whole)):
+        stated = atoms.get_potential_energy(), atoms.get_forces()
+        atoms.calc = EMT()
+        assert stated[0] == pytest.approx(atoms.get_potential_energy(), abs=1e-9)
+        assert stated[1] == pytest.approx(atoms.get_forces(), abs=1e-5)
 
 
-def run_arm(out, test_dir, oracle, stop_at=None, name="committee", **changes):
-    """Run an arm in this process; a KeyboardInterrupt stands for a kill at a stage's end."""
-    settings = Settings(out=out, test_dir=test_dir, **(TINY | changes))
-    said, rows = [], []
-
-    def say(stage):
-        said.append(stage)
-        if len(said) == stop_at:
-            raise KeyboardInterrupt
-
-    with open_arm(settings, name, oracle, say) as arm:
-        arm.run(rows.append)
-    return rows
+def test_the_table_has_a_row_for_each_round(whole):
+    with (whole / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert tuple(rows[0]) == HEADER
+    assert [(row["round"], row["labels"]) for row in rows] == [("0", "6"), ("1", "10"), ("2", "14")]
+    assert all(float(row[name]) > 0 for row in rows for name in HEADER[3:])
 
 
-def labelled(out, name="committee"):
-    return read_all(out / name / "labelled.zarr")
+def test_killed_at_ten_moments_it_gives_the_same_labels(whole, tmp_path, monkeypatch):
+    """Before a task of the pool, or before or after a change of a store."""
+    left = [0]
+
+    def step():
+        left[0] -= 1
+        if left[0] == 0:
+            raise Killed
+
+    def killable(name):
+        usual = getattr(zp.ZarrData, name)
+
+        def call(sink, *given, **more):
+            step()
+            answer = usual(sink, *given, **more)
+            step()
+            return answer
+
+        return call
+
+    def run(function, *arguments, **more):
+        for given in zip(*arguments, strict=False):
+            step()
+            yield from here(function, *([one] for one in given), **more)
+
+    for name in ("write", "mark", "drain", "zero"):
+        monkeypatch.setattr(zp.ZarrData, name, killable(name))
+    moments = np.random.default_rng(0).integers(3, 14, 10).tolist()
+    for moment in moments:
+        left[0] = moment
+        with pytest.raises(Killed):
+            main(Settings(tmp_path, **TINY), run)
+    left[0] = 0
+    main(Settings(tmp_path, **TINY), run)
+    assert_batches_equal(labelled(tmp_path), labelled(whole))
+    assert (tmp_path / "metrics.csv").read_text() == (whole / "metrics.csv").read_text()
+    left[0] = 0
+    main(Settings(tmp_path, **TINY), run)  # there is nothing left to do
+    assert_batches_equal(labelled(tmp_path), labelled(whole))
 
 
-def test_rounds_bring_the_labels_that_were_asked_for(whole):
-    out, rows = whole
-    assert [row.labels for row in rows] == [8, 12, 16]
-    assert read_rows(out / "committee" / "metrics.csv")[-1].labels == 16
-    batch = labelled(out)
-    numbers = batch.atomic_numbers[:9].numpy()
-    for index in (0, 9, 15):
-        system = batch.get_data(index)
-        energy, forces = label(numbers, system.positions.double().numpy())
-        assert float(system.energy) == pytest.approx(energy, abs=1e-4)
-        np.testing.assert_allclose(system.forces.numpy(), forces, atol=1e-3)
-    with zp.ZarrData(out / "committee" / "candidates.zarr") as candidates:
-        assert len(candidates) == 0
-
-
-@pytest.mark.parametrize(
-    "stop_at", [pytest.param(stage, marks=pytest.mark.slow) for stage in (1, 3, 6)] + [4]
-)
-def test_a_loop_that_was_stopped_ends_as_one_that_was_not(
-    tmp_path, test_dir, oracle, whole, stop_at
+def test_a_candidate_that_cannot_be_labelled_is_set_aside_with_the_reason(
+    whole, tmp_path, monkeypatch
 ):
-    with pytest.raises(KeyboardInterrupt):
-        run_arm(tmp_path, test_dir, oracle, stop_at=stop_at)
-    run_arm(tmp_path, test_dir, oracle)
-    expected, found = labelled(whole[0]), labelled(tmp_path)
-    assert torch.equal(found.positions, expected.positions)
-    assert torch.equal(found.energy, expected.energy)
-
-
-@pytest.mark.slow
-def test_labels_that_were_half_written_are_completed(tmp_path, test_dir, oracle, whole):
-    expected = labelled(whole[0])
-    with pytest.raises(KeyboardInterrupt):  # in round 1, after the candidates were drained
-        run_arm(tmp_path, test_dir, oracle, stop_at=4)
-    with zp.ZarrData(tmp_path / "committee" / "labelled.zarr") as store:
-        store.write(expected.index_select(slice(8, 10)))
-    run_arm(tmp_path, test_dir, oracle)
-    assert torch.equal(labelled(tmp_path).positions, expected.positions)
-
-
-def test_both_arms_start_from_the_same_labels(tmp_path, test_dir, oracle, whole):
-    rows = run_arm(tmp_path, test_dir, oracle, name="random", labels=(8, 12))
-    first, second = labelled(whole[0]), labelled(tmp_path, "random")
-    assert torch.equal(first.positions[: 8 * 9], second.positions[: 8 * 9])
-    assert not torch.equal(first.positions[8 * 9 : 12 * 9], second.positions[8 * 9 :])
-    assert rows[0].mae_500 == whole[1][0].mae_500
-    assert rows[1].share > 0.9
-
-
-class Failing:
-    """Oracle that does not converge where the first coordinate is negative."""
-
-    def map(self, function, numbers, positions, chunksize):
-        return [None if frame[0, 0] < 0 else (0.0, np.zeros_like(frame)) for frame in positions]
-
-
-def test_frames_that_fail_are_replaced_by_others(tmp_path):
-    frames = np.random.default_rng(0).normal(size=(12, 2, 3)).astype("f4").astype("f8")
-    frames[:, 0, 0] = np.where(np.arange(12) % 3 == 0, -1.0, 1.0)  # 8 of 12 converge
-    found = batch_of_frames(Frames(np.array([1, 1]), frames, np.zeros(12), np.zeros((12, 2, 3))))
-    with open_arm(Settings(out=tmp_path, **TINY), "random", Failing(), print) as arm:
-        got = arm.label(found, 6, seed=0).positions.view(-1, 2, 3)
-        every = arm.label(found, 12, seed=0)
-    good = {row.tobytes() for row in frames[np.arange(12) % 3 > 0].astype("f4")}
-    chosen = {row.numpy().tobytes() for row in got}
-    assert len(chosen) == len(got) == 6
-    assert chosen <= good
-    assert every.num_graphs == 8
-
-
-@pytest.mark.slow
-def test_killed_from_outside_it_goes_on(tmp_path, test_dir):
-    options = [f"--{key}={list(v) if isinstance(v, tuple) else v}" for key, v in TINY.items()]
-    command = [sys.executable, "-W", "ignore", str(LOOP), "--arms=committee", f"--out={tmp_path}"]
-    command += [f"--test_dir={test_dir}", *options]
-    table = tmp_path / "committee" / "metrics.csv"
-    first = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 300
-    while not table.exists() and time.monotonic() < deadline:
-        time.sleep(0.005)
-    os.kill(first.pid, signal.SIGKILL)
-    first.communicate(
-        timeout=300
-    )  # its output ends with the last process of the arm, whose parent is gone
-    done = len(read_rows(table))
-    finished = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert 1 <= done < 3
-    assert len(finished.stdout.splitlines()) == 5, finished.stdout
-    batch = labelled(tmp_path)
-    assert batch.num_graphs == 16
-    assert len({tuple(row.tolist()) for row in batch.positions.view(16, -1)}) == 16
-    for name in ("metrics.csv", "learning_curve.png", "parity.png"):
-        assert (tmp_path / name).stat().st_size > 0
-
-
-class Springs(torch.nn.Module):
-    """Member of a committee that pulls each atom to a point on the x axis."""
-
-    def __init__(self, centre):
-        super().__init__()
-        self.centre, self.cutoff = centre, 3.0
-
-    def predict(self, batch, **_):
-        forces = -batch.positions + torch.tensor([self.centre, 0.0, 0.0])
-        energy = 0.5 * forces.square().sum(-1).new_zeros(batch.num_graphs, 1)
-        return Prediction(energy, forces)
-
-
-def test_deviation_is_the_largest_norm_of_the_standard_deviation():
-    batch = zp.Batch(
-        {"positions": torch.zeros(3, 3), "atomic_numbers": torch.ones(3, dtype=torch.int64)},
-        torch.tensor([0, 2, 3]),
-    )
-    forces = torch.zeros(2, 3, 3)
-    forces[0, 1] = torch.tensor([2.0, 0.0, 4.0])
-    torch.testing.assert_close(force_deviation(forces, batch), torch.tensor([5.0**0.5, 0.0]))
-
-
-def test_band_excludes_both_levels_and_what_is_no_number():
-    values = torch.tensor([0.1, 0.2, 0.5, 1.0, torch.nan])
-    assert Band(0.1, 1.0).mask(values).tolist() == [False, True, True, False, False]
-
-
-def test_a_walker_that_leaves_the_trusted_region_restarts_from_the_pool(tmp_path):
-    numbers = torch.tensor([6, 1])
-    pool = torch.tensor([[[0.0, 0.0, 0.0], [1.1, 0.0, 0.0]]])
-    walkers = Walkers.start(numbers, pool, torch.full((3,), 300.0), seed=0)
-    committee = TorchSimModel(Committee([Springs(0.0), Springs(1.0)]))  # deviation 0.5 everywhere
-    with zp.ZarrData(tmp_path / "sink") as sink:
-        walk = explore(
-            committee, walkers, sink, Band(0.1, 0.4), pool, snapshots=2, stride=2, seed=1
-        )
-        assert (walk.visited, walk.selected, walk.restarts, len(sink)) == (6, 0, 12, 0)
-        assert torch.equal(walk.walkers.positions, pool.expand(3, 2, 3))
-        walk = explore(
-            committee, walkers, sink, Band(0.1, 0.6), pool, snapshots=2, stride=2, seed=1
-        )
-        assert (walk.visited, walk.selected, walk.restarts, len(sink)) == (6, 6, 0, 6)
-        torch.testing.assert_close(
-            sink.read().positions[6 * 1 :][:6].view(3, 2, 3), walk.walkers.positions
-        )
-
-
-def test_exploration_is_a_function_of_its_seed(tmp_path):
-    numbers = torch.tensor(ethanol().numbers)
-    pool = torch.tensor(ethanol().positions).float()[None]
-    walkers = Walkers.start(numbers, pool, torch.linspace(500, 800, 3), seed=0)
-    members = [ForceField(options={"cutoff": 5.0}, seed=seed) for seed in (0, 1)]
-    committee = TorchSimModel(Committee(members))
-    torch.manual_seed(5)
-    found = []
-    for number, seed in enumerate((1, 1, 2)):
-        with zp.ZarrData(tmp_path / str(number)) as sink:
-            explore(committee, walkers, sink, Band(-1, 100), pool, snapshots=2, stride=3, seed=seed)
-            found.append(sink.read().positions)
-    assert torch.equal(found[0], found[1])
-    assert not torch.equal(found[0], found[2])
-
-
-def test_intact_sees_a_broken_and_a_formed_bond():
-    rest = ethanol().positions
-    broken, formed = rest.copy(), rest.copy()
-    broken[3] += 2.0 * (rest[3] - rest[2])  # the hydrogen of the hydroxyl group
-    formed[7] = rest[8] + [0.0, 0.0, 0.75]  # two hydrogens of a methyl group
-    found = intact(np.stack([rest, broken, formed]), ethanol().numbers)
-    assert found.tolist() == [True, False, False]
-
-
-def test_write_once_completes_a_store_that_was_cut_off(tmp_path):
-    frames = Frames(np.array([1, 1]), np.ones((3, 2, 3)), np.arange(3.0), np.zeros((3, 2, 3)))
-    with zp.ZarrData(tmp_path / "a.zarr") as store:
-        store.write(batch_of_frames(frames).index_select([0]))
     calls = []
-    for _ in range(2):
-        write_once(tmp_path / "a.zarr", 3, lambda: calls.append(1) or frames)
-    assert calls == [1]
-    assert read_all(tmp_path / "a.zarr").energy.flatten().tolist() == [0.0, 1.0, 2.0]
+
+    class Failing(EMT):
+        def calculate(self, atoms=None, *given):
+            calls.append(atoms)
+            if len(calls) == 5:
+                raise CalculationFailed("no convergence")
+            super().calculate(atoms, *given)
+
+    frames = closed_loop.reference_frames
+    monkeypatch.setattr(closed_loop, "reference_frames", lambda *given: with_emt(frames, given))
+
+    def with_emt(function, given):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(closed_loop, "oracle", EMT)
+            return function(*given)
+
+    for kelvin in (500, 800):
+        zp.copy(whole / f"test-{kelvin}.zarr", tmp_path / f"test-{kelvin}.zarr")
+    monkeypatch.setattr(closed_loop, "oracle", Failing)
+    main(Settings(tmp_path, **(TINY | {"rounds": 0})), here)
+    assert labelled(tmp_path).num_graphs == 5
+    failed = zp.ZarrData(tmp_path / "failed.zarr").read()
+    assert list(failed.strings("status")) == ["failed: CalculationFailed"]
+    first = labelled(whole).index_select(range(6))
+    assert failed.positions.equal(first.index_select([4]).positions)
+    expected = first.index_select([0, 1, 2, 3, 5])
+    assert labelled(tmp_path).forces.equal(expected.forces)
 
 
-def row(arm="committee", number=0, mae=40.0):
-    return Row(arm, number, 30, mae, 80.0, 0.5, 2.0, 0.25, 3, 1.0, 2.0, 3.5)
+def test_a_committee_that_is_trusted_nowhere_is_named(whole, tmp_path):
+    for kelvin in (500, 800):
+        zp.copy(whole / f"test-{kelvin}.zarr", tmp_path / f"test-{kelvin}.zarr")
+    with pytest.raises(RuntimeError, match="no frame of round 1 deviates by less than 0"):
+        main(Settings(tmp_path, **(TINY | {"ceiling": 0.0})), here)
+    assert labelled(tmp_path).num_graphs == 6
 
 
-def test_a_table_reads_as_it_was_written(tmp_path):
-    rows = [row(), row("random", 1, 41.25)]
-    write_rows(tmp_path / "metrics.csv", rows)
-    assert read_rows(tmp_path / "metrics.csv") == rows
-    with (tmp_path / "metrics.csv").open() as file:
-        assert next(csv.DictReader(file))["mae_500"] == "40.0"
-
-
-def test_summary_gives_mean_and_spread_of_the_last_round():
-    rows = [row(number=0, mae=100.0), row(number=1, mae=40.0), row(number=1, mae=44.0)]
-    table = summary(rows, [{"committee": 1.0}, {"committee": 0.5}])
-    cells = dict(zip(*table, strict=True))
-    assert cells["force MAE 500 K (meV/Å)"] == "42.0 ± 2.8"
-    assert cells["intact after 10 ps at 500 K"] == "0.75 ± 0.35"
-    assert markdown(table).splitlines()[1] == "| --- | --- | --- | --- | --- | --- | --- |"
-
-
-def test_settings_come_from_the_command_line():
-    settings = read_settings(["--labels=[5,9]", "--seed=3", "--out=here", "--arms=random"])
-    assert (settings.labels, settings.seed, settings.names) == ((5, 9), 3, ("random",))
-    assert settings.out == Path("here")
-    assert settings.seed_of("start", 1) != Settings(seed=4).seed_of("start", 1)
+@pytest.mark.parametrize("rule", ["random", "deviation", "farthest"])
+def test_other_rules_begin_with_the_same_labels(whole, tmp_path, rule):
+    for kelvin in (500, 800):
+        zp.copy(whole / f"test-{kelvin}.zarr", tmp_path / f"test-{kelvin}.zarr")
+    main(Settings(tmp_path, rule=rule, **(TINY | {"rounds": 1})), here)
+    found = labelled(tmp_path)
+    first = labelled(whole).index_select(range(6))
+    assert found.index_select(range(6)).forces.equal(first.forces)
+    assert list(found.strings("selected_by"))[6:] == [rule] * 4
 
 
 @pytest.mark.parametrize(
-    ("changes", "match"),
+    ("arguments", "told"),
     [
-        ({"labels": (2, 3)}, r"labels=\(2, 3\), expected numbers that rise, from 3 or more on"),
-        ({"labels": (30, 30)}, "expected numbers that rise"),
-        ({"labels": ()}, "expected numbers that rise"),
-        ({"steps": 0}, "steps=0, expected at least 1"),
+        (["--labels", "[2, 4]"], "labels"),
+        (["--rounds", "-1"], "rounds"),
+        (["--rule", "best"], "rule"),
     ],
 )
-def test_settings_out_of_range_are_named_before_anything_runs(changes, match):
-    with pytest.raises(ValueError, match=match):
-        Settings(**changes)
+def test_wrong_settings_are_refused(arguments, told):
+    with pytest.raises(ValueError, match=told):
+        read_settings(arguments)
+
+
+@pytest.mark.slow
+def test_the_command_draws_its_figures(tmp_path):
+    command = [sys.executable, str(LOOP), "--out", str(tmp_path / "run"), "--rounds", "1"]
+    for name in ("members", "steps", "walkers", "snapshots", "stride", "test_frames"):
+        command += [f"--{name}", str(TINY[name])]
+    done = subprocess.run(
+        [*command, "--labels", "[6, 4]", "--ceiling", "1e9"],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=900,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert "report.html" in done.stdout
+    for name in ("learning_curve.png", "report.html", "metrics.csv"):
+        assert (tmp_path / "run" / name).stat().st_size > 100
+    assert len(zp.ZarrDataset(tmp_path / "run" / "labelled.zarr")) == 10
