@@ -76,7 +76,7 @@ class _Proxy:
         return asdict(self._traffic)
 
 
-async def _serve(server: str) -> None:
+async def _serve(server: str, address: str) -> None:
     options: dict[str, Any] = {
         "connector": TCPConnector(limit=64),
         "timeout": ClientTimeout(total=600),
@@ -88,7 +88,7 @@ async def _serve(server: str) -> None:
             pass
         runner = web.ServerRunner(web.Server(_Proxy(server, session).answer), access_log=None)
         await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
+        site = web.TCPSite(runner, address, 0)
         await site.start()
         print(runner.addresses[0][1], flush=True)
         await asyncio.to_thread(sys.stdin.read)  # until the process that started this one ends
@@ -100,7 +100,7 @@ def _main() -> None:
     application = DomainDispatcherApplication(create_backend_app)
     moto = make_server("127.0.0.1", 0, application, threaded=True)
     Thread(target=moto.serve_forever, daemon=True).start()
-    asyncio.run(_serve(f"http://127.0.0.1:{moto.server_port}"))
+    asyncio.run(_serve(f"http://127.0.0.1:{moto.server_port}", sys.argv[1]))
 
 
 if __name__ == "__main__":

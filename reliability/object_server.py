@@ -95,9 +95,9 @@ class ObjectServer:
 
 
 @contextmanager
-def object_server() -> Iterator[ObjectServer]:
-    """Run a server until the end of the with statement, or of this process."""
-    command = [sys.executable, "-m", "reliability.object_proxy"]
+def object_server(address: str = "127.0.0.1") -> Iterator[ObjectServer]:
+    """Run a server at an address until the end of the with statement, or of this process."""
+    command = [sys.executable, "-m", "reliability.object_proxy", address]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert process.stdin is not None
     assert process.stdout is not None
@@ -105,7 +105,7 @@ def object_server() -> Iterator[ObjectServer]:
         said = process.stdout.readline()
         if not said:
             raise ChildProcessError("the S3 server did not start")
-        yield ObjectServer(f"http://127.0.0.1:{int(said)}")
+        yield ObjectServer(f"http://{address}:{int(said)}")
     finally:
         process.stdin.close()
         process.wait(60)

@@ -112,6 +112,8 @@ class SampleIndexMap:
         return parts[0] if len(parts) == 1 else np.concatenate([by_store[0][:0], *parts])
 
 
+_FEW = 16  # stores that are looked for one by one, which is quicker than sorting
+
 Place = tuple[int, str | None]
 """Which of the given stores, and the name of its part; None for a store without parts."""
 
@@ -225,8 +227,10 @@ class Stores:
         if len(self.opened) == 1:
             return [Part(0, np.ascontiguousarray(rows))]
         store, row = self.index_map.locate(rows)
-        places = [np.flatnonzero(store == one) for one in range(len(self.opened))]
-        return [Part(one, row[here], here) for one, here in enumerate(places) if len(here)]
+        few = len(self.opened) <= _FEW
+        numbers = range(len(self.opened)) if few else np.unique(store).tolist()
+        places = [(one, np.flatnonzero(store == one)) for one in numbers]
+        return [Part(one, row[here], here) for one, here in places if len(here)]
 
     def refreshed(self) -> Self:
         """State after a refresh of each store; new samples come last, new parts after them.
