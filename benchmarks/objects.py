@@ -3,9 +3,6 @@
 The store is moto's S3 server behind a proxy that takes 20 ms for a request.
 """
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
@@ -18,7 +15,7 @@ from benchmarks.machine import every_core, on_cores
 from benchmarks.rows import Row
 from benchmarks.settings import Settings
 from benchmarks.timing import Timing
-from reliability.object_server import Behaviour, ObjectServer, object_server
+from reliability.object_server import Behaviour, ObjectServer, environment_of, object_server
 
 SUITE = "objects"
 DELAY = 0.02
@@ -33,7 +30,7 @@ def run(settings: Settings) -> list[Row]:
     with (
         object_server() as server,
         TemporaryDirectory(dir=settings.work) as work,
-        _environment(server, Path(work)),
+        environment_of(server, Path(work)),
         on_cores(every_core()),
     ):
         return [*_times(server, Path(work), settings), *_bytes(server)]
@@ -55,17 +52,6 @@ def batch_of(number: int) -> zp.Batch:
     ends = torch.arange(MOLECULES + 1)
     fields = {name: torch.from_numpy(value) for name, value in values.items()}
     return zp.Batch(fields, ends * ATOMS, ends * EDGES)
-
-
-@contextmanager
-def _environment(server: ObjectServer, work: Path) -> Iterator[None]:
-    before = dict(os.environ)
-    os.environ.update(server.environment, XDG_CACHE_HOME=str(work))
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
 
 
 def _times(server: ObjectServer, work: Path, settings: Settings) -> list[Row]:

@@ -54,7 +54,8 @@ class _Proxy:
         async with self._locks.setdefault(request.path, asyncio.Lock()):
             status, found, content = await self._handed_on(request, headers, body)
         if drops < behaviour.drop:
-            request.transport.close()
+            if request.transport is not None:  # a client that was killed is gone
+                request.transport.close()
             return web.Response(status=500)
         self._traffic.received += len(content)
         kept = {name: value for name, value in found.items() if name.lower() not in _OF_ONE_HOP}

@@ -5,12 +5,14 @@ go through a proxy in that process, which counts them.
 """
 
 import json
+import os
 import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 BUCKET = "zarrpipe"
@@ -110,3 +112,15 @@ def object_server(address: str = "127.0.0.1") -> Iterator[ObjectServer]:
         process.stdin.close()
         process.wait(60)
         process.stdout.close()
+
+
+@contextmanager
+def environment_of(server: ObjectServer, cache: Path) -> Iterator[None]:
+    """Let this process and its children find the server, and keep stages in a directory."""
+    before = dict(os.environ)
+    os.environ.update(server.environment, XDG_CACHE_HOME=str(cache))
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)

@@ -6,12 +6,8 @@ left, and is killed at a random moment. What readers see is compared by value wi
 acknowledged; for half of the stores after another sink has uploaded what waited in the stage.
 """
 
-import os
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from pathlib import Path
 from threading import Barrier
 
 import numpy as np
@@ -20,7 +16,7 @@ import torch
 from reliability.hand import Step
 from reliability.lives import Lives, Told
 from reliability.model import State, explain
-from reliability.object_server import Behaviour, ObjectServer, object_server
+from reliability.object_server import Behaviour, ObjectServer, environment_of, object_server
 from reliability.report import Findings, Order
 from reliability.truth import everything, numbers_of, samples, serials, wrong_values
 from zarrpipe import Batch, ZarrData, ZarrDataset
@@ -35,7 +31,7 @@ _PROMISED = 1.0  # seconds until a second writer is refused
 def run(order: Order) -> Findings:
     """Kill `order.count` writers, let two meet a tenth as often, and count requests."""
     found, count = Findings(), order.count or 0
-    with object_server() as server, _environment(server, order.work):
+    with object_server() as server, environment_of(server, order.work):
         parts = {
             "kills": lambda: _kills(server, count, order, found),
             "two writers": lambda: _two_writers(server, max(1, count // 10), order.seed, found),
@@ -45,18 +41,6 @@ def run(order: Order) -> Findings:
             if order.only in name:
                 part()
     return found
-
-
-@contextmanager
-def _environment(server: ObjectServer, work: Path) -> Iterator[None]:
-    """Let this process and its children find the server, and keep their stages in `work`."""
-    before = dict(os.environ)
-    os.environ.update(server.environment, XDG_CACHE_HOME=str(work))
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
 
 
 def _kills(server: ObjectServer, count: int, order: Order, found: Findings) -> None:
