@@ -19,6 +19,7 @@ from zarrpipe.errors import (
     StoreExistsError,
     StoreFullError,
     StoreLockedError,
+    StoreReadOnlyError,
 )
 from zarrpipe.store.backend import files
 from zarrpipe.store.write import stage as stage_module
@@ -286,6 +287,21 @@ def test_a_close_that_fails_leaves_what_waits_to_the_next_sink(make, monkeypatch
     assert stored(other) == [0, 1, 2, 3, 4]
     sink.close()
     assert stored(other) == [0, 1, 2, 3, 4]
+
+
+def test_a_stage_that_must_not_be_written_is_named(make, monkeypatch):
+    def refused(path, content):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    sink = make()
+    sink.write(numbered_batch([0]))
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "write_json", refused)
+        with pytest.raises(StoreReadOnlyError, match=r"must not be written to.*stage=False"):
+            sink.write(numbered_batch([1]))
+    sink.write(numbered_batch([1]))
+    sink.close()
+    assert stored(sink) == [0, 1]
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])

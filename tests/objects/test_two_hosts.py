@@ -14,7 +14,8 @@ from reliability.object_server import object_server
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("rank_of_two_hosts.py")
-SERVER, HOSTS = "10.77.0.254", ("10.77.0.1", "10.77.0.2")
+NETWORK = f"10.77.{os.getpid() % 250}"
+SERVER, HOSTS = f"{NETWORK}.254", (f"{NETWORK}.1", f"{NETWORK}.2")
 PORT = "29577"
 
 

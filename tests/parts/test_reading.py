@@ -310,3 +310,22 @@ def test_marks_of_parts(store):
     with pytest.warns(UserWarning, match="the marks round-0 are not kept"):
         zp.merge(store, whole)
     assert numbers_of(zp.ZarrDataset(whole, at="round-1")) == [1, 3]
+
+
+def test_a_check_of_the_parent_is_that_of_its_parts(tmp_path):
+    for name in ("1", "2"):
+        write(tmp_path / "run.zarr", name, int(name), int(name) + 2)
+    report = zp.check(tmp_path / "run.zarr")
+    assert report.ok
+    assert (report.samples, report.deleted) == (4, 0)
+    present = {item.name: item.present for item in report.fields}
+    assert present["energy"] == 4
+    lost = tmp_path / "run.zarr" / "part-2" / "core" / "positions" / "c" / "0" / "0"
+    lost.unlink()
+    report = zp.check(tmp_path / "run.zarr")
+    assert not report.ok
+    assert {finding.place.partition("/")[0] for finding in report.findings} == {"part-2"}
+    repaired = zp.check(tmp_path / "run.zarr", repair=True, drop=True)
+    assert all(one.startswith("part-2: ") for one in repaired.repairs)
+    assert repaired.repairs
+    assert numbers_of(zp.ZarrDataset(tmp_path / "run.zarr")) == [1, 3]

@@ -103,7 +103,6 @@ def test_a_store_has_no_parts_and_a_parent_no_samples(store):
         lambda: zp.AtomicDataZarrWriter(store).delete([0]),
         lambda: zp.copy(store, {}),
         lambda: zp.merge(plain, store),
-        lambda: zp.check(store),
         lambda: zp.info(store),
         lambda: zp.AtomicDataZarrReader(store),
     ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 import zarr
@@ -17,6 +17,7 @@ from zarrpipe.errors import (
 from zarrpipe.progress import progress_bar
 from zarrpipe.store.backend.location import Root, StoreLike
 from zarrpipe.store.backend.lock import WriterLock, holder_of
+from zarrpipe.store.backend.parts import parts
 from zarrpipe.store.check.check_samples import SampleFindings
 from zarrpipe.store.check.check_statistics import StatisticsCheck
 from zarrpipe.store.check.checked_store import (
@@ -73,7 +74,7 @@ def check(
     Parameters
     ----------
     store : StoreLike
-        A store that zarrpipe or nvalchemi wrote.
+        A store that zarrpipe or nvalchemi wrote, or a parent of parts, each of which is checked.
     repair : bool
         Whether to remove leftovers of killed writers, rewrite metadata, and shift the indices
         of neighbour lists that count from their batch. No committed sample is lost.
@@ -100,8 +101,6 @@ def check(
         If a repair is requested and a writer has the store open.
     StoreReadOnlyError
         If a repair is requested and the store was opened read-only.
-    StorePartsError
-        If it is a parent of parts; `zarrpipe.parts` lists them, and the command checks each.
 
     Examples
     --------
@@ -114,7 +113,14 @@ def check(
     (True, 1, ['positions', 'atomic_numbers', 'energy'])
     """
     root = Root.of(store)
-    found = _examine_settled(root, progress)
+    try:
+        found = _examine_settled(root, progress)
+    except StorePartsError:
+        every = {
+            name: check(place, repair=repair, drop=drop, progress=progress)
+            for name, place in parts(store).items()
+        }
+        return _united(str(root), every)
     if not repair or not (found.live or found.report.plan(drop=drop)):
         return found.report
     if root.read_only:
@@ -126,6 +132,34 @@ def check(
         if "deleted" not in found.report.kinds() or not report.plan(drop=drop):
             break  # otherwise a deletion was undone, and its samples may be damaged
     return replace(report, repairs=tuple(dict.fromkeys(done)))
+
+
+def _united(place: str, reports: Mapping[str, Report]) -> Report:
+    """Report of a parent from those of its parts."""
+    fields: dict[str, FieldFacts] = {}
+    for report in reports.values():
+        for item in report.fields:
+            known = fields.get(item.name)
+            more = item if known is None else replace(item, present=item.present + known.present)
+            fields[item.name] = more
+    every = reports.values()
+    findings = [
+        replace(finding, place=f"part-{name}/{finding.place}")
+        for name, report in reports.items()
+        for finding in report.findings
+    ]
+    return Report(
+        place,
+        sum(one.samples for one in every),
+        sum(one.deleted for one in every),
+        sum(one.atoms for one in every),
+        sum(one.edges for one in every),
+        tuple(fields.values()),
+        worst_first(findings),
+        tuple(
+            f"part-{name}: {done}" for name, report in reports.items() for done in report.repairs
+        ),
+    )
 
 
 def _repair(

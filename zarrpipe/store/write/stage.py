@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -27,14 +28,19 @@ import torch
 from zarrpipe.data.batch import Batch
 from zarrpipe.data.ids import UInt64Array
 from zarrpipe.data.validate import check_count
-from zarrpipe.errors import ArgumentError, ArgumentTypeError, StoreLockedError
+from zarrpipe.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    StoreLockedError,
+    StoreReadOnlyError,
+)
 from zarrpipe.store.backend import files
 from zarrpipe.store.backend.location import Root
 from zarrpipe.store.format.config import ZarrWriteConfig
 from zarrpipe.store.format.layout import IDS
 from zarrpipe.store.read.view import StoreView
 from zarrpipe.store.write.store_writer import StoreWriter
-from zarrpipe.store.write.write_buffer import WriteBuffer, check_seconds
+from zarrpipe.store.write.write_buffer import END_POLL, WriteBuffer, check_seconds
 
 FLUSH_SAMPLES, FLUSH_SECONDS = 1 << 16, 10.0
 """Samples, and seconds since the oldest was written, after which a stage is uploaded."""
@@ -206,7 +212,14 @@ class Stage(WriteBuffer):
         """A new segment, locked by this process."""
         directory = self.directory / f"{time.time_ns():020}-{uuid4().hex[:8]}.zarr"
         note = Note(self._place, _boot())
-        files.write_json(_note_of(directory), asdict(note))
+        try:
+            files.write_json(_note_of(directory), asdict(note))
+        except PermissionError as error:
+            raise StoreReadOnlyError(
+                f"{self.directory}, where samples wait for their upload to {self._place}, must not "
+                f"be written to ({error.strerror}): give another directory as stage=, or "
+                "stage=False to upload each batch at once"
+            ) from error
         return Segment(directory, note, self._config, 2 * self.samples)
 
     def sealed(self) -> list[Segment]:
@@ -271,7 +284,11 @@ class Stage(WriteBuffer):
             if not passes or now - self._failing_since > patience:
                 self._end_patience()
                 return False
-            self._changed.wait(self._pause)
+            end = now + self._pause
+            while (left := end - time.monotonic()) > 0:
+                if not threading.main_thread().is_alive():  # what waits is left to the next sink
+                    return False
+                self._changed.wait(min(left, END_POLL))
             self._pause = min(2 * self._pause, _LONGEST_PAUSE)
             return True
 

@@ -19,7 +19,8 @@ from zarrpipe.data.validate import check_count
 from zarrpipe.errors import ArgumentError, DeferredWriteError
 
 _MOST_SAMPLES, _MOST_SECONDS = 1 << 31, 86_400
-_PATIENCE = 0.5  # seconds until the end of the interpreter is noticed
+END_POLL = 0.5
+"""Seconds until the end of the interpreter is noticed."""
 
 
 class WriteBuffer:
@@ -164,7 +165,7 @@ class WriteBuffer:
                 left = self._since + self.seconds - time.monotonic()
                 if left <= 0 or not threading.main_thread().is_alive():
                     break
-                self._changed.wait(min(left, _PATIENCE))
+                self._changed.wait(min(left, END_POLL))
             if not self.count:
                 self._thread = None
             return self.count > 0
